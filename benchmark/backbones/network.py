@@ -1,0 +1,86 @@
+"""The contract of a backbone: one forward gives everything a distillation method may ask for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward of a backbone gives.
+
+    logits: [batch, classes]; pooled: [batch, width], the vector entering the classifier;
+    stem: [batch, channels, height, width], before the first stage; stages: one such map a stage;
+    preactivations: the stage maps before their last activation, only when they were asked for.
+    """
+
+    logits: Tensor
+    pooled: Tensor
+    stem: Tensor
+    stages: tuple[Tensor, ...]
+    preactivations: tuple[Tensor, ...] | None = None
+
+    def detach(self) -> Outputs:
+        """The same values without a graph."""
+        cut = self.preactivations
+        return replace(
+            self,
+            logits=self.logits.detach(),
+            pooled=self.pooled.detach(),
+            stem=self.stem.detach(),
+            stages=tuple(stage.detach() for stage in self.stages),
+            preactivations=None if cut is None else tuple(map_.detach() for map_ in cut),
+        )
+
+
+class Network(nn.Module, ABC):
+    """A backbone. Keys and order of its state dict are those of the public implementations."""
+
+    num_classes: int
+
+    @abstractmethod
+    def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
+        """Images [batch, 3, height, width] to `Outputs`."""
+
+    @abstractmethod
+    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
+        """Fill every parameter by the rule of this family, each from the stream of its own name."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a method may know of a network before it exists: its name and the sizes of its maps.
+
+    stem and stages hold (channels, height, width); pooled is the width of the vector entering the classifier.
+    """
+
+    name: str
+    num_classes: int
+    stem: tuple[int, int, int]
+    stages: tuple[tuple[int, int, int], ...]
+    pooled: int
+
+
+def shape_of(name: str, network: Network, image_size: int) -> Shape:
+    """The shape of `network` for square images, measured without arithmetic on the meta device."""
+    import copy
+
+    dry = copy.deepcopy(network).to("meta").eval()
+    with torch.no_grad():
+        outputs = dry(torch.empty(1, 3, image_size, image_size, device="meta"))
+
+    def sizes(map_: Tensor) -> tuple[int, int, int]:
+        return (map_.shape[1], map_.shape[2], map_.shape[3])
+
+    return Shape(
+        name=name,
+        num_classes=network.num_classes,
+        stem=sizes(outputs.stem),
+        stages=tuple(sizes(stage) for stage in outputs.stages),
+        pooled=outputs.pooled.shape[1],
+    )

@@ -1,0 +1,167 @@
+"""The contract of a distillation method.
+
+A method is an `nn.Module` beside the student. It says what it needs, builds its extra modules from the shapes of
+student and teacher, and maps one training step to named loss terms; the sum of the terms, each times its weight, is
+the loss. Data, teacher, optimiser, schedule, precision and checkpoints belong to the engine. Everything a method must
+remember between steps lives in its parameters and buffers, which is all that a checkpoint holds of it.
+
+A new method is one file in `methods/` with one subclass of `Method`; nothing else needs to be told about it.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from benchmark.backbones.network import Network, Outputs, Shape
+
+View = Literal["plain", "rotated"]
+ROTATIONS = 4
+
+__all__ = ["ROTATIONS", "Context", "Method", "Network", "Options", "Outputs", "Shape", "Step", "View", "full_precision", "upright"]
+
+
+class Options(BaseModel):
+    """A method's options: frozen, typed, with ranges; an unknown name or a value out of range is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is built from.
+
+    labels: class of each training image, int64 [images], in the order that `Step.index` counts in;
+    generator: a fresh, named random stream of this method, for initial values only;
+    initialise: fills a new module's parameters by PyTorch's rules, each from this method's stream of its name;
+    branches: new auxiliary branches for a network's shape with so many outputs each, filled from the *network's*
+    streams, so every method that hangs branches on a network starts from the same ones;
+    network: a fresh copy of a shape's network (for methods that keep past weights).
+    """
+
+    student: Shape
+    teacher: Shape | None
+    num_classes: int
+    labels: Tensor
+    generator: Callable[[str], torch.Generator]
+    initialise: Callable[[nn.Module, str], nn.Module]
+    branches: Callable[[Shape, int], nn.Module]
+    network: Callable[[Shape], Network]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step as a method sees it.
+
+    labels, index: class and position in the training set of each image of the batch, int64 [batch];
+    epoch: the epoch under way, counted from 0, of `epochs`;
+    student: runs the student in training mode on a view, with a graph (each call is one forward);
+    teacher: the teacher's outputs for a view, in evaluation mode, without a graph, computed once for the cohort;
+    teacher_head: what the teacher's trained head makes of those outputs (see `Method.represent`);
+    generator: a fresh random stream on the step's device, named by run, step and the given name.
+
+    The view `rotated` holds the four rotations (0, 90, 180, 270 degrees, counter-clockwise) of each image, image-major:
+    rows 4i to 4i+3 belong to image i, and rows 0, 4, 8, ... are the view `plain` (see `upright`).
+    """
+
+    labels: Tensor
+    index: Tensor
+    epoch: int
+    epochs: int
+    student: Callable[[View], Outputs]
+    teacher: Callable[[View], Outputs]
+    teacher_head: Callable[[View], Any]
+    generator: Callable[[str], torch.Generator]
+
+
+class Method(nn.Module):
+    """Base of all methods; subclasses set the class attributes and write `__init__` and `forward`."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    paper: ClassVar[str]
+    Options: ClassVar[type[Options]] = Options
+    view: ClassVar[View] = "plain"
+    """The view the student is run on; the cost of a run is reckoned from it."""
+    needs_teacher: ClassVar[bool] = False
+    needs_preactivations: ClassVar[bool] = False
+    trains_student: ClassVar[bool] = True
+    """False for a head trained on a frozen teacher: there is no student, and `Step.student` must not be called."""
+    teacher_head: ClassVar[str | None] = None
+    """Name of the method that trains the head this one reads through `Step.teacher_head`."""
+    teacher_method: ClassVar[str] = "Baseline"
+    """Name of the method that trains this one's teacher. One that also has `represent` is its own head."""
+    listed: ClassVar[bool] = True
+    """False for what only serves another method and is no row of a table."""
+    in_default_grid: ClassVar[bool] = True
+    """False for a row that runs only when it is named."""
+
+    def __init__(self, context: Context, options: Options) -> None:
+        super().__init__()
+        self.options = options
+
+    @property
+    @abstractmethod
+    def weights(self) -> dict[str, float]:
+        """The weight of each term that `forward` returns, by the term's name."""
+
+    @abstractmethod
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The unweighted loss terms of one step, each a scalar with a graph, by name."""
+
+    def loss(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the terms, and the terms."""
+        terms = self(step)
+        weights = self.weights
+        if terms.keys() != weights.keys():
+            raise ValueError(f"{self.name}: terms {sorted(terms)} do not match weights {sorted(weights)}")
+        return torch.stack([terms[name] * weights[name] for name in terms]).sum(), terms
+
+    def represent(self, outputs: Outputs) -> Any:
+        """What a trained head makes of the teacher's outputs; only methods named as a `teacher_head` have one."""
+        raise NotImplementedError(f"{self.name} is no head of a teacher")
+
+    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        """Class scores [batch, classes] of each auxiliary classifier for upright images; none by default."""
+        return ()
+
+    def end_epoch(self, epoch: int, student: Network) -> None:
+        """Called after the last step of each epoch, in training mode, with the student as that step left it."""
+
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a loss so that it computes in at least float32, also where the step runs under bf16 autocast.
+
+    Half-precision tensors among the positional arguments (also inside tuples and lists) are widened; float32 and
+    float64 stay what they are.
+    """
+
+    def widen(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+            return value.float()
+        if isinstance(value, tuple | list):
+            return type(value)(widen(item) for item in value)
+        return value
+
+    @functools.wraps(function)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*(widen(argument) for argument in args), **kwargs)  # type: ignore[call-arg]
+
+    return wrapped
+
+
+def upright(values: Tensor) -> Tensor:
+    """The rotation-0 rows of image-major rotated values [4 * batch, ...]: [batch, ...]."""
+    return values[::ROTATIONS]
