@@ -5,15 +5,33 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from pydantic import ValidationError
+
 
 class UserError(Exception):
     """Raised where a user's input enters; the command line prints it as one line and exits with code 2."""
 
 
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name most like `name`, whatever its case; None where none is near."""
+    by_lower_case = {candidate.lower(): candidate for candidate in allowed}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.4)
+    return by_lower_case[near[0]] if near else None
+
+
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     """The error for a name nobody registered: the name, the nearest allowed one, and all allowed ones."""
     names = list(allowed)
-    by_lower_case = {candidate.lower(): candidate for candidate in names}
-    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.4)
-    nearest = f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
-    return UserError(f"unknown {kind} {name!r}{nearest} Allowed: {', '.join(names)}" if nearest else f"unknown {kind} {name!r}. Allowed: {', '.join(names)}")
+    near = nearest(name, names)
+    hint = f" (did you mean {near!r}?)" if near else ""
+    return UserError(f"unknown {kind} {name!r}{hint}; allowed: {', '.join(names)}")
+
+
+def invalid_value(what: str, error: ValidationError, allowed: Iterable[str] = ()) -> UserError:
+    """The first complaint of a validation as one line; `allowed` names the fields that exist."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown_name(f"option of {what}", field, allowed)
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return UserError(f"{what}: {field} = {first['input']!r} is refused: {message}")

@@ -21,11 +21,28 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from benchmark.backbones.network import Network, Outputs, Shape
+from benchmark.errors import UserError
+from benchmark.training.history import PastNetwork, PredictionHistory
 
 View = Literal["plain", "rotated"]
 ROTATIONS = 4
 
-__all__ = ["ROTATIONS", "Context", "Method", "Network", "Options", "Outputs", "Shape", "Step", "View", "full_precision", "upright"]
+__all__ = [
+    "ROTATIONS",
+    "Context",
+    "Method",
+    "Network",
+    "Options",
+    "Outputs",
+    "PastNetwork",
+    "PredictionHistory",
+    "Shape",
+    "Step",
+    "UserError",
+    "View",
+    "full_precision",
+    "upright",
+]
 
 
 class Options(BaseModel):
@@ -62,6 +79,7 @@ class Step:
 
     labels, index: class and position in the training set of each image of the batch, int64 [batch];
     epoch: the epoch under way, counted from 0, of `epochs`;
+    images: the images of a view, augmented and normalised, [rows, 3, height, width];
     student: runs the student in training mode on a view, with a graph (each call is one forward);
     teacher: the teacher's outputs for a view, in evaluation mode, without a graph, computed once for the cohort;
     teacher_head: what the teacher's trained head makes of those outputs (see `Method.represent`);
@@ -75,6 +93,7 @@ class Step:
     index: Tensor
     epoch: int
     epochs: int
+    images: Callable[[View], Tensor]
     student: Callable[[View], Outputs]
     teacher: Callable[[View], Outputs]
     teacher_head: Callable[[View], Any]
@@ -98,6 +117,8 @@ class Method(nn.Module):
     """Name of the method that trains the head this one reads through `Step.teacher_head`."""
     teacher_method: ClassVar[str] = "Baseline"
     """Name of the method that trains this one's teacher. One that also has `represent` is its own head."""
+    student_branches: ClassVar[bool] = False
+    """Whether it trains auxiliary branches on the student (or, for a head, on the teacher); for the cost of a run."""
     listed: ClassVar[bool] = True
     """False for what only serves another method and is no row of a table."""
     in_default_grid: ClassVar[bool] = True

@@ -1,0 +1,126 @@
+"""Residual networks for small images (He et al., 2016, section 4.2), as the distillation literature uses them.
+
+Names and order of the parameters are those of RepDistiller's `resnet`. Unlike the paper's networks, these project
+the skip by a 1x1 convolution and a norm wherever the stride or the width changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmark.backbones.initialisation import fill_parameters
+from benchmark.backbones.network import Network, Outputs
+
+NARROW = (16, 16, 32, 64)
+"""Channels of the stem and the three stages of ResNet8, 20, 32, 56 and 110."""
+FOURFOLD = (32, 64, 128, 256)
+"""Channels of the `x4` networks; only the stages are four times as wide, the stem is twice."""
+
+
+def blocks_per_stage(depth: int) -> int:
+    """Basic blocks in each of the three stages: two convolutions a block, and two layers outside the stages.
+
+    Raises:
+        ValueError: no network of this family has such a depth.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"a residual network for small images has depth 6n + 2 with n >= 1, not {depth}")
+    return blocks
+
+
+class ActivatedBlock(nn.Module):
+    """A block whose last operation is a ReLU, so that its map before that ReLU can be asked for."""
+
+    def before_activation(self, maps: Tensor) -> Tensor:
+        """The block's map [batch, channels, height, width] before its last ReLU."""
+        raise NotImplementedError
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.relu(self.before_activation(maps))
+
+
+class Stage(nn.Sequential):
+    """`ActivatedBlock`s in a row."""
+
+    def before_activation(self, maps: Tensor) -> Tensor:
+        """The stage's map before the last ReLU of its last block."""
+        *earlier, last = self
+        for block in earlier:
+            maps = block(maps)
+        return cast(ActivatedBlock, last).before_activation(maps)
+
+
+class BasicBlock(ActivatedBlock):
+    """Two 3x3 convolutions, each with a norm, added to the input or to its projection, then ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def before_activation(self, maps: Tensor) -> Tensor:
+        residual = F.relu(self.bn1(self.conv1(maps)), inplace=True)
+        residual = self.bn2(self.conv2(residual))
+        return residual + (maps if self.downsample is None else self.downsample(maps))
+
+
+def stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> Stage:
+    """Basic blocks in a row; the first one changes the width and has the stride."""
+    first = BasicBlock(in_channels, out_channels, stride)
+    return Stage(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
+
+
+class ResNet(Network):
+    """Three stages of basic blocks with strides 1, 2, 2, then an average over all positions and a linear layer.
+
+    Pre-activations are the last residual sums of the stages, before their ReLU.
+    """
+
+    def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int) -> None:
+        super().__init__()
+        blocks = blocks_per_stage(depth)
+        self.num_classes = num_classes
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = stage(widths[0], widths[1], blocks, stride=1)
+        self.layer2 = stage(widths[1], widths[2], blocks, stride=2)
+        self.layer3 = stage(widths[2], widths[3], blocks, stride=2)
+        self.fc = nn.Linear(widths[3], num_classes)
+
+    def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
+        stem = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        stages, before = run_stages((self.layer1, self.layer2, self.layer3), stem)
+        pooled = stages[-1].mean((2, 3))
+        return Outputs(self.fc(pooled), pooled, stem, stages, before if preactivations else None)
+
+    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
+        fill_parameters(self, generator, convolution="he_fan_out")
+
+
+def run_stages(stages: tuple[Stage, ...], maps: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The maps of each stage in a row, after and before their last ReLU."""
+    after, before = [], []
+    for part in stages:
+        summed = part.before_activation(maps)
+        maps = F.relu(summed)
+        before.append(summed)
+        after.append(maps)
+    return tuple(after), tuple(before)
+
+
+def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int) -> ResNet:
+    """ResNet of a depth 6n + 2 with the given channels of stem and stages; raises ValueError for another depth."""
+    return ResNet(depth, widths, num_classes)

@@ -1,0 +1,141 @@
+"""ShuffleNet v2 for small images (Ma et al., 2018), as the distillation literature uses it.
+
+Names and order of the parameters are those of RepDistiller's `ShuffleV2` at width 1: a 1x1 stem without pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmark.backbones.initialisation import fill_parameters
+from benchmark.backbones.network import Network, Outputs
+from benchmark.backbones.shufflenet_v1 import shuffle_channels
+
+STEM_WIDTH = 24
+STAGE_WIDTHS = (116, 232, 464)
+STAGE_UNITS = (4, 8, 4)
+LAST_WIDTH = 1024
+
+
+def _depthwise(channels: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+
+
+def _pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+
+class DownUnit(nn.Module):
+    """Two branches over the whole input, each with half of the output's channels, joined and shuffled."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.conv1 = _depthwise(in_channels, stride)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv2 = _pointwise(in_channels, half)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = _pointwise(in_channels, half)
+        self.bn3 = nn.BatchNorm2d(half)
+        self.conv4 = _depthwise(half, stride)
+        self.bn4 = nn.BatchNorm2d(half)
+        self.conv5 = _pointwise(half, half)
+        self.bn5 = nn.BatchNorm2d(half)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        left = self.bn1(self.conv1(maps))
+        left = F.relu(self.bn2(self.conv2(left)), inplace=True)
+        right = F.relu(self.bn3(self.conv3(maps)), inplace=True)
+        right = self.bn4(self.conv4(right))
+        right = F.relu(self.bn5(self.conv5(right)), inplace=True)
+        return shuffle_channels(torch.cat([left, right], dim=1), 2)
+
+
+class BasicUnit(nn.Module):
+    """The first half of the channels passes, the second is transformed; joined and shuffled."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.conv1 = _pointwise(half, half)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.conv2 = _depthwise(half, 1)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = _pointwise(half, half)
+        self.bn3 = nn.BatchNorm2d(half)
+
+    def halves(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """The half that passes, and the other before its last ReLU."""
+        passed, transformed = maps.chunk(2, dim=1)
+        transformed = F.relu(self.bn1(self.conv1(transformed)), inplace=True)
+        transformed = self.bn2(self.conv2(transformed))
+        return passed, self.bn3(self.conv3(transformed))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return join(*self.halves(maps))
+
+
+def join(passed: Tensor, transformed: Tensor) -> Tensor:
+    """The map of a basic unit, made of its two halves."""
+    return shuffle_channels(torch.cat([passed, F.relu(transformed)], dim=1), 2)
+
+
+class Stage(nn.Sequential):
+    """A down unit and basic units in a row."""
+
+    def last_halves(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """The two halves that the stage's last unit joins, the second before its ReLU."""
+        *earlier, last = self
+        for unit in earlier:
+            maps = unit(maps)
+        return cast(BasicUnit, last).halves(maps)
+
+
+def stage(in_channels: int, out_channels: int, units: int, stride: int) -> Stage:
+    """A down unit with the stride, and basic units, `units` in all (at least 2)."""
+    return Stage(DownUnit(in_channels, out_channels, stride), *(BasicUnit(out_channels) for _ in range(units - 1)))
+
+
+class ShuffleNetV2(Network):
+    """Three stages with stride 2 each, a 1x1 convolution, then an average over all positions and a linear layer.
+
+    Stage maps are taken after the last shuffle. Pre-activations are what the last unit joins, before its ReLU and
+    *before* the shuffle, as in the public code; their channels are therefore in another order than the stage map's.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv1 = _pointwise(3, STEM_WIDTH)
+        self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
+        self.layer1 = stage(STEM_WIDTH, STAGE_WIDTHS[0], STAGE_UNITS[0], stride=2)
+        self.layer2 = stage(STAGE_WIDTHS[0], STAGE_WIDTHS[1], STAGE_UNITS[1], stride=2)
+        self.layer3 = stage(STAGE_WIDTHS[1], STAGE_WIDTHS[2], STAGE_UNITS[2], stride=2)
+        self.conv2 = _pointwise(STAGE_WIDTHS[2], LAST_WIDTH)
+        self.bn2 = nn.BatchNorm2d(LAST_WIDTH)
+        self.linear = nn.Linear(LAST_WIDTH, num_classes)
+
+    def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
+        stem = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        maps, stages, before = stem, [], []
+        for part in (self.layer1, self.layer2, self.layer3):
+            passed, transformed = part.last_halves(maps)
+            maps = join(passed, transformed)
+            stages.append(maps)
+            if preactivations:
+                before.append(torch.cat([passed, transformed], dim=1))
+        pooled = F.relu(self.bn2(self.conv2(maps)), inplace=True).mean((2, 3))
+        return Outputs(self.linear(pooled), pooled, stem, tuple(stages), tuple(before) if preactivations else None)
+
+    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
+        fill_parameters(self, generator)
+
+
+def shufflenet_v2(num_classes: int) -> ShuffleNetV2:
+    """ShuffleNet v2 at width 1."""
+    return ShuffleNetV2(num_classes)

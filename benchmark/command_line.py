@@ -1,0 +1,105 @@
+"""What all command lines of the suite share: parsing of lists, and errors as one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+import typer.exceptions
+from rich.console import Console
+
+from benchmark.errors import UserError, unknown_name
+from benchmark.registry import method_class, resolve_options
+from benchmark.spec import Protocol
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def run_app(app: typer.Typer, program: str) -> NoReturn:
+    """Run a command line; what the user can mend is one line on the error output and exit code 2."""
+    try:
+        code = app(prog_name=program, standalone_mode=False)
+    except UserError as error:
+        code = refuse(str(error))
+    except typer.exceptions.Exit as leaving:
+        code = leaving.exit_code
+    except typer.exceptions.TyperException as error:
+        code = refuse(f"{error.format_message()} See {program} --help")
+    except (KeyboardInterrupt, typer.exceptions.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # Who reads the output has gone; there is nobody left to tell.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        code = 1
+    sys.exit(code or 0)
+
+
+def refuse(message: str) -> int:
+    """Print one line on the error output; returns the exit code for bad input."""
+    Console(stderr=True, highlight=False).print(f"error: {' '.join(message.split())}", markup=False, soft_wrap=True)
+    return BAD_INPUT
+
+
+def names(text: str) -> list[str]:
+    """The parts of a comma-separated list."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def value_of(text: str) -> Any:
+    """A number, true/false/null where the text is one, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def method_options(assignments: list[str], protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """`METHOD.option=value` assignments by method, each checked against the method's options.
+
+    Raises:
+        UserError: a malformed assignment, an unknown method or option, a value out of range.
+    """
+    chosen: dict[str, dict[str, Any]] = defaultdict(dict)
+    for assignment in assignments:
+        target, equals, text = assignment.partition("=")
+        method, dot, option = target.rpartition(".")
+        if not (equals and dot and method and option):
+            raise UserError(f"--set {assignment!r} is not of the form METHOD.option=value, such as LSSKD.alpha=0.3")
+        if option not in method_class(method).Options.model_fields:
+            raise unknown_name(f"option of {method}", option, method_class(method).Options.model_fields)
+        chosen[method][option] = value_of(text)
+    for method, options in chosen.items():
+        resolve_options(method_class(method), protocol, options)
+    return dict(chosen)
+
+
+def assigned_files(assignments: list[str], option: str) -> dict[str, Path]:
+    """`NAME=FILE` assignments as paths by name.
+
+    Raises:
+        UserError: a malformed assignment, or a file that is not there.
+    """
+    files = {}
+    for assignment in assignments:
+        name, equals, path = assignment.partition("=")
+        if not (equals and name and path):
+            raise UserError(f"{option} {assignment!r} is not of the form NETWORK=FILE, such as WRN-40-2=teacher.pth")
+        files[name] = Path(path)
+    return files
+
+
+def processors() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def command() -> str:
+    """The command as it was typed, for the record."""
+    return shlex.join(["python", "-m", "benchmark." + Path(sys.argv[0]).stem, *sys.argv[1:]])

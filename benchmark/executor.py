@@ -1,0 +1,287 @@
+"""Runs jobs on this machine: in this process, or in worker processes of one core each, in dependency order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from benchmark.errors import UserError
+from benchmark.plan import Job
+from benchmark.results import Store
+from benchmark.spec import Run
+from benchmark.training.cohort import Progress
+from benchmark.training.job import execute
+from benchmark.training.material import Settings
+
+
+@dataclass
+class Report:
+    """What came of a plan: which jobs ended well, which could not be trained and why, and whether it was stopped."""
+
+    stopped: bool = False
+    failures: dict[str, str] = field(default_factory=dict)
+    """Reason by job name, for jobs that ended without records."""
+    user_errors: list[str] = field(default_factory=list)
+
+
+class Watcher:
+    """Hears what goes on; a display overrides what it shows."""
+
+    def started(self, job: Job) -> None:
+        """A job begins."""
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        """A job tells where it is."""
+
+    def said(self, job: Job, line: str) -> None:
+        """A job has something to tell."""
+
+    def ended(self, job: Job, reason: str | None) -> None:
+        """A job ended, for the given reason if it did not end well."""
+
+
+def run_jobs(jobs: Sequence[Job], settings: Settings, workers: int, watcher: Watcher) -> Report:
+    """Train all jobs; those whose needs failed are reported and left, all others go on.
+
+    Ctrl-C (or SIGTERM) lets each job write a checkpoint after the step under way and leave; a second one ends at once.
+    """
+    schedule = _Schedule(jobs, Store(settings.runs))
+    with _stop_on_signals() as stopping:
+        if workers == 1:
+            _run_here(schedule, settings, watcher, stopping)
+        else:
+            _Pool(schedule, settings, min(workers, len(jobs)), watcher, stopping).run()
+    schedule.report.stopped = stopping.is_set()
+    return schedule.report
+
+
+class _Schedule:
+    """Which job may start next: of those whose needs are met, the one with the most work depending on it."""
+
+    def __init__(self, jobs: Sequence[Job], store: Store) -> None:
+        self.store = store
+        self.waiting = list(jobs)
+        self.report = Report()
+        self._lost: set[str] = set()
+        self._priority = {id(job): self._chain(job) for job in jobs}
+
+    def _chain(self, job: Job) -> float:
+        produced = {run.digest for run in job.runs}
+        followers = [other for other in self.waiting if other.needs & produced]
+        return job.seconds + max((self._chain(follower) for follower in followers), default=0.0)
+
+    def next(self, watcher: Watcher) -> Job | None:
+        """Take the next job that can start; jobs whose needs have failed are struck off on the way."""
+        for job in sorted(self.waiting, key=lambda job: -self._priority[id(job)]):
+            needs = list(dict.fromkeys(needed for run in job.runs for needed in run.dependencies()))
+            failed = next((needed for needed in needs if self._cannot_come(needed)), None)
+            if failed is not None:
+                self.waiting.remove(job)
+                watcher.started(job)
+                self.ended(job, f"{failed.method} of {failed.student}, which it needs, has failed", watcher)
+            elif all(self.store.is_finished(needed) for needed in needs):
+                self.waiting.remove(job)
+                return job
+        return None
+
+    def _cannot_come(self, run: Run) -> bool:
+        record = self.store.record(run)
+        return (record is not None and record["status"] == "failed") or run.digest in self._lost
+
+    def ended(self, job: Job, reason: str | None, watcher: Watcher) -> None:
+        """Note how a job ended."""
+        if reason is not None:
+            self.report.failures[job.name] = reason
+            self._lost.update(run.digest for run in job.runs if self.store.record(run) is None)
+        watcher.ended(job, reason)
+
+
+def _run_here(schedule: _Schedule, settings: Settings, watcher: Watcher, stopping: threading.Event) -> None:
+    while not stopping.is_set() and (job := schedule.next(watcher)):
+        watcher.started(job)
+        reason = _attempt(
+            job.runs,
+            settings,
+            stopping.is_set,
+            lambda progress, job=job: watcher.progress(job, progress),  # type: ignore[misc]
+            lambda line, job=job: watcher.said(job, line),  # type: ignore[misc]
+        )
+        if isinstance(reason, UserError):
+            schedule.report.user_errors.append(str(reason))
+        schedule.ended(job, None if reason is None else str(reason), watcher)
+
+
+def _attempt(
+    runs: Sequence[Run],
+    settings: Settings,
+    stop: Callable[[], bool],
+    listen: Callable[[Progress], None],
+    say: Callable[[str], None],
+) -> Exception | None:
+    try:
+        execute(runs, settings, stop, listen, say)
+    except UserError as error:
+        return error
+    except Exception as error:
+        say(traceback.format_exc().rstrip())
+        return error
+    return None
+
+
+class _Pool:
+    """Worker processes, each of which trains one job after another."""
+
+    def __init__(
+        self, schedule: _Schedule, settings: Settings, size: int, watcher: Watcher, stopping: threading.Event
+    ) -> None:
+        self.schedule, self.settings, self.watcher, self.stopping = schedule, settings, watcher, stopping
+        self.context = multiprocessing.get_context("spawn")
+        self.size = size
+        self.idle: list[_Worker] = []
+        self.busy: dict[Connection, tuple[_Worker, Job]] = {}
+
+    def run(self) -> None:
+        """Work until nothing is left that can start."""
+        told_to_stop = False
+        try:
+            while True:
+                if self.stopping.is_set() and not told_to_stop:
+                    told_to_stop = True
+                    for worker, _ in self.busy.values():
+                        worker.send_stop()
+                if not self.stopping.is_set():
+                    self._start_what_can()
+                if not self.busy:
+                    return
+                # The time-out is how soon a signal is acted on; nothing is polled for otherwise.
+                for ready in wait(list(self.busy), timeout=0.2):
+                    assert isinstance(ready, Connection)
+                    self._hear(ready)
+        finally:
+            for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]:
+                worker.close()
+
+    def _start_what_can(self) -> None:
+        while len(self.busy) < self.size and (job := self.schedule.next(self.watcher)):
+            worker = self.idle.pop() if self.idle else _Worker(self.context, self.settings)
+            worker.connection.send(job.runs)
+            self.busy[worker.connection] = (worker, job)
+            self.watcher.started(job)
+
+    def _hear(self, connection: Connection) -> None:
+        worker, job = self.busy[connection]
+        try:
+            kind, value = connection.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            del self.busy[connection]
+            self.schedule.ended(job, f"its process died (exit code {worker.process.exitcode})", self.watcher)
+            return
+        if kind == "progress":
+            self.watcher.progress(job, value)
+        elif kind == "said":
+            self.watcher.said(job, value)
+        else:
+            del self.busy[connection]
+            self.idle.append(worker)
+            reason, users = value
+            if users:
+                self.schedule.report.user_errors.append(reason)
+            self.schedule.ended(job, reason, self.watcher)
+
+
+class _Worker:
+    def __init__(self, context: Any, settings: Settings) -> None:
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_work, args=(other, settings), daemon=True)
+        # A Ctrl-C in a terminal reaches the whole process group; workers are stopped through their pipe instead.
+        with _ignored(signal.SIGINT):
+            self.process.start()
+        other.close()
+
+    def send_stop(self) -> None:
+        try:
+            self.connection.send("stop")
+        except OSError:
+            pass  # It has died; the next receive finds that out.
+
+    def close(self) -> None:
+        self.connection.close()
+        self.process.join(timeout=30)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+def _work(connection: Connection, settings: Settings) -> None:
+    """The main loop of a worker process; it ends when its pipe is closed, also by the death of its parent."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+
+    def stop() -> bool:
+        if not asked.is_set() and connection.poll():
+            try:
+                connection.recv()
+            except EOFError:
+                pass
+            asked.set()
+        return asked.is_set()
+
+    def send(kind: str, value: object) -> None:
+        try:
+            connection.send((kind, value))
+        except OSError:
+            asked.set()
+
+    while True:
+        try:
+            runs = connection.recv()
+        except (EOFError, OSError):
+            return
+        if runs == "stop":
+            return
+        error = _attempt(
+            runs, settings, stop, lambda progress: send("progress", progress), lambda line: send("said", line)
+        )
+        send("ended", (None if error is None else str(error) or type(error).__name__, isinstance(error, UserError)))
+        if asked.is_set():
+            return
+
+
+@contextmanager
+def _ignored(number: int) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second one interrupts as usual."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,135 @@
+"""A table as a grid of runs, and the records of those runs as the table's cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import benchmark
+from benchmark.errors import unknown_name
+from benchmark.plan import Request
+from benchmark.provenance import commit
+from benchmark.registry import all_methods, method_class, method_names
+from benchmark.results import Record, Store
+from benchmark.spec import Run
+from tables.render import Cell, TableResult
+from tables.specification import Table
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs of a table by row and column, one for each seed, as far as the suite has the methods."""
+
+    table: Table
+    runs: Mapping[tuple[str, str], tuple[Run, ...]]
+    chosen: frozenset[tuple[str, str]]
+    """The cells that were asked for."""
+
+    def to_train(self) -> list[Run]:
+        """The runs of the cells that were asked for."""
+        return list(dict.fromkeys(run for cell in sorted(self.chosen) for run in self.runs[cell]))
+
+
+def column_name(teacher: str, student: str) -> str:
+    """A pair as people write it."""
+    return f"{teacher}>{student}"
+
+
+def grid_of(
+    table: Table, request: Request, seeds: Iterable[int], methods: Sequence[str] = (), pairs: Sequence[str] = ()
+) -> Grid:
+    """The runs of a table, and which of its cells were asked for (all of the default grid if none are named).
+
+    Raises:
+        UserError: a method or a pair that the table does not have.
+    """
+    columns = {column_name(column.teacher, column.student): column for column in table.columns}
+    rows = [row.method for row in table.rows if row.method in all_methods()]
+    for pair in pairs:
+        if pair not in columns:
+            raise unknown_name(f"pair of table {table.name} (a pair of your own goes into a table file)", pair, columns)
+    for method in methods:
+        if method not in rows:
+            raise unknown_name(f"method of table {table.name}", method, rows if method in method_names() else method_names())
+    seeds = tuple(seeds)
+    runs = {
+        (row, name): tuple(request.run(row, column.student, column.teacher, seed) for seed in seeds)
+        for row in rows
+        for name, column in columns.items()
+    }
+    wanted_rows = methods or [row for row in rows if method_class(row).in_default_grid]
+    chosen = frozenset((row, name) for row in wanted_rows for name in (pairs or columns))
+    return Grid(table, runs, chosen)
+
+
+def results_of(
+    grid: Grid,
+    store: Store,
+    request: Request,
+    released_accuracy: Mapping[str, float],
+    remarks: Sequence[str] = (),
+    lost: Mapping[str, str] | None = None,
+) -> TableResult:
+    """What the store holds of a grid; `lost` tells by run id why a run left no record."""
+    cells = {}
+    for row in grid.table.rows:
+        for column in grid.table.columns:
+            key = (row.method, column_name(column.teacher, column.student))
+            cells[key] = _cell(*key, grid.runs.get(key), store, lost or {})
+    shown = {row for row, _ in grid.chosen} | {row for (row, _), cell in cells.items() if cell.values}
+    hidden = {name for name, method in all_methods().items() if not method.in_default_grid} - shown
+    table = grid.table.model_copy(update={"rows": tuple(row for row in grid.table.rows if row.method not in hidden)})
+    epochs = request.protocol.schedule.scaled(request.scale.factor).epochs
+    standard = request.protocol.name == "lsskd" and request.validation == 0
+    return TableResult(
+        table=table,
+        scale=request.scale.name,
+        epochs=str(epochs),
+        dataset=request.dataset,
+        cells={key: cell for key, cell in cells.items() if key[0] not in hidden},
+        teachers=_teachers(grid, store, request, released_accuracy),
+        generated_from=f"kd-benchmark {benchmark.__version__}, commit {(commit() or 'unknown')[:12]}",
+        comparable=request.scale.name == "paper" and standard,
+        remarks=tuple(remarks),
+    )
+
+
+def _cell(row: str, column: str, runs: Sequence[Run] | None, store: Store, lost: Mapping[str, str]) -> Cell:
+    if runs is None:
+        return Cell(row, column, (), "not in the suite", (), ())
+    records = {run: store.record(run) for run in runs}
+    finished = [record for record in records.values() if record and record["status"] == "finished"]
+    notes = tuple(
+        f"{row}, {column}, seed {run.seed}: {reason}"
+        for run, record in records.items()
+        if (reason := _failure(run, record, lost))
+    )
+    if len(finished) == len(runs):
+        status = "done"
+    elif finished:
+        status = "partial"
+    else:
+        status = "failed" if notes else "not run yet"
+    values = tuple(record["final"]["top1"] for record in finished)
+    return Cell(row, column, values, status, tuple(record["best_on_test"]["top1"] for record in finished), notes)
+
+
+def _failure(run: Run, record: Record | None, lost: Mapping[str, str]) -> str | None:
+    if record is not None:
+        return str(record["reason"]) if record["status"] == "failed" else None
+    return lost.get(run.id)
+
+
+def _teachers(
+    grid: Grid, store: Store, request: Request, released_accuracy: Mapping[str, float]
+) -> dict[str, Cell]:
+    """The accuracy of each teacher of the table: of its own run, or as measured here if it came from a file."""
+    cells = {}
+    for teacher in dict.fromkeys(column.teacher for column in grid.table.columns):
+        if teacher in request.released:
+            accuracy = released_accuracy.get(teacher)
+            values = () if accuracy is None else (accuracy,)
+            cells[teacher] = Cell("Teacher", teacher, values, "done" if values else "not run yet", (), ("from a file",))
+        else:
+            cells[teacher] = _cell("Teacher", teacher, [request.run("Baseline", teacher, None, 0)], store, {})
+    return cells

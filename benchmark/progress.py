@@ -1,0 +1,109 @@
+"""What long work looks like: a live line for each running cohort under a total, or plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from benchmark.executor import Watcher
+from benchmark.plan import Job
+from benchmark.training.cohort import Progress
+
+PLAIN_SECONDS = 20.0
+BAR_WIDTH = 24
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def share_done(progress: Progress | None) -> float:
+    """The share of a cohort's steps that is done."""
+    if progress is None:
+        return 0.0
+    return (progress.epoch - 1 + progress.step / progress.steps) / progress.epochs
+
+
+class Display(Watcher):
+    """Shows a plan at work on a terminal (live) or in a log (plain lines)."""
+
+    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+        self.console = console
+        self.total = len(jobs)
+        self.work = sum(job.seconds for job in jobs) or 1.0
+        self.running: dict[str, tuple[Job, Progress | None]] = {}
+        self.done, self.done_work, self.failed = 0, 0.0, 0
+        self.began = time.perf_counter()
+        self.last_line: dict[str, float] = {}
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._picture) if console.is_terminal else None
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self.live.start()
+        warnings.showwarning = lambda message, *_: self._line(f"warning: {message}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def started(self, job: Job) -> None:
+        self.running[job.name] = (job, None)
+        self._line(f"started   {job.name}")
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        self.running[job.name] = (job, progress)
+        now = time.perf_counter()
+        if not self.live and now - self.last_line.get(job.name, 0.0) > PLAIN_SECONDS:
+            self.last_line[job.name] = now
+            self._line(f"          {job.name}: {self._words(progress)}")
+
+    def said(self, job: Job, line: str) -> None:
+        self._line(f"{job.name}: {line}")
+
+    def ended(self, job: Job, reason: str | None) -> None:
+        _, progress = self.running.pop(job.name, (job, None))
+        if reason is not None:
+            self.failed += 1
+            self._line(f"failed    {job.name}: {reason}")
+            return
+        self.done += 1
+        self.done_work += job.seconds
+        accuracy = "" if progress is None or progress.top1 is None else f" (last seen at {progress.top1:.1f} %)"
+        self._line(f"finished  {job.name}{accuracy}; {self.done} of {self.total} jobs")
+
+    def _line(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+    def _words(self, progress: Progress) -> str:
+        top1 = "" if progress.top1 is None else f", test {progress.top1:.1f} %"
+        return (
+            f"epoch {progress.epoch}/{progress.epochs}, {progress.images_per_second:.0f} images/s, "
+            f"loss {progress.loss:.3f}{top1}, {duration(progress.seconds_left)} left"
+        )
+
+    def _picture(self) -> Group:
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=BAR_WIDTH)
+        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column(justify="right", no_wrap=True)
+        for job, progress in self.running.values():
+            words = "starting" if progress is None else self._words(progress)
+            table.add_row(ProgressBar(1.0, share_done(progress), width=BAR_WIDTH), job.name, words)
+        done = self.done_work + sum(job.seconds * share_done(progress) for job, progress in self.running.values())
+        spent = time.perf_counter() - self.began
+        left = "" if done < 0.02 * self.work else f", about {duration(spent * (self.work - done) / done)} left"
+        failed = f", {self.failed} failed" if self.failed else ""
+        words = f"{self.done} of {self.total} jobs{failed}, {duration(spent)} spent{left}"
+        table.add_row(ProgressBar(self.work, done, width=BAR_WIDTH), "total", words)
+        return Group(table)

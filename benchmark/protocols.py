@@ -1,0 +1,110 @@
+"""The named protocols and scales. Where the values come from is told in docs/protocols.md."""
+
+from __future__ import annotations
+
+from benchmark.errors import UserError, unknown_name
+from benchmark.spec import Protocol, Scale, Schedule
+
+CIFAR_SCHEDULE = Schedule(epochs=240, milestones=(150, 180, 210))
+HEAD_SCHEDULES = {
+    "SSKD-head": Schedule(epochs=60, milestones=(30, 45)),
+    "HSSAKD-branches": Schedule(epochs=100, milestones=(30, 60, 90)),
+}
+WITHOUT_KD = {name: {"kd_weight": 0.0} for name in ("FitNet", "AT", "CRD")}
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            # The LSSKD paper: rate divided after epochs 150 and 210 only, 0.05 for every network.
+            name="lsskd",
+            schedule=Schedule(epochs=240, milestones=(150, 210)),
+            learning_rate=0.05,
+            method_schedules=HEAD_SCHEDULES,
+        ),
+        Protocol(
+            name="crd",
+            schedule=CIFAR_SCHEDULE,
+            learning_rate=0.05,
+            mobile_learning_rate=0.01,
+            method_schedules=HEAD_SCHEDULES,
+            method_options=WITHOUT_KD,
+        ),
+        Protocol(
+            name="sskd",
+            schedule=CIFAR_SCHEDULE,
+            learning_rate=0.05,
+            mobile_learning_rate=0.01,
+            rotated_crop="per_rotation",
+            mean=(0.5071, 0.4866, 0.4409),
+            std=(0.2675, 0.2565, 0.2761),
+            method_schedules=HEAD_SCHEDULES,
+        ),
+        Protocol(
+            name="hsakd",
+            schedule=CIFAR_SCHEDULE,
+            learning_rate=0.05,
+            mobile_learning_rate=0.01,
+            nesterov=True,
+            method_schedules=HEAD_SCHEDULES,
+        ),
+        Protocol(
+            name="pskd",
+            schedule=Schedule(epochs=300, milestones=(150, 225)),
+            learning_rate=0.1,
+            batch_size=128,
+            nesterov=True,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2023, 0.1994, 0.2010),
+            method_schedules=HEAD_SCHEDULES,
+        ),
+        Protocol(
+            name="tfkd",
+            schedule=Schedule(epochs=200, milestones=(60, 120, 160)),
+            learning_rate=0.1,
+            decay=0.2,
+            warmup_epochs=1,
+            batch_size=128,
+            method_schedules=HEAD_SCHEDULES,
+        ),
+    )
+}
+
+SCALES = {
+    scale.name: scale
+    for scale in (Scale(name="demo", factor=1 / 40), Scale(name="quick", factor=1 / 20), Scale(name="paper", factor=1))
+}
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise unknown_name("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+def scale_named(name: str) -> Scale:
+    """The scale of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in SCALES:
+        raise unknown_name("scale", name, SCALES)
+    return SCALES[name]
+
+
+def scale_to(epochs: int, protocol: Protocol) -> Scale:
+    """The scale at which a protocol's main schedule has so many epochs.
+
+    Raises:
+        UserError: more epochs than the protocol has.
+    """
+    whole = protocol.schedule.epochs
+    if epochs > whole:
+        raise UserError(f"--epochs {epochs} is more than protocol {protocol.name} has; allowed: 1 to {whole}")
+    return SCALES["paper"] if epochs == whole else Scale(name=f"{epochs}-epoch", factor=epochs / whole)

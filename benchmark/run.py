@@ -1,0 +1,265 @@
+"""Plan a table, train what is missing, render it: `python -m benchmark.run --table II`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table as ScreenTable
+
+from benchmark.backbones import build_network, network_names
+from benchmark.backbones.released import apply_to, load_released
+from benchmark.command_line import (
+    INTERRUPTED,
+    assigned_files,
+    command,
+    method_options,
+    names,
+    processors,
+    run_app,
+)
+from benchmark.data import dataset_names, load_dataset
+from benchmark.data.augmentation import evaluation_batches
+from benchmark.data.dataset import Dataset
+from benchmark.errors import UserError, unknown_name
+from benchmark.executor import Report, run_jobs
+from benchmark.grid import Grid, grid_of, results_of
+from benchmark.plan import Job, ReleasedFile, Request, jobs_for, training_multiply_adds
+from benchmark.progress import Display, duration
+from benchmark.protocols import PROTOCOLS, SCALES, protocol_named, scale_named, scale_to
+from benchmark.registry import method_class, method_names
+from benchmark.results import Store
+from benchmark.spec import Protocol, ReleasedTeacher, Scale
+from benchmark.training.devices import resolve_device
+from benchmark.training.evaluation import BATCH_SIZE, evaluate
+from benchmark.training.job import remove_finished_checkpoints
+from benchmark.training.material import Settings, recipe_for
+from tables.render import to_terminal, write_reports
+from tables.specification import load_table, table_names
+
+SEEDS = {"demo": 1, "quick": 1, "paper": 3}
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    table: Annotated[str, typer.Option(help="A table by name (see --list), or the TOML file of one of your own.")] = "",
+    scale: Annotated[str, typer.Option(help="demo, quick or paper: how much of the protocol is spent.")] = "demo",
+    protocol: Annotated[str, typer.Option(help="The training recipe (docs/protocols.md).")] = "lsskd",
+    methods: Annotated[str, typer.Option(help="Only these rows: a list such as KD,LSSKD.")] = "",
+    pairs: Annotated[str, typer.Option(help="Only these columns: a list such as 'WRN-40-2>WRN-16-2'.")] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs a cell. [demo, quick: 1; paper: 3]")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Scale to so many epochs instead.")] = None,
+    dataset: Annotated[str, typer.Option(help="A dataset by name, or the TOML file of one of your own.")] = "",
+    data_root: Annotated[Path | None, typer.Option(help="The folder that holds the dataset.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Precision of forwards.")] = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [CPU: one a core; CUDA: 1]")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of a method: LSSKD.alpha=0.3 (may be repeated).")
+    ] = None,
+    teacher_checkpoint: Annotated[
+        list[str] | None, typer.Option(help="A teacher of your own: WRN-40-2=FILE (may be repeated).")
+    ] = None,
+    teacher_seeds: Annotated[
+        Literal["shared", "paired"], typer.Option(help="One teacher for all seeds, or one for each.")
+    ] = "shared",
+    validation: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Evaluate on this share of the training images, held out.")
+    ] = 0.0,
+    runs: Annotated[Path, typer.Option(help="Where the records are kept.")] = Path("runs"),
+    reports: Annotated[Path, typer.Option(help="Where the tables are written.")] = Path("reports"),
+    checkpoint_seconds: Annotated[float, typer.Option(min=1.0, help="How often a checkpoint is written.")] = 60.0,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints of finished runs.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train failed runs again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run and its cost; start nothing.")] = False,
+    catalogue: Annotated[bool, typer.Option("--list", help="List methods, networks, datasets, tables.")] = False,
+) -> int:
+    """Regenerate a table: plan its runs, train those that are missing, and render it."""
+    console = Console()
+    if catalogue:
+        _print_catalogue(console)
+        return 0
+    if not table:
+        raise UserError(f"which table? pass --table with one of: {', '.join(table_names())}, or a TOML file")
+    specification = load_table(table)
+    recipe = protocol_named(protocol)
+    amount = scale_named(scale) if epochs is None else scale_to(epochs, recipe)
+    target = resolve_device(device)
+    chosen_options = method_options(settings or [], recipe)
+    source = dataset or specification.dataset_for(scale)
+    files = assigned_files(teacher_checkpoint or [], "--teacher-checkpoint")
+    for network in files:
+        if network not in network_names():
+            raise unknown_name("network", network, network_names())
+    images = load_dataset(source, data_root)
+    released, accuracy = _read_teachers(files, images, recipe, target, threads, console)
+    request = Request(
+        dataset=images.name,
+        fingerprint=images.fingerprint,
+        protocol=recipe,
+        scale=amount,
+        device=target,
+        precision=precision,
+        validation=validation,
+        options=chosen_options,
+        teacher_seeds=teacher_seeds,
+        released=released,
+    )
+    count = seeds or SEEDS.get(amount.name, 1)
+    grid = grid_of(specification, request, range(count), names(methods), names(pairs))
+    store = Store(runs)
+    if retry_failed:
+        for run in grid.to_train():
+            if not store.is_finished(run):
+                store.forget_failure(run)
+    processes = workers or (1 if target.type == "cuda" else processors())
+    jobs = jobs_for(grid.to_train(), store, processes, images.image_size, len(images.train.labels))
+    if dry_run:
+        _print_plan(console, grid, jobs, store, images, processes)
+        return 0
+    place = Settings(
+        runs=runs,
+        dataset=source,
+        data_root=data_root,
+        device=str(target),
+        threads=threads,
+        released=tuple((item.teacher.sha256, files[network]) for network, item in released.items()),
+        checkpoint_seconds=checkpoint_seconds,
+        keep=keep,
+        command=command(),
+    )
+    report = _train(jobs, place, processes, console)
+    if not keep:
+        remove_finished_checkpoints(store, images.name)
+    result = results_of(grid, store, request, accuracy, _remarks(request, chosen_options), _lost(jobs, report, store))
+    written = write_reports(result, reports)
+    console.print(to_terminal(result, console.width))
+    console.print(f"written: {', '.join(str(path) for path in written)}", soft_wrap=True, highlight=False)
+    return _leave(report, console)
+
+
+def _train(jobs: Sequence[Job], settings: Settings, workers: int, console: Console) -> Report:
+    if not jobs:
+        console.print("nothing to train: every run has its record")
+        return Report()
+    with Display(jobs, console) as display:
+        return run_jobs(jobs, settings, workers, display)
+
+
+def _leave(report: Report, console: Console) -> int:
+    if report.stopped:
+        console.print("stopped; all that was done is kept, and the same command goes on from here")
+        return INTERRUPTED
+    if report.user_errors:
+        raise UserError(report.user_errors[0])
+    if report.failures:
+        console.print(f"{len(report.failures)} of the jobs failed; what they say stands above")
+        return 1
+    return 0
+
+
+def _read_teachers(
+    files: dict[str, Path], dataset: Dataset, protocol: Protocol, device: torch.device, threads: int, console: Console
+) -> tuple[dict[str, ReleasedFile], dict[str, float]]:
+    """The released teachers, and the accuracy that each has on this dataset's test images."""
+    released, accuracy = {}, {}
+    for name, path in files.items():
+        weights = load_released(path)
+        network = build_network(name, dataset.num_classes)
+        apply_to(network, weights, name)
+        network.to(device, memory_format=torch.channels_last)
+        torch.set_num_threads(max(threads, processors()))
+        batches = evaluation_batches(dataset.test, recipe_for(protocol, dataset), BATCH_SIZE, device)
+        accuracy[name] = evaluate(network, batches, "fp32")["top1"]
+        torch.set_num_threads(threads)
+        released[name] = ReleasedFile(ReleasedTeacher(network=name, sha256=weights.sha256), weights.auxiliary is not None)
+        branches = ", with branches" if weights.auxiliary is not None else ""
+        console.print(
+            f"teacher {name} from {path} ({weights.layout}{branches}): "
+            f"{accuracy[name]:.2f} % on the test images of {dataset.name}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return released, accuracy
+
+
+def _remarks(request: Request, options: dict[str, dict[str, object]]) -> list[str]:
+    remarks = []
+    if request.protocol.name != "lsskd":
+        remarks.append(f"Protocol {request.protocol.name}.")
+    if request.validation:
+        remarks.append(f"Evaluated on {request.validation:.0%} of the training images, held out; not on the test set.")
+    for method, chosen in options.items():
+        values = ", ".join(f"{name} = {value}" for name, value in chosen.items())
+        remarks.append(f"{method} with {values}.")
+    return remarks
+
+
+def _lost(jobs: Sequence[Job], report: Report, store: Store) -> dict[str, str]:
+    """Why runs without a record have none, by run id."""
+    return {
+        run.id: report.failures[job.name]
+        for job in jobs
+        if job.name in report.failures
+        for run in job.runs
+        if store.record(run) is None
+    }
+
+
+def _print_plan(
+    console: Console, grid: Grid, jobs: Sequence[Job], store: Store, dataset: Dataset, workers: int
+) -> None:
+    runs = grid.to_train()
+    finished = sum(store.is_finished(run) for run in runs)
+    missing = [run for job in jobs for run in job.runs]
+    images = len(dataset.train.labels)
+    total = sum(
+        run.schedule.epochs * images * training_multiply_adds(run, dataset.image_size) for run in missing
+    )
+    console.print(f"Table {grid.table.name} on {dataset.name}: {len(runs)} runs asked for, {finished} done.")
+    screen = ScreenTable("job", "runs", "epochs", "multiply-adds", "on one core, about", box=None, pad_edge=False)
+    for job in jobs:
+        madds = sum(run.schedule.epochs * images * training_multiply_adds(run, dataset.image_size) for run in job.runs)
+        epochs = max(run.schedule.epochs for run in job.runs)
+        screen.add_row(job.name, str(len(job.runs)), str(epochs), f"{madds:.1e}", duration(job.seconds))
+    if jobs:
+        console.print(screen)
+    console.print(
+        f"To train: {len(missing)} runs (teachers and their heads included) in {len(jobs)} jobs, {total:.2e} "
+        f"multiply-adds, roughly {duration(sum(job.seconds for job in jobs) / workers)} with {workers} "
+        f"CPU {'process' if workers == 1 else 'processes'}. Nothing was started.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_catalogue(console: Console) -> None:
+    screen = ScreenTable("method", "needs", "trained on", "paper", box=None, pad_edge=False)
+    for name in method_names():
+        cls = method_class(name)
+        needs = "teacher" if cls.needs_teacher else "nothing"
+        if cls.teacher_head:
+            needs = f"teacher with {cls.teacher_head}"
+        if not cls.in_default_grid:
+            needs += " (runs when named)"
+        screen.add_row(name, needs, "four rotations" if cls.view == "rotated" else "plain images", cls.paper)
+    console.print(screen)
+    for kind, entries in (
+        ("networks", network_names()),
+        ("datasets", dataset_names()),
+        ("tables", table_names()),
+        ("protocols", list(PROTOCOLS)),
+        ("scales", list(SCALES)),
+    ):
+        console.print(f"[bold]{kind}[/bold]: {', '.join(entries)}", highlight=False)
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmark.run")

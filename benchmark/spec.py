@@ -1,0 +1,160 @@
+"""What decides a run: frozen, validated, hashable values.
+
+A `Run` is one student trained once. Nothing outside it decides its result (on the same device kind, thread count and
+library versions); its id is a hash of all of it, so a run that means something else is another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Frozen(BaseModel):
+    """A value: immutable, hashable by content, closed against unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @cached_property
+    def content(self) -> str:
+        """The whole value as canonical JSON."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def __hash__(self) -> int:
+        return hash(self.content)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.content == other.content  # type: ignore[attr-defined]
+
+
+class Schedule(Frozen):
+    """Epochs, and the epochs (counted from 0) from which the learning rate is multiplied by the decay."""
+
+    epochs: int = Field(ge=1)
+    milestones: tuple[int, ...] = ()
+
+    def scaled(self, factor: float) -> Schedule:
+        """Every count times `factor`, rounded to the nearest, at least 1."""
+
+        def scale(count: int) -> int:
+            return max(1, math.floor(count * factor + 0.5))
+
+        return Schedule(epochs=scale(self.epochs), milestones=tuple(scale(milestone) for milestone in self.milestones))
+
+
+class Protocol(Frozen):
+    """A named recipe: everything about training that is no part of the method."""
+
+    name: str
+    schedule: Schedule
+    learning_rate: float = Field(gt=0)
+    mobile_learning_rate: float | None = Field(None, gt=0)
+    """Of MobileNets and ShuffleNets; None: the same as of the others."""
+    decay: float = Field(0.1, gt=0, lt=1)
+    warmup_epochs: int = Field(0, ge=0)
+    batch_size: int = Field(64, ge=2)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    nesterov: bool = False
+    rotated_crop: Literal["shared", "per_rotation"] = "shared"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    """Normalisation of pixels scaled to 0..1; None: the dataset's own."""
+    method_schedules: dict[str, Schedule] = {}
+    """Schedules of the methods that do not follow the main one (heads of a teacher)."""
+    method_options: dict[str, dict[str, Any]] = {}
+    """Options that the recipe's authors used where they differ from a method's defaults."""
+
+
+class Scale(Frozen):
+    """How much of a protocol is spent: every epoch count and milestone is multiplied by one factor."""
+
+    name: str
+    factor: float = Field(gt=0, le=1)
+
+
+class ReleasedTeacher(Frozen):
+    """A teacher that came from a file."""
+
+    network: str
+    sha256: str
+
+
+class Run(Frozen):
+    """One student trained once (or a teacher, or the head of a teacher: they are runs too)."""
+
+    dataset: str
+    fingerprint: str
+    fraction: float = Field(1.0, gt=0, le=1)
+    validation: float = Field(0.0, ge=0, lt=1)
+    """Share of the training images held out, on which the run is then evaluated instead of the test set."""
+    validation_seed: int = 0
+    student: str
+    method: str
+    method_version: int
+    options: dict[str, Any]
+    teacher: Run | ReleasedTeacher | None = None
+    head: Run | ReleasedTeacher | None = None
+    teacher_precision: Precision | None = None
+    augmentation: str = "standard"
+    protocol: Protocol
+    scale: Scale
+    precision: Precision = "fp32"
+    seed: int = Field(0, ge=0)
+
+    @cached_property
+    def digest(self) -> str:
+        """The identity of the run: sha256 of its content, in hex."""
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+    @cached_property
+    def id(self) -> str:
+        """A readable, unique name, fit for a folder."""
+        from_teacher = f"_from_{self.teacher_network}" if self.teacher else ""
+        readable = f"{self.method}_{self.student}{from_teacher}_{self.scale.name}_seed{self.seed}"
+        return f"{re.sub(r'[^A-Za-z0-9._-]', '+', readable)}-{self.digest[:12]}"
+
+    @property
+    def teacher_network(self) -> str | None:
+        """Name of the teacher's network."""
+        if isinstance(self.teacher, Run):
+            return self.teacher.student
+        return self.teacher.network if self.teacher else None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The epochs and milestones of this run, scaled."""
+        return self.protocol.method_schedules.get(self.method, self.protocol.schedule).scaled(self.scale.factor)
+
+    def dependencies(self) -> tuple[Run, ...]:
+        """The runs whose weights this one needs."""
+        return tuple(dict.fromkeys(run for run in (self.teacher, self.head) if isinstance(run, Run)))
+
+    def learning_rate(self, epoch: int, step: int, steps: int, mobile_network: bool) -> float:
+        """The learning rate of a step (counted from 0) of an epoch of `steps` steps."""
+        protocol = self.protocol
+        base = protocol.learning_rate
+        if mobile_network and protocol.mobile_learning_rate is not None:
+            base = protocol.mobile_learning_rate
+        if epoch < protocol.warmup_epochs:
+            return base * (epoch * steps + step + 1) / (protocol.warmup_epochs * steps)
+        return base * protocol.decay ** sum(epoch >= milestone for milestone in self.schedule.milestones)
+
+
+def cohort_key(run: Run) -> str:
+    """Runs with equal keys (and the same teacher or none) can share one pass over the data."""
+    parts = (run.dataset, run.fingerprint, run.fraction, run.validation, run.validation_seed, run.augmentation)
+    return json.dumps([*parts, run.protocol.content, run.scale.content, run.seed])
+
+
+def teacher_key(run: Run) -> str | None:
+    """Names the teacher of a run and the precision it is run in; None for a teacher-free run."""
+    return None if run.teacher is None else json.dumps([run.teacher.content, run.teacher_precision])

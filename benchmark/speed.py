@@ -1,0 +1,249 @@
+"""How fast training is, as ratios measured in one run: `python -m benchmark.speed`.
+
+Every figure is the median over rounds in which all contestants take turns, so a machine that is shared or changes its
+clock slows all of them alike and the ratios hold.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmark.backbones import network_names
+from benchmark.command_line import names, processors, run_app
+from benchmark.data.dataset import Dataset, ImageSet
+from benchmark.errors import UserError, unknown_name
+from benchmark.plan import Request
+from benchmark.protocols import protocol_named
+from benchmark.registry import method_class, method_names
+from benchmark.spec import Precision, Run, Scale
+from benchmark.streams import generator
+from benchmark.training.cohort import Cohort
+from benchmark.training.devices import autocast, device_name, make_deterministic, resolve_device
+from benchmark.training.learner import build_method, fresh_network, head_key
+from benchmark.training.material import Material, Settings
+from benchmark.training.teacher import Teacher
+
+CLASSES, IMAGES = 100, 50_000
+CHEAP = ("KD", "FitNet", "AT", "CRD")
+"""The methods that train on plain images from a teacher: the cohort whose saving is stated as a target."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@dataclass
+class Contestant:
+    """Something that handles one batch a call, and the seconds that it took each time."""
+
+    name: str
+    precision: Precision
+    images: int
+    call: Callable[[], None]
+    seconds: list[float]
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second in the median round."""
+        return self.images / statistics.median(self.seconds)
+
+
+@app.command()
+def main(
+    pairs: Annotated[str, typer.Option(help="Teacher>student pairs, comma-separated.")] = "WRN-40-2>WRN-16-2",
+    methods: Annotated[str, typer.Option(help="Methods, comma-separated. [all that have no teacher of their own kind]")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, or both as fp32,bf16.")] = "fp32,bf16",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [all processors]")] = None,
+    image_size: Annotated[int, typer.Option(min=8, help="Height and width of the images.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 7,
+) -> int:
+    """Print images per second of each method alone and in a cohort, and the ratios to the bare student step."""
+    console = Console()
+    target = resolve_device(device)
+    count = threads or processors()
+    make_deterministic(target, count)
+    chosen = names(methods) or [name for name in method_names() if method_class(name).in_default_grid]
+    for name in chosen:
+        method_class(name)
+    dataset = _random_images(image_size)
+    console.print(
+        f"{device_name(target)}, {count} threads, torch {torch.__version__}; batch {protocol_named('lsskd').batch_size}, "
+        f"{image_size}x{image_size}, {CLASSES} classes; median of {rounds} rounds",
+        highlight=False,
+    )
+    for pair in names(pairs):
+        teacher, arrow, student = pair.partition(">")
+        if not arrow:
+            raise UserError(f"pair {pair!r} is not of the form teacher>student, such as WRN-40-2>WRN-16-2")
+        for network in (teacher, student):
+            if network not in network_names():
+                raise unknown_name("network", network, network_names())
+        contestants: list[Contestant] = []
+        for kind in names(precision):
+            if kind not in ("fp32", "bf16"):
+                raise unknown_name("precision", kind, ("fp32", "bf16"))
+            contestants += _contestants(dataset, teacher, student, chosen, kind, target, count)  # type: ignore[arg-type]
+        _race(contestants, target, rounds)
+        _print(console, pair, contestants, chosen)
+    return 0
+
+
+def _random_images(size: int) -> Dataset:
+    """Images of noise in the number and form of CIFAR-100's training set: speed does not depend on what they show."""
+    stream = generator("speed", "images")
+    train = ImageSet(
+        torch.randint(0, 256, (IMAGES, size, size, 3), dtype=torch.uint8, generator=stream),
+        torch.arange(IMAGES) % CLASSES,
+    )
+    test = ImageSet(train.images[:CLASSES], train.labels[:CLASSES])
+    return Dataset(
+        name="random",
+        classes=tuple(f"{number:03}" for number in range(CLASSES)),
+        train=train,
+        test=test,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        padding=4,
+        flip=True,
+        fingerprint="random",
+    )
+
+
+def _contestants(
+    dataset: Dataset,
+    teacher: str,
+    student: str,
+    methods: Sequence[str],
+    precision: Precision,
+    device: torch.device,
+    threads: int,
+) -> list[Contestant]:
+    request = Request(dataset.name, dataset.fingerprint, protocol_named("lsskd"), Scale(name="speed", factor=1), device, precision)
+    runs = [request.run(method, student, teacher, 0) for method in methods]
+    batch = request.protocol.batch_size
+    found = [
+        Contestant("bare student step", precision, batch, _bare_step(student, batch, dataset, precision, device), []),
+        Contestant("bare teacher forward", precision, batch, _bare_forward(teacher, batch, dataset, precision, device), []),
+    ]
+    cohorts = [(run.method, [run]) for run in runs]
+    cheap = [run for run in runs if run.method in CHEAP]
+    if len(cheap) > 1:
+        cohorts.append((f"cohort {'+'.join(run.method for run in cheap)}", cheap))
+    if len(runs) > max(1, len(cheap)):
+        cohorts.append(("cohort of all", runs))
+    for name, members in cohorts:
+        found.append(Contestant(name, precision, batch, _cohort_step(members, dataset, device, threads), []))
+    return found
+
+
+def _bare_step(
+    student: str, batch: int, dataset: Dataset, precision: Precision, device: torch.device
+) -> Callable[[], None]:
+    """The plainest step there is: one fixed batch, cross entropy, SGD; no data, no teacher, no method."""
+    network = fresh_network(student, CLASSES, 0).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+    images = _fixed_batch(batch, dataset.image_size, device)
+    labels = torch.arange(batch, device=device) % CLASSES
+
+    def step() -> None:
+        with autocast(device, precision):
+            logits = network(images).logits
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _bare_forward(
+    teacher: str, batch: int, dataset: Dataset, precision: Precision, device: torch.device
+) -> Callable[[], None]:
+    network = fresh_network(teacher, CLASSES, 0).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    images = _fixed_batch(batch, dataset.image_size, device)
+
+    def forward() -> None:
+        with torch.no_grad(), autocast(device, precision):
+            network(images)
+
+    return forward
+
+
+def _fixed_batch(batch: int, size: int, device: torch.device) -> torch.Tensor:
+    images = torch.randn(batch, 3, size, size, generator=generator("speed", "batch"))
+    return images.to(device, memory_format=torch.channels_last)
+
+
+def _cohort_step(runs: Sequence[Run], dataset: Dataset, device: torch.device, threads: int) -> Callable[[], None]:
+    """A step of the engine's own loop, with a teacher and heads that are not trained (which costs the same)."""
+    taught = [run for run in runs if run.teacher]
+    teacher = None
+    if taught:
+        heads = {
+            head_key(run): build_method(run.head, CLASSES, dataset.image_size, dataset.train.labels[:0])
+            for run in taught
+            if isinstance(run.head, Run)
+        }
+        assert taught[0].teacher_network and taught[0].teacher_precision
+        network = fresh_network(taught[0].teacher_network, CLASSES, 0)
+        teacher = Teacher(
+            network.to(device, memory_format=torch.channels_last),
+            {key: head.to(device, memory_format=torch.channels_last) for key, head in heads.items()},
+            taught[0].teacher_precision,
+        )
+    place = Settings(runs=Path("runs"), dataset="random", device=str(device), threads=threads)
+    cohort = Cohort(runs, Material(dataset, dataset.train, dataset.test), teacher, place)
+    plan = cohort.source.epoch(0)
+    return lambda: cohort.one_step(plan)
+
+
+def _race(contestants: Sequence[Contestant], device: torch.device, rounds: int) -> None:
+    for number in range(rounds + 2):
+        for contestant in contestants:
+            started = time.perf_counter()
+            contestant.call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            # The first two rounds warm up: memory is touched, kernels are chosen.
+            if number >= 2:
+                contestant.seconds.append(time.perf_counter() - started)
+
+
+def _print(console: Console, pair: str, contestants: Sequence[Contestant], methods: Sequence[str]) -> None:
+    screen = Table("", title=pair, title_justify="left", box=None, pad_edge=False)
+    kinds = list(dict.fromkeys(contestant.precision for contestant in contestants))
+    for kind in kinds:
+        screen.add_column(f"{kind} images/s", justify="right")
+        screen.add_column(f"of bare {kind} step", justify="right")
+    for kind in kinds if len(kinds) > 1 else []:
+        screen.add_column(f"of bare {kinds[-1]} step", justify="right") if kind != kinds[-1] else None
+    by_name = {(contestant.name, contestant.precision): contestant for contestant in contestants}
+    for name in dict.fromkeys(contestant.name for contestant in contestants):
+        row = [name]
+        for kind in kinds:
+            speed = by_name[name, kind].images_per_second
+            row += [f"{speed:.0f}", f"{speed / by_name['bare student step', kind].images_per_second:.2f}"]
+        if len(kinds) > 1:
+            fastest = by_name["bare student step", kinds[-1]].images_per_second
+            row.append(f"{by_name[name, kinds[0]].images_per_second / fastest:.2f}")
+        screen.add_row(*row)
+    console.print(screen)
+    for name in dict.fromkeys(contestant.name for contestant in contestants if contestant.name.startswith("cohort")):
+        members = [method for method in methods if name == "cohort of all" or method in CHEAP]
+        for kind in kinds:
+            alone = sum(1 / by_name[method, kind].images_per_second for method in members)
+            saving = alone * by_name[name, kind].images_per_second
+            console.print(f"{name}, {kind}: {saving:.2f} times cheaper than its {len(members)} methods alone", highlight=False)
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmark.speed")

@@ -1,0 +1,1 @@
+"""The engine: learners in cohorts, their checkpoints, evaluation."""

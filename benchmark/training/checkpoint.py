@@ -1,0 +1,119 @@
+"""Checkpoints of a cohort: atomic, verified by checksum, the two latest kept.
+
+A checkpoint is one safetensors file named `checkpoint-<epoch>-<step>-<sha256>.safetensors`; what is no tensor stands
+as JSON in its header. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from benchmark.errors import UserError
+from benchmark.files import replacing, sha256_of
+
+FILE_NAME = re.compile(r"checkpoint-(\d{6})-(\d{8})-([0-9a-f]{64})\.safetensors")
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by run id and name, and what else must be remembered of each run, as they stood after `step` steps of
+    `epoch` (both counted from 0)."""
+
+    epoch: int
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    notes: dict[str, Any]
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint, whole or not at all, and remove those older than the one before it.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    flat = {
+        f"{run_id}/{name}": tensor.detach().contiguous()
+        for run_id, tensors in checkpoint.tensors.items()
+        for name, tensor in tensors.items()
+    }
+    stem = f"checkpoint-{checkpoint.epoch:06d}-{checkpoint.step:08d}"
+    with replacing(folder / stem) as file:
+        try:
+            safetensors.torch.save_file(flat, file.temporary, {"notes": json.dumps(checkpoint.notes)})
+        except safetensors.SafetensorError as error:
+            raise OSError(None, str(error)) from error
+        file.target = folder / f"{stem}-{sha256_of(file.temporary)}.safetensors"
+    for _, _, _, old in _files(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return file.target
+
+
+def read_checkpoint(folder: Path, run_ids: Collection[str] | None = None) -> Checkpoint | None:
+    """The latest undamaged checkpoint (of the named runs only), or None.
+
+    A damaged file is reported by a warning and the one before it is taken.
+    """
+    for epoch, step, digest, path in _files(folder):
+        try:
+            if sha256_of(path) != digest:
+                raise ValueError("its checksum does not match its name")
+            return _read(path, epoch, step, run_ids)
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            warnings.warn(f"damaged checkpoint {path}: {error}; falling back to the one before it", stacklevel=2)
+    return None
+
+
+def latest_position(folder: Path) -> tuple[int, int] | None:
+    """Epoch and step of the newest checkpoint by name, without reading it."""
+    files = _files(folder)
+    return files[0][:2] if files else None
+
+
+def members(folder: Path) -> tuple[str, ...]:
+    """The run ids in the newest readable checkpoint, from its header alone."""
+    for _, _, _, path in _files(folder):
+        try:
+            with safetensors.safe_open(path, "pt") as opened:
+                return tuple(json.loads((opened.metadata() or {})["notes"])["runs"])
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+            continue
+    return ()
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a cohort's checkpoints and their folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[tuple[int, int, str, Path]]:
+    """Epoch, step, digest and path of each checkpoint, latest first."""
+    if not folder.is_dir():
+        return []
+    matched = ((FILE_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    found = [(int(match[1]), int(match[2]), match[3], path) for match, path in matched if match]
+    return sorted(found, key=lambda entry: entry[:3], reverse=True)
+
+
+def _read(path: Path, epoch: int, step: int, run_ids: Collection[str] | None) -> Checkpoint:
+    tensors: dict[str, dict[str, Tensor]] = {}
+    with safetensors.safe_open(path, "pt") as opened:
+        notes = json.loads((opened.metadata() or {})["notes"])
+        for key in opened.keys():  # noqa: SIM118 (not a mapping)
+            run_id, _, name = key.partition("/")
+            if run_ids is None or run_id in run_ids:
+                tensors.setdefault(run_id, {})[name] = opened.get_tensor(key)
+    if run_ids is not None and not set(run_ids) <= set(notes["runs"]):
+        raise UserError(f"checkpoint {path} does not hold all of {', '.join(run_ids)}")
+    return Checkpoint(epoch, step, tensors, notes)

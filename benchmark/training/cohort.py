@@ -1,0 +1,258 @@
+"""A cohort: runs trained in lockstep over one pass of the data.
+
+A batch, its views and the teacher's outputs are computed once; then every learner takes its own step. A learner never
+reads what another one did, so a run gives the same bits alone, in any cohort and in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.data.augmentation import EpochPlan, TrainingSource, evaluation_batches
+from benchmark.provenance import provenance
+from benchmark.results import Store
+from benchmark.spec import Run
+from benchmark.training import checkpoint as checkpoints
+from benchmark.training.devices import make_deterministic, peak_memory, resolve_device
+from benchmark.training.evaluation import BATCH_SIZE, evaluate
+from benchmark.training.learner import Learner, NonFiniteLoss
+from benchmark.training.teacher import Teacher
+from benchmark.training.material import (
+    Material,
+    Settings,
+    load_teacher,
+    loaded_dataset,
+    recipe_for,
+    training_material,
+)
+
+REPORT_SECONDS = 0.5
+COST_OF_A_CHECKPOINT = 20
+"""A checkpoint is written at most once in so many times the seconds that the last one took."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a running cohort says of itself: the epoch (from 1), the step (from 1), and how fast it goes."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    images_per_second: float
+    loss: float
+    top1: float | None
+    seconds_left: float
+
+
+Listener = Callable[[Progress], None]
+
+
+def cohort_name(runs: Sequence[Run]) -> str:
+    """A name for a set of runs, whatever their order."""
+    return hashlib.sha256("".join(sorted(run.digest for run in runs)).encode()).hexdigest()[:16]
+
+
+def resume_folder(store: Store, runs: Sequence[Run]) -> Path | None:
+    """The folder of the most advanced checkpoint that holds all of the runs."""
+    wanted = {run.id for run in runs}
+    found: list[tuple[tuple[int, int], Path]] = []
+    cohorts = store.cohorts(runs[0].dataset)
+    for folder in sorted(cohorts.iterdir()) if cohorts.is_dir() else []:
+        position = checkpoints.latest_position(folder)
+        if position is not None and wanted <= set(checkpoints.members(folder)):
+            found.append((position, folder))
+    return max(found)[1] if found else None
+
+
+class Cohort:
+    """Runs in lockstep, from wherever their checkpoint stands to their records."""
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        material: Material,
+        teacher: Teacher | None,
+        settings: Settings,
+        listen: Listener = lambda progress: None,
+    ) -> None:
+        first, dataset = runs[0], material.dataset
+        self.settings = settings
+        self.store = Store(settings.runs)
+        self.listen = listen
+        self.device = resolve_device(settings.device)
+        make_deterministic(self.device, settings.threads)
+        self.material = material
+        self.teacher = teacher
+        self.recipe = recipe_for(first.protocol, dataset)
+        names = (first.dataset, first.fraction, first.validation, first.protocol.name, first.seed)
+        self.source = TrainingSource(material.train, self.recipe, first.protocol.batch_size, self.device, names)
+        labels = material.train.labels.to(self.device)
+        self.learners = [
+            Learner(run, dataset.num_classes, dataset.image_size, labels, self.source.batches, self.device) for run in runs
+        ]
+        self.members = [run.id for run in runs]
+        self.folder = self.store.cohorts(first.dataset) / cohort_name(runs)
+        self.epoch, self.step = 0, 0
+        self.seconds, self.resumed, self.images = 0.0, 0, 0
+        self.last_top1: float | None = None
+        self._last_report, self._reported_step = time.perf_counter(), 0
+
+    @classmethod
+    def from_store(cls, runs: Sequence[Run], settings: Settings, listen: Listener = lambda progress: None) -> Cohort:
+        """The cohort of some runs with its images and, from the store or from files, its teacher and heads."""
+        device = resolve_device(settings.device)
+        make_deterministic(device, settings.threads)
+        material = training_material(runs[0], loaded_dataset(settings.dataset, settings.data_root))
+        return cls(runs, material, load_teacher(runs, material, settings, device), settings, listen)
+
+    def resume(self) -> bool:
+        """Take up the most advanced undamaged checkpoint that holds these runs; False where there is none."""
+        folder = resume_folder(self.store, [learner.run for learner in self.learners])
+        found = checkpoints.read_checkpoint(folder, self.members) if folder else None
+        if found is None:
+            return False
+        self.epoch, self.step = found.epoch, found.step
+        self.resumed = found.notes["resumed"] + 1
+        for learner in self.learners:
+            learner.restore(found.tensors[learner.run.id])
+            notes = found.notes["runs"][learner.run.id]
+            learner.figures, learner.seconds = notes["figures"], notes["seconds"]
+        self.seconds, self.images = found.notes["seconds"], found.notes["images"]
+        return True
+
+    def train(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train to the end and write the records; False if `stop` asked to leave, with a checkpoint written.
+
+        Raises:
+            UserError: the disk is full or a folder cannot be written.
+        """
+        for learner in self.learners:
+            self.store.begin(learner.run)
+        last_checkpoint, cost = time.perf_counter(), 0.0
+        self._last_report, self._reported_step = time.perf_counter(), self.step
+        while self.learners:
+            plan = self.source.epoch(self.epoch)
+            while self.step < self.source.batches and self.learners:
+                self.one_step(plan)
+                now = time.perf_counter()
+                asked = stop()
+                if asked or now - last_checkpoint > max(self.settings.checkpoint_seconds, COST_OF_A_CHECKPOINT * cost):
+                    self._save()
+                    last_checkpoint, cost = time.perf_counter(), time.perf_counter() - now
+                if asked:
+                    return False
+            self._finish_epoch()
+        return True
+
+    def one_step(self, plan: EpochPlan) -> None:
+        """The next batch of an epoch, for every learner."""
+        started = time.perf_counter()
+        batch = self.source.batch(plan, self.step)
+        teacher = self.teacher.on(batch) if self.teacher else None
+        for learner in list(self.learners):
+            taught = self.teacher.seconds if self.teacher else 0.0
+            learner.timed_step(batch, teacher, self.epoch, self.step)
+            learner.seconds -= (self.teacher.seconds if self.teacher else 0.0) - taught
+            if self.device.type == "cpu":
+                # Elsewhere looking at each loss would make the host wait; there it is looked at once an epoch.
+                self._drop_if_not_finite(learner, self.step + 1)
+        self.step += 1
+        self.images += len(batch.labels)
+        self.seconds += time.perf_counter() - started
+        if time.perf_counter() - self._last_report > REPORT_SECONDS and self.learners:
+            self._report()
+
+    def _drop_if_not_finite(self, learner: Learner, steps_done: int) -> None:
+        try:
+            learner.check_finite(self.epoch, steps_done)
+        except NonFiniteLoss as failure:
+            self.learners.remove(learner)
+            self.store.finish(
+                learner.run,
+                {
+                    "status": "failed",
+                    "reason": str(failure),
+                    "failed_at": {"epoch": failure.epoch + 1, "step": failure.step + 1},
+                    "epochs": learner.figures,
+                    "provenance": self._provenance(learner),
+                },
+                {},
+            )
+
+    def _finish_epoch(self) -> None:
+        for learner in list(self.learners):
+            self._drop_if_not_finite(learner, self.source.batches)
+        for learner in list(self.learners):
+            figures = learner.end_epoch(self.epoch)
+            if learner.student is not None:
+                batches = evaluation_batches(self.material.evaluation, self.recipe, BATCH_SIZE, self.device)
+                figures |= evaluate(learner.student, batches, learner.run.precision, learner.method.stage_scores)
+                self.last_top1 = figures["top1"]
+            learner.figures.append(figures)
+            self.store.write_epochs(learner.run, learner.figures)
+            if self.epoch + 1 == learner.epochs:
+                self._finish(learner)
+        self.epoch, self.step = self.epoch + 1, 0
+        self._reported_step = 0
+
+    def _finish(self, learner: Learner) -> None:
+        self.learners.remove(learner)
+        result: dict[str, Any] = {"status": "finished", "epochs": learner.figures, "final": learner.figures[-1]}
+        measured = [figures for figures in learner.figures if "top1" in figures]
+        if measured:
+            result["best_on_test"] = max(measured, key=lambda figures: figures["top1"])
+        result["provenance"] = self._provenance(learner)
+        self.store.finish(learner.run, result, learner.weights())
+
+    def _provenance(self, learner: Learner) -> dict[str, Any]:
+        return provenance(self.settings.command, self.device) | {
+            "precision": learner.run.precision,
+            "threads": self.settings.threads,
+            "seconds": self.seconds,
+            "seconds_of_its_own": learner.seconds,
+            "images_per_second": self.images / self.seconds if self.seconds else None,
+            "peak_memory_bytes": peak_memory(self.device),
+            "cohort": self.members,
+            "resumed": self.resumed,
+        }
+
+    def _save(self) -> None:
+        for learner in list(self.learners):
+            self._drop_if_not_finite(learner, self.step)
+        if not self.learners:
+            return
+        runs = {
+            learner.run.id: {"figures": learner.figures, "seconds": learner.seconds} for learner in self.learners
+        }
+        notes = {"runs": runs, "seconds": self.seconds, "images": self.images, "resumed": self.resumed}
+        tensors = {learner.run.id: learner.state() for learner in self.learners}
+        checkpoints.write_checkpoint(self.folder, checkpoints.Checkpoint(self.epoch, self.step, tensors, notes))
+
+    def _report(self) -> None:
+        now = time.perf_counter()
+        steps = self.step - self._reported_step
+        speed = steps / (now - self._last_report)
+        epochs = max(learner.epochs for learner in self.learners)
+        steps_left = (epochs - self.epoch) * self.source.batches - self.step
+        losses = torch.stack([learner.losses[self.step - 1] for learner in self.learners])
+        self.listen(
+            Progress(
+                epoch=self.epoch + 1,
+                epochs=epochs,
+                step=self.step,
+                steps=self.source.batches,
+                images_per_second=speed * self.source.batch_size,
+                loss=float(losses.mean()),
+                top1=self.last_top1,
+                seconds_left=steps_left / speed,
+            )
+        )
+        self._last_report, self._reported_step = now, self.step

@@ -1,0 +1,79 @@
+"""A job: claim the runs of a cohort, train those that nobody else trains, wait for the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from filelock import FileLock, Timeout
+
+from benchmark.results import Store
+from benchmark.spec import Run
+from benchmark.training import checkpoint as checkpoints
+from benchmark.training.cohort import Cohort, Listener
+from benchmark.training.material import Settings
+
+WAIT_SECONDS = 1.0
+
+
+def execute(
+    runs: Sequence[Run],
+    settings: Settings,
+    stop: Callable[[], bool] = lambda: False,
+    listen: Listener = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> bool:
+    """Bring the runs to their records; False if `stop` asked to leave before that.
+
+    A run that another process trains is waited for, and trained here if that process ends without a record.
+
+    Raises:
+        UserError: something that the user must mend, such as a full disk.
+    """
+    store = Store(settings.runs)
+    told = False
+    while pending := [run for run in runs if store.record(run) is None]:
+        locks = _claim(store, pending)
+        try:
+            mine = [run for run in pending if run.id in locks and store.record(run) is None]
+            if mine:
+                cohort = Cohort.from_store(mine, settings, listen)
+                if cohort.resume():
+                    say(f"resumed at epoch {cohort.epoch + 1}, step {cohort.step}")
+                if not cohort.train(stop):
+                    return False
+                if not settings.keep:
+                    remove_finished_checkpoints(store, mine[0].dataset)
+                continue
+        finally:
+            for lock in locks.values():
+                lock.release()
+        if stop():
+            return False
+        if not told:
+            say(f"waiting for another process that trains {pending[0].id}")
+            told = True
+        time.sleep(WAIT_SECONDS)
+    return True
+
+
+def remove_finished_checkpoints(store: Store, dataset: str) -> None:
+    """Remove the checkpoints (and with them the tables of past predictions) of cohorts whose runs all have records."""
+    cohorts = store.cohorts(dataset)
+    for folder in list(cohorts.iterdir()) if cohorts.is_dir() else []:
+        members = checkpoints.members(folder)
+        if members and all((store.root / dataset / run_id / "record.json").exists() for run_id in members):
+            checkpoints.remove_checkpoints(folder)
+
+
+def _claim(store: Store, runs: Sequence[Run]) -> dict[str, FileLock]:
+    """The locks, by run id, of those runs that no other process holds."""
+    held: dict[str, FileLock] = {}
+    for run in sorted(runs, key=lambda run: run.id):
+        lock = store.lock(run)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        held[run.id] = lock
+    return held

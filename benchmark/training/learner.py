@@ -1,0 +1,237 @@
+"""One run in training: the student, its method and its optimiser, and nothing that another run could touch."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.backbones import build_branches, build_network, is_mobile_network
+from benchmark.backbones.network import Network, Outputs, Shape, shape_of
+from benchmark.data.augmentation import Batch
+from benchmark.method import Context, Method, Step, View
+from benchmark.backbones.initialisation import fill_parameters
+from benchmark.registry import method_class, resolve_options
+from benchmark.spec import Run
+from benchmark.streams import generator
+from benchmark.training.devices import autocast
+from benchmark.training.teacher import TeacherOnBatch
+
+
+class NonFiniteLoss(Exception):
+    """A run's loss stopped being a number."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__(f"loss not finite at epoch {epoch + 1}, step {step + 1}")
+        self.epoch, self.step = epoch, step
+
+
+def fresh_network(name: str, num_classes: int, seed: int) -> Network:
+    """A network with its first weights, which depend on its name, the parameters' names and the seed alone."""
+    network = build_network(name, num_classes)
+    network.initialise(lambda parameter: generator("weights", name, parameter, seed))
+    return network
+
+
+@functools.cache
+def network_shape(name: str, num_classes: int, image_size: int) -> Shape:
+    """The shape of a network by name."""
+    return shape_of(name, build_network(name, num_classes), image_size)
+
+
+def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor) -> Method:
+    """The method of a run, with its extra modules as they are before training."""
+    cls = method_class(run.method)
+
+    def shape(name: str) -> Shape:
+        return network_shape(name, num_classes, image_size)
+
+    def initialise(module: nn.Module, name: str) -> nn.Module:
+        fill_parameters(module, lambda parameter: generator("method", run.method, run.student, name, parameter, run.seed))
+        return module
+
+    def branches(owner: Shape, outputs: int) -> nn.Module:
+        module = build_branches(owner.name, outputs)
+        module.initialise(lambda parameter: generator("weights", owner.name, "branches", parameter, run.seed))
+        return module
+
+    context = Context(
+        student=shape(run.student),
+        teacher=shape(run.teacher_network) if run.teacher_network else None,
+        num_classes=num_classes,
+        labels=labels,
+        generator=lambda name: generator("method", run.method, run.student, name, run.seed),
+        initialise=initialise,
+        branches=branches,
+        network=lambda owner: fresh_network(owner.name, num_classes, run.seed),
+    )
+    return cls(context, resolve_options(cls, run.protocol, run.options))
+
+
+class Learner:
+    """Trains one run, a step at a time; the cohort hands it batches and the teacher's outputs."""
+
+    def __init__(
+        self, run: Run, num_classes: int, image_size: int, labels: Tensor, steps: int, device: torch.device
+    ) -> None:
+        self.run = run
+        self.device = device
+        self.steps = steps
+        self.epochs = run.schedule.epochs
+        self.mobile_network = is_mobile_network(run.student)
+        self.method = build_method(run, num_classes, image_size, labels).to(device, memory_format=torch.channels_last)
+        self.student: Network | None = None
+        if self.method.trains_student:
+            network = fresh_network(run.student, num_classes, run.seed)
+            self.student = network.to(device, memory_format=torch.channels_last)
+        self.parameters = [parameter for _, parameter in self._named_parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=run.protocol.learning_rate,
+            momentum=run.protocol.momentum,
+            weight_decay=run.protocol.weight_decay,
+            nesterov=run.protocol.nesterov,
+            fused=True,
+        )
+        # From the start, so that the fused step sees a whole list also when some gradient comes later than others.
+        for parameter in self.parameters:
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+        self.losses = torch.zeros(steps, device=device)
+        self.terms = torch.zeros(len(self.method.weights), dtype=torch.float64, device=device)
+        self.figures: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        student = [] if self.student is None else list(self.student.named_parameters("student"))
+        return student + list(self.method.named_parameters("method"))
+
+    def step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> None:
+        """One step of the optimiser on one batch."""
+        self._train_mode()
+        rate = self.run.learning_rate(epoch, step, self.steps, self.mobile_network)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with autocast(self.device, self.run.precision):
+            loss, terms = self.method.loss(self._as_seen_by_method(batch, teacher, epoch, step))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.losses[step] = loss
+            self.terms += torch.stack([terms[name].double() for name in self.method.weights])
+
+    def _train_mode(self) -> None:
+        if not self.method.training:
+            self.method.train()
+        if self.student is not None and not self.student.training:
+            self.student.train()
+
+    def _as_seen_by_method(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> Step:
+        run, method = self.run, self.method
+
+        def student(view: View) -> Outputs:
+            assert self.student is not None, f"{run.method} trains no student"
+            return self.student(batch.view(view), method.needs_preactivations)
+
+        def teacher_outputs(view: View) -> Outputs:
+            assert teacher is not None, f"{run.method} runs without a teacher"
+            return teacher.outputs(view)
+
+        def teacher_head(view: View) -> Any:
+            assert teacher is not None and run.head is not None, f"{run.method} runs without a head"
+            return teacher.head(head_key(run), view)
+
+        def stream(name: str) -> torch.Generator:
+            owner = (run.dataset, run.fraction, run.protocol.name, run.seed, run.method, run.student)
+            return generator("step", *owner, epoch, step, name, device=self.device)
+
+        return Step(
+            labels=batch.labels,
+            index=batch.index,
+            epoch=epoch,
+            epochs=self.epochs,
+            images=batch.view,
+            student=student,
+            teacher=teacher_outputs,
+            teacher_head=teacher_head,
+            generator=stream,
+        )
+
+    def check_finite(self, epoch: int, steps_done: int) -> None:
+        """Look at the losses of this epoch's steps so far (the one place that waits for the device).
+
+        Raises:
+            NonFiniteLoss: one of them is no number; it names the first.
+        """
+        finite = torch.isfinite(self.losses[:steps_done])
+        if not bool(finite.all()):
+            raise NonFiniteLoss(epoch, int((~finite).nonzero()[0]))
+
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
+        """Tell the method, return the epoch's training figures, and start the next epoch's sums."""
+        if self.student is not None:
+            self.method.end_epoch(epoch, self.student)
+        means = (self.terms / self.steps).tolist()
+        figures = {
+            "epoch": epoch + 1,
+            "loss": float(self.losses.double().mean()),
+            "terms": dict(zip(self.method.weights, means, strict=True)),
+        }
+        self.losses.zero_()
+        self.terms.zero_()
+        return figures
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs, by name."""
+        state = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
+        if self.student is not None:
+            state |= {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
+        for number, parameter in enumerate(self.parameters):
+            state[f"momentum.{number}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        return state | {"losses": self.losses, "terms": self.terms}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up a state given by `state`."""
+        parts: dict[str, dict[str, Tensor]] = {"method": {}, "student": {}, "momentum": {}}
+        for key, tensor in state.items():
+            part, _, name = key.partition(".")
+            if part in parts:
+                parts[part][name] = tensor
+        self.method.load_state_dict(parts["method"])
+        if self.student is not None:
+            self.student.load_state_dict(parts["student"])
+        for number, parameter in enumerate(self.parameters):
+            self.optimizer.state[parameter]["momentum_buffer"].copy_(parts["momentum"][str(number)])
+        self.losses.copy_(state["losses"])
+        self.terms.copy_(state["terms"])
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """What a finished run leaves: the plain student, and the method's modules where another run reads them."""
+        weights = {}
+        if self.student is not None:
+            weights["student"] = self.student.state_dict()
+        if is_head(self.method):
+            weights["method"] = self.method.state_dict()
+        return weights
+
+    def timed_step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> None:
+        """`step`, with the host time it took added to `seconds` (the teacher's own time included)."""
+        started = time.perf_counter()
+        self.step(batch, teacher, epoch, step)
+        self.seconds += time.perf_counter() - started
+
+
+def head_key(run: Run) -> str:
+    """Names the head that a run reads, among those of its teacher."""
+    if isinstance(run.head, Run):
+        return run.head.digest
+    assert run.head is not None
+    return f"{run.head.sha256}:{run.head.network}"
+
+
+def is_head(method: Method) -> bool:
+    """Whether other runs read this method's trained modules."""
+    return type(method).represent is not Method.represent

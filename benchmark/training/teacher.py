@@ -1,0 +1,63 @@
+"""The frozen teacher of a cohort: its outputs and its heads' are computed once a batch, for whoever asks first."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from benchmark.backbones.network import Network, Outputs
+from benchmark.data.augmentation import Batch
+from benchmark.method import Method, View
+from benchmark.spec import Precision
+from benchmark.training.devices import autocast
+
+
+class Teacher:
+    """A network in evaluation mode without gradients, and the trained heads that hang on it, by run digest."""
+
+    def __init__(
+        self, network: Network, heads: dict[str, Method], precision: Precision, preactivations: bool = False
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.heads = {digest: head.eval().requires_grad_(False) for digest, head in heads.items()}
+        self.precision = precision
+        self.preactivations = preactivations
+        self.seconds = 0.0
+        """Host time spent in the teacher so far."""
+
+    def on(self, batch: Batch) -> TeacherOnBatch:
+        """The teacher's view of one batch."""
+        return TeacherOnBatch(self, batch)
+
+
+class TeacherOnBatch:
+    """Outputs of the teacher for one batch, each made on demand and kept."""
+
+    def __init__(self, teacher: Teacher, batch: Batch) -> None:
+        self._teacher = teacher
+        self._batch = batch
+        self._outputs: dict[str, Outputs] = {}
+        self._heads: dict[tuple[str, str], Any] = {}
+
+    def outputs(self, view: View) -> Outputs:
+        """The teacher's outputs for a view."""
+        if view not in self._outputs:
+            images = self._batch.view(view)
+            started = time.perf_counter()
+            with torch.no_grad(), autocast(images.device, self._teacher.precision):
+                self._outputs[view] = self._teacher.network(images, self._teacher.preactivations)
+            self._teacher.seconds += time.perf_counter() - started
+        return self._outputs[view]
+
+    def head(self, digest: str, view: View) -> Any:
+        """What the head of that run digest makes of the outputs for a view."""
+        key = (digest, view)
+        if key not in self._heads:
+            outputs = self.outputs(view)
+            started = time.perf_counter()
+            with torch.no_grad(), autocast(outputs.logits.device, self._teacher.precision):
+                self._heads[key] = self._teacher.heads[digest].represent(outputs)
+            self._teacher.seconds += time.perf_counter() - started
+        return self._heads[key]

@@ -1,0 +1,166 @@
+"""Choose a method's options on held-out training images: `python -m benchmark.tune --method LSSKD --grid alpha=0.3,0.8`.
+
+The test set is never looked at: every run is trained on what is left of the training set and evaluated on the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmark.backbones import network_names
+from benchmark.command_line import INTERRUPTED, command, method_options, names, processors, run_app, value_of
+from benchmark.data import load_dataset
+from benchmark.errors import UserError, unknown_name
+from benchmark.executor import run_jobs
+from benchmark.files import write_text
+from benchmark.plan import Request, jobs_for
+from benchmark.progress import Display
+from benchmark.protocols import protocol_named, scale_named, scale_to
+from benchmark.registry import method_class
+from benchmark.results import Store
+from benchmark.spec import Run
+from benchmark.statistics import Summary, summarise
+from benchmark.training.devices import resolve_device
+from benchmark.training.material import Settings
+from tables.specification import load_table
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+Combination = dict[str, Any]
+
+
+@app.command()
+def main(
+    method: Annotated[str, typer.Option(help="The method to tune.")],
+    grid: Annotated[list[str], typer.Option(help="Values of options: alpha=0.3,0.8,beta=1,2 (may be repeated).")],
+    pair: Annotated[str, typer.Option(help="Teacher and student.")] = "WRN-40-2>WRN-16-2",
+    validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the training images held out.")] = 0.1,
+    scale: Annotated[str, typer.Option(help="demo, quick or paper.")] = "demo",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Scale to so many epochs instead.")] = None,
+    protocol: Annotated[str, typer.Option(help="The training recipe.")] = "lsskd",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each combination.")] = 1,
+    dataset: Annotated[str, typer.Option(help="A dataset by name or TOML file. [that of Table II at this scale]")] = "",
+    data_root: Annotated[Path | None, typer.Option(help="The folder that holds the dataset.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Precision of forwards.")] = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [CPU: one a core; CUDA: 1]")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
+    runs: Annotated[Path, typer.Option(help="Where the records are kept.")] = Path("runs"),
+    reports: Annotated[Path, typer.Option(help="Where the ranking is written.")] = Path("reports"),
+) -> int:
+    """Train every combination of the grid and rank them by held-out accuracy."""
+    console = Console()
+    teacher, arrow, student = pair.partition(">")
+    if not arrow:
+        raise UserError(f"pair {pair!r} is not of the form teacher>student, such as WRN-40-2>WRN-16-2")
+    for network in (teacher, student):
+        if network not in network_names():
+            raise unknown_name("network", network, network_names())
+    method_class(method)
+    combinations = parse_grid(grid)
+    recipe = protocol_named(protocol)
+    for combination in combinations:
+        method_options([f"{method}.{name}={value_text(value)}" for name, value in combination.items()], recipe)
+    source = dataset or load_table("II").dataset_for(scale)
+    target = resolve_device(device)
+    images = load_dataset(source, data_root)
+    amount = scale_named(scale) if epochs is None else scale_to(epochs, recipe)
+
+    def run(combination: Combination, seed: int) -> Run:
+        request = Request(
+            dataset=images.name,
+            fingerprint=images.fingerprint,
+            protocol=recipe,
+            scale=amount,
+            device=target,
+            precision=precision,
+            validation=validation,
+            options={method: combination},
+        )
+        return request.run(method, student, teacher, seed)
+
+    planned = [[run(combination, seed) for seed in range(seeds)] for combination in combinations]
+    store = Store(runs)
+    place = Settings(runs, source, data_root, str(target), threads, command=command())
+    processes = workers or (1 if target.type == "cuda" else processors())
+    jobs = jobs_for(list(itertools.chain(*planned)), store, processes, images.image_size, len(images.train.labels))
+    stopped = False
+    if jobs:
+        with Display(jobs, console) as display:
+            stopped = run_jobs(jobs, place, processes, display).stopped
+    ranking = rank(combinations, planned, store)
+    _print(console, ranking, f"{method} on {student}: accuracy on {validation:.0%} of the training images, held out")
+    path = reports / f"tune_{method}_{student}.csv".replace("*", "+")
+    write_text(path, as_csv(ranking))
+    console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    return INTERRUPTED if stopped else 0
+
+
+def parse_grid(texts: Sequence[str]) -> list[Combination]:
+    """Every combination of the values in texts such as `alpha=0.3,0.8,beta=1,2`.
+
+    Raises:
+        UserError: a text that does not begin with `option=value`, or an option named twice.
+    """
+    values: dict[str, list[Any]] = {}
+    for text in texts:
+        option = None
+        for part in names(text):
+            name, equals, value = part.partition("=")
+            if equals:
+                option, part = name.strip(), value.strip()
+                if option in values:
+                    raise UserError(f"--grid names {option!r} twice; write its values after one another: {option}=1,2")
+                values[option] = []
+            if option is None or not part:
+                raise UserError(f"--grid {text!r} is not of the form option=value,value,option=value")
+            values[option].append(value_of(part))
+    if not values:
+        raise UserError("--grid is empty; write option=value,value, such as alpha=0.3,0.8")
+    return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+
+
+def value_text(value: Any) -> str:
+    """A value as it would be written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def rank(
+    combinations: Sequence[Combination], planned: Sequence[Sequence[Run]], store: Store
+) -> list[tuple[Combination, Summary]]:
+    """Combinations with their held-out accuracy over finished seeds, best first; unfinished ones last."""
+    summaries = []
+    for combination, runs in zip(combinations, planned, strict=True):
+        records = [record for run in runs if (record := store.record(run)) and record["status"] == "finished"]
+        summaries.append((combination, summarise([record["final"]["top1"] for record in records])))
+    return sorted(summaries, key=lambda entry: -1.0 if entry[1].mean is None else entry[1].mean, reverse=True)
+
+
+def as_csv(ranking: Sequence[tuple[Combination, Summary]]) -> str:
+    """The ranking as text: the options, the mean held-out accuracy in %, its standard deviation and n."""
+    options = list(ranking[0][0])
+    lines = [",".join([*options, "held_out_top1", "std", "n"])]
+    for combination, summary in ranking:
+        numbers = ["" if value is None else f"{value:.4f}" for value in (summary.mean, summary.std)]
+        lines.append(",".join([*(value_text(combination[option]) for option in options), *numbers, str(summary.n)]))
+    return "\n".join(lines) + "\n"
+
+
+def _print(console: Console, ranking: Sequence[tuple[Combination, Summary]], title: str) -> None:
+    screen = Table(*ranking[0][0], "held-out top-1 %", "n", title=title, title_justify="left", box=None, pad_edge=False)
+    for combination, summary in ranking:
+        spread = "" if summary.std is None else f" ± {summary.std:.2f}"
+        accuracy = "not finished" if summary.mean is None else f"{summary.mean:.2f}{spread}"
+        screen.add_row(*(value_text(value) for value in combination.values()), accuracy, str(summary.n))
+    console.print(screen)
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmark.tune")

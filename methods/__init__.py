@@ -1,0 +1,1 @@
+"""Distillation methods, a file each: its losses as pure functions, and the class that wires them."""

@@ -1,0 +1,195 @@
+"""HSSAKD: auxiliary branches that tell class and rotation at once, and their distillation stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from benchmark.method import ROTATIONS, Context, Method, Options, Outputs, Step, UserError, full_precision, upright
+from methods.baseline import cross_entropy
+from methods.kd import distillation_loss
+
+PAPER = "Yang et al., Hierarchical Self-supervised Augmented Knowledge Distillation, IJCAI 2021"
+
+
+def joint_labels(labels: Tensor) -> Tensor:
+    """Labels of class and rotation at once, class * 4 + rotation, for image-major rows: int64 [4 * batch]."""
+    return (labels[:, None] * ROTATIONS + torch.arange(ROTATIONS, device=labels.device)).flatten()
+
+
+def class_scores(joint_logits: Tensor) -> Tensor:
+    """Sum of the four joint logits of each class, [rows, 4 * classes] to [rows, classes].
+
+    (The class score of the authors' implementation; on upright images it is a stage's classifier.)
+    """
+    return joint_logits.unflatten(1, (-1, ROTATIONS)).sum(2)
+
+
+@full_precision
+def joint_cross_entropy(branch_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Sum over the branches of the cross entropy with the joint labels, its mean over all views: a scalar.
+
+    branch_logits: [4 * batch, 4 * classes] each; labels: [batch]. (Yang et al., IJCAI 2021, section 3.)
+    """
+    targets = joint_labels(labels)
+    return torch.stack([F.cross_entropy(logits, targets) for logits in branch_logits]).sum()
+
+
+def branch_divergence(student: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float) -> Tensor:
+    """Sum over pairs of branches of T^2 KL(teacher || student), its mean over all views: a scalar.
+
+    student, teacher: logits [4 * batch, 4 * classes] each. (Yang et al., IJCAI 2021, section 3.)
+    """
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([distillation_loss(own, other, temperature) for own, other in pairs]).sum()
+
+
+def logits_of(branches: Sequence[Any]) -> list[Tensor]:
+    """The logits of each branch's outputs."""
+    return [branch.logits for branch in branches]
+
+
+class HSSAKDBranches(Method):
+    """Branches on the frozen common teacher learn class and rotation at once.
+
+    Yang et al., IJCAI 2021, section 3: L = L_ce + sum over branches of their cross entropy with the joint labels. With
+    the backbone frozen L_ce is a constant, which is still part of the value shown.
+    """
+
+    name = "HSSAKD-branches"
+    paper = PAPER
+    view = "rotated"
+    needs_teacher = True
+    trains_student = False
+    listed = False
+    student_branches = True
+
+    def __init__(self, context: Context, options: Options) -> None:
+        super().__init__(context, options)
+        assert context.teacher is not None
+        self.branches = context.branches(context.teacher, ROTATIONS * context.num_classes)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"ce": 1.0, "joint": 1.0}
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        teacher = step.teacher("rotated")
+        return {
+            "ce": cross_entropy(upright(teacher.logits), step.labels),
+            "joint": joint_cross_entropy(logits_of(self.represent(teacher)), step.labels),
+        }
+
+    def represent(self, outputs: Outputs) -> tuple[Any, ...]:
+        """The outputs of each branch, `logits` [rows, 4 * classes] and `pooled` [rows, width]."""
+        return cast(tuple[Any, ...], self.branches(outputs.stages))
+
+    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        """Class scores [batch, classes] of each branch for upright images."""
+        return tuple(class_scores(logits) for logits in logits_of(self.represent(outputs)))
+
+
+class HSSAKDJointTeacher(Method):
+    """A network learns its classes while branches on it learn class and rotation at once.
+
+    Yang et al., IJCAI 2021, section 3: L = L_ce + sum over branches of their cross entropy with the joint labels. It is
+    the teacher of HSSAKD*, and a better one than the common teacher.
+    """
+
+    name = "HSSAKD-teacher"
+    paper = PAPER
+    view = "rotated"
+    listed = False
+    student_branches = True
+
+    def __init__(self, context: Context, options: Options) -> None:
+        super().__init__(context, options)
+        self.branches = context.branches(context.student, ROTATIONS * context.num_classes)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"ce": 1.0, "joint": 1.0}
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        student = step.student("rotated")
+        return {
+            "ce": cross_entropy(upright(student.logits), step.labels),
+            "joint": joint_cross_entropy(logits_of(self.represent(student)), step.labels),
+        }
+
+    def represent(self, outputs: Outputs) -> tuple[Any, ...]:
+        """The outputs of each branch, `logits` [rows, 4 * classes] and `pooled` [rows, width]."""
+        return cast(tuple[Any, ...], self.branches(outputs.stages))
+
+    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        """Class scores [batch, classes] of each branch for upright images."""
+        return tuple(class_scores(logits) for logits in logits_of(self.represent(outputs)))
+
+
+class HSSAKD(Method):
+    """Each branch of the student imitates the teacher's branch on the same stage, and its head the teacher's head.
+
+    Yang, An, Cai and Xu, "Hierarchical Self-supervised Augmented Knowledge Distillation", IJCAI 2021, section 3:
+    L = L_ce + T^2 KL of the heads + sum over branches of T^2 KL, all four rotations in each KL. The student's
+    branches have no loss with the labels, and their gradients reach the backbone.
+    """
+
+    name = "HSSAKD"
+    paper = PAPER
+    view = "rotated"
+    needs_teacher = True
+    teacher_head = "HSSAKD-branches"
+    student_branches = True
+
+    class Options(Options):
+        ce_weight: float = Field(1.0, ge=0, description="weight of the cross entropy on upright images")
+        kd_weight: float = Field(1.0, ge=0, description="weight of the divergence of the heads on all four rotations")
+        branch_weight: float = Field(1.0, ge=0, description="weight of the divergence of the branches")
+        temperature: float = Field(3.0, gt=0, description="temperature T of every divergence")
+
+    options: Options
+
+    def __init__(self, context: Context, options: Options) -> None:
+        super().__init__(context, options)
+        student, teacher = context.student, context.teacher
+        assert teacher is not None
+        if len(student.stages) != len(teacher.stages):
+            raise UserError(
+                f"{self.name}: {student.name} has {len(student.stages)} stages and {teacher.name} "
+                f"{len(teacher.stages)}; choose a pair with as many stages each"
+            )
+        self.branches = context.branches(student, ROTATIONS * context.num_classes)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        options = self.options
+        return {"ce": options.ce_weight, "kd": options.kd_weight, "branches": options.branch_weight}
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        temperature = self.options.temperature
+        student, teacher = step.student("rotated"), step.teacher("rotated")
+        student_branches = logits_of(self.branches(student.stages))
+        teacher_branches = logits_of(step.teacher_head("rotated"))
+        return {
+            "ce": cross_entropy(upright(student.logits), step.labels),
+            "kd": distillation_loss(student.logits, teacher.logits, temperature),
+            "branches": branch_divergence(student_branches, teacher_branches, temperature),
+        }
+
+    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        """Class scores [batch, classes] of each branch for upright images."""
+        return tuple(class_scores(logits) for logits in logits_of(self.branches(outputs.stages)))
+
+
+class HSSAKDStar(HSSAKD):
+    """HSSAKD from a teacher that was trained together with its branches, as its authors' best results are."""
+
+    name = "HSSAKD*"
+    teacher_method = "HSSAKD-teacher"
+    teacher_head = "HSSAKD-teacher"
+    in_default_grid = False

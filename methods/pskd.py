@@ -1,0 +1,110 @@
+"""PS-KD: the network's own predictions of the epoch before soften the labels."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from benchmark.method import (
+    Context,
+    Method,
+    Network,
+    Options,
+    PastNetwork,
+    PredictionHistory,
+    Step,
+    full_precision,
+)
+
+
+def growing_alpha(final: float, epoch: int, epochs: int) -> float:
+    """Trust in the past in an epoch counted from 0: linear, `final` in the last one (Kim et al., 2021, section 3)."""
+    return final * (epoch + 1) / epochs
+
+
+@full_precision
+def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Softmax over the last dimension of logits / temperature, without a graph; the shape of the logits."""
+    return F.softmax(logits.detach() / temperature, dim=-1)
+
+
+def one_hot(labels: Tensor, num_classes: int, like: Tensor) -> Tensor:
+    """Labels [...] as distributions [..., num_classes] in the precision that losses on `like` are computed in."""
+    dtype = like.dtype if like.dtype == torch.float64 else torch.float32
+    return F.one_hot(labels, num_classes).to(dtype)
+
+
+def soft_targets(hard: Tensor, past: Tensor | None, alpha: float) -> Tensor:
+    """(1 - alpha) * hard + alpha * past; the hard targets where there is no past (Kim et al., 2021, section 3)."""
+    return hard if past is None else (1 - alpha) * hard + alpha * past
+
+
+@full_precision
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-sum_c targets_c log softmax(logits)_c over the last dimension, its mean over all rows: a scalar."""
+    return -(targets * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+
+
+class PSKD(Method):
+    """Labels are mixed with what the network said of the image an epoch ago, more and more as training goes on.
+
+    Kim, Ji, Yoon and Hwang, "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV 2021,
+    section 3: cross entropy with (1 - a_t) * label + a_t * past prediction, a_t = a_T * t / T in epoch t of T. In the
+    first epoch, which has no past, the label alone counts.
+    """
+
+    name = "PS-KD"
+    paper = "Kim et al., Self-Knowledge Distillation with Progressive Refinement of Targets, ICCV 2021"
+
+    class Options(Options):
+        alpha: float = Field(0.8, ge=0, le=1, description="trust in the past in the last epoch, a_T")
+        past: Literal["table", "previous_weights"] = Field(
+            "table",
+            description="past predictions: those made in training an epoch ago, or those of the weights at the end of "
+            "the previous epoch on the present view",
+        )
+        table_dtype: Literal["float16", "float32", "float64"] = Field(
+            "float16", description="precision in which the table keeps past predictions"
+        )
+
+    options: Options
+
+    def __init__(self, context: Context, options: Options) -> None:
+        super().__init__(context, options)
+        self.num_classes = context.num_classes
+        self.history: PredictionHistory | None = None
+        self.past_network: PastNetwork | None = None
+        if options.past == "table":
+            self.history = PredictionHistory(len(context.labels), (context.num_classes,), options.table_dtype)
+        else:
+            self.past_network = PastNetwork(context.network(context.student))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"ce": 1.0}
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        logits = step.student("plain").logits
+        hard = one_hot(step.labels, self.num_classes, logits)
+        alpha = growing_alpha(self.options.alpha, step.epoch, step.epochs)
+        targets = soft_targets(hard, self._past(step, hard), alpha)
+        if self.history is not None:
+            self.history.store(step.index, probabilities(logits))
+        return {"ce": soft_cross_entropy(logits, targets)}
+
+    def _past(self, step: Step, hard: Tensor) -> Tensor | None:
+        if step.epoch == 0:
+            return None
+        if self.history is not None:
+            return self.history.look_up(step.index, hard)
+        outputs, _ = cast(PastNetwork, self.past_network)(step.images("plain"))
+        return probabilities(outputs.logits)
+
+    def end_epoch(self, epoch: int, student: Network) -> None:
+        """Keep the weights, where the past is made from them."""
+        if self.past_network is not None:
+            self.past_network.remember(student)

@@ -1,0 +1,75 @@
+"""A small real cohort for the engine's tests: handwritten digits, real networks with batch norm, a short protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.data import load_dataset
+from benchmark.plan import Request, with_dependencies
+from benchmark.protocols import HEAD_SCHEDULES
+from benchmark.results import Record, Store
+from benchmark.spec import Precision, Protocol, Run, Scale, Schedule
+from benchmark.training.job import execute
+from benchmark.training.material import Settings
+
+STUDENT, TEACHER = "ResNet20", "WRN-16-2"
+METHODS = ("CRD", "SSKD", "HSSAKD", "PS-KD", "LSSKD")
+SHORT = Protocol(
+    name="short",
+    schedule=Schedule(epochs=3, milestones=(2,)),
+    learning_rate=0.05,
+    batch_size=16,
+    method_schedules={name: Schedule(epochs=1) for name in HEAD_SCHEDULES},
+)
+
+
+def request(precision: Precision = "fp32", protocol: Protocol = SHORT, **changes: Any) -> Request:
+    """A request for runs on a tenth of the digits."""
+    digits = load_dataset("digits", None)
+    return Request(
+        dataset=digits.name,
+        fingerprint=digits.fingerprint,
+        protocol=protocol,
+        scale=Scale(name="test", factor=1),
+        device=torch.device("cpu"),
+        precision=precision,
+        **changes,
+    )
+
+
+def run_of(method: str, precision: Precision = "fp32", seed: int = 0, **changes: Any) -> Run:
+    """A run on a tenth of the digits, its teacher and head on the same tenth."""
+    return shrunk(request(precision, **changes).run(method, STUDENT, TEACHER, seed))
+
+
+def shrunk(run: Run) -> Run:
+    """The same run and all that it depends on, on a tenth of the training images."""
+    update: dict[str, Any] = {"fraction": 0.1}
+    for part in ("teacher", "head"):
+        artifact = getattr(run, part)
+        if isinstance(artifact, Run):
+            update[part] = shrunk(artifact)
+    return Run.model_validate(run.model_dump() | {key: value if key == "fraction" else value.model_dump() for key, value in update.items()})
+
+
+def settings(folder: Path, **changes: Any) -> Settings:
+    """Settings that keep everything under `folder`."""
+    return Settings(runs=folder, dataset="digits", **changes)
+
+
+def train_dependencies(runs: Sequence[Run], place: Settings) -> None:
+    """Train the teachers and heads of some runs, each in a cohort of its own."""
+    wanted = {run.digest for run in runs}
+    for run in with_dependencies(runs):
+        if run.digest not in wanted:
+            assert execute([run], place)
+
+
+def records(runs: Sequence[Run], place: Settings) -> dict[str, Record]:
+    """The records of runs, by method."""
+    found = {run.method: Store(place.runs).record(run) for run in runs}
+    return {method: record for method, record in found.items() if record is not None}

@@ -1,0 +1,244 @@
+"""Released teachers are read whatever their layout, and nothing in them is run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from benchmark import streams
+from benchmark.backbones import build_branches, build_network
+from benchmark.backbones.network import Network, Outputs
+from benchmark.backbones.released import ReleasedWeights, apply_to, load_released
+from benchmark.errors import UserError
+
+NAME = "ResNet20"
+
+
+def network(seed: int = 0, num_classes: int = 10) -> Network:
+    module = build_network(NAME, num_classes)
+    module.initialise(lambda name: streams.generator(name, seed))
+    return module
+
+
+def weights(seed: int = 0) -> dict[str, Tensor]:
+    return dict(network(seed).state_dict())
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in tensors.items()}
+
+
+def released(backbone: dict[str, Tensor], auxiliary: dict[str, Tensor] | None = None) -> ReleasedWeights:
+    return ReleasedWeights(backbone, auxiliary, "state dict", "")
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in actual.items())
+
+
+ACCURACY = np.float64(72.5)
+LAYOUTS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "model": lambda tensors: {"epoch": 240, "model": tensors, "accuracy": ACCURACY, "optimizer": {"state": {}}},
+    "state_dict": lambda tensors: {"epoch": 240, "state_dict": tensors, "acc": np.float32(0.7), "best": np.int64(3)},
+    "net": lambda tensors: {"net": tensors, "acc": torch.tensor(70.0), "epoch": 200, "optimizer": {"state": {}}},
+    "state dict": lambda tensors: tensors,
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "backbone.module."])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_round_trips(tmp_path: Path, layout: str, prefix: str, zipped: bool) -> None:
+    path = tmp_path / "teacher.pth"
+    torch.save(LAYOUTS[layout](prefixed(prefix, weights())), path, _use_new_zipfile_serialization=zipped)
+    read = load_released(path)
+    assert (read.layout, read.auxiliary, read.ignored) == (layout, None, ())
+    assert read.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    target = network(seed=1)
+    apply_to(target, read, NAME)
+    assert_same(dict(target.state_dict()), weights())
+
+
+def test_safetensors_round_trips(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    safetensors.torch.save_file(prefixed("module.", weights()), path)
+    read = load_released(path)
+    assert read.layout == "safetensors"
+    assert_same(read.backbone, weights())
+
+
+def test_numpy_numbers_under_their_old_module_name_are_read(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"model": {"weight": torch.ones(2)}, "accuracy": ACCURACY}, buffer, _use_new_zipfile_serialization=False)
+    new, old = b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"
+    content = buffer.getvalue().replace(old, new)
+    assert new in content
+    for number, package in enumerate((new, old)):
+        path = tmp_path / f"{number}.pth"
+        path.write_bytes(content.replace(new, package))
+        assert torch.equal(load_released(path).backbone["weight"], torch.ones(2))
+
+
+def test_branches_are_split_off_and_the_projection_is_left_out(tmp_path: Path) -> None:
+    branches = build_branches(NAME, 40)
+    branches.initialise(lambda name: streams.generator(name, 5))
+    stored = prefixed("backbone.", weights()) | prefixed("auxiliary_classifier.", dict(branches.state_dict()))
+    stored["proj_head.0.weight"] = torch.ones(2, 2)
+    torch.save({"net": prefixed("module.", stored)}, tmp_path / "teacher.pth.tar")
+    read = load_released(tmp_path / "teacher.pth.tar")
+    assert read.ignored == ("proj_head.0.weight",)
+    assert_same(read.backbone, weights())
+    target = build_branches(NAME, 40)
+    apply_to(target, read, NAME)
+    assert_same(dict(target.state_dict()), dict(branches.state_dict()))
+
+
+def test_branches_need_a_checkpoint_that_has_some() -> None:
+    with pytest.raises(UserError, match="has no auxiliary branches for ResNet20"):
+        apply_to(build_branches(NAME, 40), released(weights()), NAME)
+
+
+def test_counters_missing_from_old_files_start_at_zero() -> None:
+    target = network(seed=1).train()
+    target(torch.randn(2, 3, 8, 8))
+    assert target.state_dict()["bn1.num_batches_tracked"] == 1
+    apply_to(target, released({k: v for k, v in weights().items() if not k.endswith("num_batches_tracked")}), NAME)
+    assert_same(dict(target.state_dict()), weights())
+
+
+class Classified(Network):
+    """A network whose last layer is called as in the two public MobileNetV2s."""
+
+    def __init__(self, nested: bool) -> None:
+        super().__init__()
+        self.num_classes = 3
+        layer = nn.Linear(2, 3)
+        self.classifier = nn.Sequential(layer) if nested else layer
+
+    def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
+        raise NotImplementedError
+
+    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_classifier_fits_with_and_without_its_index(nested: bool) -> None:
+    source, target = Classified(not nested), Classified(nested)
+    apply_to(target, released(dict(source.state_dict())), "MobileNetV2")
+    assert_same(
+        {key.replace("classifier.0.", "classifier."): value for key, value in target.state_dict().items()},
+        {key.replace("classifier.0.", "classifier."): value for key, value in source.state_dict().items()},
+    )
+
+
+def test_one_line_names_missing_unexpected_and_misshapen_tensors_and_nothing_is_changed() -> None:
+    given = dict(network(num_classes=100).state_dict())
+    del given["conv1.weight"]
+    for number in range(7):
+        given[f"extra{number}.weight"] = torch.zeros(1)
+    target = network(seed=1)
+    with pytest.raises(UserError) as caught:
+        apply_to(target, released(given), NAME)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "does not fit ResNet20: missing: conv1.weight; " in message
+    assert "unexpected: extra0.weight, extra1.weight, extra2.weight, extra3.weight and 3 more; " in message
+    assert "fc.weight [100, 64] instead of [10, 64], fc.bias [100] instead of [10]" in message
+    assert_same(dict(target.state_dict()), weights(seed=1))
+
+
+class Code:
+    """Pickles to a call that leaves a file behind."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "teacher.pth"
+    torch.save({"model": weights(), "extra": Code(trace)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"teacher.pth needs code \(\w+\.mkdir\) to be loaded and is refused"):
+        load_released(path)
+    assert not trace.exists()
+    # The same file does run its code when it is trusted, so the refusal above is what kept it from running.
+    torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
+    torch.save({"net": nn.Linear(1, 1)}, tmp_path / "teacher.pth")
+    with pytest.raises(UserError, match=r"needs code \(torch.nn.modules.linear.Linear\)"):
+        load_released(tmp_path / "teacher.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 no archive"])
+@pytest.mark.parametrize("name", ["teacher.pth", "teacher.safetensors"])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is no (checkpoint|safetensors file).*damaged") as caught:
+        load_released(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.pth"
+    torch.save({"model": weights()}, path)
+    path.write_bytes(path.read_bytes()[:-4000])
+    with pytest.raises(UserError, match="is damaged"):
+        load_released(path)
+
+
+@pytest.mark.parametrize("stored", [{}, {"model": {}}, {"model": {"epoch": 3}}, {"weights": {"a": torch.ones(1)}}, 3])
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, stored: Any) -> None:
+    torch.save(stored, tmp_path / "teacher.pth")
+    with pytest.raises(UserError, match=r"holds no weights of a network; allowed: .*model, state_dict, net"):
+        load_released(tmp_path / "teacher.pth")
+
+
+def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no checkpoint .*absent\.pth"):
+        load_released(tmp_path / "absent.pth")
+    with pytest.raises(UserError, match="is a directory"):
+        load_released(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (torch.tensor([1.0, float("nan")]), "not finite"),
+        (torch.tensor([1.0, float("inf")]), "not finite"),
+        (torch.ones(2, dtype=torch.int64), "torch.int64"),
+        (torch.ones(2, dtype=torch.complex64), "torch.complex64"),
+        (torch.ones(2).to_sparse(), "sparse"),
+    ],
+    ids=["nan", "inf", "int64", "complex64", "sparse"],
+)
+@pytest.mark.parametrize("prefix", ["backbone.", "auxiliary_classifier."])
+def test_weights_that_are_no_finite_numbers_are_refused(
+    tmp_path: Path, prefix: str, value: Tensor, complaint: str
+) -> None:
+    torch.save({"net": {f"{prefix}fc.bias": value}}, tmp_path / "teacher.pth")
+    with pytest.raises(UserError, match=f"'fc.bias'.*{complaint}"):
+        load_released(tmp_path / "teacher.pth")
+
+
+def test_one_tensor_under_two_prefixes_is_refused(tmp_path: Path) -> None:
+    torch.save({"fc.bias": torch.ones(1), "module.fc.bias": torch.zeros(1)}, tmp_path / "teacher.pth")
+    with pytest.raises(UserError, match=r"holds 'fc\.bias' twice"):
+        load_released(tmp_path / "teacher.pth")

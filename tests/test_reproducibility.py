@@ -1,0 +1,131 @@
+"""The rules that make the suite trustworthy: same bits alone, in a cohort, in any order, and after any kill."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmark.results import Store, outcome
+from benchmark.spec import Run
+from benchmark.training import checkpoint as checkpoints
+from benchmark.training import cohort as cohort_module
+from benchmark.training.job import execute
+from tests.engine import METHODS, records, run_of, settings, train_dependencies
+
+PRECISIONS = ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="bf16 has no hardware here"))]
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Run], Path]:
+    """The five methods trained as one cohort, and a folder that holds their teacher and heads as well."""
+    runs = [run_of(method, request.param) for method in METHODS]
+    place = settings(tmp_path_factory.mktemp(request.param))
+    train_dependencies(runs, place)
+    shutil.copytree(place.runs, place.runs.with_name(place.runs.name + "-teachers"))
+    assert execute(runs, place)
+    return runs, place.runs
+
+
+def fresh_copy_of_teachers(trained: tuple[list[Run], Path], folder: Path) -> Path:
+    root = trained[1]
+    shutil.copytree(root.with_name(root.name + "-teachers"), folder)
+    return folder
+
+
+def assert_same_bits(runs: list[Run], left: Path, right: Path) -> None:
+    for run in runs:
+        first, second = Store(left).record(run), Store(right).record(run)
+        assert first is not None
+        assert second is not None
+        assert outcome(first) == outcome(second), run.method
+
+
+def test_a_run_gives_the_same_bits_alone_and_in_a_cohort(trained, tmp_path) -> None:
+    runs, together = trained
+    apart = fresh_copy_of_teachers(trained, tmp_path / "apart")
+    for run in runs:
+        assert execute([run], settings(apart))
+    assert_same_bits(runs, together, apart)
+
+
+def test_the_order_of_a_cohort_does_not_matter(trained, tmp_path) -> None:
+    runs, together = trained
+    other = fresh_copy_of_teachers(trained, tmp_path / "reversed")
+    assert execute(runs[::-1], settings(other))
+    assert_same_bits(runs, together, other)
+
+
+def test_a_cohort_killed_at_ten_random_moments_gives_the_same_bits(trained, tmp_path, monkeypatch) -> None:
+    runs, undisturbed = trained
+    folder = fresh_copy_of_teachers(trained, tmp_path / "killed")
+    monkeypatch.setattr(cohort_module, "COST_OF_A_CHECKPOINT", 0)
+    place = settings(folder, checkpoint_seconds=0.0)
+    chance = random.Random(7)
+    context = multiprocessing.get_context("fork")
+    cohorts = Store(folder).cohorts(runs[0].dataset) / cohort_module.cohort_name(runs)
+    positions = []
+    for _ in range(10):
+        before = checkpoints.latest_position(cohorts)
+        child = context.Process(target=execute, args=(runs, place))
+        child.start()
+        while child.is_alive() and checkpoints.latest_position(cohorts) == before:
+            time.sleep(0.002)
+        time.sleep(chance.random() * 0.15)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, "the cohort ended before the tenth kill"
+        positions.append(checkpoints.latest_position(cohorts))
+    assert sum(step > 0 for _, step in positions) >= 5, "most kills should fall in the middle of an epoch"
+    assert execute(runs, place)
+    assert_same_bits(runs, undisturbed, folder)
+    assert all(record["provenance"]["resumed"] >= 1 for record in records(runs, place).values())
+
+
+def test_a_subset_of_an_interrupted_cohort_goes_on_from_its_checkpoint(trained, tmp_path) -> None:
+    runs, undisturbed = trained
+    place = settings(fresh_copy_of_teachers(trained, tmp_path / "subset"))
+    asked = iter([False] * 12 + [True])
+    assert not execute(runs, place, stop=lambda: next(asked))
+    chosen = [run for run in runs if run.method in ("CRD", "LSSKD")]
+    assert execute(chosen, place)
+    assert all(record["provenance"]["resumed"] == 1 for record in records(chosen, place).values())
+    assert execute(runs, place)
+    assert all(record["provenance"]["resumed"] == 1 for record in records(runs, place).values())
+    assert_same_bits(runs, undisturbed, place.runs)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(trained, tmp_path, monkeypatch) -> None:
+    runs, undisturbed = trained
+    monkeypatch.setattr(cohort_module, "COST_OF_A_CHECKPOINT", 0)
+    place = settings(fresh_copy_of_teachers(trained, tmp_path / "damaged"), checkpoint_seconds=0.0)
+    asked = iter([False] * 13 + [True])
+    assert not execute(runs, place, stop=lambda: next(asked))
+    (folder,) = Store(place.runs).cohorts(runs[0].dataset).iterdir()
+    newest = max(folder.glob("checkpoint-*"))
+    with newest.open("r+b") as file:
+        file.seek(newest.stat().st_size // 2)
+        file.write(b"\xff" * 64)
+    with pytest.warns(UserWarning, match="damaged checkpoint .*falling back"):
+        assert execute(runs, place)
+    assert_same_bits(runs, undisturbed, place.runs)
+
+
+def test_finished_cohorts_leave_no_checkpoints_unless_they_are_kept(trained, tmp_path) -> None:
+    runs, _ = trained
+    chosen = [run for run in runs if run.method == "PS-KD"]
+    for keep in (False, True):
+        place = settings(tmp_path / str(keep), checkpoint_seconds=0.0, keep=keep)
+        asked = iter([False] * 2 + [True])
+        assert not execute(chosen, place, stop=lambda asked=asked: next(asked))
+        assert execute(chosen, place)
+        left = list(Store(place.runs).cohorts("digits").glob("*/checkpoint-*"))
+        assert bool(left) == keep
