@@ -222,7 +222,7 @@ def stub_step(
 
 
 def step_outputs(case: Case, network: str, differentiable: bool) -> Outputs:
-    """The outputs of `student` or `teacher` in the golden `step` cases; the stem, which none of them uses, is made up."""
+    """Outputs of `student` or `teacher` in the golden `step` cases; the stem, which no loss uses, is made up."""
     kind = leaf if differentiable else (lambda tensor: tensor)
     logits = kind(case.input(f"{network}_logits"))
     stem = kind(torch.ones(len(logits), 8, 16, 16, dtype=torch.float64))

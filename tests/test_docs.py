@@ -125,7 +125,7 @@ def test_the_ledger_names_every_option_of_lsskd() -> None:
 def test_the_ledger_names_protocol_fields_that_exist() -> None:
     fields = re.findall(r"protocol fields? ((?:(?:, )?`\w+`)+)", LEDGER)
     names = re.findall(r"`(\w+)`", " ".join(fields))
-    assert {"weight_decay", "nesterov", "small_network_learning_rate", "rotated_crop"} == set(names)
+    assert {"weight_decay", "nesterov", "mobile_learning_rate", "rotated_crop"} == set(names)
     assert set(names) <= set(type(PROTOCOLS["lsskd"]).model_fields)
 
 
@@ -139,7 +139,7 @@ def test_the_protocols_page_states_the_values_of_the_code() -> None:
         for field, cells in stated.items():
             value = getattr(protocol.schedule if field in ("epochs", "milestones") else protocol, field)
             if value is None:
-                expected = "same" if field == "small_network_learning_rate" else "dataset's"
+                expected = "same" if field == "mobile_learning_rate" else "dataset's"
             elif field in ("mean", "std"):
                 expected = ", ".join(f"{part:.4f}" for part in value)
             elif isinstance(value, tuple):

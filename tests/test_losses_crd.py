@@ -16,7 +16,6 @@ from methods.crd import CRD, EPSILON, Negatives, contrast_loss
 from tests.support import (
     Case,
     assert_close,
-    assert_gradient,
     assert_step_gradients,
     leaf,
     outputs_of,

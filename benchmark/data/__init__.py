@@ -1,0 +1,37 @@
+"""Datasets by name, or from a TOML file that describes class folders of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmark.data import cifar100, digits
+from benchmark.data.dataset import Dataset, ImageSet
+from benchmark.data.described import load_described
+from benchmark.errors import unknown_name
+
+__all__ = ["Dataset", "ImageSet", "dataset_names", "load_dataset"]
+
+LOADERS = {digits.NAME: digits.load, cifar100.NAME: cifar100.load}
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The datasets that are known by name."""
+    return tuple(LOADERS)
+
+
+def load_dataset(
+    name_or_toml: str, data_root: Path | None = None, cache_root: Path | None = None, download: bool = True
+) -> Dataset:
+    """The dataset of that name, or that the TOML file of that path describes (see `benchmark.data.described`).
+
+    data_root: the folder that holds the dataset; cache_root: where its decoded images are kept, `<data_root>/.kd-cache`
+    by default (or the user's cache folder, where that cannot be written); download: whether it may be fetched.
+
+    Raises:
+        UserError: the name is unknown, or the dataset is missing, damaged or ill described.
+    """
+    if name_or_toml.endswith(".toml"):
+        return load_described(Path(name_or_toml), data_root, cache_root, reserved=dataset_names())
+    if name_or_toml not in LOADERS:
+        raise unknown_name("dataset", name_or_toml, [*LOADERS, "the path of a dataset's .toml file"])
+    return LOADERS[name_or_toml](data_root, cache_root, download)

@@ -1,0 +1,199 @@
+"""Decoded datasets on disk: read once, memory-mapped from then on, and checked every time.
+
+A cached dataset is a folder of arrays, each named by its content, and an index that is written last. Whoever reads
+the index sees arrays that are whole and belong together, whatever another process is doing meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from benchmark.data.dataset import Colour, ImageSet, content_hash, measured_normalisation, splits_hashes
+from benchmark.errors import UserError
+from benchmark.files import replacing, write_text
+
+FOLDER = ".kd-cache"
+INDEX = "index.json"
+FORMAT = 1
+SPLITS = ("train", "test")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a dataset's source holds: class names and both splits, in canonical order."""
+
+    classes: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+
+
+@dataclass(frozen=True)
+class CachedContent:
+    """A source's content as the cache gives it: memory-mapped, with its hashes and measured normalisation."""
+
+    content: Content
+    hashes: dict[str, str]
+    mean: Colour
+    std: Colour
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where caches are kept: in `preferred`, or in `fallback` (if there is one) where `preferred` cannot be written."""
+
+    preferred: Path
+    fallback: Path | None
+
+
+class DamagedCache(Exception):
+    """A cache whose index or arrays are not what was written."""
+
+
+def place_for(data_root: Path, cache_root: Path | None) -> Place:
+    """The caches of a data folder: in `cache_root` if given, else beside the data or in the user's cache folder."""
+    if cache_root is not None:
+        return Place(cache_root, None)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    # Data folders share the user's cache folder, so each has a part of its own there.
+    own = hashlib.sha256(str(data_root.resolve()).encode()).hexdigest()[:12]
+    return Place(data_root / FOLDER, home / "kd-benchmark" / own)
+
+
+def read_or_build(place: Place, key: str, source: str, build: Callable[[], Content]) -> CachedContent:
+    """The content cached under `key`, built first if it is not there or was built from another source.
+
+    `source` identifies the state of what it is built from (see `folders.ClassFolders.state`). One process builds while
+    others wait.
+
+    Raises:
+        UserError: the cache is damaged, or no folder can be written.
+    """
+    for folder in filter(None, (place.preferred, place.fallback)):
+        # Reading needs no lock, so a finished cache also serves from a disk that cannot be written. A cache that is
+        # being replaced can look damaged for a moment; the second look below is under the lock.
+        with contextlib.suppress(DamagedCache):
+            found = _read(folder / key, source)
+            if found is not None:
+                return found
+    with _locked(place, key) as folder:
+        try:
+            found = _read(folder, source)
+            if found is None:
+                _write(folder, source, build())
+                found = _read(folder, source)
+        except DamagedCache as error:
+            raise UserError(f"dataset cache {folder} is damaged ({error}); delete it and it is built again") from error
+    assert found is not None
+    return found
+
+
+@contextlib.contextmanager
+def _locked(place: Place, key: str) -> Iterator[Path]:
+    """The first folder for `key` that can be written, held against other processes."""
+    refusals = []
+    for folder in filter(None, (place.preferred, place.fallback)):
+        lock = FileLock(folder / f"{key}.lock")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            refusals.append(f"{folder} ({error.strerror or error})")
+            continue
+        if refusals:
+            log.warning("the dataset cache cannot be written to %s; it is kept in %s", refusals[0], folder)
+        try:
+            yield folder / key
+        finally:
+            lock.release()
+        return
+    raise UserError(f"the dataset cache cannot be written to {' or '.join(refusals)}; make a folder there writable")
+
+
+def _write(folder: Path, source: str, content: Content) -> None:
+    mean, std = measured_normalisation(content.train.images)
+    arrays = {}
+    for split in SPLITS:
+        image_set: ImageSet = getattr(content, split)
+        arrays[f"{split}-images"], arrays[f"{split}-labels"] = image_set.images.numpy(), image_set.labels.numpy()
+    hashes = splits_hashes(content.train, content.test)
+    files = {name: f"{name}-{hashes[name][:16]}.npy" for name in arrays}
+    for name, array in arrays.items():
+        with replacing(folder / files[name]) as replacement, replacement.temporary.open("wb") as opened:
+            np.save(opened, array)
+    index = {
+        "format": FORMAT,
+        "source": source,
+        "classes": content.classes,
+        "mean": mean,
+        "std": std,
+        "sha256": hashes,
+        "files": files,
+    }
+    write_text(folder / INDEX, json.dumps({"sha256": _index_hash(index), "index": index}, indent=1))
+    _remove_all_but(folder, {INDEX, *files.values()})
+
+
+def _index_hash(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_all_but(folder: Path, names: set[str]) -> None:
+    """Remove what an older source or a killed process left; it only takes room."""
+    for path in folder.iterdir():
+        if path.name not in names and path.suffix in (".npy", ".tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _read(folder: Path, source: str) -> CachedContent | None:
+    """The cached content; None if there is none of this source.
+
+    Raises:
+        DamagedCache: it is not what was written.
+    """
+    try:
+        checked: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = checked["index"]
+        if _index_hash(index) != checked["sha256"]:
+            raise DamagedCache(f"{INDEX} does not match its sha256")
+        if index["format"] != FORMAT or index["source"] != source:
+            return None
+        arrays = {name: _mapped(folder / file, index["sha256"][name]) for name, file in index["files"].items()}
+        train, test = (ImageSet(arrays[f"{split}-images"], arrays[f"{split}-labels"]) for split in SPLITS)
+        content = Content(tuple(index["classes"]), train, test)
+        return CachedContent(content, index["sha256"], tuple(index["mean"]), tuple(index["std"]))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if Path(error.filename).name == INDEX:
+            return None
+        raise DamagedCache(f"{Path(error.filename).name} is missing") from error
+    except PermissionError:
+        # Somebody else's: as good as none, and another place is found for one's own.
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCache(f"{INDEX} cannot be read") from error
+
+
+def _mapped(path: Path, sha256: str) -> torch.Tensor:
+    """An array as a tensor on memory-mapped pages, after its content was compared with its sha256."""
+    try:
+        # Copy-on-write pages: torch wants memory that may be written, and the file must not change if someone does.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        raise DamagedCache(f"{path.name} is no whole array") from error
+    if content_hash(array) != sha256:
+        raise DamagedCache(f"{path.name} does not match its sha256")
+    return torch.from_numpy(array)

@@ -1,0 +1,148 @@
+"""CIFAR-100: 50,000 training and 10,000 test images of 32x32 in 100 classes.
+
+A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. It is read from either of two layouts,
+with the same result: the archive as torchvision unpacks it, or class folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socket
+import urllib.error
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from benchmark.data.cache import Content, place_for, read_or_build
+from benchmark.data.dataset import Dataset, fingerprint_of
+from benchmark.data.folders import canonical, list_class_folders, read_class_folders
+from benchmark.data.torchvision_operators import import_torchvision
+from benchmark.errors import UserError
+
+NAME = "cifar100"
+ARCHIVE_FOLDER = "cifar-100-python"
+ARCHIVE_FILES = ("train", "test", "meta")
+DEFAULT_DATA_ROOT = Path("data")
+NUM_CLASSES = 100
+IMAGE_SIZE = 32
+PADDING = 4
+# The values that the published implementations normalise with, most of which take them from RepDistiller.
+MEAN = (0.5071, 0.4867, 0.4408)
+STD = (0.2675, 0.2565, 0.2761)
+NETWORK_TIMEOUT = 30.0
+"""Seconds without an answer after which a download is given up."""
+
+
+def load(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
+    """CIFAR-100 from `data_root` (`data` by default), through its cache.
+
+    Class folders `cifar100/` are taken before torchvision's `cifar-100-python/` where both exist, because somebody laid
+    them out on purpose. Where neither exists and `download` allows it, torchvision fetches the archive.
+
+    Raises:
+        UserError: there is no dataset, it is damaged or incomplete, or its cache is damaged or cannot be written.
+    """
+    root = DEFAULT_DATA_ROOT if data_root is None else data_root
+    state, build = _source(root, download)
+    cached = read_or_build(place_for(root, cache_root), NAME, state, build)
+    content = cached.content
+    return Dataset(
+        name=NAME,
+        classes=content.classes,
+        train=content.train,
+        test=content.test,
+        mean=MEAN,
+        std=STD,
+        padding=PADDING,
+        flip=True,
+        fingerprint=fingerprint_of(cached.hashes, content.classes, MEAN, STD, PADDING, flip=True),
+    )
+
+
+def _source(root: Path, download: bool) -> tuple[str, Callable[[], Content]]:
+    """The state of the source that there is, and what reads it."""
+    if (root / NAME).is_dir():
+        folders = list_class_folders(root / NAME)
+        _check_classes(root / NAME, folders.classes)
+        return folders.state, lambda: read_class_folders(folders, IMAGE_SIZE)
+    if not (root / ARCHIVE_FOLDER).is_dir():
+        if not download:
+            raise UserError(_not_found(root, "downloading is switched off"))
+        _download(root)
+    return _archive_state(root / ARCHIVE_FOLDER), lambda: _read_archive(root)
+
+
+def _not_found(root: Path, why: str) -> str:
+    parent = " (did you mean its parent?)" if root.name in (NAME, ARCHIVE_FOLDER) else ""
+    return (
+        f"no CIFAR-100 in {root}{parent}: neither {NAME}/{{train,test}}/<class>/*.png nor {ARCHIVE_FOLDER}/ is there, "
+        f"and {why}; put class folders there, or unpack cifar-100-python.tar.gz there (or run once with a network)"
+    )
+
+
+def _check_classes(folder: Path, classes: tuple[str, ...]) -> None:
+    if len(classes) != NUM_CLASSES:
+        raise UserError(f"{folder} has {len(classes)} classes; CIFAR-100 has {NUM_CLASSES}, so complete it")
+
+
+def _archive_state(folder: Path) -> str:
+    """Changes when a file of the unpacked archive does."""
+    status = []
+    for name in ARCHIVE_FILES:
+        try:
+            found = (folder / name).stat()
+        except OSError as error:
+            raise UserError(f"{folder / name} is missing; delete {folder} and get CIFAR-100 again") from error
+        status.append((name, found.st_size, found.st_mtime_ns))
+    return hashlib.sha256(json.dumps(status).encode()).hexdigest()
+
+
+def _read_archive(root: Path) -> Content:
+    """Both splits out of the unpacked archive, with labels that count in alphabetical order."""
+    cifar = import_torchvision("datasets").CIFAR100
+    splits = []
+    classes: tuple[str, ...] = ()
+    for train in (True, False):
+        try:
+            source = cifar(str(root), train=train, download=False)
+        except RuntimeError as error:
+            folder = root / ARCHIVE_FOLDER
+            raise UserError(f"{folder} fails torchvision's checksums; delete it and get CIFAR-100 again") from error
+        classes = tuple(sorted(source.classes))
+        alphabetical = np.array([classes.index(name) for name in source.classes], dtype=np.int64)
+        splits.append(canonical(source.data, alphabetical[np.asarray(source.targets)]))
+    _check_classes(root / ARCHIVE_FOLDER, classes)
+    return Content(classes, *splits)
+
+
+def _download(root: Path) -> None:
+    """Have torchvision fetch and unpack the archive; one process does while others wait."""
+    cifar = import_torchvision("datasets").CIFAR100
+    existed = root.is_dir()
+    lock_path = root / f".{ARCHIVE_FOLDER}.lock"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock_path), _network_timeout():
+            cifar(str(root), download=True)
+    except (OSError, RuntimeError, urllib.error.URLError) as error:
+        cause = getattr(error, "reason", error)
+        reason = getattr(cause, "strerror", None) or cause
+        with contextlib.suppress(OSError):
+            lock_path.unlink(missing_ok=True)
+            if not existed:
+                root.rmdir()
+        raise UserError(_not_found(root, f"downloading it failed ({reason})")) from error
+
+
+@contextlib.contextmanager
+def _network_timeout() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

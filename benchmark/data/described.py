@@ -1,0 +1,131 @@
+"""A dataset of one's own: class folders, and a TOML file that describes them.
+
+    name = "leaves"
+    folder = "leaves"        # holds {train,test}/<class>/*.{png,jpg,jpeg,bmp,webp}
+    image_size = 32          # every image must be 32x32
+    padding = 4              # pixels of zero on each side before a random crop
+    flip = true              # whether images may be mirrored
+    mean = [0.5, 0.5, 0.5]   # optional, with std: for pixels scaled to 0..1; measured on the training images otherwise
+    std = [0.25, 0.25, 0.25]
+
+A relative `folder` is looked for in the data folder, if there is one, and then beside the TOML file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from benchmark.data.cache import place_for, read_or_build
+from benchmark.data.dataset import Dataset, check_deviation, fingerprint_of
+from benchmark.data.folders import list_class_folders, read_class_folders
+from benchmark.errors import UserError, invalid_value, unknown_name
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+
+
+class Description(BaseModel):
+    """What the TOML file of a dataset may say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    folder: Path
+    image_size: int = Field(ge=8, le=1024)
+    padding: int = Field(ge=0)
+    flip: bool
+    mean: tuple[Share, Share, Share] | None = None
+    std: tuple[PositiveShare, PositiveShare, PositiveShare] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together; give both or neither")
+        if self.padding > self.image_size:
+            raise ValueError(f"padding {self.padding} is more than the image size {self.image_size}")
+        return self
+
+
+def read_description(path: Path, reserved: Iterable[str] = ()) -> Description:
+    """The description in a TOML file.
+
+    Raises:
+        UserError: there is no such file, it is no TOML, a value is refused, or its name is one of `reserved`.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read dataset file {path}: {error.strerror}; give the path of a .toml file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"dataset file {path} is no TOML: {error}") from error
+    for key in values:
+        # A misspelt key is also a missing one; the misspelling is what the user wants to hear of.
+        if key not in Description.model_fields:
+            raise unknown_name(f"entry of dataset file {path}", key, Description.model_fields)
+    try:
+        description = Description.model_validate(values)
+    except ValidationError as error:
+        raise _refused(path, error) from error
+    if description.name in reserved:
+        raise UserError(f"dataset file {path}: the name {description.name!r} is taken; choose another")
+    return description
+
+
+def _refused(path: Path, error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    if first["type"] == "missing":
+        return UserError(f"dataset file {path}: {first['loc'][0]} is missing; add it")
+    if not first["loc"]:
+        return UserError(f"dataset file {path}: {first['msg'].removeprefix('Value error, ')}")
+    return invalid_value(f"dataset file {path}", error, Description.model_fields)
+
+
+def load_described(path: Path, data_root: Path | None, cache_root: Path | None, reserved: Iterable[str]) -> Dataset:
+    """The dataset that a TOML file describes, through its cache.
+
+    Raises:
+        UserError: the description, the folders, an image or the cache is not right.
+    """
+    description = read_description(path, reserved)
+    name, padding, flip = description.name, description.padding, description.flip
+    folder = _folder(path, description.folder, data_root)
+    found = list_class_folders(folder)
+    if len(found.classes) < 2:
+        raise UserError(f"{folder} has a single class, {found.classes[0]!r}; there must be two or more to tell apart")
+    # Two datasets of one name may share a data folder; and another size makes other images of the same files.
+    key = f"{name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+    cached = read_or_build(
+        place_for(data_root or path.parent, cache_root),
+        key,
+        f"{found.state} {description.image_size}",
+        lambda: read_class_folders(found, description.image_size),
+    )
+    mean, std = description.mean or cached.mean, description.std or cached.std
+    check_deviation(name, std)
+    content = cached.content
+    return Dataset(
+        name=name,
+        classes=content.classes,
+        train=content.train,
+        test=content.test,
+        mean=mean,
+        std=std,
+        padding=padding,
+        flip=flip,
+        fingerprint=fingerprint_of(cached.hashes, content.classes, mean, std, padding, flip),
+    )
+
+
+def _folder(path: Path, folder: Path, data_root: Path | None) -> Path:
+    candidates = [root / folder for root in (data_root, path.parent) if root is not None]
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    looked = " or ".join(dict.fromkeys(str(candidate) for candidate in candidates))
+    raise UserError(f"dataset file {path}: there is no folder {looked}; correct `folder` or pass its data folder")

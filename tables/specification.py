@@ -1,0 +1,189 @@
+"""What a table compares: its columns, rows, caption and printed numbers, read from a TOML file."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import field_validator, model_validator
+
+from benchmark.errors import UserError, nearest, unknown_name
+from benchmark.protocols import SCALES
+
+FOLDER = Path(__file__).parent
+
+
+def _percentage(value: float) -> float:
+    if not (math.isnan(value) or 0 <= value <= 100):
+        raise ValueError("allowed: 0 to 100, or nan where there is no number")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1)]
+Percentages = tuple[Annotated[float, Field(strict=True), AfterValidator(_percentage)], ...]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Column(_Frozen):
+    """A pair of networks."""
+
+    teacher: Name
+    student: Name
+
+    @property
+    def name(self) -> str:
+        """The pair as people write it."""
+        return f"{self.teacher}>{self.student}"
+
+
+class Published(_Frozen):
+    """Numbers from elsewhere than the table's own paper, one for each column (nan: none), in %."""
+
+    source: Name
+    mean: Percentages
+    std: Percentages = ()
+    runs: int | None = Field(None, ge=1)
+
+
+class Row(_Frozen):
+    """A method, with what was printed for it (one number for each column, nan: none) in %, or published elsewhere."""
+
+    method: Name
+    printed: Percentages = ()
+    published: Published | None = None
+    footnotes: tuple[str, ...] = ()
+
+
+class Table(_Frozen):
+    """A table as its TOML file says; the format is told at the top of `table_II.toml`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    caption: str
+    metric: str = "top-1 accuracy, %"
+    dataset: Name | dict[str, Name]
+    columns: tuple[Column, ...] = Field(min_length=1)
+    rows: tuple[Row, ...] = Field(min_length=1)
+    footnotes: tuple[str, ...] = ()
+    teachers: Published | None = None
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
+        entries = value if isinstance(value, Mapping) else {"any scale": value}
+        if not entries or not all(isinstance(entry, str) and entry for entry in entries.values()):
+            raise ValueError(f"allowed: a name or a path, or one for each of the scales {', '.join(SCALES)}")
+        for scale in entries:
+            if isinstance(value, Mapping) and scale not in SCALES:
+                raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
+        folder = (info.context or {}).get("folder", Path())
+        located = {
+            scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()
+        }
+        return located if isinstance(value, Mapping) else located["any scale"]
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> Table:
+        names = [column.name for column in self.columns]
+        for kind, entries in (("columns", names), ("rows", [row.method for row in self.rows])):
+            if repeated := [entry for entry in entries if entries.count(entry) > 1]:
+                raise ValueError(f"{kind}: {repeated[0]!r} stands there twice; allowed: once")
+        for field, numbers in self._numbers():
+            if numbers and len(numbers) != len(names):
+                raise ValueError(
+                    f"{field} has {len(numbers)} numbers; allowed: {len(names)}, one for each column, "
+                    "nan where there is none"
+                )
+        return self
+
+    def _numbers(self) -> Iterator[tuple[str, Percentages]]:
+        sources = [(f"published numbers of row {row.method}", row.published) for row in self.rows]
+        for field, published in (*sources, ("teachers", self.teachers)):
+            if published:
+                yield f"{field}: mean", published.mean
+                yield f"{field}: std", published.std
+        for row in self.rows:
+            yield f"row {row.method}: printed", row.printed
+
+    def dataset_for(self, scale: str) -> str:
+        """The name of the dataset, or the path of its file, at a scale.
+
+        Raises:
+            UserError: the table names none for this scale.
+        """
+        if isinstance(self.dataset, str):
+            return self.dataset
+        if scale not in self.dataset:
+            raise UserError(
+                f"table {self.name} has no dataset for scale {scale!r}; allowed: {', '.join(self.dataset)}; "
+                "choose one of these or pass --dataset"
+            )
+        return self.dataset[scale]
+
+
+def number_at(numbers: Sequence[float], position: int) -> float | None:
+    """The number of a column; None where there is none."""
+    if not numbers or math.isnan(numbers[position]):
+        return None
+    return numbers[position]
+
+
+def table_names() -> list[str]:
+    """The names of the tables that come with the suite."""
+    return sorted(path.stem.removeprefix("table_") for path in FOLDER.glob("table_*.toml"))
+
+
+def load_table(name_or_path: str | Path) -> Table:
+    """A table by name (`II` or `table_II`), or from the TOML file at a path.
+
+    Raises:
+        UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
+    """
+    name = str(name_or_path).removeprefix("table_")
+    path = Path(name_or_path)
+    if name in table_names():
+        path = FOLDER / f"table_{name}.toml"
+    elif path.suffix != ".toml" and not path.is_file():
+        raise unknown_name("table", str(name_or_path), [*table_names(), "the path of a TOML file"])
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"table file {path} cannot be read: {error.strerror}; check the path") from error
+    except ValueError as error:
+        raise UserError(f"table file {path} is no valid TOML in UTF-8: {error}; tables/table_II.toml shows the format") from error
+    try:
+        return Table.model_validate(content, context={"folder": path.parent})
+    except ValidationError as error:
+        raise UserError(f"table file {path}: {_complaint(error)}") from None
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first complaint of a validation in one line: the field, what is wrong, and what is allowed."""
+    first = error.errors()[0]
+    parts = first["loc"]
+    place = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(str(part) for part in parts))
+    if first["type"] == "extra_forbidden":
+        owner = next((_OWNERS[part] for part in reversed(parts[:-1]) if part in _OWNERS), Table)
+        near = nearest(str(parts[-1]), owner.model_fields)
+        hint = f" (did you mean {near!r}?)" if near else ""
+        return f"unknown field {place!r}{hint}; allowed: {', '.join(owner.model_fields)}"
+    if first["type"] == "missing":
+        return f"field {place!r} is missing; add it (tables/table_II.toml shows the format)"
+    message = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    given = " ".join(repr(first["input"]).split())
+    return f"field {place!r} = {given if len(given) <= 60 else given[:57] + '...'} is refused: {message[:1].lower()}{message[1:]}"
+
+
+_OWNERS = cast(
+    dict[int | str, type[BaseModel]],
+    {"columns": Column, "rows": Row, "published": Published, "teachers": Published},
+)

@@ -1,0 +1,176 @@
+"""The cache of decoded images is checked, rebuilt when its source changes, and built by one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmark.data.cache import Content, Place, place_for, read_or_build
+from benchmark.data.dataset import ImageSet
+from benchmark.errors import UserError
+
+
+def content(seed: int = 0) -> Content:
+    stream = torch.Generator().manual_seed(seed)
+    train, test = (torch.randint(256, (count, 4, 4, 3), dtype=torch.uint8, generator=stream) for count in (6, 4))
+    return Content(("a", "b"), ImageSet(train, torch.arange(6) % 2), ImageSet(test, torch.arange(4) % 2))
+
+
+def never() -> Content:
+    raise AssertionError("built although it was cached")
+
+
+def interrupted() -> Content:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "cache", None)
+
+
+def test_what_is_read_is_what_was_built(place: Place) -> None:
+    built = read_or_build(place, "set", "source", content)
+    again = read_or_build(place, "set", "source", never)
+    for found in (built, again):
+        assert found.content.classes == ("a", "b")
+        for split in ("train", "test"):
+            expected, got = getattr(content(), split), getattr(found.content, split)
+            assert torch.equal(got.images, expected.images)
+            assert torch.equal(got.labels, expected.labels)
+    assert (built.hashes, built.mean, built.std) == (again.hashes, again.mean, again.std)
+
+
+def test_writing_to_what_was_read_does_not_change_the_cache(place: Place) -> None:
+    read_or_build(place, "set", "source", content).content.train.images.zero_()
+    again = read_or_build(place, "set", "source", never)
+    assert torch.equal(again.content.train.images, content().train.images)
+
+
+def test_another_source_is_built_anew_and_takes_the_old_ones_place(place: Place) -> None:
+    old = read_or_build(place, "set", "source", content)
+    (place.preferred / "set" / ".train-images.0.tmp").write_bytes(b"left by a killed process")
+    new = read_or_build(place, "set", "changed", lambda: content(1))
+    assert torch.equal(new.content.train.images, content(1).train.images)
+    assert torch.equal(old.content.train.images, content().train.images)
+    names = [path.name for path in (place.preferred / "set").iterdir()]
+    # Labels did not change, so their files are the same; of the images only the new ones are left.
+    assert len([name for name in names if name.endswith(".npy")]) == 4
+    assert not [name for name in names if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "empty"])
+@pytest.mark.parametrize("pattern", ["train-images-*", "test-labels-*"])
+def test_a_damaged_array_is_found(place: Place, pattern: str, damage: str) -> None:
+    read_or_build(place, "set", "source", content)
+    (path,) = (place.preferred / "set").glob(pattern)
+    whole = bytearray(path.read_bytes())
+    whole[-3] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes({"flip": bytes(whole), "cut": bytes(whole[:-3]), "empty": b""}[damage])
+    with pytest.raises(UserError) as raised:
+        read_or_build(place, "set", "source", never)
+    message = str(raised.value)
+    assert str(place.preferred / "set") in message
+    assert path.name in message
+    assert "delete it and it is built again" in message
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:-9], lambda text: "[]", lambda text: text.replace('"b"', '"c"')])
+def test_a_damaged_index_is_found(place: Place, spoil: Callable[[str], str]) -> None:
+    read_or_build(place, "set", "source", content)
+    path = place.preferred / "set" / "index.json"
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(UserError, match=r"index\.json .*; delete it and it is built again"):
+        read_or_build(place, "set", "source", never)
+
+
+def test_an_interrupted_build_leaves_no_cache(place: Place) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        read_or_build(place, "set", "source", interrupted)
+    found = read_or_build(place, "set", "source", content)
+    assert torch.equal(found.content.train.images, content().train.images)
+
+
+def test_a_cache_of_which_the_index_was_never_written_is_built_again(place: Place) -> None:
+    read_or_build(place, "set", "source", content)
+    (place.preferred / "set" / "index.json").unlink()
+    found = read_or_build(place, "set", "source", lambda: content(1))
+    assert torch.equal(found.content.train.images, content(1).train.images)
+
+
+def test_one_builds_while_others_wait(place: Place) -> None:
+    builds, found = [], []
+
+    def build() -> Content:
+        builds.append(threading.get_ident())
+        time.sleep(0.2)
+        return content()
+
+    def read() -> None:
+        found.append(read_or_build(place, "set", "source", build))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(builds) == 1
+    assert len({json.dumps(one.hashes) for one in found}) == 1
+    assert len(found) == 4
+
+
+def test_a_folder_that_cannot_be_written_falls_back_to_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    root = tmp_path / "data"
+    root.mkdir()
+    # A file where the folder would be stands for a disk that cannot be written, also for a privileged user.
+    (root / ".kd-cache").write_text("")
+    place = place_for(root, None)
+    read_or_build(place, "set", "source", content)
+    assert f"cannot be written to {root / '.kd-cache'}" in caplog.text
+    assert str(tmp_path / "home") in caplog.text
+    caplog.clear()
+    read_or_build(place, "set", "source", never)
+    assert not caplog.text
+
+
+def test_data_folders_do_not_share_the_users_cache(tmp_path: Path) -> None:
+    fallbacks = {place_for(tmp_path / name, None).fallback for name in ("one", "other")}
+    assert len(fallbacks) == 2
+
+
+def test_a_cache_folder_of_ones_own_must_be_writable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"dataset cache cannot be written to .*file"):
+        read_or_build(place_for(tmp_path, tmp_path / "file"), "set", "source", content)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="a privileged user may write anywhere")
+def test_a_finished_cache_is_read_from_a_folder_that_cannot_be_written(place: Place) -> None:
+    read_or_build(place, "set", "source", content)
+    place.preferred.chmod(0o555)
+    try:
+        read_or_build(place, "set", "source", never)
+    finally:
+        place.preferred.chmod(0o755)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_the_arrays_are_mapped_and_not_read_whole(place: Place) -> None:
+    found = read_or_build(place, "set", "source", content)
+    mapped = Path("/proc/self/maps").read_text()
+    for path in (place.preferred / "set").glob("*.npy"):
+        assert path.name in mapped
+    assert found.content.train.images.shape == (6, 4, 4, 3)
