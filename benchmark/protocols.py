@@ -72,7 +72,11 @@ PROTOCOLS = {
 
 SCALES = {
     scale.name: scale
-    for scale in (Scale(name="demo", factor=1 / 40), Scale(name="quick", factor=1 / 20), Scale(name="paper", factor=1))
+    for scale in (
+        Scale(name="demo", factor=1 / 48, learning_rate_factor=0.2),
+        Scale(name="quick", factor=1 / 20),
+        Scale(name="paper", factor=1),
+    )
 }
 
 

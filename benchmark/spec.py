@@ -75,10 +75,15 @@ class Protocol(Frozen):
 
 
 class Scale(Frozen):
-    """How much of a protocol is spent: every epoch count and milestone is multiplied by one factor."""
+    """How much of a protocol is spent: every epoch count and milestone is multiplied by one factor.
+
+    The learning rate has a factor of its own, 1 but for schedules so short that a network would end before it has
+    recovered from the protocol's full rate.
+    """
 
     name: str
     factor: float = Field(gt=0, le=1)
+    learning_rate_factor: float = Field(1.0, gt=0, le=1)
 
 
 class ReleasedTeacher(Frozen):
@@ -144,6 +149,7 @@ class Run(Frozen):
         base = protocol.learning_rate
         if mobile_network and protocol.mobile_learning_rate is not None:
             base = protocol.mobile_learning_rate
+        base *= self.scale.learning_rate_factor
         if epoch < protocol.warmup_epochs:
             return base * (epoch * steps + step + 1) / (protocol.warmup_epochs * steps)
         return base * protocol.decay ** sum(epoch >= milestone for milestone in self.schedule.milestones)

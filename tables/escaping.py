@@ -19,6 +19,10 @@ class Markup(str):
 
 _BIDIRECTIONAL_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
+_GREEK = re.compile(
+    "GREEK SMALL LETTER (ALPHA|BETA|GAMMA|DELTA|EPSILON|ZETA|ETA|THETA|IOTA|KAPPA|LAMDA|MU|NU|XI|PI|RHO|SIGMA|TAU"
+    "|UPSILON|PHI|CHI|PSI|OMEGA)"
+)
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -33,19 +37,19 @@ _LATEX = {
     "]": "{]}",
     "*": "{*}",
     "±": r"$\pm$",
-    "×": r"$\times$",
-    "·": r"$\cdot$",
-    "−": "$-$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{MIDDLE DOT}": r"$\cdot$",
+    "\N{MINUS SIGN}": "$-$",
     "→": r"$\to$",
     "≤": r"$\le$",
     "≥": r"$\ge$",
-    "–": "--",
-    "—": "---",
-    "‘": "`",
-    "’": "'",
-    "“": "``",
-    "”": "''",
-    "…": r"\ldots{}",
+    "\N{EN DASH}": "--",
+    "\N{EM DASH}": "---",
+    "\N{LEFT SINGLE QUOTATION MARK}": "`",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{LEFT DOUBLE QUOTATION MARK}": "``",
+    "\N{RIGHT DOUBLE QUOTATION MARK}": "''",
+    "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
     "ß": r"\ss{}",
     "ø": r"\o{}",
     "Ø": r"\O{}",
@@ -56,21 +60,10 @@ _LATEX = {
     "ł": r"\l{}",
     "Ł": r"\L{}",
     **{special: f"\\{special}" for special in "&%$#_{}"},
-    **dict(
-        zip(
-            "αβγδεζηθικλμνξπρςστυφχψω",
-            (
-                rf"$\{name}$"
-                for name in (
-                    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho varsigma sigma "
-                    "tau upsilon phi chi psi omega"
-                ).split()
-            ),
-            strict=True,
-        )
-    ),
 }
-_LATEX_ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327", "`'^~=u.\"rHvc", strict=True))
+_LATEX_ACCENTS = dict(
+    zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327", "`'^~=u.\"rHvc", strict=True)
+)
 
 
 def plain(text: str) -> str:
@@ -104,7 +97,10 @@ def _latex_of(character: str, following: str) -> str:
         return _LATEX[character]
     if character.isascii():
         return character
-    base, *accents = unicodedata.normalize("NFD", character)
+    if greek := _GREEK.fullmatch(unicodedata.name(character, "")):
+        # Unicode spells this one letter without its b.
+        return f"$\\{greek[1].lower().replace('lamda', 'lambda')}$"
+    base, *accents = list(unicodedata.normalize("NFD", character))
     if base.isascii() and base.isalpha() and len(accents) == 1 and accents[0] in _LATEX_ACCENTS:
         return f"\\{_LATEX_ACCENTS[accents[0]]}{{{base}}}"
     return f"{{[}}U+{ord(character):04X}{{]}}"

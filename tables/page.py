@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from benchmark.statistics import Summary, summarise
 from tables.result import Cell, Status, TableResult
-from tables.specification import Column, Published, Row, number_at
+from tables.specification import Column, Row, number_at
 
 TEACHER = "Teacher"
 BEST_TITLE = "Best epoch on the test set"
 BEST_EXPLANATION = (
     "The epoch of these was chosen by looking at the test set. They are kept apart from the numbers above, "
-    "which are of the last epoch, and are no result."
+    "which are those of the last epoch; they are no result."
 )
 Marks = tuple[int, ...]
 
@@ -66,11 +66,14 @@ class PageRow:
 
 @dataclass(frozen=True)
 class Page:
-    """A table with all that is said over and under it. `best` holds the best-on-test values of the rows that have any."""
+    """A table with all that is said over and under it; `best`: the best-on-test values of the rows that have any."""
 
     name: str
     caption: str
+    scale: str
+    dataset: str
     statement: str
+    remarks: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[PageRow, ...]
     best: tuple[PageRow, ...]
@@ -128,12 +131,15 @@ def page_of(result: TableResult) -> Page:
     return Page(
         name=table.name,
         caption=table.caption,
+        scale=result.scale,
+        dataset=result.dataset,
         statement=statement(result),
         columns=table.columns,
         rows=tuple(rows),
         best=tuple(_best_rows(result)),
         footnotes=tuple((number, text) for text, number in footnotes.numbers.items()),
-        notes=(*result.remarks, *table.footnotes),
+        remarks=result.remarks,
+        notes=table.footnotes,
         counts=counts(result),
         generated_from=result.generated_from,
         reproduces=result.reproduces,
@@ -165,17 +171,12 @@ def counts(result: TableResult) -> str:
     return f"{', '.join(parts)}{ending}."
 
 
-def _entry(
-    cell: Cell, rank: int, row: Row, position: int, reproduces: bool, footnotes: _Footnotes
-) -> Entry:
+def _entry(cell: Cell, rank: int, row: Row, position: int, reproduces: bool, footnotes: _Footnotes) -> Entry:
     marks = footnotes.marks(cell.notes)
     summary = summarise(cell.values) if cell.values else None
     printed = number_at(row.printed, position)
     difference = f"{summary.mean - printed:+.2f}" if reproduces and summary and printed is not None else ""
-    if printed is not None:
-        reference, reference_std, reference_marks = f"{printed:.2f}", "", ()
-    else:
-        reference, reference_std, reference_marks = _published(row.published, position, footnotes)
+    reference, reference_std, reference_marks = _reference(row, position, footnotes)
     return Entry(
         status=cell.status,
         summary=summary,
@@ -185,16 +186,22 @@ def _entry(
         reference=reference,
         reference_std=reference_std,
         reference_marks=reference_marks,
-        difference=difference.replace("-", "−"),
+        difference=difference.replace("-", "\N{MINUS SIGN}"),
     )
 
 
-def _published(published: Published | None, position: int, footnotes: _Footnotes) -> tuple[str, str, Marks]:
+def _reference(row: Row, position: int, footnotes: _Footnotes) -> tuple[str, str, Marks]:
+    """The printed number, or else the published one with its standard deviation and a footnote on its source."""
+    printed = number_at(row.printed, position)
+    if printed is not None:
+        return f"{printed:.2f}", "", ()
+    published = row.published
     mean = number_at(published.mean, position) if published else None
     if published is None or mean is None:
         return "", "", ()
     std = number_at(published.std, position)
-    marks = footnotes.marks([f"Not printed in the table, but published: {published.source}."])
+    runs = f", mean of {published.runs} runs" if published.runs else ""
+    marks = footnotes.marks([f"Not printed in this table, but published: {published.source}{runs}."])
     return f"{mean:.2f}", "" if std is None else f"{std:.2f}", marks
 
 
@@ -203,7 +210,7 @@ def _seeds(cell: Cell) -> str:
         return ""
     if cell.status != "partial":
         return f"n={len(cell.values)}"
-    return f"n={len(cell.values)} of {cell.seeds or 'more'}"
+    return f"n={len(cell.values)} of {cell.seeds}" if cell.seeds else f"n={len(cell.values)}, partial"
 
 
 def _teacher_row(result: TableResult, footnotes: _Footnotes) -> PageRow:

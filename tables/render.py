@@ -67,8 +67,17 @@ def to_markdown(result: TableResult) -> str:
 
 def to_latex(result: TableResult) -> str:
     """A float for a document that loads booktabs: one or two lines a method, best in bold, second underlined."""
+    page = page_of(result)
+    students = ["", *(escape_latex(f">{column.student}") for column in page.columns)]
+    teachers = ["method", *(escape_latex(column.teacher) for column in page.columns)]
     return _LATEX.get_template("table.tex.j2").render(
-        page=page_of(result), best_title=BEST_TITLE, best_explanation=BEST_EXPLANATION, teacher=TEACHER
+        page=page,
+        label=Markup(page.name),
+        heading=[_latex_line(teachers), _latex_line(students)],
+        groups=[_latex_rows(row) for row in page.rows],
+        best=[_latex_rows(row) for row in page.best],
+        best_title=BEST_TITLE,
+        best_explanation=BEST_EXPLANATION,
     )
 
 
@@ -83,7 +92,12 @@ def to_csv(result: TableResult) -> str:
             is_teacher = row.method == TEACHER
             cell = result.teacher(column.teacher) if is_teacher else result.cell(row.method, column.name)
             measured = _csv_fields(cell, row, position, result.reproduces)
-            place = {"table": table.name, "row": plain(row.method), "scale": result.scale, "dataset": result.dataset}
+            place = {
+                "table": table.name,
+                "row": plain(row.method),
+                "scale": result.scale,
+                "dataset": plain(result.dataset),
+            }
             pair = {"teacher": plain(column.teacher), "student": plain(column.student)}
             writer.writerow({**place, **pair, **measured})
     return written.getvalue()
@@ -144,7 +158,7 @@ def _markdown_cell(entry: Entry) -> str:
         text = f"{entry.mean} ± {entry.std}" if entry.std else entry.mean
         measured = f"{f'**{text}**' if entry.rank == 1 else text} ({entry.seeds})"
     else:
-        measured = "–" if entry.status == "not in the suite" else entry.status
+        measured = "\N{EN DASH}" if entry.status == "not in the suite" else entry.status
     measured += superscript(entry.marks)
     if not entry.reference:
         return measured
@@ -152,3 +166,40 @@ def _markdown_cell(entry: Entry) -> str:
     marks: Marks = entry.reference_marks
     difference = f" ({entry.difference})" if entry.difference else ""
     return f"{measured} · *{reference}*{superscript(marks)}{difference}"
+
+
+def _latex_line(cells: Sequence[str]) -> Markup:
+    return Markup(" & ".join(cells))
+
+
+def _latex_marks(marks: Marks) -> str:
+    return f"\\textsuperscript{{{','.join(map(str, marks))}}}" if marks else ""
+
+
+def _latex_rows(row: PageRow) -> list[Markup]:
+    """What was measured over its number of seeds and the printed number; one line for an absent method."""
+    name = escape_latex(row.name) + _latex_marks(row.marks)
+    if row.absent:
+        return [_latex_line([name, *(f"-- {_latex_reference(entry)}".strip() for entry in row.entries)])]
+    lines = [_latex_line([name, *(_latex_measured(entry) for entry in row.entries)])]
+    below = ["; ".join(filter(None, (_latex_seeds(entry), _latex_reference(entry)))) for entry in row.entries]
+    if any(below):
+        lines.append(_latex_line(["", *below]))
+    return lines
+
+
+def _latex_measured(entry: Entry) -> str:
+    if not entry.summary:
+        return escape_latex(entry.status) + _latex_marks(entry.marks)
+    command = {1: "\\textbf", 2: "\\underline"}.get(entry.rank, "")
+    mean = f"{command}{{{entry.mean}}}" if command else entry.mean
+    spread = f" $\\pm$ {entry.std}" if entry.std else ""
+    return f"{mean}{spread}{_latex_marks(entry.marks)}"
+
+
+def _latex_seeds(entry: Entry) -> str:
+    return entry.seeds.replace(" of ", "/")
+
+
+def _latex_reference(entry: Entry) -> str:
+    return f"\\textit{{{entry.reference}}}{_latex_marks(entry.reference_marks)}" if entry.reference else ""

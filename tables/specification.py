@@ -9,8 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
-from pydantic import field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from benchmark.errors import UserError, nearest, unknown_name
 from benchmark.protocols import SCALES
@@ -21,6 +29,12 @@ FOLDER = Path(__file__).parent
 def _percentage(value: float) -> float:
     if not (math.isnan(value) or 0 <= value <= 100):
         raise ValueError("allowed: 0 to 100, or nan where there is no number")
+    return value
+
+
+def _file_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("it names files; allowed: letters, digits, '.', '_' and '-', the first a letter or a digit")
     return value
 
 
@@ -65,7 +79,7 @@ class Row(_Frozen):
 class Table(_Frozen):
     """A table as its TOML file says; the format is told at the top of `table_II.toml`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Annotated[str, AfterValidator(_file_name)]
     caption: str
     metric: str = "top-1 accuracy, %"
     dataset: Name | dict[str, Name]
@@ -84,9 +98,7 @@ class Table(_Frozen):
             if isinstance(value, Mapping) and scale not in SCALES:
                 raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
         folder = (info.context or {}).get("folder", Path())
-        located = {
-            scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()
-        }
+        located = {scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()}
         return located if isinstance(value, Mapping) else located["any scale"]
 
     @model_validator(mode="after")
@@ -98,7 +110,7 @@ class Table(_Frozen):
         for field, numbers in self._numbers():
             if numbers and len(numbers) != len(names):
                 raise ValueError(
-                    f"{field} has {len(numbers)} numbers; allowed: {len(names)}, one for each column, "
+                    f"{field}: {len(numbers)} given; allowed: {len(names)}, one for each column, "
                     "nan where there is none"
                 )
         return self
@@ -157,7 +169,9 @@ def load_table(name_or_path: str | Path) -> Table:
     except OSError as error:
         raise UserError(f"table file {path} cannot be read: {error.strerror}; check the path") from error
     except ValueError as error:
-        raise UserError(f"table file {path} is no valid TOML in UTF-8: {error}; tables/table_II.toml shows the format") from error
+        raise UserError(
+            f"table file {path} is no valid TOML in UTF-8: {error}; tables/table_II.toml shows the format"
+        ) from error
     try:
         return Table.model_validate(content, context={"folder": path.parent})
     except ValidationError as error:
@@ -180,7 +194,8 @@ def _complaint(error: ValidationError) -> str:
     if not place:
         return message
     given = " ".join(repr(first["input"]).split())
-    return f"field {place!r} = {given if len(given) <= 60 else given[:57] + '...'} is refused: {message[:1].lower()}{message[1:]}"
+    given = given if len(given) <= 60 else f"{given[:57]}..."
+    return f"field {place!r} = {given} is refused: {message[:1].lower()}{message[1:]}"
 
 
 _OWNERS = cast(

@@ -99,7 +99,7 @@ def test_views_of_any_images_are_bit_equal_to_torchvision(
     batch = source.batch(plan, 0)
     for view in ("plain", "rotated"):
         expected = by_torchvision(images.images, plan, batch.index, recipe, view)
-        assert torch.equal(batch.view(view), expected)  # type: ignore[arg-type]
+        assert torch.equal(batch.view(view), expected)
 
 
 @pytest.mark.parametrize("rotated_crop", ["shared", "per_rotation"])
@@ -243,5 +243,5 @@ def test_a_gpu_gives_the_same_bits(rotated_crop: Any) -> None:
     images, recipe = random_images(64, 32), Recipe(4, True, MEAN, STD, rotated_crop)
     here, there = (TrainingSource(images, recipe, 32, device, ("test",)) for device in ("cpu", "cuda"))
     for view in ("plain", "rotated"):
-        expected = here.batch(here.epoch(0), 1).view(view)  # type: ignore[arg-type]
-        assert torch.equal(there.batch(there.epoch(0), 1).view(view).cpu(), expected)  # type: ignore[arg-type]
+        expected = here.batch(here.epoch(0), 1).view(view)
+        assert torch.equal(there.batch(there.epoch(0), 1).view(view).cpu(), expected)

@@ -131,6 +131,8 @@ class Learner:
 
     def _as_seen_by_method(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> Step:
         run, method = self.run, self.method
+        # A teacher may run in bf16 beside a student for which that would be slower.
+        widen = run.precision == "fp32"
 
         def student(view: View) -> Outputs:
             assert self.student is not None, f"{run.method} trains no student"
@@ -138,11 +140,11 @@ class Learner:
 
         def teacher_outputs(view: View) -> Outputs:
             assert teacher is not None, f"{run.method} runs without a teacher"
-            return teacher.outputs(view)
+            return teacher.outputs(view, widen)
 
         def teacher_head(view: View) -> Any:
             assert teacher is not None and run.head is not None, f"{run.method} runs without a head"
-            return teacher.head(head_key(run), view)
+            return teacher.head(head_key(run), view, widen)
 
         def stream(name: str) -> torch.Generator:
             owner = (run.dataset, run.fraction, run.protocol.name, run.seed, run.method, run.student)

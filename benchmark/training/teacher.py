@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmark.backbones.network import Network, Outputs
 from benchmark.data.augmentation import Batch
@@ -40,9 +43,12 @@ class TeacherOnBatch:
         self._batch = batch
         self._outputs: dict[str, Outputs] = {}
         self._heads: dict[tuple[str, str], Any] = {}
+        self._widened: dict[tuple[str, str], Any] = {}
 
-    def outputs(self, view: View) -> Outputs:
-        """The teacher's outputs for a view."""
+    def outputs(self, view: View, widen: bool = False) -> Outputs:
+        """The teacher's outputs for a view; `widen` gives them in float32 also where the teacher runs in bf16."""
+        if widen and self._teacher.precision == "bf16":
+            return self._wide(("outputs", view), lambda: self.outputs(view))
         if view not in self._outputs:
             images = self._batch.view(view)
             started = time.perf_counter()
@@ -51,8 +57,10 @@ class TeacherOnBatch:
             self._teacher.seconds += time.perf_counter() - started
         return self._outputs[view]
 
-    def head(self, digest: str, view: View) -> Any:
-        """What the head of that run digest makes of the outputs for a view."""
+    def head(self, digest: str, view: View, widen: bool = False) -> Any:
+        """What the head of that run digest makes of the outputs for a view; `widen` as for `outputs`."""
+        if widen and self._teacher.precision == "bf16":
+            return self._wide((digest, view), lambda: self.head(digest, view))
         key = (digest, view)
         if key not in self._heads:
             outputs = self.outputs(view)
@@ -61,3 +69,20 @@ class TeacherOnBatch:
                 self._heads[key] = self._teacher.heads[digest].represent(outputs)
             self._teacher.seconds += time.perf_counter() - started
         return self._heads[key]
+
+    def _wide(self, key: tuple[str, str], narrow: Callable[[], Any]) -> Any:
+        if key not in self._widened:
+            self._widened[key] = widened(narrow())
+        return self._widened[key]
+
+
+def widened(value: Any) -> Any:
+    """The same structure of tuples, lists and dataclasses with every half-precision tensor in float32."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+    if isinstance(value, tuple | list):
+        return type(value)(widened(item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (field.name for field in dataclasses.fields(value))
+        return dataclasses.replace(value, **{name: widened(getattr(value, name)) for name in names})
+    return value
