@@ -7,7 +7,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -207,10 +207,9 @@ class _Worker:
         other.close()
 
     def send_stop(self) -> None:
-        try:
+        # Where it has died, the next receive finds that out.
+        with suppress(OSError):
             self.connection.send("stop")
-        except OSError:
-            pass  # It has died; the next receive finds that out.
 
     def close(self) -> None:
         self.connection.close()
@@ -226,10 +225,8 @@ def _work(connection: Connection, settings: Settings) -> None:
 
     def stop() -> bool:
         if not asked.is_set() and connection.poll():
-            try:
+            with suppress(EOFError):
                 connection.recv()
-            except EOFError:
-                pass
             asked.set()
         return asked.is_set()
 

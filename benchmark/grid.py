@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import benchmark
 from benchmark.errors import unknown_name
-from benchmark.plan import Request
+from benchmark.plan import TEACHER_SEED, Request
 from benchmark.provenance import commit
 from benchmark.registry import all_methods, method_class, method_names
 from benchmark.results import Record, Store
 from benchmark.spec import Run
-from tables.render import Cell, TableResult
+from tables.result import Cell, Status, TableResult
 from tables.specification import Table
 
 
@@ -27,7 +27,7 @@ class Grid:
 
     def to_train(self) -> list[Run]:
         """The runs of the cells that were asked for."""
-        return list(dict.fromkeys(run for cell in sorted(self.chosen) for run in self.runs[cell]))
+        return list(dict.fromkeys(run for cell, runs in self.runs.items() if cell in self.chosen for run in runs))
 
 
 def column_name(teacher: str, student: str) -> str:
@@ -50,7 +50,9 @@ def grid_of(
             raise unknown_name(f"pair of table {table.name} (a pair of your own goes into a table file)", pair, columns)
     for method in methods:
         if method not in rows:
-            raise unknown_name(f"method of table {table.name}", method, rows if method in method_names() else method_names())
+            raise unknown_name(
+                f"method of table {table.name}", method, rows if method in method_names() else method_names()
+            )
     seeds = tuple(seeds)
     runs = {
         (row, name): tuple(request.run(row, column.student, column.teacher, seed) for seed in seeds)
@@ -80,14 +82,16 @@ def results_of(
     hidden = {name for name, method in all_methods().items() if not method.in_default_grid} - shown
     table = grid.table.model_copy(update={"rows": tuple(row for row in grid.table.rows if row.method not in hidden)})
     epochs = request.protocol.schedule.scaled(request.scale.factor).epochs
-    standard = request.protocol.name == "lsskd" and request.validation == 0
+    seeds = sorted({run.seed for runs in grid.runs.values() for run in runs})
+    teacher_seeds = seeds if request.teacher_seeds == "paired" else [TEACHER_SEED]
+    standard = request.protocol.name == "lsskd" and request.validation == 0 and not request.options
     return TableResult(
         table=table,
         scale=request.scale.name,
         epochs=str(epochs),
         dataset=request.dataset,
         cells={key: cell for key, cell in cells.items() if key[0] not in hidden},
-        teachers=_teachers(grid, store, request, released_accuracy),
+        teachers=_teachers(grid, store, request, released_accuracy, teacher_seeds),
         generated_from=f"kd-benchmark {benchmark.__version__}, commit {(commit() or 'unknown')[:12]}",
         comparable=request.scale.name == "paper" and standard,
         remarks=tuple(remarks),
@@ -104,6 +108,7 @@ def _cell(row: str, column: str, runs: Sequence[Run] | None, store: Store, lost:
         for run, record in records.items()
         if (reason := _failure(run, record, lost))
     )
+    status: Status
     if len(finished) == len(runs):
         status = "done"
     elif finished:
@@ -111,7 +116,8 @@ def _cell(row: str, column: str, runs: Sequence[Run] | None, store: Store, lost:
     else:
         status = "failed" if notes else "not run yet"
     values = tuple(record["final"]["top1"] for record in finished)
-    return Cell(row, column, values, status, tuple(record["best_on_test"]["top1"] for record in finished), notes)
+    best = tuple(record["best_on_test"]["top1"] for record in finished)
+    return Cell(row, column, values, status, best, notes, seeds=len(runs))
 
 
 def _failure(run: Run, record: Record | None, lost: Mapping[str, str]) -> str | None:
@@ -121,7 +127,7 @@ def _failure(run: Run, record: Record | None, lost: Mapping[str, str]) -> str | 
 
 
 def _teachers(
-    grid: Grid, store: Store, request: Request, released_accuracy: Mapping[str, float]
+    grid: Grid, store: Store, request: Request, released_accuracy: Mapping[str, float], seeds: Sequence[int]
 ) -> dict[str, Cell]:
     """The accuracy of each teacher of the table: of its own run, or as measured here if it came from a file."""
     cells = {}
@@ -129,7 +135,15 @@ def _teachers(
         if teacher in request.released:
             accuracy = released_accuracy.get(teacher)
             values = () if accuracy is None else (accuracy,)
-            cells[teacher] = Cell("Teacher", teacher, values, "done" if values else "not run yet", (), ("from a file",))
+            cells[teacher] = Cell(
+                "Teacher",
+                teacher,
+                values,
+                "done" if values else "not run yet",
+                (),
+                (f"teacher {teacher} comes from a file",),
+            )
         else:
-            cells[teacher] = _cell("Teacher", teacher, [request.run("Baseline", teacher, None, 0)], store, {})
+            runs = [request.run("Baseline", teacher, None, seed) for seed in seeds]
+            cells[teacher] = _cell("Teacher", teacher, runs, store, {})
     return cells

@@ -124,7 +124,7 @@ class Method(nn.Module):
     in_default_grid: ClassVar[bool] = True
     """False for a row that runs only when it is named."""
 
-    def __init__(self, context: Context, options: Options) -> None:
+    def __init__(self, context: Context, options: BaseModel) -> None:
         super().__init__()
         self.options = options
 
@@ -178,7 +178,7 @@ def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameter
     @functools.wraps(function)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return function(*(widen(argument) for argument in args), **kwargs)  # type: ignore[call-arg]
+            return function(*(widen(argument) for argument in args), **kwargs)
 
     return wrapped
 

@@ -81,9 +81,7 @@ class Request:
             return released.teacher
         return self._run(method, network, seed)
 
-    def _head(
-        self, head: str, teacher_method: str, teacher: Run | ReleasedTeacher, seed: int
-    ) -> Run | ReleasedTeacher:
+    def _head(self, head: str, teacher_method: str, teacher: Run | ReleasedTeacher, seed: int) -> Run | ReleasedTeacher:
         if head == teacher_method:
             return teacher
         if isinstance(teacher, Run):
@@ -189,14 +187,16 @@ def _depth(run: Run) -> int:
 def _join_teacher_free(groups: dict[tuple[Any, ...], list[Run]]) -> dict[tuple[Any, ...], list[Run]]:
     """Let teacher-free runs that nobody waits for join a cohort with a teacher that is equal in the rest."""
     joined = defaultdict(list, groups)
-    for key, members in groups.items():
+    for key in groups:
         _, needed, cohort, folder, teacher, _ = key
         if teacher is not None or needed:
             continue
         hosts = [
             other
             for other in groups
-            if other[4] is not None and other[1:4] == (False, cohort, folder) and method_class(groups[other][0].method).listed
+            if other[4] is not None
+            and other[1:4] == (False, cohort, folder)
+            and method_class(groups[other][0].method).listed
         ]
         if hosts:
             joined[hosts[0]] = joined.pop(key) + joined[hosts[0]]
@@ -216,7 +216,9 @@ def _split_for(cohorts: list[list[Run]], workers: int, image_size: int, images: 
             level.remove(dearest)
             halves: list[list[Run]] = [[], []]
             for run in sorted(dearest, key=lambda run: -run_seconds(run, image_size, images)):
-                min(halves, key=lambda half: sum(run_seconds(member, image_size, images) for member in half)).append(run)
+                min(halves, key=lambda half: sum(run_seconds(member, image_size, images) for member in half)).append(
+                    run
+                )
             level.extend([run for run in dearest if run in half] for half in halves)
     return [cohort for level in by_depth.values() for cohort in level]
 
@@ -246,8 +248,10 @@ def training_multiply_adds(run: Run, image_size: int) -> int:
     if cls.trains_student:
         total += 3 * views * network_cost(run.student, cls.student_branches, image_size)[0]
     elif cls.student_branches:
-        total += 3 * views * (
-            network_cost(run.student, True, image_size)[0] - network_cost(run.student, False, image_size)[0]
+        total += (
+            3
+            * views
+            * (network_cost(run.student, True, image_size)[0] - network_cost(run.student, False, image_size)[0])
         )
     if run.teacher_network:
         total += views * network_cost(run.teacher_network, _reads_branches(run), image_size)[0]

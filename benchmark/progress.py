@@ -45,7 +45,9 @@ class Display(Watcher):
         self.done, self.done_work, self.failed = 0, 0.0, 0
         self.began = time.perf_counter()
         self.last_line: dict[str, float] = {}
-        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._picture) if console.is_terminal else None
+        self.live = (
+            Live(console=console, refresh_per_second=4, get_renderable=self._picture) if console.is_terminal else None
+        )
 
     def __enter__(self) -> Display:
         if self.live:

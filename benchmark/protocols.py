@@ -73,7 +73,7 @@ PROTOCOLS = {
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale(name="demo", factor=1 / 48, learning_rate_factor=0.2),
+        Scale(name="demo", factor=1 / 40, learning_rate_factor=0.4, warmup_epochs=2),
         Scale(name="quick", factor=1 / 20),
         Scale(name="paper", factor=1),
     )

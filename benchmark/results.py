@@ -86,10 +86,14 @@ class Store:
         for part, tensors in weights.items():
             path = self.folder(run) / f"{part}.safetensors"
             with replacing(path) as file:
-                safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file.temporary)
+                safetensors.torch.save_file(
+                    {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file.temporary
+                )
                 digests[part] = sha256_of(file.temporary)
         whole = {"format": FORMAT, "id": run.id, "digest": run.digest, "run": run.model_dump(mode="json")}
-        write_text(self.folder(run) / "record.json", json.dumps({**whole, **record, "weights": digests}, indent=1) + "\n")
+        write_text(
+            self.folder(run) / "record.json", json.dumps({**whole, **record, "weights": digests}, indent=1) + "\n"
+        )
 
     def weights(self, run: Run, part: str = "student") -> dict[str, Tensor]:
         """The weights of a finished run, verified by checksum.

@@ -33,8 +33,8 @@ from benchmark.progress import Display, duration
 from benchmark.protocols import PROTOCOLS, SCALES, protocol_named, scale_named, scale_to
 from benchmark.registry import method_class, method_names
 from benchmark.results import Store
-from benchmark.spec import Protocol, ReleasedTeacher, Scale
-from benchmark.training.devices import resolve_device
+from benchmark.spec import Protocol, ReleasedTeacher
+from benchmark.training.devices import placed, resolve_device
 from benchmark.training.evaluation import BATCH_SIZE, evaluate
 from benchmark.training.job import remove_finished_checkpoints
 from benchmark.training.material import Settings, recipe_for
@@ -78,7 +78,9 @@ def main(
     checkpoint_seconds: Annotated[float, typer.Option(min=1.0, help="How often a checkpoint is written.")] = 60.0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints of finished runs.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train failed runs again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run and its cost; start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run and its cost; start nothing.")
+    ] = False,
     catalogue: Annotated[bool, typer.Option("--list", help="List methods, networks, datasets, tables.")] = False,
 ) -> int:
     """Regenerate a table: plan its runs, train those that are missing, and render it."""
@@ -140,8 +142,7 @@ def main(
         remove_finished_checkpoints(store, images.name)
     result = results_of(grid, store, request, accuracy, _remarks(request, chosen_options), _lost(jobs, report, store))
     written = write_reports(result, reports)
-    console.print(to_terminal(result, console.width))
-    console.print(f"written: {', '.join(str(path) for path in written)}", soft_wrap=True, highlight=False)
+    console.print(to_terminal(result, console.width, written))
     return _leave(report, console)
 
 
@@ -174,12 +175,14 @@ def _read_teachers(
         weights = load_released(path)
         network = build_network(name, dataset.num_classes)
         apply_to(network, weights, name)
-        network.to(device, memory_format=torch.channels_last)
+        placed(network, device)
         torch.set_num_threads(max(threads, processors()))
         batches = evaluation_batches(dataset.test, recipe_for(protocol, dataset), BATCH_SIZE, device)
         accuracy[name] = evaluate(network, batches, "fp32")["top1"]
         torch.set_num_threads(threads)
-        released[name] = ReleasedFile(ReleasedTeacher(network=name, sha256=weights.sha256), weights.auxiliary is not None)
+        released[name] = ReleasedFile(
+            ReleasedTeacher(network=name, sha256=weights.sha256), weights.auxiliary is not None
+        )
         branches = ", with branches" if weights.auxiliary is not None else ""
         console.print(
             f"teacher {name} from {path} ({weights.layout}{branches}): "
@@ -220,9 +223,7 @@ def _print_plan(
     finished = sum(store.is_finished(run) for run in runs)
     missing = [run for job in jobs for run in job.runs]
     images = len(dataset.train.labels)
-    total = sum(
-        run.schedule.epochs * images * training_multiply_adds(run, dataset.image_size) for run in missing
-    )
+    total = sum(run.schedule.epochs * images * training_multiply_adds(run, dataset.image_size) for run in missing)
     console.print(f"Table {grid.table.name} on {dataset.name}: {len(runs)} runs asked for, {finished} done.")
     screen = ScreenTable("job", "runs", "epochs", "multiply-adds", "on one core, about", box=None, pad_edge=False)
     for job in jobs:

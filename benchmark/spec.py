@@ -32,7 +32,7 @@ class Frozen(BaseModel):
         return hash(self.content)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.content == other.content  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.content == other.content
 
 
 class Schedule(Frozen):
@@ -77,13 +77,14 @@ class Protocol(Frozen):
 class Scale(Frozen):
     """How much of a protocol is spent: every epoch count and milestone is multiplied by one factor.
 
-    The learning rate has a factor of its own, 1 but for schedules so short that a network would end before it has
-    recovered from the protocol's full rate.
+    The learning rate may have a factor of its own and warm-up epochs (linear, a step at a time): for schedules so short
+    that deep networks would end before they have recovered from a start at the protocol's full rate.
     """
 
     name: str
     factor: float = Field(gt=0, le=1)
     learning_rate_factor: float = Field(1.0, gt=0, le=1)
+    warmup_epochs: int = Field(0, ge=0)
 
 
 class ReleasedTeacher(Frozen):
@@ -150,8 +151,9 @@ class Run(Frozen):
         if mobile_network and protocol.mobile_learning_rate is not None:
             base = protocol.mobile_learning_rate
         base *= self.scale.learning_rate_factor
-        if epoch < protocol.warmup_epochs:
-            return base * (epoch * steps + step + 1) / (protocol.warmup_epochs * steps)
+        warmup_epochs = max(protocol.warmup_epochs, self.scale.warmup_epochs)
+        if epoch < warmup_epochs:
+            return base * (epoch * steps + step + 1) / (warmup_epochs * steps)
         return base * protocol.decay ** sum(epoch >= milestone for milestone in self.schedule.milestones)
 
 

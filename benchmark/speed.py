@@ -29,7 +29,7 @@ from benchmark.registry import method_class, method_names
 from benchmark.spec import Precision, Run, Scale
 from benchmark.streams import generator
 from benchmark.training.cohort import Cohort
-from benchmark.training.devices import autocast, device_name, make_deterministic, resolve_device
+from benchmark.training.devices import autocast, device_name, make_deterministic, placed, resolve_device
 from benchmark.training.learner import build_method, fresh_network, head_key
 from benchmark.training.material import Material, Settings
 from benchmark.training.teacher import Teacher
@@ -60,7 +60,9 @@ class Contestant:
 @app.command()
 def main(
     pairs: Annotated[str, typer.Option(help="Teacher>student pairs, comma-separated.")] = "WRN-40-2>WRN-16-2",
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated. [all that have no teacher of their own kind]")] = "",
+    methods: Annotated[
+        str, typer.Option(help="Methods, comma-separated. [all that have no teacher of their own kind]")
+    ] = "",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or both as fp32,bf16.")] = "fp32,bf16",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [all processors]")] = None,
@@ -77,8 +79,9 @@ def main(
         method_class(name)
     dataset = _random_images(image_size)
     console.print(
-        f"{device_name(target)}, {count} threads, torch {torch.__version__}; batch {protocol_named('lsskd').batch_size}, "
-        f"{image_size}x{image_size}, {CLASSES} classes; median of {rounds} rounds",
+        f"{device_name(target)}, {count} threads, torch {torch.__version__}; "
+        f"batch {protocol_named('lsskd').batch_size}, {image_size}x{image_size}, {CLASSES} classes; "
+        f"median of {rounds} rounds",
         highlight=False,
     )
     for pair in names(pairs):
@@ -128,12 +131,16 @@ def _contestants(
     device: torch.device,
     threads: int,
 ) -> list[Contestant]:
-    request = Request(dataset.name, dataset.fingerprint, protocol_named("lsskd"), Scale(name="speed", factor=1), device, precision)
+    request = Request(
+        dataset.name, dataset.fingerprint, protocol_named("lsskd"), Scale(name="speed", factor=1), device, precision
+    )
     runs = [request.run(method, student, teacher, 0) for method in methods]
     batch = request.protocol.batch_size
     found = [
         Contestant("bare student step", precision, batch, _bare_step(student, batch, dataset, precision, device), []),
-        Contestant("bare teacher forward", precision, batch, _bare_forward(teacher, batch, dataset, precision, device), []),
+        Contestant(
+            "bare teacher forward", precision, batch, _bare_forward(teacher, batch, dataset, precision, device), []
+        ),
     ]
     cohorts = [(run.method, [run]) for run in runs]
     cheap = [run for run in runs if run.method in CHEAP]
@@ -150,7 +157,7 @@ def _bare_step(
     student: str, batch: int, dataset: Dataset, precision: Precision, device: torch.device
 ) -> Callable[[], None]:
     """The plainest step there is: one fixed batch, cross entropy, SGD; no data, no teacher, no method."""
-    network = fresh_network(student, CLASSES, 0).to(device, memory_format=torch.channels_last)
+    network = placed(fresh_network(student, CLASSES, 0), device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
     images = _fixed_batch(batch, dataset.image_size, device)
     labels = torch.arange(batch, device=device) % CLASSES
@@ -168,7 +175,7 @@ def _bare_step(
 def _bare_forward(
     teacher: str, batch: int, dataset: Dataset, precision: Precision, device: torch.device
 ) -> Callable[[], None]:
-    network = fresh_network(teacher, CLASSES, 0).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    network = placed(fresh_network(teacher, CLASSES, 0), device).eval().requires_grad_(False)
     images = _fixed_batch(batch, dataset.image_size, device)
 
     def forward() -> None:
@@ -193,11 +200,12 @@ def _cohort_step(runs: Sequence[Run], dataset: Dataset, device: torch.device, th
             for run in taught
             if isinstance(run.head, Run)
         }
-        assert taught[0].teacher_network and taught[0].teacher_precision
+        assert taught[0].teacher_network
+        assert taught[0].teacher_precision
         network = fresh_network(taught[0].teacher_network, CLASSES, 0)
         teacher = Teacher(
-            network.to(device, memory_format=torch.channels_last),
-            {key: head.to(device, memory_format=torch.channels_last) for key, head in heads.items()},
+            placed(network, device),
+            {key: placed(head, device) for key, head in heads.items()},
             taught[0].teacher_precision,
         )
     place = Settings(runs=Path("runs"), dataset="random", device=str(device), threads=threads)
@@ -242,7 +250,9 @@ def _print(console: Console, pair: str, contestants: Sequence[Contestant], metho
         for kind in kinds:
             alone = sum(1 / by_name[method, kind].images_per_second for method in members)
             saving = alone * by_name[name, kind].images_per_second
-            console.print(f"{name}, {kind}: {saving:.2f} times cheaper than its {len(members)} methods alone", highlight=False)
+            console.print(
+                f"{name}, {kind}: {saving:.2f} times cheaper than its {len(members)} methods alone", highlight=False
+            )
 
 
 if __name__ == "__main__":

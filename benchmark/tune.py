@@ -1,4 +1,4 @@
-"""Choose a method's options on held-out training images: `python -m benchmark.tune --method LSSKD --grid alpha=0.3,0.8`.
+"""Choose a method's options on held-out images: `python -m benchmark.tune --method LSSKD --grid alpha=0.3,0.8`.
 
 The test set is never looked at: every run is trained on what is left of the training set and evaluated on the rest.
 """

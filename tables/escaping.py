@@ -68,13 +68,16 @@ _LATEX_ACCENTS = dict(
 
 def plain(text: str) -> str:
     """One line without control characters, and without those that turn the direction of writing."""
-    line = " ".join(text.split())
-    return "".join(
+    kept = "".join(
         character
-        for character in line
-        if unicodedata.category(character) not in ("Cc", "Cs")
-        and unicodedata.bidirectional(character) not in _BIDIRECTIONAL_CONTROLS
+        for character in text
+        if character.isspace()
+        or (
+            unicodedata.category(character) not in ("Cc", "Cs")
+            and unicodedata.bidirectional(character) not in _BIDIRECTIONAL_CONTROLS
+        )
     )
+    return " ".join(kept.split())
 
 
 def escape_markdown(text: str) -> Markup:

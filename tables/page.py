@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from benchmark.statistics import Summary, summarise
 from tables.result import Cell, Status, TableResult
@@ -23,13 +24,14 @@ Marks = tuple[int, ...]
 class Entry:
     """One cell, in words and digits.
 
-    status, summary: what was measured, in % (no summary: no finished seed); seeds: how many stand behind it;
+    status, summary: what was measured, in % (no summary: no finished seed; no status: nothing to say);
+    seeds: how many stand behind it;
     rank: 1 for the best of the column among the methods measured, 2 for the second, else 0; marks: its footnotes;
     reference, reference_std: the printed number, or else the published one, with its own footnotes;
     difference: measured minus printed, only where the numbers may be compared.
     """
 
-    status: Status
+    status: Status | Literal[""]
     summary: Summary | None
     seeds: str
     rank: int
@@ -70,6 +72,7 @@ class Page:
 
     name: str
     caption: str
+    metric: str
     scale: str
     dataset: str
     statement: str
@@ -131,6 +134,7 @@ def page_of(result: TableResult) -> Page:
     return Page(
         name=table.name,
         caption=table.caption,
+        metric=table.metric,
         scale=result.scale,
         dataset=result.dataset,
         statement=statement(result),
@@ -247,6 +251,6 @@ def _best_rows(result: TableResult) -> Iterable[PageRow]:
             cell = result.cell(row.method, column.name)
             summary = summarise(cell.best) if cell.best else None
             seeds = f"n={len(cell.best)}" if cell.best else ""
-            entries.append(Entry(cell.status, summary, seeds, 0, (), "", "", (), ""))
+            entries.append(Entry("", summary, seeds, 0, (), "", "", (), ""))
         if any(entry.summary for entry in entries):
             yield PageRow(row.method, (), tuple(entries))

@@ -158,7 +158,7 @@ def _markdown_cell(entry: Entry) -> str:
         text = f"{entry.mean} ± {entry.std}" if entry.std else entry.mean
         measured = f"{f'**{text}**' if entry.rank == 1 else text} ({entry.seeds})"
     else:
-        measured = "\N{EN DASH}" if entry.status == "not in the suite" else entry.status
+        measured = "\N{EN DASH}" if entry.status in ("", "not in the suite") else entry.status
     measured += superscript(entry.marks)
     if not entry.reference:
         return measured
@@ -190,7 +190,7 @@ def _latex_rows(row: PageRow) -> list[Markup]:
 
 def _latex_measured(entry: Entry) -> str:
     if not entry.summary:
-        return escape_latex(entry.status) + _latex_marks(entry.marks)
+        return escape_latex(entry.status or "\N{EN DASH}") + _latex_marks(entry.marks)
     command = {1: "\\textbf", 2: "\\underline"}.get(entry.rank, "")
     mean = f"{command}{{{entry.mean}}}" if command else entry.mean
     spread = f" $\\pm$ {entry.std}" if entry.std else ""

@@ -116,7 +116,10 @@ def _value(entry: Entry) -> str:
 
 def _legend(page: Page) -> str:
     below = "the number of seeds (n) and the printed number" if page.has_references else "the number of seeds (n)"
-    sentences = [f"Upper line: measured, mean ± standard deviation over seeds, last epoch. Lower line: {below}."]
+    sentences = [
+        f"Upper line: {plain(page.metric)}, measured mean ± standard deviation over seeds, last epoch. "
+        f"Lower line: {below}."
+    ]
     if page.has_ranks:
         sentences.append("Bold: best measured of the column; underlined: second.")
     if page.has_absent:
@@ -131,7 +134,7 @@ def _footnotes(page: Page) -> Grid:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for number, text in page.footnotes:
-        grid.add_row(superscript([number]), plain(text), style="dim")
+        grid.add_row(superscript([number]), Text(plain(text)), style="dim")
     for text in page.notes:
-        grid.add_row("", plain(text), style="dim")
+        grid.add_row("", Text(plain(text)), style="dim")
     return grid

@@ -53,7 +53,9 @@ def shrunk(run: Run) -> Run:
         artifact = getattr(run, part)
         if isinstance(artifact, Run):
             update[part] = shrunk(artifact)
-    return Run.model_validate(run.model_dump() | {key: value if key == "fraction" else value.model_dump() for key, value in update.items()})
+    return Run.model_validate(
+        run.model_dump() | {key: value if key == "fraction" else value.model_dump() for key, value in update.items()}
+    )
 
 
 def settings(folder: Path, **changes: Any) -> Settings:

@@ -20,8 +20,12 @@ from benchmark.training import cohort as cohort_module
 from benchmark.training.job import execute
 from tests.engine import METHODS, records, run_of, settings, train_dependencies
 
-PRECISIONS = ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(
-    not torch.cpu._is_avx512_bf16_supported(), reason="bf16 has no hardware here"))]
+PRECISIONS = [
+    "fp32",
+    pytest.param(
+        "bf16", marks=pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="bf16 has no hardware here")
+    ),
+]
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)

@@ -69,7 +69,7 @@ def terminal(shown: TableResult, width: int) -> str:
 
 
 def markdown_row(text: str, method: str) -> list[str]:
-    line = next(line for line in text.splitlines() if re.match(rf"\| {re.escape(method)}\W", line))
+    line = next(line for line in text.splitlines() if re.match(rf"\| {re.escape(method)}[^A-Za-z*]", line))
     return [part.strip() for part in line.strip("|").split("|")]
 
 

@@ -23,7 +23,6 @@ from benchmark.training import checkpoint as checkpoints
 from benchmark.training.devices import make_deterministic, peak_memory, resolve_device
 from benchmark.training.evaluation import BATCH_SIZE, evaluate
 from benchmark.training.learner import Learner, NonFiniteLoss
-from benchmark.training.teacher import Teacher
 from benchmark.training.material import (
     Material,
     Settings,
@@ -32,6 +31,7 @@ from benchmark.training.material import (
     recipe_for,
     training_material,
 )
+from benchmark.training.teacher import Teacher
 
 REPORT_SECONDS = 0.5
 COST_OF_A_CHECKPOINT = 20
@@ -96,7 +96,8 @@ class Cohort:
         self.source = TrainingSource(material.train, self.recipe, first.protocol.batch_size, self.device, names)
         labels = material.train.labels.to(self.device)
         self.learners = [
-            Learner(run, dataset.num_classes, dataset.image_size, labels, self.source.batches, self.device) for run in runs
+            Learner(run, dataset.num_classes, dataset.image_size, labels, self.source.batches, self.device)
+            for run in runs
         ]
         self.members = [run.id for run in runs]
         self.folder = self.store.cohorts(first.dataset) / cohort_name(runs)
@@ -229,9 +230,7 @@ class Cohort:
             self._drop_if_not_finite(learner, self.step)
         if not self.learners:
             return
-        runs = {
-            learner.run.id: {"figures": learner.figures, "seconds": learner.seconds} for learner in self.learners
-        }
+        runs = {learner.run.id: {"figures": learner.figures, "seconds": learner.seconds} for learner in self.learners}
         notes = {"runs": runs, "seconds": self.seconds, "images": self.images, "resumed": self.resumed}
         tensors = {learner.run.id: learner.state() for learner in self.learners}
         checkpoints.write_checkpoint(self.folder, checkpoints.Checkpoint(self.epoch, self.step, tensors, notes))

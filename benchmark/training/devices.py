@@ -8,9 +8,10 @@ import platform
 import resource
 import sys
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from benchmark.errors import UserError
 from benchmark.spec import Precision
@@ -58,6 +59,14 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+
+def placed(module: ModuleType, device: torch.device) -> ModuleType:
+    """The module on the device, its convolutions in channels_last, which is the faster layout for all of ours."""
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def device_name(device: torch.device) -> str:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.backbones import build_branches, build_network, is_mobile_network
+from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs, Shape, shape_of
 from benchmark.data.augmentation import Batch
 from benchmark.method import Context, Method, Step, View
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.registry import method_class, resolve_options
 from benchmark.spec import Run
 from benchmark.streams import generator
-from benchmark.training.devices import autocast
+from benchmark.training.devices import autocast, placed
 from benchmark.training.teacher import TeacherOnBatch
 
 
@@ -50,7 +50,9 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor) ->
         return network_shape(name, num_classes, image_size)
 
     def initialise(module: nn.Module, name: str) -> nn.Module:
-        fill_parameters(module, lambda parameter: generator("method", run.method, run.student, name, parameter, run.seed))
+        fill_parameters(
+            module, lambda parameter: generator("method", run.method, run.student, name, parameter, run.seed)
+        )
         return module
 
     def branches(owner: Shape, outputs: int) -> nn.Module:
@@ -82,11 +84,11 @@ class Learner:
         self.steps = steps
         self.epochs = run.schedule.epochs
         self.mobile_network = is_mobile_network(run.student)
-        self.method = build_method(run, num_classes, image_size, labels).to(device, memory_format=torch.channels_last)
+        self.method = placed(build_method(run, num_classes, image_size, labels), device)
         self.student: Network | None = None
         if self.method.trains_student:
             network = fresh_network(run.student, num_classes, run.seed)
-            self.student = network.to(device, memory_format=torch.channels_last)
+            self.student = placed(network, device)
         self.parameters = [parameter for _, parameter in self._named_parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(
             self.parameters,
@@ -143,7 +145,7 @@ class Learner:
             return teacher.outputs(view, widen)
 
         def teacher_head(view: View) -> Any:
-            assert teacher is not None and run.head is not None, f"{run.method} runs without a head"
+            assert teacher is not None, f"{run.method} runs without a teacher"
             return teacher.head(head_key(run), view, widen)
 
         def stream(name: str) -> torch.Generator:

@@ -21,6 +21,7 @@ from benchmark.method import Method
 from benchmark.registry import method_class
 from benchmark.results import Store
 from benchmark.spec import Protocol, ReleasedTeacher, Run
+from benchmark.training.devices import placed
 from benchmark.training.learner import build_method, head_key
 from benchmark.training.teacher import Teacher
 
@@ -77,12 +78,13 @@ def training_material(run: Run, dataset: Dataset) -> Material:
 
 def recipe_for(protocol: Protocol, dataset: Dataset) -> Recipe:
     """The augmentation and normalisation of a protocol on a dataset."""
-    own_statistics = protocol.mean is None or protocol.std is None or dataset.name != "cifar100"
+    # A protocol's constants are those of CIFAR images; any other dataset has its own.
+    of_protocol = dataset.name == "cifar100"
     return Recipe(
         padding=dataset.padding,
         flip=dataset.flip,
-        mean=dataset.mean if own_statistics else protocol.mean,
-        std=dataset.std if own_statistics else protocol.std,
+        mean=(protocol.mean if of_protocol else None) or dataset.mean,
+        std=(protocol.std if of_protocol else None) or dataset.std,
         rotated_crop=protocol.rotated_crop,
     )
 
@@ -96,11 +98,11 @@ def load_teacher(runs: Iterable[Run], material: Material, settings: Settings, de
     heads: dict[str, Method] = {}
     for run in taught:
         if run.head is not None and head_key(run) not in heads:
-            heads[head_key(run)] = _load_head(run, material, settings).to(device, memory_format=torch.channels_last)
+            heads[head_key(run)] = placed(_load_head(run, material, settings), device)
     network = teacher_network(first, material.dataset.num_classes, settings)
     assert first.teacher_precision is not None
     return Teacher(
-        network.to(device, memory_format=torch.channels_last),
+        placed(network, device),
         heads,
         first.teacher_precision,
         preactivations=any(method_class(run.method).needs_preactivations for run in taught),
@@ -109,7 +111,8 @@ def load_teacher(runs: Iterable[Run], material: Material, settings: Settings, de
 
 def teacher_network(run: Run, num_classes: int, settings: Settings) -> Network:
     """The trained network of a run's teacher, on the CPU."""
-    assert run.teacher is not None and run.teacher_network is not None
+    assert run.teacher is not None
+    assert run.teacher_network is not None
     network = build_network(run.teacher_network, num_classes)
     if isinstance(run.teacher, Run):
         network.load_state_dict(Store(settings.runs).weights(run.teacher))
@@ -127,7 +130,9 @@ def released_file(teacher: ReleasedTeacher, settings: Settings) -> Path:
     for sha256, path in settings.released:
         if sha256 == teacher.sha256:
             return path
-    raise UserError(f"the file of teacher {teacher.network} is not named; pass --teacher-checkpoint {teacher.network}=FILE")
+    raise UserError(
+        f"the file of teacher {teacher.network} is not named; pass --teacher-checkpoint {teacher.network}=FILE"
+    )
 
 
 def _load_head(run: Run, material: Material, settings: Settings) -> Method:
