@@ -41,6 +41,7 @@ __all__ = [
     "UserError",
     "View",
     "full_precision",
+    "outside_autocast",
     "upright",
 ]
 
@@ -161,6 +162,17 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
+def outside_autocast(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a loss so that it computes in the precisions it chooses, also where the step runs under autocast."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
 def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Decorate a loss so that it computes in at least float32, also where the step runs under bf16 autocast.
 
@@ -177,8 +189,7 @@ def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameter
 
     @functools.wraps(function)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return function(*(widen(argument) for argument in args), **kwargs)
+        return outside_autocast(function)(*(widen(argument) for argument in args), **kwargs)
 
     return wrapped
 

@@ -60,9 +60,7 @@ class Contestant:
 @app.command()
 def main(
     pairs: Annotated[str, typer.Option(help="Teacher>student pairs, comma-separated.")] = "WRN-40-2>WRN-16-2",
-    methods: Annotated[
-        str, typer.Option(help="Methods, comma-separated. [all that have no teacher of their own kind]")
-    ] = "",
+    methods: Annotated[str, typer.Option(help="Methods, comma-separated. [the default grid's]")] = "",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or both as fp32,bf16.")] = "fp32,bf16",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [all processors]")] = None,
@@ -227,22 +225,18 @@ def _race(contestants: Sequence[Contestant], device: torch.device, rounds: int) 
 
 
 def _print(console: Console, pair: str, contestants: Sequence[Contestant], methods: Sequence[str]) -> None:
-    screen = Table("", title=pair, title_justify="left", box=None, pad_edge=False)
+    screen = Table(title=pair, title_justify="left", box=None, pad_edge=False)
+    screen.add_column("", no_wrap=True, overflow="fold")
     kinds = list(dict.fromkeys(contestant.precision for contestant in contestants))
     for kind in kinds:
         screen.add_column(f"{kind} images/s", justify="right")
         screen.add_column(f"of bare {kind} step", justify="right")
-    for kind in kinds if len(kinds) > 1 else []:
-        screen.add_column(f"of bare {kinds[-1]} step", justify="right") if kind != kinds[-1] else None
     by_name = {(contestant.name, contestant.precision): contestant for contestant in contestants}
     for name in dict.fromkeys(contestant.name for contestant in contestants):
         row = [name]
         for kind in kinds:
             speed = by_name[name, kind].images_per_second
             row += [f"{speed:.0f}", f"{speed / by_name['bare student step', kind].images_per_second:.2f}"]
-        if len(kinds) > 1:
-            fastest = by_name["bare student step", kinds[-1]].images_per_second
-            row.append(f"{by_name[name, kinds[0]].images_per_second / fastest:.2f}")
         screen.add_row(*row)
     console.print(screen)
     for name in dict.fromkeys(contestant.name for contestant in contestants if contestant.name.startswith("cohort")):

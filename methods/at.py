@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from benchmark.method import Method, Step, full_precision
+from benchmark.method import Method, Step, outside_autocast
 from methods.kd import CompanionOptions, companion_terms, companion_weights
 
 
+class _MeanSquare(torch.autograd.Function):
+    """Mean over the channels of the squares of a map, in at least float32, its gradient in the map's own precision.
+
+    Autograd would widen a half-precision map to a copy, and its gradient to another: half of the cost of this method.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
+        precision = torch.promote_types(features.dtype, torch.float32)
+        return torch.linalg.vector_norm(features, dim=1, dtype=precision).square_() / features.shape[1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (features,) = ctx.saved_tensors
+        return features * (gradient * (2 / features.shape[1])).to(features.dtype)[:, None]
+
+
 def attention_map(features: Tensor, power: int = 2) -> Tensor:
-    """Mean over the channels of features^power, as a vector of length 1: [batch, height * width].
+    """Mean over the channels of features^power, as a vector of length 1: [batch, height * width], float32 or wider.
 
     features: [batch, channels, height, width]. (Zagoruyko and Komodakis, ICLR 2017, section 3.1; the mean instead of
     their sum changes nothing once the length is 1.)
     """
-    return F.normalize(features.pow(power).mean(1).flatten(1), dim=1, eps=1e-12)
+    energy = _MeanSquare.apply(features) if power == 2 else _at_least_float32(features).pow(power).mean(1)
+    return F.normalize(energy.flatten(1), dim=1, eps=1e-12)
 
 
 def pool_to_height(features: Tensor, height: int) -> Tensor:
@@ -25,13 +47,18 @@ def pool_to_height(features: Tensor, height: int) -> Tensor:
     rows = features.shape[2]
     if rows == height:
         return features
+    features = _at_least_float32(features)
     if rows % height == 0:
         # Equal windows: the same numbers as adaptive pooling, whose gradient on a GPU has no deterministic form.
         return F.avg_pool2d(features, rows // height)
     return F.adaptive_avg_pool2d(features, height)
 
 
-@full_precision
+def _at_least_float32(features: Tensor) -> Tensor:
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+@outside_autocast
 def attention_loss(student_maps: tuple[Tensor, ...], teacher_maps: tuple[Tensor, ...], power: int = 2) -> Tensor:
     """Sum over the pairs of maps of the mean squared difference of their attention maps: a scalar.
 
