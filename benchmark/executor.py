@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmark.errors import UserError
 from benchmark.plan import Job
-from benchmark.results import Store
+from benchmark.results import Record, Store
 from benchmark.spec import Run
 from benchmark.training.cohort import Progress
 from benchmark.training.job import execute
@@ -31,6 +31,16 @@ class Report:
     user_errors: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended: for which reason if not well, whether it was stopped, and what each run reached."""
+
+    reason: str | None
+    stopped: bool
+    outcomes: dict[str, str]
+    """By method: final accuracy in %, or why there is none."""
+
+
 class Watcher:
     """Hears what goes on; a display overrides what it shows."""
 
@@ -43,8 +53,8 @@ class Watcher:
     def said(self, job: Job, line: str) -> None:
         """A job has something to tell."""
 
-    def ended(self, job: Job, reason: str | None) -> None:
-        """A job ended, for the given reason if it did not end well."""
+    def ended(self, job: Job, ending: Ending) -> None:
+        """A job ended."""
 
 
 def run_jobs(jobs: Sequence[Job], settings: Settings, workers: int, watcher: Watcher) -> Report:
@@ -100,7 +110,16 @@ class _Schedule:
         if reason is not None:
             self.report.failures[job.name] = reason
             self._lost.update(run.digest for run in job.runs if self.store.record(run) is None)
-        watcher.ended(job, reason)
+        records = {run.method: self.store.record(run) for run in job.runs}
+        stopped = reason is None and None in records.values()
+        outcomes = {method: _outcome(record) for method, record in records.items() if record is not None}
+        watcher.ended(job, Ending(reason, stopped, outcomes))
+
+
+def _outcome(record: Record) -> str:
+    if record["status"] == "failed":
+        return str(record["reason"])
+    return f"{record['final']['top1']:.1f} %" if "top1" in record["final"] else "trained"
 
 
 def _run_here(schedule: _Schedule, settings: Settings, watcher: Watcher, stopping: threading.Event) -> None:

@@ -144,13 +144,18 @@ class Job:
 
     @property
     def name(self) -> str:
-        """A short name for people: what is trained, from which teacher, and which seed."""
+        """A short name for people: what is trained from which teacher, which seed, and by which methods."""
+        return f"{self.title}: {', '.join(run.method for run in self.runs)}"
+
+    @property
+    def title(self) -> str:
+        """The name without the methods."""
         first = self.runs[0]
         students = ", ".join(dict.fromkeys(run.student for run in self.runs))
         teachers = ", ".join(dict.fromkeys(run.teacher_network for run in self.runs if run.teacher_network))
         what = f"{teachers}>{students}" if teachers else students
         seed = f" seed {first.seed}" if first.seed else ""
-        return f"{what}{seed}: {', '.join(run.method for run in self.runs)}"
+        return f"{what}{seed}"
 
 
 def jobs_for(runs: Sequence[Run], store: Store, workers: int, image_size: int, images: int) -> list[Job]:
@@ -164,8 +169,10 @@ def jobs_for(runs: Sequence[Run], store: Store, workers: int, image_size: int, i
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in missing:
         folder = resume_folder(store, [run])
-        # What others wait for is trained apart, so that they need not wait for anything else.
-        place = (_depth(run), run.digest in needed, cohort_key(run), str(folder))
+        # What others wait for is trained apart, so that they need not wait for anything else; and with several workers
+        # what can start earlier is not held up by what must wait for a head.
+        depth = _depth(run) if workers > 1 else 0
+        place = (depth, run.digest in needed, cohort_key(run), str(folder))
         groups[*place, teacher_key(run), run.student if workers > 1 else None].append(run)
     if workers == 1:
         groups = _join_teacher_free(groups)

@@ -12,12 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.executor import Watcher
+from benchmark.executor import Ending, Watcher
 from benchmark.plan import Job
 from benchmark.training.cohort import Progress
 
 PLAIN_SECONDS = 20.0
-BAR_WIDTH = 24
+BAR_WIDTH = 20
 
 
 def duration(seconds: float) -> str:
@@ -73,16 +73,18 @@ class Display(Watcher):
     def said(self, job: Job, line: str) -> None:
         self._line(f"{job.name}: {line}")
 
-    def ended(self, job: Job, reason: str | None) -> None:
-        _, progress = self.running.pop(job.name, (job, None))
-        if reason is not None:
+    def ended(self, job: Job, ending: Ending) -> None:
+        self.running.pop(job.name, None)
+        if ending.reason is not None:
             self.failed += 1
-            self._line(f"failed    {job.name}: {reason}")
-            return
-        self.done += 1
-        self.done_work += job.seconds
-        accuracy = "" if progress is None or progress.top1 is None else f" (last seen at {progress.top1:.1f} %)"
-        self._line(f"finished  {job.name}{accuracy}; {self.done} of {self.total} jobs")
+            self._line(f"failed    {job.name}: {ending.reason}")
+        elif ending.stopped:
+            self._line(f"stopped   {job.name}")
+        else:
+            self.done += 1
+            self.done_work += job.seconds
+            outcomes = ", ".join(f"{method} {outcome}" for method, outcome in ending.outcomes.items())
+            self._line(f"finished  {job.title}: {outcomes} ({self.done} of {self.total} jobs)")
 
     def _line(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
@@ -95,17 +97,22 @@ class Display(Watcher):
         )
 
     def _picture(self) -> Group:
-        table = Table.grid(padding=(0, 1))
-        table.add_column(width=BAR_WIDTH)
-        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        table.add_column(justify="right", no_wrap=True)
+        rows: list[tuple[ProgressBar, str, str]] = []
         for job, progress in self.running.values():
             words = "starting" if progress is None else self._words(progress)
-            table.add_row(ProgressBar(1.0, share_done(progress), width=BAR_WIDTH), job.name, words)
+            rows.append((ProgressBar(1.0, share_done(progress), width=BAR_WIDTH), job.name, words))
         done = self.done_work + sum(job.seconds * share_done(progress) for job, progress in self.running.values())
         spent = time.perf_counter() - self.began
         left = "" if done < 0.02 * self.work else f", about {duration(spent * (self.work - done) / done)} left"
         failed = f", {self.failed} failed" if self.failed else ""
         words = f"{self.done} of {self.total} jobs{failed}, {duration(spent)} spent{left}"
-        table.add_row(ProgressBar(self.work, done, width=BAR_WIDTH), "total", words)
+        rows.append((ProgressBar(self.work, done, width=BAR_WIDTH), "total", words))
+        table = Table.grid(padding=(0, 1))
+        widest = max(len(words) for _, _, words in rows)
+        # The figures are what people look at; the names take what room is left.
+        name_width = max(10, min(max(len(name) for _, name, _ in rows), self.console.width - BAR_WIDTH - widest - 4))
+        for width in (BAR_WIDTH, name_width, None):
+            table.add_column(width=width, no_wrap=True, overflow="ellipsis")
+        for row in rows:
+            table.add_row(*row)
         return Group(table)

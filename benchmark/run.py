@@ -138,6 +138,9 @@ def main(
         command=command(),
     )
     report = _train(jobs, place, processes, console)
+    if report.stopped:
+        console.print("stopped; all that was done is kept, and the same command goes on from here")
+        return INTERRUPTED
     if not keep:
         remove_finished_checkpoints(store, images.name)
     result = results_of(grid, store, request, accuracy, _remarks(request, chosen_options), _lost(jobs, report, store))
@@ -155,9 +158,6 @@ def _train(jobs: Sequence[Job], settings: Settings, workers: int, console: Conso
 
 
 def _leave(report: Report, console: Console) -> int:
-    if report.stopped:
-        console.print("stopped; all that was done is kept, and the same command goes on from here")
-        return INTERRUPTED
     if report.user_errors:
         raise UserError(report.user_errors[0])
     if report.failures:

@@ -123,6 +123,38 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(trained, tmp_path,
     assert_same_bits(runs, undisturbed, place.runs)
 
 
+def test_past_weights_survive_a_resume_and_differ_from_the_table(trained, tmp_path) -> None:
+    tables, with_tables = trained
+    precision = tables[0].precision
+    methods = ("PS-KD", "LSSKD")
+    runs = [run_of(method, precision, options={method: {"past": "previous_weights"}}) for method in methods]
+    undisturbed, resumed = settings(tmp_path / "undisturbed"), settings(tmp_path / "resumed")
+    assert execute(runs, undisturbed)
+    asked = iter([False] * 14 + [True])
+    assert not execute(runs, resumed, stop=lambda: next(asked))
+    assert execute(runs, resumed)
+    assert_same_bits(runs, undisturbed.runs, resumed.runs)
+    for run, table in zip(runs, [run for run in tables if run.method in methods], strict=True):
+        chosen, usual = Store(undisturbed.runs).record(run), Store(with_tables).record(table)
+        assert chosen is not None
+        assert usual is not None
+        assert chosen["epochs"][0]["loss"] == usual["epochs"][0]["loss"], "there is no past in the first epoch"
+        assert chosen["final"]["loss"] != usual["final"]["loss"]
+
+
+def test_the_jointly_trained_teacher_serves_as_its_own_head(tmp_path) -> None:
+    run = run_of("HSSAKD*")
+    assert isinstance(run.teacher, Run)
+    assert run.teacher.method == "HSSAKD-teacher"
+    assert run.head == run.teacher
+    place = settings(tmp_path)
+    train_dependencies([run], place)
+    assert execute([run], place)
+    (record,) = records([run], place).values()
+    assert record["status"] == "finished"
+    assert len(record["final"]["stages"]) == 3
+
+
 def test_finished_cohorts_leave_no_checkpoints_unless_they_are_kept(trained, tmp_path) -> None:
     runs, _ = trained
     chosen = [run for run in runs if run.method == "PS-KD"]
