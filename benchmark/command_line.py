@@ -12,12 +12,26 @@ from typing import Any, NoReturn
 
 import typer
 import typer.exceptions
+from pydantic import ValidationError
 from rich.console import Console
 
-from benchmark.errors import UserError, unknown_name
+from benchmark.errors import UserError, invalid_value, unknown_name
 from benchmark.registry import method_class, resolve_options
 from benchmark.spec import Protocol
 
+PROTOCOL = "protocol"
+CHANGEABLE = (
+    "learning_rate",
+    "mobile_learning_rate",
+    "decay",
+    "warmup_epochs",
+    "batch_size",
+    "momentum",
+    "weight_decay",
+    "nesterov",
+    "rotated_crop",
+)
+"""The fields of a protocol that `--set protocol.FIELD=VALUE` changes."""
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -58,6 +72,31 @@ def value_of(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def parse_settings(assignments: list[str], protocol: Protocol) -> tuple[Protocol, dict[str, dict[str, Any]]]:
+    """`METHOD.option=value` and `protocol.field=value` assignments: the protocol so changed, and options by method.
+
+    Raises:
+        UserError: a malformed assignment, an unknown method, option or field, a value out of range.
+    """
+    own = f"{PROTOCOL}."
+    changes = [assignment.removeprefix(own) for assignment in assignments if assignment.startswith(own)]
+    protocol = _changed_protocol(changes, protocol)
+    return protocol, method_options([text for text in assignments if not text.startswith(own)], protocol)
+
+
+def _changed_protocol(assignments: list[str], protocol: Protocol) -> Protocol:
+    changes = {}
+    for assignment in assignments:
+        field, _, text = assignment.partition("=")
+        if field not in CHANGEABLE:
+            raise unknown_name("field of the protocol", field, CHANGEABLE)
+        changes[field] = value_of(text)
+    try:
+        return Protocol.model_validate(protocol.model_dump() | changes)
+    except ValidationError as error:
+        raise invalid_value(f"protocol {protocol.name}", error) from None
 
 
 def method_options(assignments: list[str], protocol: Protocol) -> dict[str, dict[str, Any]]:

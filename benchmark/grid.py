@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import benchmark
 from benchmark.errors import unknown_name
 from benchmark.plan import TEACHER_SEED, Request
+from benchmark.protocols import protocol_named
 from benchmark.provenance import commit
 from benchmark.registry import all_methods, method_class, method_names
 from benchmark.results import Record, Store
@@ -84,7 +85,7 @@ def results_of(
     epochs = request.protocol.schedule.scaled(request.scale.factor).epochs
     seeds = sorted({run.seed for runs in grid.runs.values() for run in runs})
     teacher_seeds = seeds if request.teacher_seeds == "paired" else [TEACHER_SEED]
-    standard = request.protocol.name == "lsskd" and request.validation == 0 and not request.options
+    standard = request.protocol == protocol_named("lsskd") and request.validation == 0 and not request.options
     return TableResult(
         table=table,
         scale=request.scale.name,

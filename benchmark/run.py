@@ -17,8 +17,8 @@ from benchmark.command_line import (
     INTERRUPTED,
     assigned_files,
     command,
-    method_options,
     names,
+    parse_settings,
     processors,
     run_app,
 )
@@ -62,7 +62,8 @@ def main(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [CPU: one a core; CUDA: 1]")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="An option of a method: LSSKD.alpha=0.3 (may be repeated).")
+        list[str] | None,
+        typer.Option("--set", help="LSSKD.alpha=0.3 or protocol.weight_decay=1e-4 (repeatable)."),
     ] = None,
     teacher_checkpoint: Annotated[
         list[str] | None, typer.Option(help="A teacher of your own: WRN-40-2=FILE (may be repeated).")
@@ -94,7 +95,7 @@ def main(
     recipe = protocol_named(protocol)
     amount = scale_named(scale) if epochs is None else scale_to(epochs, recipe)
     target = resolve_device(device)
-    chosen_options = method_options(settings or [], recipe)
+    recipe, chosen_options = parse_settings(settings or [], recipe)
     source = dataset or specification.dataset_for(scale)
     files = assigned_files(teacher_checkpoint or [], "--teacher-checkpoint")
     for network in files:
@@ -195,8 +196,10 @@ def _read_teachers(
 
 def _remarks(request: Request, options: dict[str, dict[str, object]]) -> list[str]:
     remarks = []
-    if request.protocol.name != "lsskd":
-        remarks.append(f"Protocol {request.protocol.name}.")
+    changed = request.protocol.changes_from(protocol_named(request.protocol.name))
+    if request.protocol.name != "lsskd" or changed:
+        values = ", ".join(f"{name} = {value}" for name, value in changed.items())
+        remarks.append(f"Protocol {request.protocol.name}{' with ' + values if values else ''}.")
     if request.validation:
         remarks.append(f"Evaluated on {request.validation:.0%} of the training images, held out; not on the test set.")
     for method, chosen in options.items():
@@ -232,9 +235,11 @@ def _print_plan(
         screen.add_row(job.name, str(len(job.runs)), str(epochs), f"{madds:.1e}", duration(job.seconds))
     if jobs:
         console.print(screen)
+    # No plan is faster than its longest job, however many processes there are.
+    seconds = max(sum(job.seconds for job in jobs) / workers, max((job.seconds for job in jobs), default=0.0))
     console.print(
         f"To train: {len(missing)} runs (teachers and their heads included) in {len(jobs)} jobs, {total:.2e} "
-        f"multiply-adds, roughly {duration(sum(job.seconds for job in jobs) / workers)} with {workers} "
+        f"multiply-adds, roughly {duration(seconds)} with {workers} "
         f"CPU {'process' if workers == 1 else 'processes'}. Nothing was started.",
         highlight=False,
         soft_wrap=True,

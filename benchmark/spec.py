@@ -73,6 +73,10 @@ class Protocol(Frozen):
     method_options: dict[str, dict[str, Any]] = {}
     """Options that the recipe's authors used where they differ from a method's defaults."""
 
+    def changes_from(self, other: Protocol) -> dict[str, Any]:
+        """The fields in which this protocol differs from another, with its own values."""
+        return {name: value for name, value in self if value != getattr(other, name)}
+
 
 class Scale(Frozen):
     """How much of a protocol is spent: every epoch count and milestone is multiplied by one factor.
