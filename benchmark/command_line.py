@@ -15,6 +15,7 @@ import typer.exceptions
 from pydantic import ValidationError
 from rich.console import Console
 
+from benchmark.backbones import network_names
 from benchmark.errors import UserError, invalid_value, unknown_name
 from benchmark.registry import method_class, resolve_options
 from benchmark.spec import Protocol
@@ -64,6 +65,21 @@ def refuse(message: str) -> int:
 def names(text: str) -> list[str]:
     """The parts of a comma-separated list."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """The teacher and the student of a pair such as `WRN-40-2>WRN-16-2`.
+
+    Raises:
+        UserError: it has another form, or names a network that is not there.
+    """
+    teacher, arrow, student = text.partition(">")
+    if not arrow:
+        raise UserError(f"pair {text!r} is not of the form teacher>student, such as WRN-40-2>WRN-16-2")
+    for network in (teacher, student):
+        if network not in network_names():
+            raise unknown_name("network", network, network_names())
+    return teacher, student
 
 
 def value_of(text: str) -> Any:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from benchmark.errors import UserError
-from benchmark.plan import Job
+from benchmark.plan import Job, label
 from benchmark.results import Record, Store
 from benchmark.spec import Run
 from benchmark.training.cohort import Progress
@@ -26,8 +26,8 @@ class Report:
     """What came of a plan: which jobs ended well, which could not be trained and why, and whether it was stopped."""
 
     stopped: bool = False
-    failures: dict[str, str] = field(default_factory=dict)
-    """Reason by job name, for jobs that ended without records."""
+    failures: dict[Job, str] = field(default_factory=dict)
+    """Why, for jobs that ended without records."""
     user_errors: list[str] = field(default_factory=list)
 
 
@@ -38,7 +38,7 @@ class Ending:
     reason: str | None
     stopped: bool
     outcomes: dict[str, str]
-    """By method: final accuracy in %, or why there is none."""
+    """By method and changed options: final accuracy in %, or why there is none."""
 
 
 class Watcher:
@@ -108,11 +108,11 @@ class _Schedule:
     def ended(self, job: Job, reason: str | None, watcher: Watcher) -> None:
         """Note how a job ended."""
         if reason is not None:
-            self.report.failures[job.name] = reason
+            self.report.failures[job] = reason
             self._lost.update(run.digest for run in job.runs if self.store.record(run) is None)
-        records = {run.method: self.store.record(run) for run in job.runs}
+        records = {label(run): self.store.record(run) for run in job.runs}
         stopped = reason is None and None in records.values()
-        outcomes = {method: _outcome(record) for method, record in records.items() if record is not None}
+        outcomes = {name: _outcome(record) for name, record in records.items() if record is not None}
         watcher.ended(job, Ending(reason, stopped, outcomes))
 
 

@@ -133,6 +133,13 @@ def with_dependencies(runs: Iterable[Run]) -> list[Run]:
     return list(ordered.values())
 
 
+def label(run: Run) -> str:
+    """The method of a run, with those options that are not its protocol's: `LSSKD (alpha=0.3)`."""
+    usual = resolve_options(method_class(run.method), run.protocol).model_dump()
+    changed = [f"{name}={value}" for name, value in run.options.items() if usual.get(name) != value]
+    return f"{run.method} ({', '.join(changed)})" if changed else run.method
+
+
 @dataclass(frozen=True)
 class Job:
     """Runs to be trained as one cohort, and the runs that must be finished before."""
@@ -145,7 +152,7 @@ class Job:
     @property
     def name(self) -> str:
         """A short name for people: what is trained from which teacher, which seed, and by which methods."""
-        return f"{self.title}: {', '.join(run.method for run in self.runs)}"
+        return f"{self.title}: {', '.join(label(run) for run in self.runs)}"
 
     @property
     def title(self) -> str:

@@ -41,10 +41,10 @@ class Display(Watcher):
         self.console = console
         self.total = len(jobs)
         self.work = sum(job.seconds for job in jobs) or 1.0
-        self.running: dict[str, tuple[Job, Progress | None]] = {}
+        self.running: dict[int, tuple[Job, Progress | None]] = {}
         self.done, self.done_work, self.failed = 0, 0.0, 0
         self.began = time.perf_counter()
-        self.last_line: dict[str, float] = {}
+        self.last_line: dict[int, float] = {}
         self.live = (
             Live(console=console, refresh_per_second=4, get_renderable=self._picture) if console.is_terminal else None
         )
@@ -60,21 +60,21 @@ class Display(Watcher):
             self.live.stop()
 
     def started(self, job: Job) -> None:
-        self.running[job.name] = (job, None)
+        self.running[id(job)] = (job, None)
         self._line(f"started   {job.name}")
 
     def progress(self, job: Job, progress: Progress) -> None:
-        self.running[job.name] = (job, progress)
+        self.running[id(job)] = (job, progress)
         now = time.perf_counter()
-        if not self.live and now - self.last_line.get(job.name, 0.0) > PLAIN_SECONDS:
-            self.last_line[job.name] = now
+        if not self.live and now - self.last_line.get(id(job), 0.0) > PLAIN_SECONDS:
+            self.last_line[id(job)] = now
             self._line(f"          {job.name}: {self._words(progress)}")
 
     def said(self, job: Job, line: str) -> None:
         self._line(f"{job.name}: {line}")
 
     def ended(self, job: Job, ending: Ending) -> None:
-        self.running.pop(job.name, None)
+        self.running.pop(id(job), None)
         if ending.reason is not None:
             self.failed += 1
             self._line(f"failed    {job.name}: {ending.reason}")

@@ -102,6 +102,16 @@ def scale_named(name: str) -> Scale:
     return SCALES[name]
 
 
+def chosen_scale(name: str, epochs: int | None, protocol: Protocol) -> Scale:
+    """The named scale, or the one of so many epochs where a number is given.
+
+    Raises:
+        UserError: there is no such scale, or more epochs than the protocol has.
+    """
+    scale = scale_named(name)
+    return scale if epochs is None else scale_to(epochs, protocol)
+
+
 def scale_to(epochs: int, protocol: Protocol) -> Scale:
     """The scale at which a protocol's main schedule has so many epochs.
 

@@ -28,9 +28,23 @@ from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError, unknown_name
 from benchmark.executor import Report, run_jobs
 from benchmark.grid import Grid, grid_of, results_of
+from benchmark.options import (
+    Assignments,
+    DataRoot,
+    DatasetName,
+    DeviceName,
+    Epochs,
+    PrecisionName,
+    ProtocolName,
+    Reports,
+    Runs,
+    ScaleName,
+    Threads,
+    Workers,
+)
 from benchmark.plan import Job, ReleasedFile, Request, jobs_for, training_multiply_adds
 from benchmark.progress import Display, duration
-from benchmark.protocols import PROTOCOLS, SCALES, protocol_named, scale_named, scale_to
+from benchmark.protocols import PROTOCOLS, SCALES, chosen_scale, protocol_named
 from benchmark.registry import method_class, method_names
 from benchmark.results import Store
 from benchmark.spec import Protocol, ReleasedTeacher
@@ -49,22 +63,19 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     table: Annotated[str, typer.Option(help="A table by name (see --list), or the TOML file of one of your own.")] = "",
-    scale: Annotated[str, typer.Option(help="demo, quick or paper: how much of the protocol is spent.")] = "demo",
-    protocol: Annotated[str, typer.Option(help="The training recipe (docs/protocols.md).")] = "lsskd",
+    scale: ScaleName = "demo",
+    protocol: ProtocolName = "lsskd",
     methods: Annotated[str, typer.Option(help="Only these rows: a list such as KD,LSSKD.")] = "",
     pairs: Annotated[str, typer.Option(help="Only these columns: a list such as 'WRN-40-2>WRN-16-2'.")] = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs a cell. [demo, quick: 1; paper: 3]")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Scale to so many epochs instead.")] = None,
-    dataset: Annotated[str, typer.Option(help="A dataset by name, or the TOML file of one of your own.")] = "",
-    data_root: Annotated[Path | None, typer.Option(help="The folder that holds the dataset.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Precision of forwards.")] = "auto",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [CPU: one a core; CUDA: 1]")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="LSSKD.alpha=0.3 or protocol.weight_decay=1e-4 (repeatable)."),
-    ] = None,
+    epochs: Epochs = None,
+    dataset: DatasetName = "",
+    data_root: DataRoot = None,
+    device: DeviceName = "auto",
+    precision: PrecisionName = "auto",
+    workers: Workers = None,
+    threads: Threads = 1,
+    settings: Assignments = None,
     teacher_checkpoint: Annotated[
         list[str] | None, typer.Option(help="A teacher of your own: WRN-40-2=FILE (may be repeated).")
     ] = None,
@@ -74,8 +85,8 @@ def main(
     validation: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="Evaluate on this share of the training images, held out.")
     ] = 0.0,
-    runs: Annotated[Path, typer.Option(help="Where the records are kept.")] = Path("runs"),
-    reports: Annotated[Path, typer.Option(help="Where the tables are written.")] = Path("reports"),
+    runs: Runs = Path("runs"),
+    reports: Reports = Path("reports"),
     checkpoint_seconds: Annotated[float, typer.Option(min=1.0, help="How often a checkpoint is written.")] = 60.0,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints of finished runs.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train failed runs again.")] = False,
@@ -93,7 +104,7 @@ def main(
         raise UserError(f"which table? pass --table with one of: {', '.join(table_names())}, or a TOML file")
     specification = load_table(table)
     recipe = protocol_named(protocol)
-    amount = scale_named(scale) if epochs is None else scale_to(epochs, recipe)
+    amount = chosen_scale(scale, epochs, recipe)
     target = resolve_device(device)
     recipe, chosen_options = parse_settings(settings or [], recipe)
     source = dataset or specification.dataset_for(scale)
@@ -144,7 +155,7 @@ def main(
         return INTERRUPTED
     if not keep:
         remove_finished_checkpoints(store, images.name)
-    result = results_of(grid, store, request, accuracy, _remarks(request, chosen_options), _lost(jobs, report, store))
+    result = results_of(grid, store, request, accuracy, _remarks(request, chosen_options), _lost(report, store))
     written = write_reports(result, reports)
     console.print(to_terminal(result, console.width, written))
     return _leave(report, console)
@@ -208,15 +219,9 @@ def _remarks(request: Request, options: dict[str, dict[str, object]]) -> list[st
     return remarks
 
 
-def _lost(jobs: Sequence[Job], report: Report, store: Store) -> dict[str, str]:
+def _lost(report: Report, store: Store) -> dict[str, str]:
     """Why runs without a record have none, by run id."""
-    return {
-        run.id: report.failures[job.name]
-        for job in jobs
-        if job.name in report.failures
-        for run in job.runs
-        if store.record(run) is None
-    }
+    return {run.id: reason for job, reason in report.failures.items() for run in job.runs if store.record(run) is None}
 
 
 def _print_plan(

@@ -19,10 +19,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.backbones import network_names
-from benchmark.command_line import names, processors, run_app
+from benchmark.command_line import names, parse_pair, processors, run_app
 from benchmark.data.dataset import Dataset, ImageSet
-from benchmark.errors import UserError, unknown_name
+from benchmark.errors import unknown_name
+from benchmark.options import DeviceName
 from benchmark.plan import Request
 from benchmark.protocols import protocol_named
 from benchmark.registry import method_class, method_names
@@ -62,7 +62,7 @@ def main(
     pairs: Annotated[str, typer.Option(help="Teacher>student pairs, comma-separated.")] = "WRN-40-2>WRN-16-2",
     methods: Annotated[str, typer.Option(help="Methods, comma-separated. [the default grid's]")] = "",
     precision: Annotated[str, typer.Option(help="fp32, bf16, or both as fp32,bf16.")] = "fp32,bf16",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: DeviceName = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [all processors]")] = None,
     image_size: Annotated[int, typer.Option(min=8, help="Height and width of the images.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 7,
@@ -83,12 +83,7 @@ def main(
         highlight=False,
     )
     for pair in names(pairs):
-        teacher, arrow, student = pair.partition(">")
-        if not arrow:
-            raise UserError(f"pair {pair!r} is not of the form teacher>student, such as WRN-40-2>WRN-16-2")
-        for network in (teacher, student):
-            if network not in network_names():
-                raise unknown_name("network", network, network_names())
+        teacher, student = parse_pair(pair)
         contestants: list[Contestant] = []
         for kind in names(precision):
             if kind not in ("fp32", "bf16"):

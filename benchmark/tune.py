@@ -9,21 +9,44 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.backbones import network_names
-from benchmark.command_line import INTERRUPTED, command, method_options, names, processors, run_app, value_of
+from benchmark.command_line import (
+    INTERRUPTED,
+    command,
+    method_options,
+    names,
+    parse_pair,
+    parse_settings,
+    processors,
+    run_app,
+    value_of,
+)
 from benchmark.data import load_dataset
-from benchmark.errors import UserError, unknown_name
+from benchmark.errors import UserError
 from benchmark.executor import run_jobs
 from benchmark.files import write_text
+from benchmark.options import (
+    Assignments,
+    DataRoot,
+    DatasetName,
+    DeviceName,
+    Epochs,
+    PrecisionName,
+    ProtocolName,
+    Reports,
+    Runs,
+    ScaleName,
+    Threads,
+    Workers,
+)
 from benchmark.plan import Request, jobs_for
 from benchmark.progress import Display
-from benchmark.protocols import protocol_named, scale_named, scale_to
+from benchmark.protocols import chosen_scale, protocol_named
 from benchmark.registry import method_class
 from benchmark.results import Store
 from benchmark.spec import Run
@@ -42,36 +65,32 @@ def main(
     grid: Annotated[list[str], typer.Option(help="Values of options: alpha=0.3,0.8,beta=1,2 (may be repeated).")],
     pair: Annotated[str, typer.Option(help="Teacher and student.")] = "WRN-40-2>WRN-16-2",
     validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the training images held out.")] = 0.1,
-    scale: Annotated[str, typer.Option(help="demo, quick or paper.")] = "demo",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Scale to so many epochs instead.")] = None,
-    protocol: Annotated[str, typer.Option(help="The training recipe.")] = "lsskd",
+    scale: ScaleName = "demo",
+    epochs: Epochs = None,
+    protocol: ProtocolName = "lsskd",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each combination.")] = 1,
-    dataset: Annotated[str, typer.Option(help="A dataset by name or TOML file. [that of Table II at this scale]")] = "",
-    data_root: Annotated[Path | None, typer.Option(help="The folder that holds the dataset.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Precision of forwards.")] = "auto",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [CPU: one a core; CUDA: 1]")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
-    runs: Annotated[Path, typer.Option(help="Where the records are kept.")] = Path("runs"),
-    reports: Annotated[Path, typer.Option(help="Where the ranking is written.")] = Path("reports"),
+    settings: Assignments = None,
+    dataset: DatasetName = "",
+    data_root: DataRoot = None,
+    device: DeviceName = "auto",
+    precision: PrecisionName = "auto",
+    workers: Workers = None,
+    threads: Threads = 1,
+    runs: Runs = Path("runs"),
+    reports: Reports = Path("reports"),
 ) -> int:
     """Train every combination of the grid and rank them by held-out accuracy."""
     console = Console()
-    teacher, arrow, student = pair.partition(">")
-    if not arrow:
-        raise UserError(f"pair {pair!r} is not of the form teacher>student, such as WRN-40-2>WRN-16-2")
-    for network in (teacher, student):
-        if network not in network_names():
-            raise unknown_name("network", network, network_names())
+    teacher, student = parse_pair(pair)
     method_class(method)
     combinations = parse_grid(grid)
-    recipe = protocol_named(protocol)
+    recipe, options = parse_settings(settings or [], protocol_named(protocol))
     for combination in combinations:
         method_options([f"{method}.{name}={value_text(value)}" for name, value in combination.items()], recipe)
     source = dataset or load_table("II").dataset_for(scale)
     target = resolve_device(device)
     images = load_dataset(source, data_root)
-    amount = scale_named(scale) if epochs is None else scale_to(epochs, recipe)
+    amount = chosen_scale(scale, epochs, recipe)
 
     def run(combination: Combination, seed: int) -> Run:
         request = Request(
@@ -82,7 +101,7 @@ def main(
             device=target,
             precision=precision,
             validation=validation,
-            options={method: combination},
+            options=options | {method: options.get(method, {}) | combination},
         )
         return request.run(method, student, teacher, seed)
 
