@@ -12,9 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.executor import Ending, Watcher
+from benchmark.command_line import INTERRUPTED
+from benchmark.errors import UserError
+from benchmark.executor import Ending, Report, Watcher, run_jobs
 from benchmark.plan import Job
 from benchmark.training.cohort import Progress
+from benchmark.training.material import Settings
 
 PLAIN_SECONDS = 20.0
 BAR_WIDTH = 20
@@ -116,3 +119,29 @@ class Display(Watcher):
         for row in rows:
             table.add_row(*row)
         return Group(table)
+
+
+def train(jobs: Sequence[Job], settings: Settings, workers: int, console: Console) -> Report:
+    """Train all jobs and show how they get on."""
+    if not jobs:
+        console.print("nothing to train: every run has its record")
+        return Report()
+    with Display(jobs, console) as display:
+        return run_jobs(jobs, settings, workers, display)
+
+
+def exit_code(report: Report, console: Console) -> int:
+    """The exit code of a command that trained, after telling what went wrong.
+
+    Raises:
+        UserError: something that the user must mend kept jobs from ending.
+    """
+    if report.stopped:
+        console.print("stopped; all that was done is kept, and the same command goes on from here")
+        return INTERRUPTED
+    if report.user_errors:
+        raise UserError(report.user_errors[0])
+    if report.failures:
+        console.print(f"{len(report.failures)} of the jobs failed; what they say stands above")
+        return 1
+    return 0

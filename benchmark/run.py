@@ -14,7 +14,6 @@ from rich.table import Table as ScreenTable
 from benchmark.backbones import build_network, network_names
 from benchmark.backbones.released import apply_to, load_released
 from benchmark.command_line import (
-    INTERRUPTED,
     assigned_files,
     command,
     names,
@@ -26,7 +25,7 @@ from benchmark.data import dataset_names, load_dataset
 from benchmark.data.augmentation import evaluation_batches
 from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError, unknown_name
-from benchmark.executor import Report, run_jobs
+from benchmark.executor import Report
 from benchmark.grid import Grid, grid_of, results_of
 from benchmark.options import (
     Assignments,
@@ -43,7 +42,7 @@ from benchmark.options import (
     Workers,
 )
 from benchmark.plan import Job, ReleasedFile, Request, jobs_for, training_multiply_adds
-from benchmark.progress import Display, duration
+from benchmark.progress import duration, exit_code, train
 from benchmark.protocols import PROTOCOLS, SCALES, chosen_scale, protocol_named
 from benchmark.registry import method_class, method_names
 from benchmark.results import Store
@@ -112,7 +111,7 @@ def main(
     for network in files:
         if network not in network_names():
             raise unknown_name("network", network, network_names())
-    images = load_dataset(source, data_root)
+    images = load_dataset(source, data_root, download=not dry_run)
     released, accuracy = _read_teachers(files, images, recipe, target, threads, console)
     request = Request(
         dataset=images.name,
@@ -149,33 +148,15 @@ def main(
         keep=keep,
         command=command(),
     )
-    report = _train(jobs, place, processes, console)
+    report = train(jobs, place, processes, console)
     if report.stopped:
-        console.print("stopped; all that was done is kept, and the same command goes on from here")
-        return INTERRUPTED
+        return exit_code(report, console)
     if not keep:
         remove_finished_checkpoints(store, images.name)
     result = results_of(grid, store, request, accuracy, _remarks(request, chosen_options), _lost(report, store))
     written = write_reports(result, reports)
     console.print(to_terminal(result, console.width, written))
-    return _leave(report, console)
-
-
-def _train(jobs: Sequence[Job], settings: Settings, workers: int, console: Console) -> Report:
-    if not jobs:
-        console.print("nothing to train: every run has its record")
-        return Report()
-    with Display(jobs, console) as display:
-        return run_jobs(jobs, settings, workers, display)
-
-
-def _leave(report: Report, console: Console) -> int:
-    if report.user_errors:
-        raise UserError(report.user_errors[0])
-    if report.failures:
-        console.print(f"{len(report.failures)} of the jobs failed; what they say stands above")
-        return 1
-    return 0
+    return exit_code(report, console)
 
 
 def _read_teachers(
@@ -245,7 +226,7 @@ def _print_plan(
     console.print(
         f"To train: {len(missing)} runs (teachers and their heads included) in {len(jobs)} jobs, {total:.2e} "
         f"multiply-adds, roughly {duration(seconds)} with {workers} "
-        f"CPU {'process' if workers == 1 else 'processes'}. Nothing was started.",
+        f"CPU {'process' if workers == 1 else 'processes'} (a GPU is not reckoned with). Nothing was started.",
         highlight=False,
         soft_wrap=True,
     )

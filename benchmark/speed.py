@@ -220,7 +220,7 @@ def _race(contestants: Sequence[Contestant], device: torch.device, rounds: int) 
 
 
 def _print(console: Console, pair: str, contestants: Sequence[Contestant], methods: Sequence[str]) -> None:
-    screen = Table(title=pair, title_justify="left", box=None, pad_edge=False)
+    screen = Table(box=None, pad_edge=False)
     screen.add_column("", no_wrap=True, overflow="fold")
     kinds = list(dict.fromkeys(contestant.precision for contestant in contestants))
     for kind in kinds:
@@ -233,6 +233,7 @@ def _print(console: Console, pair: str, contestants: Sequence[Contestant], metho
             speed = by_name[name, kind].images_per_second
             row += [f"{speed:.0f}", f"{speed / by_name['bare student step', kind].images_per_second:.2f}"]
         screen.add_row(*row)
+    console.print(f"\n{pair}", highlight=False)
     console.print(screen)
     for name in dict.fromkeys(contestant.name for contestant in contestants if contestant.name.startswith("cohort")):
         members = [method for method in methods if name == "cohort of all" or method in CHEAP]

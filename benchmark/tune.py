@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark.command_line import (
-    INTERRUPTED,
     command,
     method_options,
     names,
@@ -28,7 +27,6 @@ from benchmark.command_line import (
 )
 from benchmark.data import load_dataset
 from benchmark.errors import UserError
-from benchmark.executor import run_jobs
 from benchmark.files import write_text
 from benchmark.options import (
     Assignments,
@@ -45,7 +43,7 @@ from benchmark.options import (
     Workers,
 )
 from benchmark.plan import Request, jobs_for
-from benchmark.progress import Display
+from benchmark.progress import exit_code, train
 from benchmark.protocols import chosen_scale, protocol_named
 from benchmark.registry import method_class
 from benchmark.results import Store
@@ -110,16 +108,13 @@ def main(
     place = Settings(runs, source, data_root, str(target), threads, command=command())
     processes = workers or (1 if target.type == "cuda" else processors())
     jobs = jobs_for(list(itertools.chain(*planned)), store, processes, images.image_size, len(images.train.labels))
-    stopped = False
-    if jobs:
-        with Display(jobs, console) as display:
-            stopped = run_jobs(jobs, place, processes, display).stopped
+    report = train(jobs, place, processes, console)
     ranking = rank(combinations, planned, store)
     _print(console, ranking, f"{method} on {student}: accuracy on {validation:.0%} of the training images, held out")
     path = reports / f"tune_{method}_{student}.csv".replace("*", "+")
     write_text(path, as_csv(ranking))
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
-    return INTERRUPTED if stopped else 0
+    return exit_code(report, console)
 
 
 def parse_grid(texts: Sequence[str]) -> list[Combination]:
@@ -173,11 +168,12 @@ def as_csv(ranking: Sequence[tuple[Combination, Summary]]) -> str:
 
 
 def _print(console: Console, ranking: Sequence[tuple[Combination, Summary]], title: str) -> None:
-    screen = Table(*ranking[0][0], "held-out top-1 %", "n", title=title, title_justify="left", box=None, pad_edge=False)
+    screen = Table(*ranking[0][0], "held-out top-1 %", "n", box=None, pad_edge=False)
     for combination, summary in ranking:
         spread = "" if summary.std is None else f" ± {summary.std:.2f}"
         accuracy = "not finished" if summary.mean is None else f"{summary.mean:.2f}{spread}"
         screen.add_row(*(value_text(value) for value in combination.values()), accuracy, str(summary.n))
+    console.print(title, highlight=False, soft_wrap=True)
     console.print(screen)
 
 

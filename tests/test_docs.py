@@ -4,24 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
+import math
 import re
+import shlex
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
 import pytest
 import torch
+import typer
+from PIL import Image
 
 import benchmark
-from benchmark.backbones.network import Outputs
-from benchmark.method import Method, Step
+import methods
+from benchmark.backbones import network_names
+from benchmark.command_line import assigned_files, names, parse_pair, parse_settings
+from benchmark.data import load_dataset
+from benchmark.data.described import Description, read_description
+from benchmark.grid import grid_of
+from benchmark.plan import with_dependencies
 from benchmark.protocols import PROTOCOLS, SCALES
-from benchmark.registry import all_methods
+from benchmark.registry import all_methods, method_class, method_names, resolve_options
+from benchmark.results import Store
+from benchmark.run import SEEDS
+from benchmark.spec import Scale
+from benchmark.streams import generator
+from benchmark.training.job import execute
+from benchmark.tune import parse_grid
+from tables.specification import Row, Table, load_table
+from tests import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
+COMMANDS = ("run", "tune", "speed")
+README = ROOT / "README.md"
+OWN_FILES = ROOT / "docs" / "own-files.md"
 LEDGER = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
 PROTOCOLS_PAGE = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
+
+METHODS_OF_THE_SUITE = {"Baseline", "KD", "FitNet", "AT", "CRD", "SSKD", "HSSAKD", "HSSAKD*", "PS-KD", "LSSKD"}
+STUDENTS = {column.student for column in load_table("II").columns}
 
 
 def prose(text: str) -> str:
@@ -162,9 +189,21 @@ def test_the_protocols_page_states_what_each_scale_makes_of_each_schedule() -> N
             assert cell == f"{schedule.epochs} ({', '.join(map(str, schedule.milestones))})", f"{name} at {scale.name}"
 
 
+def test_the_protocols_page_states_the_values_of_each_scale() -> None:
+    header, *rows = table_after(PROTOCOLS_PAGE, "## Scales")
+    fields = [cell.strip("`") for cell in header[1:-1]]
+    assert set(fields) == set(Scale.model_fields) - {"name"}
+    assert [row[0].strip("`") for row in rows] == list(SCALES)
+    for name, *cells, _ in rows:
+        scale = SCALES[name.strip("`")]
+        for field, cell in zip(fields, cells, strict=True):
+            assert float(Fraction(cell)) == getattr(scale, field), f"{field} of {scale.name}"
+
+
 def test_the_protocols_page_states_the_default_weights_of_every_method() -> None:
     _, *rows = table_after(PROTOCOLS_PAGE, "## Weights of the methods")
-    assert {row[0] for row in rows} == {name for name, method in all_methods().items() if method.listed}
+    # Not every listed method: one that somebody adds for themselves must not have to be documented here.
+    assert METHODS_OF_THE_SUITE == {row[0] for row in rows} <= set(method_names())
     for name, cell, *_ in rows:
         fields = all_methods()[name].Options.model_fields
         stated = dict(re.findall(r"`(\w+)` ([\d.]+)", cell))
@@ -180,35 +219,6 @@ def test_the_protocols_page_names_the_methods_that_the_protocol_crd_runs_without
     overrides = PROTOCOLS["crd"].method_options
     assert re.split(r", | and ", " ".join(names.split())) == list(overrides)
     assert all(options == {"kd_weight": 0.0} for options in overrides.values())
-
-
-def test_the_example_method_of_the_guide_computes_its_loss() -> None:
-    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```", guide, flags=re.MULTILINE | re.DOTALL)
-    namespace: dict[str, Any] = {"__name__": "example"}
-    exec(code, namespace)
-    example = namespace["ConfidencePenalty"]
-    method: Method = example(None, example.Options(penalty_weight=0.5))
-    logits = torch.zeros(2, 4, requires_grad=True)
-    outputs = Outputs(logits, torch.zeros(2, 3), torch.zeros(2, 3, 1, 1), ())
-
-    def absent(_: str) -> Any:
-        raise AssertionError("the example needs the student alone")
-
-    labels = torch.tensor([0, 3])
-    others: dict[str, Any] = {field.name: absent for field in dataclasses.fields(Step)}
-    known: dict[str, Any] = {
-        "labels": labels,
-        "index": torch.arange(2),
-        "epoch": 0,
-        "epochs": 1,
-        "student": lambda view: outputs,
-    }
-    step = Step(**{**others, **known})
-    loss, terms = method.loss(step)
-    assert terms.keys() == {"ce", "penalty"}
-    # Equal logits: cross entropy is log 4, and so is the entropy, which counts half and negatively.
-    torch.testing.assert_close(loss, 0.5 * torch.tensor(4.0).log())
 
 
 def test_the_citation_file_has_its_required_fields() -> None:
@@ -231,3 +241,172 @@ def test_the_citation_file_has_its_required_fields() -> None:
         parsed = importlib.import_module("yaml").safe_load(text)
         assert len(parsed["references"]) == len(references)
         assert all({"type", "title", "authors"} <= set(reference) for reference in parsed["references"])
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    text = document.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(document: Path) -> list[tuple[str, list[str]]]:
+    """The module and the arguments of every command of the suite in a document's indented and inline code."""
+    text = document.read_text(encoding="utf-8")
+    found = re.findall(r"^    python -m benchmark\.(\w+)(.*)$|`python -m\s+benchmark\.(\w+)([^`]*)`", text, flags=re.M)
+    return [(module or inline, shlex.split(rest or more)) for module, rest, inline, more in found]
+
+
+def command_of(module: str) -> Any:
+    """The command line of `python -m benchmark.<module>`."""
+    return typer.main.get_command(importlib.import_module(f"benchmark.{module}").app)
+
+
+@pytest.fixture
+def example_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module of the README's method, in a folder where the registry finds it as if it lay in `methods/`."""
+    (code,) = [block for block in blocks(README, "python") if "(Method)" in block]
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "sp.py").write_text(code)
+    monkeypatch.setattr(methods, "__path__", [str(tmp_path / "methods"), *methods.__path__])
+    monkeypatch.delitem(sys.modules, "methods.sp", raising=False)
+    all_methods.cache_clear()
+    yield importlib.import_module(all_methods()["SP"].__module__)
+    sys.modules.pop("methods.sp")
+    all_methods.cache_clear()
+
+
+def test_every_command_in_the_documents_is_accepted_with_its_values(example_method: Any) -> None:
+    seen = set()
+    shown = {"mine.toml"}
+    for document in DOCUMENTS:
+        for module, arguments in commands(document):
+            seen.add(module)
+            if not arguments:
+                continue
+            given = command_of(module).make_context(module, arguments).params
+            assert given.get("table", "II") in {"II", "", *shown}, arguments
+            assert given.get("scale", "demo") in SCALES, arguments
+            assert set(names(given.get("methods") or "")) <= set(method_names()), arguments
+            for pair in names(given.get("pairs") or ""):
+                assert parse_pair(pair) in {(column.teacher, column.student) for column in load_table("II").columns}
+            parse_settings(given.get("settings") or [], PROTOCOLS["lsskd"])
+            assert set(assigned_files(given.get("teacher_checkpoint") or [], "")) <= set(network_names()), arguments
+            for combination in parse_grid(given["grid"]) if module == "tune" else []:
+                resolve_options(method_class(given["method"]), PROTOCOLS["lsskd"], combination)
+    assert seen == set(COMMANDS)
+
+
+def test_every_option_and_every_make_target_in_the_documents_exists() -> None:
+    known = {option for module in COMMANDS for part in command_of(module).params for option in part.opts}
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        ours = "\n".join(line for line in text.splitlines() if "/pip install" not in line)
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", ours)) <= {*known, "--help"}, document.name
+        assert set(re.findall(r"^    make (\w+)$|`make (\w+)`", text, flags=re.MULTILINE)) <= {
+            pair for target in targets for pair in ((target, ""), ("", target))
+        }, document.name
+
+
+def test_every_file_named_in_the_documents_exists() -> None:
+    for document in DOCUMENTS:
+        named = re.findall(
+            r"`((?:benchmark|methods|tables|docs|tests)/[\w./-]*)`", document.read_text(encoding="utf-8")
+        )
+        assert [path for path in named if path != "methods/sp.py" and not (ROOT / path).exists()] == [], document.name
+
+
+@pytest.mark.parametrize("document", [README, OWN_FILES], ids=lambda path: path.name)
+def test_every_toml_example_is_read(document: Path, tmp_path: Path) -> None:
+    kinds = set()
+    for number, text in enumerate(blocks(document, "toml")):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(text)
+        if "[[columns]]" in text:
+            table = load_table(file)
+            grid = grid_of(table, engine.request(), [0])
+            assert set(grid.runs) == {(row.method, column.name) for row in table.rows for column in table.columns}
+        else:
+            size = read_description(file).image_size
+            for split, name in itertools.product(("train", "test"), ("ash", "oak")):
+                folder = tmp_path / read_description(file).folder / split / name
+                folder.mkdir(parents=True)
+                noise = torch.randint(256, (size, size, 3), dtype=torch.uint8, generator=generator(split, name))
+                Image.fromarray(noise.numpy()).save(folder / "1.png")
+            dataset = load_dataset(str(file))
+            assert dataset.classes == ("ash", "oak")
+            assert dataset.train.images.shape == (2, size, size, 3)
+        kinds.add("[[columns]]" in text)
+    assert kinds == {True, False}
+
+
+def test_the_page_on_own_files_names_every_field() -> None:
+    page = OWN_FILES.read_text(encoding="utf-8")
+    for heading, model in (("## A table", Table), ("A row:", Row), ("## A dataset", Description)):
+        stated = [name for row in table_after(page, heading)[1:] for name in re.findall(r"`(\w+)`", row[0])]
+        assert sorted(stated) == sorted(model.model_fields), heading
+
+
+def test_the_readme_states_the_number_of_runs_and_epochs_of_each_scale() -> None:
+    request = dataclasses.replace(engine.request(), protocol=PROTOCOLS["lsskd"], scale=SCALES["demo"])
+    rows = [name for name in METHODS_OF_THE_SUITE if method_class(name).in_default_grid]
+    runs = with_dependencies(grid_of(load_table("II"), request, range(SEEDS["demo"]), rows).to_train())
+    students = [run for run in runs if run.method in METHODS_OF_THE_SUITE and (run.teacher or run.student in STUDENTS)]
+    heads = [run for run in runs if not method_class(run.method).listed]
+    stated = re.search(
+        r"(\d+) runs \((\d+) students, (\d+) teachers and their (\d+) heads\) of (\d+) epochs or fewer",
+        " ".join(README.read_text(encoding="utf-8").split()),
+    )
+    assert stated
+    counts = [len(runs), len(students), len(runs) - len(students) - len(heads), len(heads)]
+    assert list(map(int, stated.groups())) == [*counts, max(run.schedule.epochs for run in runs)]
+    scales = table_after(README.read_text(encoding="utf-8"), "## Scales")[1:]
+    for (name, dataset, epochs, seeds, *_), (known, scale) in zip(scales, SCALES.items(), strict=True):
+        assert name.split()[0].strip("`") == known
+        assert dataset.split(",")[0].lower().replace("-", "") == load_table("II").dataset_for(known)
+        assert int(epochs) == PROTOCOLS["lsskd"].schedule.scaled(scale.factor).epochs
+        assert int(seeds) == SEEDS[known]
+
+
+def test_the_ratios_in_the_readme_are_those_of_its_speeds() -> None:
+    header, bare, *rows = table_after(README.read_text(encoding="utf-8"), "## Speed")
+    assert [header[1].split(",")[0], header[3].split(",")[0]] == ["bf16", "fp32"]
+    for _, *cells in rows:
+        for speed, ratio, base in ((cells[0], cells[1], bare[1]), (cells[2], cells[3], bare[3])):
+            if speed:
+                assert f"{float(speed) / float(base):.2f}" == ratio
+
+
+def test_the_example_method_compares_the_similarities_of_images(example_method: Any) -> None:
+    student = torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=generator("student"))
+    teacher = torch.randn(4, 5, 4, 4, dtype=torch.float64, generator=generator("teacher"))
+
+    def similarities(maps: torch.Tensor) -> list[list[float]]:
+        rows = [[float((one * other).sum()) for other in maps] for one in maps]
+        return [[value / math.hypot(*row) for value in row] for row in rows]
+
+    pairs = zip(itertools.chain(*similarities(student)), itertools.chain(*similarities(teacher)), strict=True)
+    expected = sum((one - other) ** 2 for one, other in pairs) / 4**2
+    loss = example_method.similarity_loss(student, teacher)
+    torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float64))
+    assert example_method.similarity_loss(student, student * 3) < 1e-20
+
+
+def test_the_example_method_trains_and_the_results_are_read_as_the_readme_shows(
+    example_method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = engine.settings(tmp_path / "runs")
+    run = engine.run_of("SP")
+    engine.train_dependencies([run], place)
+    assert execute([run], place)
+    record = Store(place.runs).record(run)
+    assert record
+    assert record["status"] == "finished"
+    assert record["final"]["terms"].keys() == {"ce", "kd", "similarity"}
+    losses = [figures["terms"]["similarity"] for figures in record["epochs"]]
+    assert 0 < losses[-1] < losses[0]
+    assert "SP" in [row for row, _ in grid_of(load_table("II"), engine.request(), [0], ["SP"]).chosen]
+    monkeypatch.chdir(tmp_path)
+    (code,) = [block for block in blocks(README, "python") if "load(" in block]
+    exec(code, {"__name__": "example"})
+    assert re.search(rf"^{run.student} +SP +{record['final']['top1']:.6f}", capsys.readouterr().out, flags=re.MULTILINE)

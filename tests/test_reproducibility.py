@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmark.method import Step
+from benchmark.registry import all_methods
 from benchmark.results import Store, outcome
 from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training import cohort as cohort_module
 from benchmark.training.job import execute
+from benchmark.training.learner import Learner
+from methods.baseline import Baseline, cross_entropy
 from tests.engine import METHODS, records, run_of, settings, train_dependencies
 
 PRECISIONS = [
@@ -121,6 +125,46 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(trained, tmp_path,
     with pytest.warns(UserWarning, match="damaged checkpoint .*falling back"):
         assert execute(runs, place)
     assert_same_bits(runs, undisturbed, place.runs)
+
+
+class Shrinking(Baseline):
+    """A method that nobody knew when the other runs were trained."""
+
+    name = "Shrinking"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"ce": 1.0, "norm": 1e-3}
+
+    def forward(self, step: Step) -> dict[str, torch.Tensor]:
+        logits = step.student("plain").logits
+        noise = torch.rand(logits.shape, generator=step.generator("noise"))
+        return {"ce": cross_entropy(logits, step.labels), "norm": (logits * noise).square().mean()}
+
+
+def test_a_new_method_moves_no_other_run(trained, tmp_path, monkeypatch) -> None:
+    runs, together = trained
+    known = all_methods() | {"Shrinking": Shrinking}
+    for module in ("benchmark.registry", "benchmark.plan"):
+        monkeypatch.setattr(f"{module}.all_methods", lambda: known, raising=False)
+    new = run_of("Shrinking", runs[0].precision)
+    place = settings(fresh_copy_of_teachers(trained, tmp_path / "new"))
+    assert execute([new, *runs], place)
+    assert_same_bits(runs, together, place.runs)
+    assert Store(place.runs).is_finished(new)
+
+
+def test_methods_start_from_the_same_weights(trained) -> None:
+    runs, _ = trained
+    labels = torch.arange(64) % 10
+    learners = {run.method: Learner(run, 10, 8, labels, 1, torch.device("cpu")) for run in runs}
+    first = learners["CRD"].student.state_dict()
+    for learner in learners.values():
+        for name, tensor in learner.student.state_dict().items():
+            assert torch.equal(tensor, first[name]), (learner.run.method, name)
+    branches = learners["HSSAKD"].method.branches.state_dict()
+    for name, tensor in learners["LSSKD"].method.branches.state_dict().items():
+        assert torch.equal(tensor, branches[name]), name
 
 
 def test_past_weights_survive_a_resume_and_differ_from_the_table(trained, tmp_path) -> None:
