@@ -46,7 +46,8 @@ def run_app(app: typer.Typer, program: str) -> NoReturn:
     except typer.exceptions.Exit as leaving:
         code = leaving.exit_code
     except typer.exceptions.TyperException as error:
-        code = refuse(f"{error.format_message()} See {program} --help")
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        code = refuse(f"{message[:1].lower()}{message[1:]}; see {program} --help")
     except (KeyboardInterrupt, typer.exceptions.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
@@ -139,13 +140,15 @@ def assigned_files(assignments: list[str], option: str) -> dict[str, Path]:
     """`NAME=FILE` assignments as paths by name.
 
     Raises:
-        UserError: a malformed assignment, or a file that is not there.
+        UserError: a malformed assignment, or a name that has two files.
     """
     files = {}
     for assignment in assignments:
         name, equals, path = assignment.partition("=")
         if not (equals and name and path):
             raise UserError(f"{option} {assignment!r} is not of the form NETWORK=FILE, such as WRN-40-2=teacher.pth")
+        if name in files:
+            raise UserError(f"{option} names a file for {name} twice; give one")
         files[name] = Path(path)
     return files
 

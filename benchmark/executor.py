@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class _Schedule:
         self.store = store
         self.waiting = list(jobs)
         self.report = Report()
-        self._lost: set[str] = set()
+        self._lost: dict[str, str] = {}
         self._priority = {id(job): self._chain(job) for job in jobs}
 
     def _chain(self, job: Job) -> float:
@@ -88,29 +89,51 @@ class _Schedule:
         return job.seconds + max((self._chain(follower) for follower in followers), default=0.0)
 
     def next(self, watcher: Watcher) -> Job | None:
-        """Take the next job that can start; jobs whose needs have failed are struck off on the way."""
+        """Take the next job that can start; runs whose needs have failed are struck off on the way."""
         for job in sorted(self.waiting, key=lambda job: -self._priority[id(job)]):
-            needs = list(dict.fromkeys(needed for run in job.runs for needed in run.dependencies()))
-            failed = next((needed for needed in needs if self._cannot_come(needed)), None)
-            if failed is not None:
-                self.waiting.remove(job)
-                watcher.started(job)
-                self.ended(job, f"{failed.method} of {failed.student}, which it needs, has failed", watcher)
-            elif all(self.store.is_finished(needed) for needed in needs):
+            blocked = {run: reason for run in job.runs if (reason := self._blocked(run))}
+            if blocked:
+                self._strike_off(job, blocked, watcher)
+                return self.next(watcher)
+            if all(self.store.is_finished(needed) for run in job.runs for needed in run.dependencies()):
                 self.waiting.remove(job)
                 return job
         return None
 
-    def _cannot_come(self, run: Run) -> bool:
+    def _blocked(self, run: Run) -> str | None:
+        """Why a run can never start, where that is known by now."""
+        for needed in run.dependencies():
+            if reason := self._failure(needed):
+                return f"{needed.method} of {needed.student}, which it needs, has failed: {reason}"
+        return None
+
+    def _strike_off(self, job: Job, blocked: dict[Run, str], watcher: Watcher) -> None:
+        """Report the runs of a job that can never start; the rest of its runs go on waiting."""
+        self.waiting.remove(job)
+        rest = [run for run in job.runs if run not in blocked]
+        if rest:
+            remaining = job.with_runs(rest)
+            self.waiting.append(remaining)
+            self._priority[id(remaining)] = self._priority[id(job)]
+        lost = job.with_runs(list(blocked))
+        watcher.started(lost)
+        self.ended(lost, "; ".join(dict.fromkeys(blocked.values())), watcher)
+
+    def _failure(self, run: Run) -> str | None:
+        """Why a run will have no weights, where that is known by now."""
         record = self.store.record(run)
-        return (record is not None and record["status"] == "failed") or run.digest in self._lost
+        if record is not None and record["status"] == "failed":
+            return str(record["reason"])
+        return self._lost.get(run.digest)
 
     def ended(self, job: Job, reason: str | None, watcher: Watcher) -> None:
         """Note how a job ended."""
         if reason is not None:
             self.report.failures[job] = reason
-            self._lost.update(run.digest for run in job.runs if self.store.record(run) is None)
-        records = {label(run): self.store.record(run) for run in job.runs}
+            self._lost.update({run.digest: reason for run in job.runs if self.store.record(run) is None})
+        several = len({run.student for run in job.runs}) > 1
+        names = {run: f"{run.student} {label(run)}" if several else label(run) for run in job.runs}
+        records = {names[run]: self.store.record(run) for run in job.runs}
         stopped = reason is None and None in records.values()
         outcomes = {name: _outcome(record) for name, record in records.items() if record is not None}
         watcher.ended(job, Ending(reason, stopped, outcomes))
@@ -118,7 +141,7 @@ class _Schedule:
 
 def _outcome(record: Record) -> str:
     if record["status"] == "failed":
-        return str(record["reason"])
+        return f"failed ({record['reason']})"
     return f"{record['final']['top1']:.1f} %" if "top1" in record["final"] else "trained"
 
 
@@ -144,13 +167,15 @@ def _attempt(
     listen: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> Exception | None:
-    try:
-        execute(runs, settings, stop, listen, say)
-    except UserError as error:
-        return error
-    except Exception as error:
-        say(traceback.format_exc().rstrip())
-        return error
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: say(f"warning: {message}")
+        try:
+            execute(runs, settings, stop, listen, say)
+        except UserError as error:
+            return error
+        except Exception as error:
+            say(traceback.format_exc().rstrip())
+            return error
     return None
 
 
@@ -174,7 +199,7 @@ class _Pool:
                 if self.stopping.is_set() and not told_to_stop:
                     told_to_stop = True
                     for worker, _ in self.busy.values():
-                        worker.send_stop()
+                        worker.send("stop")
                 if not self.stopping.is_set():
                     self._start_what_can()
                 if not self.busy:
@@ -183,14 +208,24 @@ class _Pool:
                 for ready in wait(list(self.busy), timeout=0.2):
                     assert isinstance(ready, Connection)
                     self._hear(ready)
+        except KeyboardInterrupt:
+            for worker in self._workers():
+                worker.process.kill()
+            raise
         finally:
-            for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]:
+            # All are told before any is waited for.
+            for worker in self._workers():
+                worker.connection.close()
+            for worker in self._workers():
                 worker.close()
+
+    def _workers(self) -> list[_Worker]:
+        return [*self.idle, *(worker for worker, _ in self.busy.values())]
 
     def _start_what_can(self) -> None:
         while len(self.busy) < self.size and (job := self.schedule.next(self.watcher)):
             worker = self.idle.pop() if self.idle else _Worker(self.context, self.settings)
-            worker.connection.send(job.runs)
+            worker.send(job.runs)
             self.busy[worker.connection] = (worker, job)
             self.watcher.started(job)
 
@@ -209,8 +244,13 @@ class _Pool:
             self.watcher.said(job, value)
         else:
             del self.busy[connection]
-            self.idle.append(worker)
-            reason, users = value
+            reason, users, leaving = value
+            if leaving:
+                worker.close()
+                if not self.stopping.is_set():
+                    reason = reason or "its process was told to stop"
+            else:
+                self.idle.append(worker)
             if users:
                 self.schedule.report.user_errors.append(reason)
             self.schedule.ended(job, reason, self.watcher)
@@ -225,10 +265,10 @@ class _Worker:
             self.process.start()
         other.close()
 
-    def send_stop(self) -> None:
+    def send(self, message: object) -> None:
         # Where it has died, the next receive finds that out.
         with suppress(OSError):
-            self.connection.send("stop")
+            self.connection.send(message)
 
     def close(self) -> None:
         self.connection.close()
@@ -265,8 +305,10 @@ def _work(connection: Connection, settings: Settings) -> None:
         error = _attempt(
             runs, settings, stop, lambda progress: send("progress", progress), lambda line: send("said", line)
         )
-        send("ended", (None if error is None else str(error) or type(error).__name__, isinstance(error, UserError)))
-        if asked.is_set():
+        reason = None if error is None else str(error) or type(error).__name__
+        leaving = asked.is_set()
+        send("ended", (reason, isinstance(error, UserError), leaving))
+        if leaving:
             return
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
 
 from benchmark.errors import UserError
 
@@ -53,6 +58,43 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as replacement:
         replacement.temporary.write_text(text, encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    """Write tensors, on whatever device, as one safetensors file with notes in its header.
+
+    Raises:
+        OSError: the disk is full or the file cannot be written.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        safetensors.torch.save_file(contiguous, path, dict(notes) if notes else None)
+    except safetensors.SafetensorError as error:
+        # The library wraps the system's error in its own and leaves the number in the text only.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(None, str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder. Nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse a folder that could not be made or written, without touching it; `option` is what names it.
+
+    Raises:
+        UserError: a part of its path is no folder, or may not be written.
+    """
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"cannot write {folder}: {existing} is no folder; choose another folder with {option}")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {folder}: {existing} may not be written; choose another folder with {option}")
 
 
 def sha256_of(path: Path) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import benchmark
-from benchmark.errors import unknown_name
+from benchmark.backbones import network_names
+from benchmark.errors import UserError, unknown_name
 from benchmark.plan import TEACHER_SEED, Request
 from benchmark.protocols import protocol_named
 from benchmark.provenance import commit
@@ -14,7 +15,7 @@ from benchmark.registry import all_methods, method_class, method_names
 from benchmark.results import Record, Store
 from benchmark.spec import Run
 from tables.result import Cell, Status, TableResult
-from tables.specification import Table
+from tables.specification import Column, Table
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,9 @@ def grid_of(
     """The runs of a table, and which of its cells were asked for (all of the default grid if none are named).
 
     Raises:
-        UserError: a method or a pair that the table does not have.
+        UserError: see `check_selection`.
     """
-    columns = {column_name(column.teacher, column.student): column for column in table.columns}
-    rows = [row.method for row in table.rows if row.method in all_methods()]
-    for pair in pairs:
-        if pair not in columns:
-            raise unknown_name(f"pair of table {table.name} (a pair of your own goes into a table file)", pair, columns)
-    for method in methods:
-        if method not in rows:
-            raise unknown_name(
-                f"method of table {table.name}", method, rows if method in method_names() else method_names()
-            )
+    rows, columns = check_selection(table, methods, pairs)
     seeds = tuple(seeds)
     runs = {
         (row, name): tuple(request.run(row, column.student, column.teacher, seed) for seed in seeds)
@@ -63,6 +55,29 @@ def grid_of(
     wanted_rows = methods or [row for row in rows if method_class(row).in_default_grid]
     chosen = frozenset((row, name) for row in wanted_rows for name in (pairs or columns))
     return Grid(table, runs, chosen)
+
+
+def check_selection(
+    table: Table, methods: Sequence[str] = (), pairs: Sequence[str] = ()
+) -> tuple[list[str], dict[str, Column]]:
+    """The rows of a table that the suite has, and its columns by name.
+
+    Raises:
+        UserError: a method or a pair that the table does not have, or a network that the suite does not have.
+    """
+    columns = {column_name(column.teacher, column.student): column for column in table.columns}
+    rows = [row.method for row in table.rows if row.method in method_names()]
+    for network in (name for column in table.columns for name in (column.teacher, column.student)):
+        if network not in network_names():
+            raise unknown_name(f"network of table {table.name}", network, network_names())
+    for pair in pairs:
+        if pair not in columns:
+            unknown = unknown_name(f"pair of table {table.name}", pair, columns)
+            raise UserError(f"{unknown}; any other pair goes into a table file of your own")
+    for method in methods:
+        if method not in rows:
+            raise unknown_name(f"method of table {table.name}", method, rows)
+    return rows, columns
 
 
 def results_of(
@@ -92,7 +107,7 @@ def results_of(
         epochs=str(epochs),
         dataset=request.dataset,
         cells={key: cell for key, cell in cells.items() if key[0] not in hidden},
-        teachers=_teachers(grid, store, request, released_accuracy, teacher_seeds),
+        teachers=_teachers(grid, store, request, released_accuracy, teacher_seeds, lost or {}),
         generated_from=f"kd-benchmark {benchmark.__version__}, commit {(commit() or 'unknown')[:12]}",
         comparable=request.scale.name == "paper" and standard,
         remarks=tuple(remarks),
@@ -128,7 +143,12 @@ def _failure(run: Run, record: Record | None, lost: Mapping[str, str]) -> str | 
 
 
 def _teachers(
-    grid: Grid, store: Store, request: Request, released_accuracy: Mapping[str, float], seeds: Sequence[int]
+    grid: Grid,
+    store: Store,
+    request: Request,
+    released_accuracy: Mapping[str, float],
+    seeds: Sequence[int],
+    lost: Mapping[str, str],
 ) -> dict[str, Cell]:
     """The accuracy of each teacher of the table: of its own run, or as measured here if it came from a file."""
     cells = {}
@@ -146,5 +166,5 @@ def _teachers(
             )
         else:
             runs = [request.run("Baseline", teacher, None, seed) for seed in seeds]
-            cells[teacher] = _cell("Teacher", teacher, runs, store, {})
+            cells[teacher] = _cell("Teacher", teacher, runs, store, lost)
     return cells

@@ -49,7 +49,7 @@ __all__ = [
 class Options(BaseModel):
     """A method's options: frozen, typed, with ranges; an unknown name or a value out of range is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,15 @@ from torch import nn
 
 from benchmark.backbones import build_branches, build_network, uses_grouped_convolutions
 from benchmark.backbones.cost import multiply_adds
+from benchmark.data.dataset import Dataset
 from benchmark.method import ROTATIONS
+from benchmark.protocols import PROTOCOLS
 from benchmark.registry import method_class, resolve_options
 from benchmark.results import Store
 from benchmark.spec import Precision, Protocol, ReleasedTeacher, Run, Scale, cohort_key, teacher_key
 from benchmark.training.cohort import resume_folder
 from benchmark.training.devices import supports_bf16
+from benchmark.training.learner import build_method
 
 TEACHER_SEED = 0
 
@@ -111,7 +115,7 @@ class Request:
             teacher=teacher,
             head=head,
             teacher_precision=self.precision_of(teacher_network) if teacher_network else None,
-            protocol=self.protocol,
+            protocol=self.protocol.without_tables(method),
             scale=self.scale,
             precision=self.precision_of(student),
             seed=seed,
@@ -135,9 +139,24 @@ def with_dependencies(runs: Iterable[Run]) -> list[Run]:
 
 def label(run: Run) -> str:
     """The method of a run, with those options that are not its protocol's: `LSSKD (alpha=0.3)`."""
-    usual = resolve_options(method_class(run.method), run.protocol).model_dump()
+    protocol = PROTOCOLS.get(run.protocol.name, run.protocol)
+    usual = resolve_options(method_class(run.method), protocol).model_dump()
     changed = [f"{name}={value}" for name, value in run.options.items() if usual.get(name) != value]
     return f"{run.method} ({', '.join(changed)})" if changed else run.method
+
+
+def check_methods(runs: Iterable[Run], dataset: Dataset) -> None:
+    """Build the method of every run and what it depends on, once for each kind, before anything is trained.
+
+    Raises:
+        UserError: a method refuses its options, the networks or the dataset.
+    """
+    kinds = {
+        (run.method, run.student, run.teacher_network, json.dumps(run.options, sort_keys=True)): run
+        for run in with_dependencies(runs)
+    }
+    for run in kinds.values():
+        build_method(run, dataset.num_classes, dataset.image_size, dataset.train.labels, fill=False)
 
 
 @dataclass(frozen=True)
@@ -148,6 +167,11 @@ class Job:
     needs: frozenset[str]
     seconds: float
     """Estimated, on one thread."""
+
+    def with_runs(self, runs: Sequence[Run]) -> Job:
+        """The same job with some of its runs only."""
+        needs = frozenset(needed.digest for run in runs for needed in run.dependencies())
+        return Job(tuple(runs), needs, self.seconds * len(runs) / len(self.runs))
 
     @property
     def name(self) -> str:
@@ -165,13 +189,19 @@ class Job:
         return f"{what}{seed}"
 
 
-def jobs_for(runs: Sequence[Run], store: Store, workers: int, image_size: int, images: int) -> list[Job]:
-    """Group the runs that have no record yet into jobs.
+def jobs_for(
+    runs: Sequence[Run], store: Store, workers: int, image_size: int, images: int, retry_failed: bool = False
+) -> list[Job]:
+    """Group the runs that have no record yet (or, with `retry_failed`, no record of success) into jobs.
 
     Runs share a cohort where they can; with several workers a cohort holds one student network only, and is split
-    further where workers would otherwise be idle. Runs that stand at the same checkpoint stay together.
+    further where workers would otherwise be idle. Runs that stand at different checkpoints are kept apart.
     """
-    missing = [run for run in with_dependencies(runs) if store.record(run) is None]
+
+    def is_missing(run: Run) -> bool:
+        return not store.is_finished(run) if retry_failed else store.record(run) is None
+
+    missing = [run for run in with_dependencies(runs) if is_missing(run)]
     needed = {dependency.digest for run in missing for dependency in run.dependencies()}
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in missing:

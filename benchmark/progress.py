@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 
 from rich.console import Console, Group
@@ -55,7 +54,6 @@ class Display(Watcher):
     def __enter__(self) -> Display:
         if self.live:
             self.live.start()
-        warnings.showwarning = lambda message, *_: self._line(f"warning: {message}")
         return self
 
     def __exit__(self, *_: object) -> None:

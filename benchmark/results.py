@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import safetensors
 import safetensors.torch
 from filelock import FileLock
 from pydantic import ValidationError
 from torch import Tensor
 
 from benchmark.errors import UserError
-from benchmark.files import replacing, sha256_of, write_text
+from benchmark.files import remove_leftovers, replacing, save_tensors, sha256_of, write_text
 from benchmark.spec import Run
 
 FORMAT = 1
@@ -73,7 +72,8 @@ class Store:
         return record is not None and record["status"] == "finished"
 
     def begin(self, run: Run) -> None:
-        """Write the spec of a run that is about to be trained."""
+        """Write the spec of a run that is about to be trained, by the process that holds its lock."""
+        remove_leftovers(self.folder(run))
         write_text(self.folder(run) / "run.json", run.model_dump_json(indent=1) + "\n")
 
     def write_epochs(self, run: Run, epochs: list[dict[str, Any]]) -> None:
@@ -86,9 +86,7 @@ class Store:
         for part, tensors in weights.items():
             path = self.folder(run) / f"{part}.safetensors"
             with replacing(path) as file:
-                safetensors.torch.save_file(
-                    {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file.temporary
-                )
+                save_tensors(file.temporary, tensors)
                 digests[part] = sha256_of(file.temporary)
         whole = {"format": FORMAT, "id": run.id, "digest": run.digest, "run": run.model_dump(mode="json")}
         write_text(
@@ -110,8 +108,10 @@ class Store:
         return safetensors.torch.load_file(path)
 
     def forget_failure(self, run: Run) -> None:
-        """Remove the record of a failed run, so that it is trained again."""
-        (self.folder(run) / "record.json").unlink(missing_ok=True)
+        """Remove the record of a failed run, so that it is trained again; any other stays."""
+        record = self.record(run)
+        if record is not None and record["status"] == "failed":
+            (self.folder(run) / "record.json").unlink(missing_ok=True)
 
     def records(self) -> Iterator[Record]:
         """Every record in the store."""
@@ -158,6 +158,8 @@ def _read_record(path: Path) -> Record:
         record: Record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT or record["status"] not in ("finished", "failed"):
             raise ValueError("unknown format or status")
+        for part in ("digest", "provenance", "weights", "final" if record["status"] == "finished" else "reason"):
+            record[part]
         Run.model_validate(record["run"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise UserError(

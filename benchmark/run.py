@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as ScreenTable
 
-from benchmark.backbones import build_network, network_names
+from benchmark.backbones import build_branches, build_network, network_names
 from benchmark.backbones.released import apply_to, load_released
 from benchmark.command_line import (
     assigned_files,
@@ -26,7 +26,9 @@ from benchmark.data.augmentation import evaluation_batches
 from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError, unknown_name
 from benchmark.executor import Report
-from benchmark.grid import Grid, grid_of, results_of
+from benchmark.files import check_writable
+from benchmark.grid import Grid, check_selection, grid_of, results_of
+from benchmark.method import ROTATIONS
 from benchmark.options import (
     Assignments,
     DataRoot,
@@ -41,18 +43,19 @@ from benchmark.options import (
     Threads,
     Workers,
 )
-from benchmark.plan import Job, ReleasedFile, Request, jobs_for, training_multiply_adds
+from benchmark.plan import Job, ReleasedFile, Request, check_methods, jobs_for, training_multiply_adds
 from benchmark.progress import duration, exit_code, train
 from benchmark.protocols import PROTOCOLS, SCALES, chosen_scale, protocol_named
 from benchmark.registry import method_class, method_names
 from benchmark.results import Store
 from benchmark.spec import Protocol, ReleasedTeacher
-from benchmark.training.devices import placed, resolve_device
+from benchmark.training.devices import make_deterministic, placed, resolve_device
 from benchmark.training.evaluation import BATCH_SIZE, evaluate
 from benchmark.training.job import remove_finished_checkpoints
 from benchmark.training.material import Settings, recipe_for
 from tables.render import to_terminal, write_reports
-from tables.specification import load_table, table_names
+from tables.result import TableResult
+from tables.specification import Table, load_table, table_names
 
 SEEDS = {"demo": 1, "quick": 1, "paper": 3}
 
@@ -102,17 +105,17 @@ def main(
     if not table:
         raise UserError(f"which table? pass --table with one of: {', '.join(table_names())}, or a TOML file")
     specification = load_table(table)
-    recipe = protocol_named(protocol)
+    check_selection(specification, names(methods), names(pairs))
+    recipe, chosen_options = parse_settings(settings or [], protocol_named(protocol))
     amount = chosen_scale(scale, epochs, recipe)
     target = resolve_device(device)
-    recipe, chosen_options = parse_settings(settings or [], recipe)
     source = dataset or specification.dataset_for(scale)
-    files = assigned_files(teacher_checkpoint or [], "--teacher-checkpoint")
-    for network in files:
-        if network not in network_names():
-            raise unknown_name("network", network, network_names())
+    files = _teacher_files(teacher_checkpoint or [], specification)
+    check_writable(runs, "--runs")
+    check_writable(reports, "--reports")
     images = load_dataset(source, data_root, download=not dry_run)
-    released, accuracy = _read_teachers(files, images, recipe, target, threads, console)
+    make_deterministic(target, threads)
+    released, accuracy = _read_teachers(files, images, recipe, target, console)
     request = Request(
         dataset=images.name,
         fingerprint=images.fingerprint,
@@ -125,18 +128,16 @@ def main(
         teacher_seeds=teacher_seeds,
         released=released,
     )
-    count = seeds or SEEDS.get(amount.name, 1)
-    grid = grid_of(specification, request, range(count), names(methods), names(pairs))
+    grid = grid_of(specification, request, range(seeds or SEEDS[scale]), names(methods), names(pairs))
     store = Store(runs)
-    if retry_failed:
-        for run in grid.to_train():
-            if not store.is_finished(run):
-                store.forget_failure(run)
+    check_methods(grid.to_train(), images)
     processes = workers or (1 if target.type == "cuda" else processors())
-    jobs = jobs_for(grid.to_train(), store, processes, images.image_size, len(images.train.labels))
+    jobs = jobs_for(grid.to_train(), store, processes, images.image_size, len(images.train.labels), retry_failed)
     if dry_run:
         _print_plan(console, grid, jobs, store, images, processes)
         return 0
+    for run in (run for job in jobs for run in job.runs if retry_failed):
+        store.forget_failure(run)
     place = Settings(
         runs=runs,
         dataset=source,
@@ -149,18 +150,35 @@ def main(
         command=command(),
     )
     report = train(jobs, place, processes, console)
-    if report.stopped:
-        return exit_code(report, console)
-    if not keep:
-        remove_finished_checkpoints(store, images.name)
-    result = results_of(grid, store, request, accuracy, _remarks(request, chosen_options), _lost(report, store))
-    written = write_reports(result, reports)
-    console.print(to_terminal(result, console.width, written))
+    if not report.stopped:
+        if not keep:
+            remove_finished_checkpoints(store, images.name)
+        _render(results_of(grid, store, request, accuracy, _remarks(request), _lost(report, store)), reports, console)
     return exit_code(report, console)
 
 
+def _teacher_files(assignments: Sequence[str], table: Table) -> dict[str, Path]:
+    files = assigned_files(list(assignments), "--teacher-checkpoint")
+    teachers = dict.fromkeys(column.teacher for column in table.columns)
+    for network in files:
+        if network not in network_names():
+            raise unknown_name("network", network, network_names())
+        if network not in teachers:
+            raise unknown_name(f"teacher of table {table.name}", network, teachers)
+    return files
+
+
+def _render(result: TableResult, reports: Path, console: Console) -> None:
+    """Write the reports and print the table; it is printed also where they cannot be written."""
+    written: list[Path] = []
+    try:
+        written = write_reports(result, reports)
+    finally:
+        console.print(to_terminal(result, console.width, written))
+
+
 def _read_teachers(
-    files: dict[str, Path], dataset: Dataset, protocol: Protocol, device: torch.device, threads: int, console: Console
+    files: dict[str, Path], dataset: Dataset, protocol: Protocol, device: torch.device, console: Console
 ) -> tuple[dict[str, ReleasedFile], dict[str, float]]:
     """The released teachers, and the accuracy that each has on this dataset's test images."""
     released, accuracy = {}, {}
@@ -168,11 +186,11 @@ def _read_teachers(
         weights = load_released(path)
         network = build_network(name, dataset.num_classes)
         apply_to(network, weights, name)
+        if weights.auxiliary is not None:
+            apply_to(build_branches(name, ROTATIONS * dataset.num_classes), weights, name)
         placed(network, device)
-        torch.set_num_threads(max(threads, processors()))
         batches = evaluation_batches(dataset.test, recipe_for(protocol, dataset), BATCH_SIZE, device)
         accuracy[name] = evaluate(network, batches, "fp32")["top1"]
-        torch.set_num_threads(threads)
         released[name] = ReleasedFile(
             ReleasedTeacher(network=name, sha256=weights.sha256), weights.auxiliary is not None
         )
@@ -186,15 +204,22 @@ def _read_teachers(
     return released, accuracy
 
 
-def _remarks(request: Request, options: dict[str, dict[str, object]]) -> list[str]:
+def _remarks(request: Request) -> list[str]:
+    """What a reader of the table must know of how its runs differ from the default."""
     remarks = []
     changed = request.protocol.changes_from(protocol_named(request.protocol.name))
     if request.protocol.name != "lsskd" or changed:
         values = ", ".join(f"{name} = {value}" for name, value in changed.items())
         remarks.append(f"Protocol {request.protocol.name}{' with ' + values if values else ''}.")
+    if request.protocol.name == "tfkd":
+        remarks.append("TF-KD's random rotation of the images by up to 15 degrees is left out.")
+    if request.precision != "auto" and request.scale.name == "paper":
+        remarks.append(f"Precision {request.precision}.")
+    if request.teacher_seeds == "paired":
+        remarks.append("Each seed has a teacher of its own.")
     if request.validation:
         remarks.append(f"Evaluated on {request.validation:.0%} of the training images, held out; not on the test set.")
-    for method, chosen in options.items():
+    for method, chosen in request.options.items():
         values = ", ".join(f"{name} = {value}" for name, value in chosen.items())
         remarks.append(f"{method} with {values}.")
     return remarks

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,18 +21,27 @@ Precision = Literal["fp32", "bf16"]
 class Frozen(BaseModel):
     """A value: immutable, hashable by content, closed against unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @cached_property
     def content(self) -> str:
         """The whole value as canonical JSON."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
+    def changed(self, **updates: Any) -> Self:
+        """A validated copy with other values (pydantic's own copy would keep what is cached)."""
+        return type(self).model_validate(self.model_dump() | updates)
+
     def __hash__(self) -> int:
         return hash(self.content)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.content == other.content
+
+
+def scaled_count(epochs: int, factor: float) -> int:
+    """A number of epochs times a factor, rounded to the nearest, at least 1."""
+    return max(1, math.floor(epochs * factor + 0.5))
 
 
 class Schedule(Frozen):
@@ -42,12 +51,16 @@ class Schedule(Frozen):
     milestones: tuple[int, ...] = ()
 
     def scaled(self, factor: float) -> Schedule:
-        """Every count times `factor`, rounded to the nearest, at least 1."""
+        """Every count times `factor`, rounded to the nearest, at least 1.
 
-        def scale(count: int) -> int:
-            return max(1, math.floor(count * factor + 0.5))
-
-        return Schedule(epochs=scale(self.epochs), milestones=tuple(scale(milestone) for milestone in self.milestones))
+        Milestones that would fall together stay an epoch apart; those past the last epoch are dropped.
+        """
+        epochs = scaled_count(self.epochs, factor)
+        milestones: list[int] = []
+        for milestone in self.milestones:
+            after = milestones[-1] + 1 if milestones else 1
+            milestones.append(max(after, scaled_count(milestone, factor)))
+        return Schedule(epochs=epochs, milestones=tuple(milestone for milestone in milestones if milestone < epochs))
 
 
 class Protocol(Frozen):
@@ -72,6 +85,14 @@ class Protocol(Frozen):
     """Schedules of the methods that do not follow the main one (heads of a teacher)."""
     method_options: dict[str, dict[str, Any]] = {}
     """Options that the recipe's authors used where they differ from a method's defaults."""
+
+    def without_tables(self, method: str | None = None) -> Protocol:
+        """What of the protocol decides a run of `method` whose options are resolved; or, with none, a cohort.
+
+        Schedules and options of other methods are left out, so that adding one makes no run another.
+        """
+        own = {name: schedule for name, schedule in self.method_schedules.items() if name == method}
+        return self.changed(method_schedules=own, method_options={})
 
     def changes_from(self, other: Protocol) -> dict[str, Any]:
         """The fields in which this protocol differs from another, with its own values."""
@@ -114,7 +135,7 @@ class Run(Frozen):
     teacher: Run | ReleasedTeacher | None = None
     head: Run | ReleasedTeacher | None = None
     teacher_precision: Precision | None = None
-    augmentation: str = "standard"
+    augmentation: Literal["standard"] = "standard"
     protocol: Protocol
     scale: Scale
     precision: Precision = "fp32"
@@ -144,6 +165,13 @@ class Run(Frozen):
         """The epochs and milestones of this run, scaled."""
         return self.protocol.method_schedules.get(self.method, self.protocol.schedule).scaled(self.scale.factor)
 
+    @property
+    def warmup_epochs(self) -> int:
+        """Epochs of linear warm-up: the protocol's, scaled, or the scale's own; at most a third of the schedule."""
+        of_protocol = self.protocol.warmup_epochs
+        scaled = scaled_count(of_protocol, self.scale.factor) if of_protocol else 0
+        return min(max(scaled, self.scale.warmup_epochs), self.schedule.epochs // 3)
+
     def dependencies(self) -> tuple[Run, ...]:
         """The runs whose weights this one needs."""
         return tuple(dict.fromkeys(run for run in (self.teacher, self.head) if isinstance(run, Run)))
@@ -155,7 +183,7 @@ class Run(Frozen):
         if mobile_network and protocol.mobile_learning_rate is not None:
             base = protocol.mobile_learning_rate
         base *= self.scale.learning_rate_factor
-        warmup_epochs = max(protocol.warmup_epochs, self.scale.warmup_epochs)
+        warmup_epochs = self.warmup_epochs
         if epoch < warmup_epochs:
             return base * (epoch * steps + step + 1) / (warmup_epochs * steps)
         return base * protocol.decay ** sum(epoch >= milestone for milestone in self.schedule.milestones)
@@ -164,7 +192,7 @@ class Run(Frozen):
 def cohort_key(run: Run) -> str:
     """Runs with equal keys (and the same teacher or none) can share one pass over the data."""
     parts = (run.dataset, run.fingerprint, run.fraction, run.validation, run.validation_seed, run.augmentation)
-    return json.dumps([*parts, run.protocol.content, run.scale.content, run.seed])
+    return json.dumps([*parts, run.protocol.without_tables().content, run.scale.content, run.seed])
 
 
 def teacher_key(run: Run) -> str | None:

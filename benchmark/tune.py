@@ -5,6 +5,8 @@ The test set is never looked at: every run is trained on what is left of the tra
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 from collections.abc import Sequence
@@ -26,8 +28,8 @@ from benchmark.command_line import (
     value_of,
 )
 from benchmark.data import load_dataset
-from benchmark.errors import UserError
-from benchmark.files import write_text
+from benchmark.errors import UserError, unknown_name
+from benchmark.files import check_writable, write_text
 from benchmark.options import (
     Assignments,
     DataRoot,
@@ -42,10 +44,10 @@ from benchmark.options import (
     Threads,
     Workers,
 )
-from benchmark.plan import Request, jobs_for
+from benchmark.plan import Request, check_methods, jobs_for
 from benchmark.progress import exit_code, train
 from benchmark.protocols import chosen_scale, protocol_named
-from benchmark.registry import method_class
+from benchmark.registry import method_names
 from benchmark.results import Store
 from benchmark.spec import Run
 from benchmark.statistics import Summary, summarise
@@ -55,6 +57,7 @@ from tables.specification import load_table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 Combination = dict[str, Any]
+Ranked = tuple[Combination, Summary | None]
 
 
 @app.command()
@@ -80,15 +83,18 @@ def main(
     """Train every combination of the grid and rank them by held-out accuracy."""
     console = Console()
     teacher, student = parse_pair(pair)
-    method_class(method)
+    if method not in method_names():
+        raise unknown_name("method", method, method_names())
     combinations = parse_grid(grid)
     recipe, options = parse_settings(settings or [], protocol_named(protocol))
     for combination in combinations:
         method_options([f"{method}.{name}={value_text(value)}" for name, value in combination.items()], recipe)
+    check_writable(runs, "--runs")
+    check_writable(reports, "--reports")
     source = dataset or load_table("II").dataset_for(scale)
     target = resolve_device(device)
-    images = load_dataset(source, data_root)
     amount = chosen_scale(scale, epochs, recipe)
+    images = load_dataset(source, data_root)
 
     def run(combination: Combination, seed: int) -> Run:
         request = Request(
@@ -107,8 +113,11 @@ def main(
     store = Store(runs)
     place = Settings(runs, source, data_root, str(target), threads, command=command())
     processes = workers or (1 if target.type == "cuda" else processors())
+    check_methods(list(itertools.chain(*planned)), images)
     jobs = jobs_for(list(itertools.chain(*planned)), store, processes, images.image_size, len(images.train.labels))
     report = train(jobs, place, processes, console)
+    if report.stopped:
+        return exit_code(report, console)
     ranking = rank(combinations, planned, store)
     _print(console, ranking, f"{method} on {student}: accuracy on {validation:.0%} of the training images, held out")
     path = reports / f"tune_{method}_{student}.csv".replace("*", "+")
@@ -146,33 +155,36 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def rank(
-    combinations: Sequence[Combination], planned: Sequence[Sequence[Run]], store: Store
-) -> list[tuple[Combination, Summary]]:
-    """Combinations with their held-out accuracy over finished seeds, best first; unfinished ones last."""
-    summaries = []
+def rank(combinations: Sequence[Combination], planned: Sequence[Sequence[Run]], store: Store) -> list[Ranked]:
+    """Combinations with their held-out accuracy over finished seeds, best first; those without any (None) last."""
+    ranked: list[Ranked] = []
     for combination, runs in zip(combinations, planned, strict=True):
         records = [record for run in runs if (record := store.record(run)) and record["status"] == "finished"]
-        summaries.append((combination, summarise([record["final"]["top1"] for record in records])))
-    return sorted(summaries, key=lambda entry: -1.0 if entry[1].mean is None else entry[1].mean, reverse=True)
+        values = [record["final"]["top1"] for record in records]
+        ranked.append((combination, summarise(values) if values else None))
+    return sorted(ranked, key=lambda entry: entry[1].mean if entry[1] else -1.0, reverse=True)
 
 
-def as_csv(ranking: Sequence[tuple[Combination, Summary]]) -> str:
+def as_csv(ranking: Sequence[Ranked]) -> str:
     """The ranking as text: the options, the mean held-out accuracy in %, its standard deviation and n."""
-    options = list(ranking[0][0])
-    lines = [",".join([*options, "held_out_top1", "std", "n"])]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*ranking[0][0], "held_out_top1", "std", "n"])
     for combination, summary in ranking:
-        numbers = ["" if value is None else f"{value:.4f}" for value in (summary.mean, summary.std)]
-        lines.append(",".join([*(value_text(combination[option]) for option in options), *numbers, str(summary.n)]))
-    return "\n".join(lines) + "\n"
+        mean = f"{summary.mean:.4f}" if summary else ""
+        std = f"{summary.std:.4f}" if summary and summary.std is not None else ""
+        options = [value_text(value) for value in combination.values()]
+        writer.writerow([*options, mean, std, summary.n if summary else 0])
+    return text.getvalue()
 
 
-def _print(console: Console, ranking: Sequence[tuple[Combination, Summary]], title: str) -> None:
+def _print(console: Console, ranking: Sequence[Ranked], title: str) -> None:
     screen = Table(*ranking[0][0], "held-out top-1 %", "n", box=None, pad_edge=False)
     for combination, summary in ranking:
-        spread = "" if summary.std is None else f" ± {summary.std:.2f}"
-        accuracy = "not finished" if summary.mean is None else f"{summary.mean:.2f}{spread}"
-        screen.add_row(*(value_text(value) for value in combination.values()), accuracy, str(summary.n))
+        spread = f" ± {summary.std:.2f}" if summary and summary.std is not None else ""
+        accuracy = f"{summary.mean:.2f}{spread}" if summary else "no finished run"
+        options = [value_text(value) for value in combination.values()]
+        screen.add_row(*options, accuracy, str(summary.n if summary else 0))
     console.print(title, highlight=False, soft_wrap=True)
     console.print(screen)
 

@@ -19,9 +19,12 @@ from benchmark.results import Store, outcome
 from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training import cohort as cohort_module
+from benchmark.training.cohort import BrokenRuns
+from benchmark.training.evaluation import evaluate
 from benchmark.training.job import execute
 from benchmark.training.learner import Learner
 from methods.baseline import Baseline, cross_entropy
+from methods.crd import CRD
 from tests.engine import METHODS, records, run_of, settings, train_dependencies
 
 PRECISIONS = [
@@ -200,12 +203,59 @@ def test_the_jointly_trained_teacher_serves_as_its_own_head(tmp_path) -> None:
 
 
 def test_finished_cohorts_leave_no_checkpoints_unless_they_are_kept(trained, tmp_path) -> None:
-    runs, _ = trained
-    chosen = [run for run in runs if run.method == "PS-KD"]
-    for keep in (False, True):
-        place = settings(tmp_path / str(keep), checkpoint_seconds=0.0, keep=keep)
+    seeds = [run_of("PS-KD", trained[0][0].precision, seed=seed) for seed in (0, 1)]
+    left = []
+    for run, keep in zip(seeds, (True, False), strict=True):
+        place = settings(tmp_path, checkpoint_seconds=0.0, keep=keep)
         asked = iter([False] * 2 + [True])
-        assert not execute(chosen, place, stop=lambda asked=asked: next(asked))
-        assert execute(chosen, place)
-        left = list(Store(place.runs).cohorts("digits").glob("*/checkpoint-*"))
-        assert bool(left) == keep
+        assert not execute([run], place, stop=lambda asked=asked: next(asked))
+        assert execute([run], place)
+        left.append({path.parent.name for path in Store(place.runs).cohorts("digits").glob("*/checkpoint-*")})
+    assert left == [{cohort_module.cohort_name(seeds[:1])}] * 2, "kept by the first command, also after the second"
+
+
+def test_evaluation_teaches_nothing(trained) -> None:
+    """Not even the statistics of the branches' batch norms may come from the images that a run is evaluated on."""
+    run = next(run for run in trained[0] if run.method == "LSSKD")
+    learner = Learner(run, 10, 8, torch.arange(64) % 10, 1, torch.device("cpu"))
+    before = {name: tensor.clone() for name, tensor in learner.state().items()}
+    images = torch.randn(20, 3, 8, 8)
+    figures = evaluate(learner.student, [(images, torch.arange(20) % 10)], run.precision, learner.method)
+    assert len(figures["stages"]) == 3
+    for name, tensor in learner.state().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_teacher_of_another_precision_gives_the_same_bits_whoever_asks_first(tmp_path) -> None:
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("bf16 has no hardware here")
+    students = []
+    for student, precision in (("ResNet20", "bf16"), ("ResNet20", "fp32")):
+        run = run_of("KD", precision)
+        teacher = run.teacher.changed(precision="fp32")
+        students.append(run.changed(student=student, teacher=teacher.model_dump(), teacher_precision="fp32"))
+    for name, order in (("one", students), ("other", students[::-1])):
+        place = settings(tmp_path / name)
+        train_dependencies(order, place)
+        assert execute(order, place)
+    assert_same_bits(students, tmp_path / "one", tmp_path / "other")
+
+
+def test_a_run_that_raises_leaves_the_rest_of_its_cohort_alone(trained, tmp_path, monkeypatch) -> None:
+    runs, together = trained
+    place = settings(fresh_copy_of_teachers(trained, tmp_path / "broken"))
+    step = CRD.forward
+
+    def out_of_memory(method, at):
+        if at.epoch == 1:
+            raise MemoryError("no room")
+        return step(method, at)
+
+    monkeypatch.setattr(CRD, "forward", out_of_memory)
+    with pytest.raises(BrokenRuns, match=r"CRD.*no room"):
+        execute(runs, place)
+    others = [run for run in runs if run.method != "CRD"]
+    assert_same_bits(others, together, place.runs)
+    monkeypatch.undo()
+    assert execute(runs, place)
+    assert_same_bits(runs, together, place.runs)

@@ -6,6 +6,7 @@ as JSON in its header. Nothing in it is ever executed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -16,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from benchmark.errors import UserError
-from benchmark.files import replacing, sha256_of
+from benchmark.files import replacing, save_tensors, sha256_of
 
 FILE_NAME = re.compile(r"checkpoint-(\d{6})-(\d{8})-([0-9a-f]{64})\.safetensors")
 KEPT = 2
+KEEP = "keep"
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,11 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         UserError: the disk is full or the folder cannot be written.
     """
     flat = {
-        f"{run_id}/{name}": tensor.detach().contiguous()
-        for run_id, tensors in checkpoint.tensors.items()
-        for name, tensor in tensors.items()
+        f"{run_id}/{name}": tensor for run_id, tensors in checkpoint.tensors.items() for name, tensor in tensors.items()
     }
     stem = f"checkpoint-{checkpoint.epoch:06d}-{checkpoint.step:08d}"
     with replacing(folder / stem) as file:
-        try:
-            safetensors.torch.save_file(flat, file.temporary, {"notes": json.dumps(checkpoint.notes)})
-        except safetensors.SafetensorError as error:
-            raise OSError(None, str(error)) from error
+        save_tensors(file.temporary, flat, {"notes": json.dumps(checkpoint.notes)})
         file.target = folder / f"{stem}-{sha256_of(file.temporary)}.safetensors"
     for _, _, _, old in _files(folder)[KEPT:]:
         old.unlink(missing_ok=True)
@@ -63,7 +59,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 def read_checkpoint(folder: Path, run_ids: Collection[str] | None = None) -> Checkpoint | None:
     """The latest undamaged checkpoint (of the named runs only), or None.
 
-    A damaged file is reported by a warning and the one before it is taken.
+    A damaged file is reported by a warning and put aside, and the one before it is taken.
     """
     for epoch, step, digest, path in _files(folder):
         try:
@@ -72,6 +68,9 @@ def read_checkpoint(folder: Path, run_ids: Collection[str] | None = None) -> Che
             return _read(path, epoch, step, run_ids)
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             warnings.warn(f"damaged checkpoint {path}: {error}; falling back to the one before it", stacklevel=2)
+            # Under its old name it would count as one of those that are kept, and push out a good one.
+            with contextlib.suppress(OSError):
+                path.rename(path.with_name(f"damaged-{path.name}"))
     return None
 
 
@@ -92,6 +91,17 @@ def members(folder: Path) -> tuple[str, ...]:
     return ()
 
 
+def keep_checkpoints(folder: Path) -> None:
+    """Mark a cohort's checkpoints as wanted, so that no later command removes them."""
+    if folder.is_dir():
+        (folder / KEEP).touch()
+
+
+def are_kept(folder: Path) -> bool:
+    """Whether a cohort's checkpoints were marked by `keep_checkpoints`."""
+    return (folder / KEEP).exists()
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Remove a cohort's checkpoints and their folder."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -99,9 +109,12 @@ def remove_checkpoints(folder: Path) -> None:
 
 def _files(folder: Path) -> list[tuple[int, int, str, Path]]:
     """Epoch, step, digest and path of each checkpoint, latest first."""
-    if not folder.is_dir():
+    try:
+        paths = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        # Another process that has finished the cohort may remove it at any moment.
         return []
-    matched = ((FILE_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    matched = ((FILE_NAME.fullmatch(path.name), path) for path in paths)
     found = [(int(match[1]), int(match[2]), match[3], path) for match, path in matched if match]
     return sorted(found, key=lambda entry: entry[:3], reverse=True)
 

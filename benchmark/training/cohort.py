@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmark.data.augmentation import EpochPlan, TrainingSource, evaluation_batches
+from benchmark.files import remove_leftovers
 from benchmark.provenance import provenance
 from benchmark.results import Store
 from benchmark.spec import Run
@@ -62,6 +63,11 @@ def cohort_name(runs: Sequence[Run]) -> str:
 
 def resume_folder(store: Store, runs: Sequence[Run]) -> Path | None:
     """The folder of the most advanced checkpoint that holds all of the runs."""
+    return next(iter(resume_folders(store, runs)), None)
+
+
+def resume_folders(store: Store, runs: Sequence[Run]) -> list[Path]:
+    """The folders of the checkpoints that hold all of the runs, the most advanced first."""
     wanted = {run.id for run in runs}
     found: list[tuple[tuple[int, int], Path]] = []
     cohorts = store.cohorts(runs[0].dataset)
@@ -69,7 +75,11 @@ def resume_folder(store: Store, runs: Sequence[Run]) -> Path | None:
         position = checkpoints.latest_position(folder)
         if position is not None and wanted <= set(checkpoints.members(folder)):
             found.append((position, folder))
-    return max(found)[1] if found else None
+    return [folder for _, folder in sorted(found, reverse=True)]
+
+
+class BrokenRuns(Exception):
+    """Some runs of a cohort raised errors, so that they have no record."""
 
 
 class Cohort:
@@ -104,6 +114,7 @@ class Cohort:
         self.epoch, self.step = 0, 0
         self.seconds, self.resumed, self.images = 0.0, 0, 0
         self.last_top1: float | None = None
+        self.broken: dict[str, Exception] = {}
         self._last_report, self._reported_step = time.perf_counter(), 0
 
     @classmethod
@@ -116,8 +127,9 @@ class Cohort:
 
     def resume(self) -> bool:
         """Take up the most advanced undamaged checkpoint that holds these runs; False where there is none."""
-        folder = resume_folder(self.store, [learner.run for learner in self.learners])
-        found = checkpoints.read_checkpoint(folder, self.members) if folder else None
+        folders = resume_folders(self.store, [learner.run for learner in self.learners])
+        read = (checkpoints.read_checkpoint(folder, self.members) for folder in folders)
+        found = next((checkpoint for checkpoint in read if checkpoint is not None), None)
         if found is None:
             return False
         self.epoch, self.step = found.epoch, found.step
@@ -134,7 +146,9 @@ class Cohort:
 
         Raises:
             UserError: the disk is full or a folder cannot be written.
+            BrokenRuns: some runs raised errors; all others have their records.
         """
+        remove_leftovers(self.folder)
         for learner in self.learners:
             self.store.begin(learner.run)
         last_checkpoint, cost = time.perf_counter(), 0.0
@@ -151,6 +165,9 @@ class Cohort:
                 if asked:
                     return False
             self._finish_epoch()
+        if self.broken:
+            reasons = "; ".join(f"{run}: {type(error).__name__}: {error}" for run, error in self.broken.items())
+            raise BrokenRuns(reasons) from next(iter(self.broken.values()))
         return True
 
     def one_step(self, plan: EpochPlan) -> None:
@@ -160,7 +177,13 @@ class Cohort:
         teacher = self.teacher.on(batch) if self.teacher else None
         for learner in list(self.learners):
             taught = self.teacher.seconds if self.teacher else 0.0
-            learner.timed_step(batch, teacher, self.epoch, self.step)
+            try:
+                learner.timed_step(batch, teacher, self.epoch, self.step)
+            except Exception as error:
+                # Out of memory, say: this run cannot go on, the others can.
+                self.learners.remove(learner)
+                self.broken[learner.run.id] = error
+                continue
             learner.seconds -= (self.teacher.seconds if self.teacher else 0.0) - taught
             if self.device.type == "cpu":
                 # Elsewhere looking at each loss would make the host wait; there it is looked at once an epoch.
@@ -195,7 +218,7 @@ class Cohort:
             figures = learner.end_epoch(self.epoch)
             if learner.student is not None:
                 batches = evaluation_batches(self.material.evaluation, self.recipe, BATCH_SIZE, self.device)
-                figures |= evaluate(learner.student, batches, learner.run.precision, learner.method.stage_scores)
+                figures |= evaluate(learner.student, batches, learner.run.precision, learner.method)
                 self.last_top1 = figures["top1"]
             learner.figures.append(figures)
             self.store.write_epochs(learner.run, learner.figures)

@@ -55,10 +55,11 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The context in which forwards and losses are computed."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    """The context in which forwards and losses are computed.
+
+    It holds also inside another one: a teacher in fp32 stays so when a student in bf16 is the first to ask for it.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmark.backbones.network import Network, Outputs
+from benchmark.backbones.network import Network
+from benchmark.method import Method
 from benchmark.spec import Precision
 from benchmark.training.devices import autocast
 
@@ -22,21 +23,22 @@ def evaluate(
     network: Network,
     batches: Iterable[tuple[Tensor, Tensor]],
     precision: Precision,
-    stage_scores: Callable[[Outputs], tuple[Tensor, ...]] | None = None,
+    method: Method | None = None,
 ) -> dict[str, Any]:
     """Top-1 and top-5 accuracy (in %) and mean negative log-likelihood (in nats) over all images.
 
-    With `stage_scores`, also the top-1 accuracy of each auxiliary classifier, from the first stage on, as `stages`.
-    The network's mode is restored.
+    With a method that has auxiliary classifiers, also the top-1 accuracy of each, from the first stage on, as `stages`.
+    Network and method are put in evaluation mode, so that they learn nothing from these images, not even statistics.
     """
-    was_training = network.training
     network.eval()
+    if method is not None:
+        method.eval()
     correct, correct_top, nll, images = 0, 0, 0.0, 0
     stages: list[int] = []
     for inputs, labels in batches:
         with autocast(inputs.device, precision):
             outputs = network(inputs)
-            scores = stage_scores(outputs) if stage_scores else ()
+            scores = () if method is None else method.stage_scores(outputs)
         logits = outputs.logits.float()
         ranked = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
         hits = ranked == labels[:, None]
@@ -46,7 +48,6 @@ def evaluate(
         images += len(labels)
         right = [int((score.argmax(dim=1) == labels).sum()) for score in scores]
         stages = [sum(pair) for pair in zip(stages, right, strict=True)] if stages else right
-    network.train(was_training)
     figures: dict[str, Any] = {
         "top1": 100 * correct / images,
         f"top{TOP}": 100 * correct_top / images,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from filelock import FileLock, Timeout
 
+from benchmark.errors import UserError
 from benchmark.results import Store
 from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
@@ -42,8 +43,9 @@ def execute(
                     say(f"resumed at epoch {cohort.epoch + 1}, step {cohort.step}")
                 if not cohort.train(stop):
                     return False
-                if not settings.keep:
-                    remove_finished_checkpoints(store, mine[0].dataset)
+                if settings.keep:
+                    checkpoints.keep_checkpoints(cohort.folder)
+                remove_finished_checkpoints(store, mine[0].dataset)
                 continue
         finally:
             for lock in locks.values():
@@ -58,16 +60,24 @@ def execute(
 
 
 def remove_finished_checkpoints(store: Store, dataset: str) -> None:
-    """Remove the checkpoints (and with them the tables of past predictions) of cohorts whose runs all have records."""
+    """Remove the checkpoints (and with them the tables of past predictions) of cohorts whose runs all have records.
+
+    Those that were marked to be kept stay.
+    """
     cohorts = store.cohorts(dataset)
     for folder in list(cohorts.iterdir()) if cohorts.is_dir() else []:
         members = checkpoints.members(folder)
-        if members and all((store.root / dataset / run_id / "record.json").exists() for run_id in members):
+        finished = [(store.root / dataset / run_id / "record.json").exists() for run_id in members]
+        if members and all(finished) and not checkpoints.are_kept(folder):
             checkpoints.remove_checkpoints(folder)
 
 
 def _claim(store: Store, runs: Sequence[Run]) -> dict[str, FileLock]:
-    """The locks, by run id, of those runs that no other process holds."""
+    """The locks, by run id, of those runs that no other process holds.
+
+    Raises:
+        UserError: a lock cannot be made there.
+    """
     held: dict[str, FileLock] = {}
     for run in sorted(runs, key=lambda run: run.id):
         lock = store.lock(run)
@@ -75,5 +85,7 @@ def _claim(store: Store, runs: Sequence[Run]) -> dict[str, FileLock]:
             lock.acquire(timeout=0)
         except Timeout:
             continue
+        except (OSError, NotImplementedError) as error:
+            raise UserError(f"cannot lock {store.folder(run)}: {error}; choose another folder with --runs") from error
         held[run.id] = lock
     return held

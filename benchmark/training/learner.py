@@ -42,14 +42,20 @@ def network_shape(name: str, num_classes: int, image_size: int) -> Shape:
     return shape_of(name, build_network(name, num_classes), image_size)
 
 
-def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor) -> Method:
-    """The method of a run, with its extra modules as they are before training."""
+def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fill: bool = True) -> Method:
+    """The method of a run, with its extra modules as they are before training (not filled: only to see if it can be).
+
+    Raises:
+        UserError: the method refuses its options or the networks.
+    """
     cls = method_class(run.method)
 
     def shape(name: str) -> Shape:
         return network_shape(name, num_classes, image_size)
 
     def initialise(module: nn.Module, name: str) -> nn.Module:
+        if not fill:
+            return module
         fill_parameters(
             module, lambda parameter: generator("method", run.method, run.student, name, parameter, run.seed)
         )
@@ -57,7 +63,8 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor) ->
 
     def branches(owner: Shape, outputs: int) -> nn.Module:
         module = build_branches(owner.name, outputs)
-        module.initialise(lambda parameter: generator("weights", owner.name, "branches", parameter, run.seed))
+        if fill:
+            module.initialise(lambda parameter: generator("weights", owner.name, "branches", parameter, run.seed))
         return module
 
     context = Context(
@@ -68,7 +75,9 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor) ->
         generator=lambda name: generator("method", run.method, run.student, name, run.seed),
         initialise=initialise,
         branches=branches,
-        network=lambda owner: fresh_network(owner.name, num_classes, run.seed),
+        network=lambda owner: (
+            fresh_network(owner.name, num_classes, run.seed) if fill else build_network(owner.name, num_classes)
+        ),
     )
     return cls(context, resolve_options(cls, run.protocol, run.options))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmark.backbones import build_network
+from benchmark.backbones import AuxiliaryBranches, build_network
 from benchmark.backbones.network import Network
 from benchmark.backbones.released import apply_to, load_released
 from benchmark.data import load_dataset
@@ -146,11 +146,11 @@ def _load_head(run: Run, material: Material, settings: Settings) -> Method:
     assert run.head is not None
     name = method_class(run.method).teacher_head
     assert name is not None
-    stand_in = run.model_copy(update={"method": name, "student": run.head.network, "options": {}})
+    stand_in = run.changed(method=name, student=run.head.network, options={})
     head = build_method(stand_in, dataset.num_classes, dataset.image_size, torch.zeros(0, dtype=torch.int64))
-    auxiliary = load_released(released_file(run.head, settings)).auxiliary
-    assert auxiliary is not None
-    head.load_state_dict({f"branches.{key}": value for key, value in auxiliary.items()})
+    branches = head.get_submodule("branches")
+    assert isinstance(branches, AuxiliaryBranches)
+    apply_to(branches, load_released(released_file(run.head, settings)), run.head.network)
     return head
 
 
