@@ -247,21 +247,10 @@ def test_a_loss_that_is_no_number_fails_its_cell_only(table, tmp_path) -> None:
     assert record_of(tmp_path, "KD")["provenance"] != record["provenance"]
 
 
-def test_a_failed_teacher_fails_what_needs_it(table, tmp_path) -> None:
-    ended = run_command(*arguments(table, tmp_path, "--methods", "KD", "--set", "protocol.learning_rate=1e30"))
-    assert ended.returncode == 1
-    (record,) = records_in(tmp_path).values()
-    assert record["run"]["method"] == "Baseline"
-    assert record["reason"].startswith("loss not finite at epoch ")
-    reason = f"Baseline of ResNet20, which it needs, has failed: {record['reason']}"
-    assert f"failed    ResNet20>ResNet20: KD: {reason}" in ended.stdout
-    assert f"seed 0: {reason}" in (tmp_path / "reports" / "table_small.md").read_text()
-
-
-def test_a_failure_is_told_whole_on_a_live_terminal(table, tmp_path) -> None:
+def on_a_terminal(command: list[str]) -> tuple[int, str]:
+    """The exit code and what a live terminal was sent."""
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    command = arguments(table, tmp_path, "--methods", "KD", "--set", "protocol.learning_rate=1e30")
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmark.run", *command], env=environment(), cwd=ROOT, stdout=theirs, stderr=theirs
     )
@@ -275,11 +264,22 @@ def test_a_failure_is_told_whole_on_a_live_terminal(table, tmp_path) -> None:
     finally:
         os.close(ours)
         process.wait(timeout=TIMEOUT)
-    assert process.returncode == 1
-    lines = said.decode().replace("\r", "").splitlines()
-    (line,) = (line for line in lines if "failed    ResNet20>ResNet20: KD: " in line)
-    assert "Baseline of ResNet20, which it needs, has failed: loss not finite at epoch " in line
-    assert b"Traceback" not in said
+    return process.returncode, said.decode().replace("\r", "")
+
+
+def test_a_failed_teacher_fails_what_needs_it_and_a_live_terminal_says_why(table, tmp_path) -> None:
+    code, said = on_a_terminal(
+        arguments(table, tmp_path, "--methods", "KD", "--set", "protocol.learning_rate=1e30"),
+    )
+    assert code == 1
+    (record,) = records_in(tmp_path).values()
+    assert record["run"]["method"] == "Baseline"
+    assert record["reason"].startswith("loss not finite at epoch ")
+    reason = f"Baseline of ResNet20, which it needs, has failed: {record['reason']}"
+    (line,) = (line for line in said.splitlines() if "failed    ResNet20>ResNet20: KD: " in line)
+    assert reason in line
+    assert "Traceback" not in said
+    assert f"seed 0: {reason}" in (tmp_path / "reports" / "table_small.md").read_text()
 
 
 def test_a_teacher_from_a_file_is_measured_and_used(trained, table, tmp_path) -> None:

@@ -15,7 +15,7 @@ from benchmark.data import load_dataset
 from benchmark.data.dataset import Dataset, ImageSet
 from benchmark.errors import UserError
 from benchmark.plan import Request
-from benchmark.results import Record, Store, outcome
+from benchmark.results import Record, Store
 from benchmark.spec import Run, Scale
 from benchmark.training.job import execute
 from benchmark.training.material import Settings, training_material
@@ -155,7 +155,4 @@ def test_tuning_trains_every_combination_and_ranks_them(tmp_path) -> None:
         assert float(row["held_out_top1"]) == pytest.approx(figures[str(float(row["temperature"]))], abs=1e-4)
         assert (row["ce_weight"], row["n"], row["std"]) == ("0.5", "1", "")
     assert "KD on ResNet20: accuracy on 25% of the training images, held out" in ended.stdout
-    before = {run_id: outcome(record) for run_id, record in records_in(tmp_path).items()}
-    assert "nothing to train" in run_command(*command, module="benchmark.tune").stdout
-    assert {run_id: outcome(record) for run_id, record in records_in(tmp_path).items()} == before
     assert all(Run.model_validate(record["run"]).id == run_id for run_id, record in records_in(tmp_path).items())
