@@ -15,7 +15,7 @@ DataRoot = Annotated[Path | None, typer.Option(help="The folder that holds the d
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 PrecisionName = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Precision of forwards.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. [CPU: one a core; CUDA: 1]")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of each process.")]
+Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of each process.")]
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="LSSKD.alpha=0.3 or protocol.weight_decay=1e-4 (repeatable).")
 ]
