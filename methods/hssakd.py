@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmark.method import ROTATIONS, Context, Method, Options, Outputs, Step, UserError, full_precision, upright
 from methods.baseline import cross_entropy
@@ -54,7 +54,32 @@ def logits_of(branches: Sequence[Any]) -> list[Tensor]:
     return [branch.logits for branch in branches]
 
 
-class HSSAKDBranches(Method):
+class _LabelledBranches:
+    """What the two ways to train a teacher's branches share: the losses, and what students read from the branches."""
+
+    branches: nn.Module
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"ce": 1.0, "joint": 1.0}
+
+    def label_losses(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
+        """L_ce of the network on upright images, and the branches' cross entropy on all four views."""
+        return {
+            "ce": cross_entropy(upright(outputs.logits), labels),
+            "joint": joint_cross_entropy(logits_of(self.represent(outputs)), labels),
+        }
+
+    def represent(self, outputs: Outputs) -> tuple[Any, ...]:
+        """The outputs of each branch, `logits` [rows, 4 * classes] and `pooled` [rows, width]."""
+        return cast(tuple[Any, ...], self.branches(outputs.stages))
+
+    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        """Class scores [batch, classes] of each branch for upright images."""
+        return tuple(class_scores(logits) for logits in logits_of(self.represent(outputs)))
+
+
+class HSSAKDBranches(_LabelledBranches, Method):
     """Branches on the frozen common teacher learn class and rotation at once.
 
     Yang et al., IJCAI 2021, section 3: L = L_ce + sum over branches of their cross entropy with the joint labels. With
@@ -74,27 +99,11 @@ class HSSAKDBranches(Method):
         assert context.teacher is not None
         self.branches = context.branches(context.teacher, ROTATIONS * context.num_classes)
 
-    @property
-    def weights(self) -> dict[str, float]:
-        return {"ce": 1.0, "joint": 1.0}
-
     def forward(self, step: Step) -> dict[str, Tensor]:
-        teacher = step.teacher("rotated")
-        return {
-            "ce": cross_entropy(upright(teacher.logits), step.labels),
-            "joint": joint_cross_entropy(logits_of(self.represent(teacher)), step.labels),
-        }
-
-    def represent(self, outputs: Outputs) -> tuple[Any, ...]:
-        """The outputs of each branch, `logits` [rows, 4 * classes] and `pooled` [rows, width]."""
-        return cast(tuple[Any, ...], self.branches(outputs.stages))
-
-    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
-        """Class scores [batch, classes] of each branch for upright images."""
-        return tuple(class_scores(logits) for logits in logits_of(self.represent(outputs)))
+        return self.label_losses(step.teacher("rotated"), step.labels)
 
 
-class HSSAKDJointTeacher(Method):
+class HSSAKDJointTeacher(_LabelledBranches, Method):
     """A network learns its classes while branches on it learn class and rotation at once.
 
     Yang et al., IJCAI 2021, section 3: L = L_ce + sum over branches of their cross entropy with the joint labels. It is
@@ -111,24 +120,8 @@ class HSSAKDJointTeacher(Method):
         super().__init__(context, options)
         self.branches = context.branches(context.student, ROTATIONS * context.num_classes)
 
-    @property
-    def weights(self) -> dict[str, float]:
-        return {"ce": 1.0, "joint": 1.0}
-
     def forward(self, step: Step) -> dict[str, Tensor]:
-        student = step.student("rotated")
-        return {
-            "ce": cross_entropy(upright(student.logits), step.labels),
-            "joint": joint_cross_entropy(logits_of(self.represent(student)), step.labels),
-        }
-
-    def represent(self, outputs: Outputs) -> tuple[Any, ...]:
-        """The outputs of each branch, `logits` [rows, 4 * classes] and `pooled` [rows, width]."""
-        return cast(tuple[Any, ...], self.branches(outputs.stages))
-
-    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
-        """Class scores [batch, classes] of each branch for upright images."""
-        return tuple(class_scores(logits) for logits in logits_of(self.represent(outputs)))
+        return self.label_losses(step.student("rotated"), step.labels)
 
 
 class HSSAKD(Method):

@@ -225,7 +225,8 @@ class Cohort:
             if self.epoch + 1 == learner.epochs:
                 self._finish(learner)
         self.epoch, self.step = self.epoch + 1, 0
-        self._reported_step = 0
+        # Steps that were taken since the last report still count in the next one.
+        self._reported_step -= self.source.batches
 
     def _finish(self, learner: Learner) -> None:
         self.learners.remove(learner)
