@@ -277,8 +277,8 @@ def network_cost(name: str, with_branches: bool, image_size: int) -> tuple[int, 
     if with_branches:
         branches = build_branches(name, classes * ROTATIONS)
         with torch.device("meta"):
-            stages = network.to("meta").eval()(torch.empty(1, 3, image_size, image_size)).stages
-        total += multiply_adds(branches, stages)
+            maps = network.to("meta").eval()(torch.empty(1, 3, image_size, image_size)).branch_maps
+        total += multiply_adds(branches, maps)
         modules.append(branches)
     convolutions = sum(isinstance(part, nn.Conv2d) for module in modules for part in module.modules())
     return total, convolutions

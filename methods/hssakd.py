@@ -72,7 +72,7 @@ class _LabelledBranches:
 
     def represent(self, outputs: Outputs) -> tuple[Any, ...]:
         """The outputs of each branch, `logits` [rows, 4 * classes] and `pooled` [rows, width]."""
-        return cast(tuple[Any, ...], self.branches(outputs.stages))
+        return cast(tuple[Any, ...], self.branches(outputs.branch_maps))
 
     def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
         """Class scores [batch, classes] of each branch for upright images."""
@@ -151,10 +151,10 @@ class HSSAKD(Method):
         super().__init__(context, options)
         student, teacher = context.student, context.teacher
         assert teacher is not None
-        if len(student.stages) != len(teacher.stages):
+        if len(student.branch_maps) != len(teacher.branch_maps):
             raise UserError(
-                f"{self.name}: {student.name} has {len(student.stages)} stages and {teacher.name} "
-                f"{len(teacher.stages)}; choose a pair with as many stages each"
+                f"{self.name}: {student.name} has {len(student.branch_maps)} stages and {teacher.name} "
+                f"{len(teacher.branch_maps)}; choose a pair with as many stages each"
             )
         self.branches = context.branches(student, ROTATIONS * context.num_classes)
 
@@ -166,7 +166,7 @@ class HSSAKD(Method):
     def forward(self, step: Step) -> dict[str, Tensor]:
         temperature = self.options.temperature
         student, teacher = step.student("rotated"), step.teacher("rotated")
-        student_branches = logits_of(self.branches(student.stages))
+        student_branches = logits_of(self.branches(student.branch_maps))
         teacher_branches = logits_of(step.teacher_head("rotated"))
         return {
             "ce": cross_entropy(upright(student.logits), step.labels),
@@ -176,7 +176,7 @@ class HSSAKD(Method):
 
     def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
         """Class scores [batch, classes] of each branch for upright images."""
-        return tuple(class_scores(logits) for logits in logits_of(self.branches(outputs.stages)))
+        return tuple(class_scores(logits) for logits in logits_of(self.branches(outputs.branch_maps)))
 
 
 class HSSAKDStar(HSSAKD):

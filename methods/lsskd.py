@@ -171,7 +171,7 @@ class LSSKD(Method):
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)
-        if len(context.student.stages) < 2:
+        if len(context.student.branch_maps) < 2:
             raise UserError(f"LSSKD: {context.student.name} has one stage; choose a network with two or more")
         self.num_classes = context.num_classes
         joint_classes = ROTATIONS * context.num_classes
@@ -185,7 +185,7 @@ class LSSKD(Method):
         images = len(context.labels)
         self.class_history = PredictionHistory(images, (context.num_classes,), options.table_dtype)
         if options.soften_joint:
-            shape = (ROTATIONS, len(context.student.stages), joint_classes)
+            shape = (ROTATIONS, len(context.student.branch_maps), joint_classes)
             self.joint_history = PredictionHistory(images, shape, options.table_dtype)
 
     @property
@@ -208,7 +208,7 @@ class LSSKD(Method):
     def forward(self, step: Step) -> dict[str, Tensor]:
         options = self.options
         student = step.student("rotated")
-        stages = student.stages if options.branch_gradients else student.detach().stages
+        stages = student.branch_maps if options.branch_gradients else student.detach().branch_maps
         branches = self.branches(stages)
         joint_logits = logits_of(branches)
         own = options.class_forward == "own"
@@ -231,7 +231,7 @@ class LSSKD(Method):
 
     def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
         """Class scores [batch, classes] of each branch for upright images."""
-        return tuple(class_scores(logits) for logits in logits_of(self.branches(outputs.stages)))
+        return tuple(class_scores(logits) for logits in logits_of(self.branches(outputs.branch_maps)))
 
     def end_epoch(self, epoch: int, student: Network) -> None:
         """Keep the weights, where the past is made from them."""

@@ -142,7 +142,7 @@ def test_branches_equal_the_public_implementation_in_evaluation_mode(
     public, network, branches = filled_with_branches
     outputs = network.eval()(golden_images())
     assert relative_error(outputs.logits, VALUES[f"{public}/eval/logits_f64"]) < DOUBLE
-    for index, branch in enumerate(branches.eval()(outputs.stages)):
+    for index, branch in enumerate(branches.eval()(outputs.branch_maps)):
         assert relative_error(branch.logits, VALUES[f"{public}/eval/aux_logits{index}_f64"]) < DOUBLE
         assert relative_error(branch.pooled, VALUES[f"{public}/eval/aux_pooled{index}"]) < SINGLE_EVALUATION
 
@@ -154,7 +154,7 @@ def test_branches_equal_the_public_implementation_in_training_mode(
     public, network, branches = filled_with_branches
     outputs = network.train()(golden_images())
     assert relative_error(outputs.logits, VALUES[f"{public}/train/logits_f64"]) < DOUBLE
-    for index, branch in enumerate(branches.train()(outputs.stages)):
+    for index, branch in enumerate(branches.train()(outputs.branch_maps)):
         assert relative_error(branch.logits, VALUES[f"{public}/train/aux_logits{index}"]) < SINGLE_TRAINING
 
 
@@ -173,11 +173,11 @@ def test_cost_equals_the_public_counts(name: str) -> None:
     plain, both = FACTS[public_name(name)], FACTS[f"{public_name(name)}_aux"]
     images = torch.empty(2, 3, 32, 32)
     with torch.no_grad():
-        stages = copy.deepcopy(network).to("meta")(images.to("meta")).stages
+        maps = copy.deepcopy(network).to("meta")(images.to("meta")).branch_maps
     assert parameters(network) == plain["parameters"]
     assert multiply_adds(network, images) == plain["multiply_adds"]
     assert parameters(network) + parameters(branches) == both["parameters"]
-    assert multiply_adds(network, images) + multiply_adds(branches, stages) == both["multiply_adds"]
+    assert multiply_adds(network, images) + multiply_adds(branches, maps) == both["multiply_adds"]
 
 
 def test_counting_multiply_adds_leaves_the_module_as_it_was() -> None:
@@ -202,7 +202,7 @@ def test_other_image_sizes_work_with_the_branches_too(name: str, size: int) -> N
     assert [maps.shape for maps in outputs.preactivations] == [maps.shape for maps in outputs.stages]
     assert outputs.logits.shape == (2, 7)
     assert outputs.pooled.shape == (2, shape.pooled)
-    for branch in branches(outputs.stages):
+    for branch in branches(outputs.branch_maps):
         assert branch.logits.shape == (2, 28)
         assert branch.logits.isfinite().all()
 
@@ -248,7 +248,7 @@ def test_every_parameter_receives_a_gradient(name: str) -> None:
     network, branches = build_network(name, 10), build_branches(name, 40)
     outputs = network(torch.randn(4, 3, 16, 16), preactivations=True)
     assert outputs.preactivations is not None
-    branch_losses = [branch.logits.square().mean() for branch in branches(outputs.stages)]
+    branch_losses = [branch.logits.square().mean() for branch in branches(outputs.branch_maps)]
     maps_loss = torch.stack([maps.square().mean() for maps in outputs.preactivations]).sum()
     (outputs.logits.square().mean() + maps_loss + torch.stack(branch_losses).sum()).backward()
     for key, parameter in (*network.named_parameters(), *branches.named_parameters()):

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmark.backbones.auxiliary import (
-    AuxiliaryBranches,
-    BranchOutputs,
-    resnet_branches,
-    shufflenet_v1_branches,
-    shufflenet_v2_branches,
-    wide_resnet_branches,
-)
+from benchmark.backbones.auxiliary import AuxiliaryBranches, BranchOutputs
 from benchmark.backbones.network import Network, Outputs, Shape, shape_of
-from benchmark.backbones.resnet import FOURFOLD, NARROW, resnet
-from benchmark.backbones.shufflenet_v1 import shufflenet_v1
-from benchmark.backbones.shufflenet_v2 import shufflenet_v2
-from benchmark.backbones.wrn import wide_resnet
+from benchmark.backbones.resnet import FOURFOLD, NARROW, resnet, resnet_branches
+from benchmark.backbones.shufflenet_v1 import shufflenet_v1, shufflenet_v1_branches
+from benchmark.backbones.shufflenet_v2 import shufflenet_v2, shufflenet_v2_branches
+from benchmark.backbones.wrn import wide_resnet, wide_resnet_branches
 from benchmark.errors import unknown_name
 
 __all__ = [

@@ -11,22 +11,26 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Streams = Callable[[str], torch.Generator]
 ConvolutionRule = Literal["default", "he_fan_out"]
+LinearRule = Literal["default", "zero_bias", "normal", "he_fan_in"]
 
 
 def fill_parameters(
     module: nn.Module,
     streams: Streams,
     convolution: ConvolutionRule = "default",
-    linear_bias: Literal["default", "zero"] = "default",
+    linear: LinearRule = "default",
 ) -> None:
     """Fill every parameter of `module` in place; `streams` maps a parameter's dotted name to its generator.
 
-    `default` is PyTorch's own rule (weights and biases uniform within 1/sqrt(fan_in)); `he_fan_out` draws
-    convolutions from N(0, 2 / (kernel area * output channels)). Norms start at weight 1, bias 0.
+    `default` is PyTorch's own rule (weights and biases uniform within 1/sqrt(fan_in)). Convolutions: `he_fan_out` draws
+    them from N(0, 2 / (kernel area * output channels)), with biases 0. Linear layers: `zero_bias` keeps the default
+    weights, `normal` draws them from N(0, 0.01^2), `he_fan_in` from N(0, 2 / inputs), all three with biases 0. Norms
+    start at weight 1, bias 0. A module with a method `fill(streams)` of its own is left to it, with names relative to
+    the module.
 
     Raises:
         TypeError: a module holds parameters of a kind without a rule.
@@ -35,34 +39,48 @@ def fill_parameters(
         own = dict(part.named_parameters(prefix, recurse=False))
         if not own:
             continue
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        if hasattr(part, "fill"):
+            part.fill(_below(prefix, streams))
+        elif isinstance(part, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
             part.reset_parameters()
-        elif isinstance(part, nn.Linear | nn.modules.conv._ConvNd):
-            _fill_layer(part, own, streams, convolution, linear_bias)
+        elif isinstance(part, nn.Linear):
+            _fill_layer(part, own, streams, _LINEAR[linear])
+        elif isinstance(part, nn.modules.conv._ConvNd):
+            _fill_layer(part, own, streams, _CONVOLUTION[convolution])
         else:
             raise TypeError(f"no rule for the parameters of {prefix!r} ({type(part).__name__})")
 
 
+def _below(prefix: str, streams: Streams) -> Streams:
+    return lambda name: streams(f"{prefix}.{name}" if prefix else name)
+
+
+def _he_fan_out(weight: Tensor) -> float:
+    return math.sqrt(2.0 / (math.prod(weight.shape[2:]) * weight.shape[0]))
+
+
+# Standard deviation of normal weights, or None for PyTorch's uniform ones; and whether biases are zero.
+_Rule = tuple[Callable[[Tensor], float] | None, bool]
+_CONVOLUTION: dict[ConvolutionRule, _Rule] = {"default": (None, False), "he_fan_out": (_he_fan_out, True)}
+_LINEAR: dict[LinearRule, _Rule] = {
+    "default": (None, False),
+    "zero_bias": (None, True),
+    "normal": (lambda weight: 0.01, True),
+    "he_fan_in": (lambda weight: math.sqrt(2.0 / weight.shape[1]), True),
+}
+
+
 @torch.no_grad()
 def _fill_layer(
-    layer: nn.Linear | nn.modules.conv._ConvNd,
-    named: dict[str, nn.Parameter],
-    streams: Streams,
-    convolution: ConvolutionRule,
-    linear_bias: str,
+    layer: nn.Linear | nn.modules.conv._ConvNd, named: dict[str, nn.Parameter], streams: Streams, rule: _Rule
 ) -> None:
+    deviation, zero_bias = rule
     weight = layer.weight
-    fan_in = weight[0].numel()
+    bound = 1.0 / math.sqrt(weight[0].numel())
     for name, parameter in named.items():
-        stream = streams(name)
-        is_weight = parameter is weight
-        is_linear = isinstance(layer, nn.Linear)
-        if is_weight and not is_linear and convolution == "he_fan_out":
-            kernel_area = math.prod(weight.shape[2:])
-            values = torch.randn(weight.shape, generator=stream) * math.sqrt(2.0 / (kernel_area * weight.shape[0]))
-        elif not is_weight and is_linear and linear_bias == "zero":
-            values = torch.zeros(parameter.shape)
+        if parameter is not weight and zero_bias:
+            parameter.zero_()
+        elif parameter is weight and deviation is not None:
+            parameter.copy_(torch.randn(weight.shape, generator=streams(name)) * deviation(weight))
         else:
-            bound = 1.0 / math.sqrt(fan_in)
-            values = torch.rand(parameter.shape, generator=stream) * (2 * bound) - bound
-        parameter.copy_(values)
+            parameter.copy_(torch.rand(parameter.shape, generator=streams(name)) * (2 * bound) - bound)

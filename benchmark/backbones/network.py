@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ class Outputs:
 
     logits: [batch, classes]; pooled: [batch, width], the vector entering the classifier;
     stem: [batch, channels, height, width], before the first stage; stages: one such map a stage;
-    preactivations: the stage maps before their last activation, only when they were asked for.
+    preactivations: the stage maps before their last activation, only when they were asked for;
+    tapped: the maps that auxiliary branches read, where those are not the stages (see `branch_maps`).
     """
 
     logits: Tensor
@@ -24,17 +26,27 @@ class Outputs:
     stem: Tensor
     stages: tuple[Tensor, ...]
     preactivations: tuple[Tensor, ...] | None = None
+    tapped: tuple[Tensor, ...] | None = None
+
+    @property
+    def branch_maps(self) -> tuple[Tensor, ...]:
+        """The maps that auxiliary branches read, first to last."""
+        return self.stages if self.tapped is None else self.tapped
 
     def detach(self) -> Outputs:
         """The same values without a graph."""
-        cut = self.preactivations
+
+        def cut(maps: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+            return None if maps is None else tuple(map_.detach() for map_ in maps)
+
         return replace(
             self,
             logits=self.logits.detach(),
             pooled=self.pooled.detach(),
             stem=self.stem.detach(),
             stages=tuple(stage.detach() for stage in self.stages),
-            preactivations=None if cut is None else tuple(map_.detach() for map_ in cut),
+            preactivations=cut(self.preactivations),
+            tapped=cut(self.tapped),
         )
 
 
@@ -42,6 +54,8 @@ class Network(nn.Module, ABC):
     """A backbone. Keys and order of its state dict are those of the public implementations."""
 
     num_classes: int
+    after_stages: ClassVar[tuple[str, ...]]
+    """Names of the direct sub-modules behind the last stage map, a norm of its own up to the classifier."""
 
     @abstractmethod
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
@@ -56,7 +70,8 @@ class Network(nn.Module, ABC):
 class Shape:
     """What a method may know of a network before it exists: its name and the sizes of its maps.
 
-    stem and stages hold (channels, height, width); pooled is the width of the vector entering the classifier.
+    stem, stages and branch_maps (of which there are as many as auxiliary branches) hold (channels, height, width);
+    pooled is the width of the vector entering the classifier.
     """
 
     name: str
@@ -64,6 +79,12 @@ class Shape:
     stem: tuple[int, int, int]
     stages: tuple[tuple[int, int, int], ...]
     pooled: int
+    tapped: tuple[tuple[int, int, int], ...] | None = None
+
+    @property
+    def branch_maps(self) -> tuple[tuple[int, int, int], ...]:
+        """Sizes of the maps that auxiliary branches read."""
+        return self.stages if self.tapped is None else self.tapped
 
 
 def shape_of(name: str, network: Network, image_size: int) -> Shape:
@@ -83,4 +104,5 @@ def shape_of(name: str, network: Network, image_size: int) -> Shape:
         stem=sizes(outputs.stem),
         stages=tuple(sizes(stage) for stage in outputs.stages),
         pooled=outputs.pooled.shape[1],
+        tapped=None if outputs.tapped is None else tuple(sizes(map_) for map_ in outputs.tapped),
     )

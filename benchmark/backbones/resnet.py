@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
@@ -89,6 +90,8 @@ class ResNet(Network):
     Pre-activations are the last residual sums of the stages, before their ReLU.
     """
 
+    after_stages = ("fc",)
+
     def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int) -> None:
         super().__init__()
         blocks = blocks_per_stage(depth)
@@ -124,3 +127,18 @@ def run_stages(stages: tuple[Stage, ...], maps: Tensor) -> tuple[tuple[Tensor, .
 def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int) -> ResNet:
     """ResNet of a depth 6n + 2 with the given channels of stem and stages; raises ValueError for another depth."""
     return ResNet(depth, widths, num_classes)
+
+
+def resnet_branches(depth: int, widths: tuple[int, int, int, int], num_outputs: int) -> AuxiliaryBranches:
+    """The branches of a ResNet with these channels of stem and stages.
+
+    The branches' linear biases start at zero, though the backbone's do not: so does the public code.
+    """
+    blocks = blocks_per_stage(depth)
+    _, first, second, third = widths
+    extractors = (
+        nn.Sequential(stage(first, second, blocks, stride=2), stage(second, third, blocks, stride=2)),
+        nn.Sequential(stage(second, third, blocks, stride=2)),
+        nn.Sequential(stage(third, third, blocks, stride=1)),
+    )
+    return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "zero_bias")

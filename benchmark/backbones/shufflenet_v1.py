@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.resnet import ActivatedBlock, Stage, run_stages
@@ -73,6 +74,8 @@ class ShuffleNetV1(Network):
     Pre-activations are the stage maps before their last ReLU.
     """
 
+    after_stages = ("linear",)
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -97,3 +100,18 @@ class ShuffleNetV1(Network):
 def shufflenet_v1(num_classes: int) -> ShuffleNetV1:
     """ShuffleNet v1 with three groups at width 1."""
     return ShuffleNetV1(num_classes)
+
+
+def shufflenet_v1_branches(num_outputs: int) -> AuxiliaryBranches:
+    """The branches of ShuffleNet v1, initialised as HSAKD does: unlike the backbone, by He's rule and zero biases."""
+    first, second, third = STAGE_WIDTHS
+    _, second_units, third_units = STAGE_UNITS
+    extractors = (
+        nn.Sequential(
+            stage(first, second, second_units, stride=2),
+            stage(second, third, third_units, stride=2),
+        ),
+        nn.Sequential(stage(second, third, third_units, stride=2)),
+        nn.Sequential(stage(third, third, third_units, stride=1)),
+    )
+    return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "zero_bias")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.shufflenet_v1 import shuffle_channels
@@ -108,6 +109,8 @@ class ShuffleNetV2(Network):
     *before* the shuffle, as in the public code; their channels are therefore in another order than the stage map's.
     """
 
+    after_stages = ("conv2", "bn2", "linear")
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -139,3 +142,23 @@ class ShuffleNetV2(Network):
 def shufflenet_v2(num_classes: int) -> ShuffleNetV2:
     """ShuffleNet v2 at width 1."""
     return ShuffleNetV2(num_classes)
+
+
+def shufflenet_v2_branches(num_outputs: int) -> AuxiliaryBranches:
+    """The branches of ShuffleNet v2, each with a last 1x1 convolution of its own."""
+    first, second, third = STAGE_WIDTHS
+    _, second_units, third_units = STAGE_UNITS
+    width = LAST_WIDTH
+
+    def extractor(*stages: nn.Module) -> nn.Sequential:
+        return nn.Sequential(*stages, nn.Conv2d(third, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+    extractors = (
+        extractor(
+            stage(first, second, second_units, stride=2),
+            stage(second, third, third_units, stride=2),
+        ),
+        extractor(stage(second, third, third_units, stride=2)),
+        extractor(stage(third, third, third_units, stride=1)),
+    )
+    return AuxiliaryBranches(extractors, width, num_outputs)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
@@ -91,6 +92,8 @@ class WideResNet(Network):
     Pre-activations are the stage maps after the norm that comes next, before its ReLU (Heo et al., 2019).
     """
 
+    after_stages = ("bn1", "fc")
+
     def __init__(self, depth: int, widen_factor: int, num_classes: int) -> None:
         super().__init__()
         blocks = blocks_per_stage(depth)
@@ -122,9 +125,22 @@ class WideResNet(Network):
         return Outputs(self.fc(pooled), pooled, stem, (first, second, third), before)
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator, convolution="he_fan_out", linear_bias="zero")
+        fill_parameters(self, generator, convolution="he_fan_out", linear="zero_bias")
 
 
 def wide_resnet(depth: int, widen_factor: int, num_classes: int) -> WideResNet:
     """WRN-depth-widen_factor; raises ValueError for a depth that is not 6n + 4."""
     return WideResNet(depth, widen_factor, num_classes)
+
+
+def wide_resnet_branches(depth: int, widen_factor: int, num_outputs: int) -> AuxiliaryBranches:
+    """The branches of WRN-depth-widen_factor; the maps are raw sums, so each branch has a norm before its ReLU."""
+    blocks = blocks_per_stage(depth)
+    first, second, third = stage_widths(widen_factor)
+    extractors = (
+        nn.Sequential(Stage(first, second, blocks, stride=2), Stage(second, third, blocks, stride=2)),
+        nn.Sequential(Stage(second, third, blocks, stride=2)),
+        nn.Sequential(Stage(third, third, blocks, stride=1)),
+    )
+    norms = [nn.BatchNorm2d(third) for _ in extractors]
+    return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "zero_bias", tail_name="bn", tails=norms)

@@ -72,7 +72,7 @@ class PastNetwork(nn.Module):
     def forward(self, images: Tensor) -> tuple[Outputs, tuple]:
         """What the past network, and its branches if it has any, make of `images` [rows, 3, height, width]."""
         outputs = self.network(images)
-        return outputs, () if self.branches is None else self.branches(outputs.stages)
+        return outputs, () if self.branches is None else self.branches(outputs.branch_maps)
 
     def remember(self, network: nn.Module, branches: nn.Module | None = None) -> None:
         """Take over the weights and buffers of a network and its branches as they are now."""
