@@ -132,7 +132,7 @@ def method_options(assignments: list[str], protocol: Protocol) -> dict[str, dict
             raise unknown_name(f"option of {method}", option, method_class(method).Options.model_fields)
         chosen[method][option] = value_of(text)
     for method, options in chosen.items():
-        resolve_options(method_class(method), protocol, options)
+        resolve_options(method_class(method), protocol, overrides=options)
     return dict(chosen)
 
 

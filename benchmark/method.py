@@ -12,25 +12,25 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, ParamSpec, TypeVar
+from typing import Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from benchmark.backbones.network import Network, Outputs, Shape
+from benchmark.data.augmentation import ROTATIONS, View
+from benchmark.data.mixing import Mixture
 from benchmark.errors import UserError
 from benchmark.training.history import PastNetwork, PredictionHistory
-
-View = Literal["plain", "rotated"]
-ROTATIONS = 4
 
 __all__ = [
     "ROTATIONS",
     "Context",
     "Method",
+    "Mixture",
     "Network",
     "Options",
     "Outputs",
@@ -52,6 +52,18 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class NewNetwork(Protocol):
+    """See `Context.network`."""
+
+    def __call__(self, shape: Shape, stream: str = "", /) -> Network: ...
+
+
+class NewBranches(Protocol):
+    """See `Context.branches`."""
+
+    def __call__(self, shape: Shape, outputs: int, stream: str = "", /) -> nn.Module: ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What a method is built from.
@@ -61,7 +73,10 @@ class Context:
     initialise: fills a new module's parameters by PyTorch's rules, each from this method's stream of its name;
     branches: new auxiliary branches for a network's shape with so many outputs each, filled from the *network's*
     streams, so every method that hangs branches on a network starts from the same ones;
-    network: a fresh copy of a shape's network (for methods that keep past weights).
+    network: a fresh copy of a shape's network (for methods that keep past weights), equal to the student at its start.
+    With a stream's name, network and branches get other first weights, from this method's streams of that name (for
+    peers). A run that starts from another's weights (`Method.start`) starts the student from them, not these copies;
+    batch_size: images of a whole batch; an epoch's last one may have fewer, or one more.
     """
 
     student: Shape
@@ -70,8 +85,9 @@ class Context:
     labels: Tensor
     generator: Callable[[str], torch.Generator]
     initialise: Callable[[nn.Module, str], nn.Module]
-    branches: Callable[[Shape, int], nn.Module]
-    network: Callable[[Shape], Network]
+    branches: NewBranches
+    network: NewNetwork
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -79,26 +95,51 @@ class Step:
     """One training step as a method sees it.
 
     labels, index: class and position in the training set of each image of the batch, int64 [batch];
-    epoch: the epoch under way, counted from 0, of `epochs`;
+    epoch: the epoch under way, counted from 0, of `epochs`; progress: share of all steps done before this one, 0..1;
     images: the images of a view, augmented and normalised, [rows, 3, height, width];
-    student: runs the student in training mode on a view, with a graph (each call is one forward);
+    student: runs the student in training mode on a view or on images, with a graph (each call is one forward);
     teacher: the teacher's outputs for a view, in evaluation mode, without a graph, computed once for the cohort;
     teacher_head: what the teacher's trained head makes of those outputs (see `Method.represent`);
-    generator: a fresh random stream on the step's device, named by run, step and the given name.
+    generator: a fresh random stream on the step's device, named by run, step and the given name;
+    mixture: the second image in each image of the batch, under CutMix; None where images are not mixed.
 
     The view `rotated` holds the four rotations (0, 90, 180, 270 degrees, counter-clockwise) of each image, image-major:
-    rows 4i to 4i+3 belong to image i, and rows 0, 4, 8, ... are the view `plain` (see `upright`).
+    rows 4i to 4i+3 belong to image i, and rows 0, 4, 8, ... are the view `plain` (see `upright`). In the view
+    `same_class` row i is some training image of the class of image i, in `second` it is image i with another crop and
+    flip.
+
+    Whatever a method says of an image's class or position, it says through `over_images`, so that it holds for mixed
+    images as well.
     """
 
     labels: Tensor
     index: Tensor
     epoch: int
     epochs: int
+    progress: float
     images: Callable[[View], Tensor]
-    student: Callable[[View], Outputs]
+    student: Callable[[View | Tensor], Outputs]
     teacher: Callable[[View], Outputs]
     teacher_head: Callable[[View], Any]
     generator: Callable[[str], torch.Generator]
+    mixture: Mixture | None = None
+
+    def over_images(self, value: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """`value(labels, index)` of the batch's images; where they are mixed, its mean over both, by their shares.
+
+        For losses that are linear in the target (cross entropies) this is the loss with the mixed target; it also mixes
+        targets themselves.
+        """
+        if self.mixture is None:
+            return value(self.labels, self.index)
+        first = value(self.labels, self.index)
+        second = value(self.mixture.labels, self.mixture.index)
+        return self.mixture.share * first + (1 - self.mixture.share) * second
+
+    @property
+    def main_labels(self) -> Tensor:
+        """The class that most of each image belongs to, int64 [batch], for what cannot be mixed."""
+        return self.labels if self.mixture is None or self.mixture.share >= 0.5 else self.mixture.labels
 
 
 class Method(nn.Module):
@@ -107,13 +148,31 @@ class Method(nn.Module):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     paper: ClassVar[str]
+    equation: ClassVar[str]
+    """The loss in a line, and where the paper has it."""
+    golden: ClassVar[str | None] = None
+    """Name of the file of golden cases that its losses are tested against."""
+    remark: ClassVar[str] = ""
+    """What a reader of a table must know of the row, such as where it is our own reading of a paper."""
     Options: ClassVar[type[Options]] = Options
+    network_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Defaults that differ from those of `Options` for some students, by the network's name."""
     view: ClassVar[View] = "plain"
     """The view the student is run on; the cost of a run is reckoned from it."""
+    student_passes: ClassVar[float] = 1.0
+    """What a step costs in forward and backward passes of the student on `view`, those of peers included (a forward
+    alone is a third); the cost of a run is reckoned from it."""
     needs_teacher: ClassVar[bool] = False
+    teaches_itself: ClassVar[bool] = False
+    """Whether the teacher is a network like the student, whatever the table's pair."""
     needs_preactivations: ClassVar[bool] = False
     trains_student: ClassVar[bool] = True
     """False for a head trained on a frozen teacher: there is no student, and `Step.student` must not be called."""
+    trains: ClassVar[Literal["student", "stages"]] = "student"
+    """With `stages`, what lies behind the student's last stage map (`Network.after_stages`) neither learns nor gathers
+    statistics."""
+    start: ClassVar[str | None] = None
+    """Name of the method whose run on the same student, from the same teacher and seed, leaves the first weights."""
     teacher_head: ClassVar[str | None] = None
     """Name of the method that trains the head this one reads through `Step.teacher_head`."""
     teacher_method: ClassVar[str] = "Baseline"
@@ -153,6 +212,9 @@ class Method(nn.Module):
     def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
         """Class scores [batch, classes] of each auxiliary classifier for upright images; none by default."""
         return ()
+
+    def end_step(self, student: Network) -> None:
+        """Called after each step of the optimiser, with the student as it left it."""
 
     def end_epoch(self, epoch: int, student: Network) -> None:
         """Called after the last step of each epoch, in training mode, with the student as that step left it."""

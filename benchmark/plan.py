@@ -15,11 +15,12 @@ from torch import nn
 from benchmark.backbones import build_branches, build_network, uses_grouped_convolutions
 from benchmark.backbones.cost import multiply_adds
 from benchmark.data.dataset import Dataset
+from benchmark.errors import UserError
 from benchmark.method import ROTATIONS
 from benchmark.protocols import PROTOCOLS
 from benchmark.registry import method_class, resolve_options
 from benchmark.results import Store
-from benchmark.spec import Precision, Protocol, ReleasedTeacher, Run, Scale, cohort_key, teacher_key
+from benchmark.spec import Augmentation, Precision, Protocol, ReleasedTeacher, Run, Scale, cohort_key, teacher_key
 from benchmark.training.cohort import resume_folder
 from benchmark.training.devices import supports_bf16
 from benchmark.training.learner import build_method
@@ -53,6 +54,8 @@ class Request:
     validation: float = 0.0
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options that the user changed, by method."""
+    augmentation: Augmentation = "standard"
+    """Of the students; teachers and their heads are always trained with the protocol's own."""
     teacher_seeds: Literal["shared", "paired"] = "shared"
     released: Mapping[str, ReleasedFile] = field(default_factory=dict)
     """Teachers that come from files, by network."""
@@ -64,20 +67,30 @@ class Request:
         fast = supports_bf16(self.device) and (self.device.type == "cuda" or not uses_grouped_convolutions(network))
         return "bf16" if fast and self.scale.name != "paper" else "fp32"
 
-    def run(self, method: str, student: str, teacher: str | None, seed: int) -> Run:
+    def run(
+        self, method: str, student: str, teacher: str | None, seed: int, augmentation: Augmentation | None = None
+    ) -> Run:
         """The run of a cell. A teacher-free method's run has no teacher in it, whatever the column.
 
         Raises:
-            UserError: an unknown name, or an option that is refused.
+            UserError: an unknown name, an option that is refused, or no teacher for a method that needs one.
         """
         cls = method_class(method)
-        taught = cls.needs_teacher and teacher is not None
-        teacher_seed = TEACHER_SEED if self.teacher_seeds == "shared" else seed
-        artifact = self._teacher(cls.teacher_method, teacher, teacher_seed) if taught and teacher else None
+        augmentation = augmentation or self.augmentation
+        artifact: Run | ReleasedTeacher | None = None
         head: Run | ReleasedTeacher | None = None
-        if artifact is not None and cls.teacher_head is not None:
-            head = self._head(cls.teacher_head, cls.teacher_method, artifact, teacher_seed)
-        return self._run(method, student, seed, artifact, head)
+        start: Run | None = None
+        if cls.needs_teacher:
+            network = student if cls.teaches_itself else teacher
+            if network is None:
+                raise UserError(f"{method} needs a teacher and {student} has none; choose it in a table of pairs")
+            teacher_seed = TEACHER_SEED if self.teacher_seeds == "shared" else seed
+            artifact = self._teacher(cls.teacher_method, network, teacher_seed)
+            if cls.teacher_head is not None:
+                head = self._head(cls.teacher_head, cls.teacher_method, artifact, teacher_seed)
+        if cls.start is not None:
+            start = self._run(cls.start, student, seed, artifact, augmentation=augmentation)
+        return self._run(method, student, seed, artifact, head, start, augmentation)
 
     def _teacher(self, method: str, network: str, seed: int) -> Run | ReleasedTeacher:
         released = self.released.get(network)
@@ -101,6 +114,8 @@ class Request:
         seed: int,
         teacher: Run | ReleasedTeacher | None = None,
         head: Run | ReleasedTeacher | None = None,
+        start: Run | None = None,
+        augmentation: Augmentation = "standard",
     ) -> Run:
         cls = method_class(method)
         teacher_network = teacher.student if isinstance(teacher, Run) else teacher.network if teacher else None
@@ -111,9 +126,11 @@ class Request:
             student=student,
             method=method,
             method_version=cls.version,
-            options=resolve_options(cls, self.protocol, dict(self.options.get(method, {}))).model_dump(),
+            options=resolve_options(cls, self.protocol, student, self.options.get(method, {})).model_dump(),
             teacher=teacher,
             head=head,
+            start=start,
+            augmentation=augmentation,
             teacher_precision=self.precision_of(teacher_network) if teacher_network else None,
             protocol=self.protocol.without_tables(method),
             scale=self.scale,
@@ -138,10 +155,11 @@ def with_dependencies(runs: Iterable[Run]) -> list[Run]:
 
 
 def label(run: Run) -> str:
-    """The method of a run, with those options that are not its protocol's: `LSSKD (alpha=0.3)`."""
+    """The method of a run, with its augmentation and options where they are not its protocol's: `LSSKD (alpha=0.3)`."""
     protocol = PROTOCOLS.get(run.protocol.name, run.protocol)
-    usual = resolve_options(method_class(run.method), protocol).model_dump()
-    changed = [f"{name}={value}" for name, value in run.options.items() if usual.get(name) != value]
+    usual = resolve_options(method_class(run.method), protocol, run.student).model_dump()
+    changed: list[str] = [] if run.augmentation == "standard" else [run.augmentation]
+    changed += [f"{name}={value}" for name, value in run.options.items() if usual.get(name) != value]
     return f"{run.method} ({', '.join(changed)})" if changed else run.method
 
 
@@ -290,7 +308,8 @@ def training_multiply_adds(run: Run, image_size: int) -> int:
     views = ROTATIONS if cls.view == "rotated" else 1
     total = 0
     if cls.trains_student:
-        total += 3 * views * network_cost(run.student, cls.student_branches, image_size)[0]
+        passes = 3 * cls.student_passes * views
+        total += round(passes * network_cost(run.student, cls.student_branches, image_size)[0])
     elif cls.student_branches:
         total += (
             3
@@ -305,9 +324,9 @@ def training_multiply_adds(run: Run, image_size: int) -> int:
 def run_seconds(run: Run, image_size: int, images: int) -> float:
     """A rough estimate of the seconds that a run takes on one thread, its teacher's forwards included."""
     cls = method_class(run.method)
-    layers = 0
+    layers = 0.0
     if cls.trains_student or cls.student_branches:
-        layers += 3 * network_cost(run.student, cls.student_branches, image_size)[1]
+        layers += 3 * cls.student_passes * network_cost(run.student, cls.student_branches, image_size)[1]
     if run.teacher_network:
         layers += network_cost(run.teacher_network, _reads_branches(run), image_size)[1]
     steps = -(-images // run.protocol.batch_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -45,13 +46,19 @@ def method_class(name: str) -> type[Method]:
     return all_methods()[name]
 
 
-def resolve_options(method: type[Method], protocol: Protocol, overrides: dict[str, Any] | None = None) -> Options:
-    """A method's options: its defaults, then the protocol's, then the user's.
+def resolve_options(
+    method: type[Method], protocol: Protocol, student: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Options:
+    """A method's options: its defaults, then those for the student's network, then the protocol's, then the user's.
 
     Raises:
         UserError: an option is unknown or its value is out of range.
     """
-    chosen = {**protocol.method_options.get(method.name, {}), **(overrides or {})}
+    chosen = {
+        **method.network_options.get(student or "", {}),
+        **protocol.method_options.get(method.name, {}),
+        **(overrides or {}),
+    }
     try:
         return method.Options(**chosen)
     except ValidationError as error:

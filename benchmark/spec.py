@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["fp32", "bf16"]
+Augmentation = Literal["standard", "cutout", "cutmix", "cutout+cutmix"]
 
 
 class Frozen(BaseModel):
@@ -135,7 +136,10 @@ class Run(Frozen):
     teacher: Run | ReleasedTeacher | None = None
     head: Run | ReleasedTeacher | None = None
     teacher_precision: Precision | None = None
-    augmentation: Literal["standard"] = "standard"
+    start: Run | None = None
+    """The run that leaves the student's first weights."""
+    augmentation: Augmentation = "standard"
+    """The protocol's own, or with Cutout or CutMix or both on top of it."""
     protocol: Protocol
     scale: Scale
     precision: Precision = "fp32"
@@ -150,7 +154,8 @@ class Run(Frozen):
     def id(self) -> str:
         """A readable, unique name, fit for a folder."""
         from_teacher = f"_from_{self.teacher_network}" if self.teacher else ""
-        readable = f"{self.method}_{self.student}{from_teacher}_{self.scale.name}_seed{self.seed}"
+        augmented = "" if self.augmentation == "standard" else f"_{self.augmentation}"
+        readable = f"{self.method}{augmented}_{self.student}{from_teacher}_{self.scale.name}_seed{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._-]', '+', readable)}-{self.digest[:12]}"
 
     @property
@@ -174,7 +179,7 @@ class Run(Frozen):
 
     def dependencies(self) -> tuple[Run, ...]:
         """The runs whose weights this one needs."""
-        return tuple(dict.fromkeys(run for run in (self.teacher, self.head) if isinstance(run, Run)))
+        return tuple(dict.fromkeys(run for run in (self.teacher, self.head, self.start) if isinstance(run, Run)))
 
     def learning_rate(self, epoch: int, step: int, steps: int, mobile_network: bool) -> float:
         """The learning rate of a step (counted from 0) of an epoch of `steps` steps."""

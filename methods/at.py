@@ -83,6 +83,8 @@ class AT(Method):
 
     name = "AT"
     paper = "Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017"
+    equation = "L = CE + KD + 1000 Σ_stages |A(student) - A(teacher)|², a mean, A of length 1 (equation 2)"
+    golden = "at"
     needs_teacher = True
 
     class Options(CompanionOptions):

@@ -14,15 +14,22 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
+def label_loss(logits: Tensor, step: Step) -> Tensor:
+    """Mean cross entropy of logits [batch, classes] with the labels of a step's images, mixed or not: a scalar."""
+    return step.over_images(lambda labels, _: cross_entropy(logits, labels))
+
+
 class Baseline(Method):
     """The student learns from the labels and from nothing else; so do the teachers."""
 
     name = "Baseline"
     paper = "supervised training with cross entropy"
+    equation = "L = CE(p, y)"
+    golden = "kd"
 
     @property
     def weights(self) -> dict[str, float]:
         return {"ce": 1.0}
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        return {"ce": cross_entropy(step.student("plain").logits, step.labels)}
+        return {"ce": label_loss(step.student("plain").logits, step)}

@@ -157,6 +157,8 @@ class CRD(Method):
 
     name = "CRD"
     paper = "Tian et al., Contrastive Representation Distillation, ICLR 2020"
+    equation = "L = CE + KD + 0.8 (contrast with the student's memory + with the teacher's) (section 3)"
+    golden = "crd"
     needs_teacher = True
 
     class Options(CompanionOptions):
@@ -198,10 +200,10 @@ class CRD(Method):
     def weights(self) -> dict[str, float]:
         return companion_weights(self.options) | {"contrast": self.options.contrast_weight}
 
-    def draw(self, step: Step) -> Tensor:
-        """Positions of each image and of its negatives, int64 [batch, 1 + negatives]."""
-        negatives = self.negatives(step.index, step.generator("negatives"))
-        return torch.cat((step.index[:, None], negatives), dim=1)
+    def draw(self, index: Tensor, step: Step) -> Tensor:
+        """Positions of the images `index` [batch] and of their negatives, int64 [batch, 1 + negatives]."""
+        negatives = self.negatives(index, step.generator("negatives"))
+        return torch.cat((index[:, None], negatives), dim=1)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         student = step.student("plain")
@@ -209,23 +211,31 @@ class CRD(Method):
         return companion_terms(self.options, student, step) | {"contrast": contrast}
 
     def _contrast(self, student_pooled: Tensor, teacher_pooled: Tensor, step: Step) -> Tensor:
-        candidates = self.draw(step)
         embedded_student = unit_length(self.embed_student(student_pooled))
         embedded_teacher = unit_length(self.embed_teacher(teacher_pooled))
         temperature = self.options.contrast_temperature
-        known, (z_student, z_teacher) = self.normalisers_known, self.normalisers
-        student_loss, z_student = contrast_loss(
-            embedded_student, self.memory_teacher, candidates, z_student, known, temperature
-        )
-        teacher_loss, z_teacher = contrast_loss(
-            embedded_teacher, self.memory_student, candidates, z_teacher, known, temperature
-        )
-        with torch.no_grad():
-            self.normalisers.copy_(torch.stack((z_student, z_teacher)))
-            self.normalisers_known.fill_(True)
-            self._update(self.memory_student, step.index, embedded_student)
-            self._update(self.memory_teacher, step.index, embedded_teacher)
-        return student_loss + teacher_loss
+        known, (z_student, z_teacher) = self.normalisers_known.clone(), self.normalisers.clone()
+
+        def contrast(_: Tensor, index: Tensor) -> Tensor:
+            candidates = self.draw(index, step)
+            student_loss, student_normaliser = contrast_loss(
+                embedded_student, self.memory_teacher, candidates, z_student, known, temperature
+            )
+            teacher_loss, teacher_normaliser = contrast_loss(
+                embedded_teacher, self.memory_student, candidates, z_teacher, known, temperature
+            )
+            with torch.no_grad():
+                self.normalisers.copy_(torch.stack((student_normaliser, teacher_normaliser)))
+                self.normalisers_known.fill_(True)
+            return student_loss + teacher_loss
+
+        loss = step.over_images(contrast)
+        # The embedding of a mixture is that of neither image; the memory keeps the last one of each alone.
+        if step.mixture is None:
+            with torch.no_grad():
+                self._update(self.memory_student, step.index, embedded_student)
+                self._update(self.memory_teacher, step.index, embedded_teacher)
+        return loss
 
     def _update(self, memory: Tensor, index: Tensor, embeddings: Tensor) -> None:
         kept = self.options.memory_momentum

@@ -66,6 +66,8 @@ class FitNet(Method):
 
     name = "FitNet"
     paper = "Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015"
+    equation = "L = CE + KD + 100 |r(student map) - teacher map|² of one stage, a mean (equation 3)"
+    golden = "fitnet"
     needs_teacher = True
 
     class Options(CompanionOptions):

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from benchmark.method import ROTATIONS, Context, Method, Options, Outputs, Step, UserError, full_precision, upright
-from methods.baseline import cross_entropy
+from methods.baseline import label_loss
 from methods.kd import distillation_loss
 
 PAPER = "Yang et al., Hierarchical Self-supervised Augmented Knowledge Distillation, IJCAI 2021"
@@ -54,6 +54,17 @@ def logits_of(branches: Sequence[Any]) -> list[Tensor]:
     return [branch.logits for branch in branches]
 
 
+def branch_label_losses(outputs: Outputs, branch_logits: Sequence[Tensor], step: Step) -> dict[str, Tensor]:
+    """Cross entropy of a network on upright images, and of its branches with the joint labels on all four views.
+
+    outputs: on the view `rotated`; branch_logits: [4 * batch, 4 * classes] each. (Yang et al., IJCAI 2021, section 3.)
+    """
+    return {
+        "ce": label_loss(upright(outputs.logits), step),
+        "joint": step.over_images(lambda labels, _: joint_cross_entropy(branch_logits, labels)),
+    }
+
+
 class _LabelledBranches:
     """What the two ways to train a teacher's branches share: the losses, and what students read from the branches."""
 
@@ -63,12 +74,9 @@ class _LabelledBranches:
     def weights(self) -> dict[str, float]:
         return {"ce": 1.0, "joint": 1.0}
 
-    def label_losses(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
+    def label_losses(self, outputs: Outputs, step: Step) -> dict[str, Tensor]:
         """L_ce of the network on upright images, and the branches' cross entropy on all four views."""
-        return {
-            "ce": cross_entropy(upright(outputs.logits), labels),
-            "joint": joint_cross_entropy(logits_of(self.represent(outputs)), labels),
-        }
+        return branch_label_losses(outputs, logits_of(self.represent(outputs)), step)
 
     def represent(self, outputs: Outputs) -> tuple[Any, ...]:
         """The outputs of each branch, `logits` [rows, 4 * classes] and `pooled` [rows, width]."""
@@ -88,6 +96,8 @@ class HSSAKDBranches(_LabelledBranches, Method):
 
     name = "HSSAKD-branches"
     paper = PAPER
+    equation = "L = CE + Σ_branches CE(q, class x rotation), the backbone frozen (section 3)"
+    golden = "hsakd"
     view = "rotated"
     needs_teacher = True
     trains_student = False
@@ -100,7 +110,7 @@ class HSSAKDBranches(_LabelledBranches, Method):
         self.branches = context.branches(context.teacher, ROTATIONS * context.num_classes)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        return self.label_losses(step.teacher("rotated"), step.labels)
+        return self.label_losses(step.teacher("rotated"), step)
 
 
 class HSSAKDJointTeacher(_LabelledBranches, Method):
@@ -112,6 +122,8 @@ class HSSAKDJointTeacher(_LabelledBranches, Method):
 
     name = "HSSAKD-teacher"
     paper = PAPER
+    equation = "L = CE + Σ_branches CE(q, class x rotation) (section 3)"
+    golden = "hsakd"
     view = "rotated"
     listed = False
     student_branches = True
@@ -121,7 +133,7 @@ class HSSAKDJointTeacher(_LabelledBranches, Method):
         self.branches = context.branches(context.student, ROTATIONS * context.num_classes)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        return self.label_losses(step.student("rotated"), step.labels)
+        return self.label_losses(step.student("rotated"), step)
 
 
 class HSSAKD(Method):
@@ -134,6 +146,8 @@ class HSSAKD(Method):
 
     name = "HSSAKD"
     paper = PAPER
+    equation = "L = CE + T² KL of the heads + Σ_branches T² KL, all four rotations, T = 3 (section 3)"
+    golden = "hsakd"
     view = "rotated"
     needs_teacher = True
     teacher_head = "HSSAKD-branches"
@@ -169,7 +183,7 @@ class HSSAKD(Method):
         student_branches = logits_of(self.branches(student.branch_maps))
         teacher_branches = logits_of(step.teacher_head("rotated"))
         return {
-            "ce": cross_entropy(upright(student.logits), step.labels),
+            "ce": label_loss(upright(student.logits), step),
             "kd": distillation_loss(student.logits, teacher.logits, temperature),
             "branches": branch_divergence(student_branches, teacher_branches, temperature),
         }
@@ -183,6 +197,7 @@ class HSSAKDStar(HSSAKD):
     """HSSAKD from a teacher that was trained together with its branches, as its authors' best results are."""
 
     name = "HSSAKD*"
+    remark = "taught by a better network, trained jointly with its branches"
     teacher_method = "HSSAKD-teacher"
     teacher_head = "HSSAKD-teacher"
     in_default_grid = False

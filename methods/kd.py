@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from benchmark.method import Method, Options, Outputs, Step, full_precision
-from methods.baseline import cross_entropy
+from methods.baseline import label_loss
 
 
 @full_precision
@@ -42,7 +42,7 @@ def companion_weights(options: CompanionOptions) -> dict[str, float]:
 
 def companion_terms(options: CompanionOptions, student: Outputs, step: Step) -> dict[str, Tensor]:
     """Cross entropy with the labels and, unless its weight is 0, conventional KD, on the view `plain`."""
-    terms = {"ce": cross_entropy(student.logits, step.labels)}
+    terms = {"ce": label_loss(student.logits, step)}
     if options.kd_weight:
         terms["kd"] = distillation_loss(student.logits, step.teacher("plain").logits, options.temperature)
     return terms
@@ -56,6 +56,8 @@ class KD(Method):
 
     name = "KD"
     paper = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
+    equation = "L = 0.1 CE + 0.9 T² KL(teacher, student), T = 4 (section 2)"
+    golden = "kd"
     needs_teacher = True
 
     class Options(CompanionOptions):

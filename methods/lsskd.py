@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import combinations, pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,8 @@ class LSSKD(Method):
 
     name = "LSSKD"
     paper = "A Layered Self-Supervised Knowledge Distillation Framework for Efficient Multimodal Learning on the Edge"
+    equation = "L = L_ce + L_h + beta L_kl + gamma L_f, labels softened by the epoch before (equations 1 to 9)"
+    remark = "the paper's formulas are lost; rebuilt in docs/ledger.md"
     view = "rotated"
     student_branches = True
 
@@ -246,21 +248,28 @@ class LSSKD(Method):
 
     def _targets(self, step: Step, class_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Softened class labels [batch, classes] (1) and joint labels [batch, 4, branches or 1, 4 * classes] (2)."""
-        hard_class = one_hot(step.labels, self.num_classes, class_logits)
-        hard_joint = joint_one_hot(step.labels, self.num_classes, class_logits)
         alpha = self.alpha_in(step.epoch, step.epochs)
-        if step.epoch == 0:
-            return hard_class, hard_joint
+        past_class: Tensor | None = None
         past_joint: Tensor | None = None
-        if self.class_history is not None:
-            past_class = self.class_history.look_up(step.index, hard_class)
-            if self.joint_history is not None:
-                past_joint = self.joint_history.look_up(step.index, hard_joint)
-        else:
-            outputs, branches = cast(PastNetwork, self.past_network)(step.images("rotated"))
+        if self.past_network is not None and step.epoch > 0:
+            outputs, branches = self.past_network(step.images("rotated"))
             past_class, past_joint = self._predictions(upright(outputs.logits), logits_of(branches))
-        softened_joint = past_joint if self.options.soften_joint else None
-        return soft_targets(hard_class, past_class, alpha), soft_targets(hard_joint, softened_joint, alpha)
+
+        def class_targets(labels: Tensor, index: Tensor) -> Tensor:
+            hard = one_hot(labels, self.num_classes, class_logits)
+            past = past_class
+            if self.class_history is not None and step.epoch > 0:
+                past = self.class_history.look_up(index, hard)
+            return soft_targets(hard, past, alpha)
+
+        def joint_targets(labels: Tensor, index: Tensor) -> Tensor:
+            hard = joint_one_hot(labels, self.num_classes, class_logits)
+            past = past_joint if self.options.soften_joint else None
+            if self.joint_history is not None and step.epoch > 0:
+                past = self.joint_history.look_up(index, hard)
+            return soft_targets(hard, past, alpha)
+
+        return step.over_images(class_targets), step.over_images(joint_targets)
 
     def _predictions(self, class_logits: Tensor, joint_logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """What the network says, without a graph: [batch, classes] and [batch, 4, branches, 4 * classes]."""
@@ -274,7 +283,8 @@ class LSSKD(Method):
         return classes, joint
 
     def _record(self, step: Step, class_logits: Tensor, joint_logits: Sequence[Tensor]) -> None:
-        if self.class_history is None:
+        # What is said of a mixture is said of neither image: each keeps what was last said of it alone.
+        if self.class_history is None or step.mixture is not None:
             return
         classes, joint = self._predictions(class_logits, joint_logits)
         self.class_history.store(step.index, classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,8 @@ class PSKD(Method):
 
     name = "PS-KD"
     paper = "Kim et al., Self-Knowledge Distillation with Progressive Refinement of Targets, ICCV 2021"
+    equation = "L = CE(p, (1 - a_t) y + a_t p of the epoch before), a_t = 0.8 t / T (section 3)"
+    golden = "pskd"
 
     class Options(Options):
         alpha: float = Field(0.8, ge=0, le=1, description="trust in the past in the last epoch, a_T")
@@ -89,19 +91,27 @@ class PSKD(Method):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         logits = step.student("plain").logits
-        hard = one_hot(step.labels, self.num_classes, logits)
         alpha = growing_alpha(self.options.alpha, step.epoch, step.epochs)
-        targets = soft_targets(hard, self._past(step, hard), alpha)
-        if self.history is not None:
-            self.history.store(step.index, probabilities(logits))
-        return {"ce": soft_cross_entropy(logits, targets)}
+        past_of_view = self._past_of_view(step)
 
-    def _past(self, step: Step, hard: Tensor) -> Tensor | None:
-        if step.epoch == 0:
+        def targets(labels: Tensor, index: Tensor) -> Tensor:
+            hard = one_hot(labels, self.num_classes, logits)
+            past = past_of_view
+            if self.history is not None and step.epoch > 0:
+                past = self.history.look_up(index, hard)
+            return soft_targets(hard, past, alpha)
+
+        loss = soft_cross_entropy(logits, step.over_images(targets))
+        # What is said of a mixture is said of neither image: each keeps what was last said of it alone.
+        if self.history is not None and step.mixture is None:
+            self.history.store(step.index, probabilities(logits))
+        return {"ce": loss}
+
+    def _past_of_view(self, step: Step) -> Tensor | None:
+        """What the past network says of the images as they are shown, where there is one."""
+        if self.past_network is None or step.epoch == 0:
             return None
-        if self.history is not None:
-            return self.history.look_up(step.index, hard)
-        outputs, _ = cast(PastNetwork, self.past_network)(step.images("plain"))
+        outputs, _ = self.past_network(step.images("plain"))
         return probabilities(outputs.logits)
 
     def end_epoch(self, epoch: int, student: Network) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from benchmark.method import ROTATIONS, Context, Method, Options, Outputs, Step, full_precision, upright
-from methods.baseline import cross_entropy
+from methods.baseline import cross_entropy, label_loss
 from methods.kd import distillation_loss, divergence_by_row
 
 PAPER = "Xu et al., Knowledge Distillation Meets Self-Supervision, ECCV 2020"
@@ -78,6 +78,8 @@ class SSKDHead(Method):
 
     name = "SSKD-head"
     paper = PAPER
+    equation = "L = CE(cosines with the upright images, own image) (section 3, first stage)"
+    golden = "sskd"
     view = "rotated"
     needs_teacher = True
     trains_student = False
@@ -111,6 +113,8 @@ class SSKD(Method):
 
     name = "SSKD"
     paper = PAPER
+    equation = "L = 0.1 CE + 0.9 KD + 2.7 KD on turned images + 10 T² KL of similarities (section 3)"
+    golden = "sskd"
     view = "rotated"
     needs_teacher = True
     teacher_head = "SSKD-head"
@@ -146,13 +150,15 @@ class SSKD(Method):
         options = self.options
         student, teacher = step.student("rotated"), step.teacher("rotated")
         turned_teacher = turned(teacher.logits)
-        keep_class = least_wrong(ranks(turned_teacher, step.labels.repeat_interleave(TURNED)), options.turned_ratio)
+        keep_class = least_wrong(
+            ranks(turned_teacher, step.main_labels.repeat_interleave(TURNED)), options.turned_ratio
+        )
         teacher_similarity = similarity(step.teacher_head("rotated"))
         image = own_image(len(step.labels), step.labels.device)
         keep_similarity = least_wrong(ranks(teacher_similarity, image), options.similarity_ratio)
         upright_student = upright(student.logits)
         return {
-            "ce": cross_entropy(upright_student, step.labels),
+            "ce": label_loss(upright_student, step),
             "kd": distillation_loss(upright_student, upright(teacher.logits), options.kd_temperature),
             "turned": selected_divergence(
                 turned(student.logits), turned_teacher, keep_class, options.turned_temperature

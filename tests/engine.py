@@ -10,7 +10,7 @@ import torch
 
 from benchmark.data import load_dataset
 from benchmark.plan import Request, with_dependencies
-from benchmark.protocols import HEAD_SCHEDULES
+from benchmark.protocols import STAGE_SCHEDULES
 from benchmark.results import Record, Store
 from benchmark.spec import Precision, Protocol, Run, Scale, Schedule
 from benchmark.training.job import execute
@@ -23,7 +23,7 @@ SHORT = Protocol(
     schedule=Schedule(epochs=3, milestones=(2,)),
     learning_rate=0.05,
     batch_size=16,
-    method_schedules={name: Schedule(epochs=1) for name in HEAD_SCHEDULES},
+    method_schedules={name: Schedule(epochs=1) for name in STAGE_SCHEDULES},
 )
 
 
@@ -49,7 +49,7 @@ def run_of(method: str, precision: Precision = "fp32", seed: int = 0, **changes:
 def shrunk(run: Run) -> Run:
     """The same run and all that it depends on, on a tenth of the training images."""
     update: dict[str, Any] = {"fraction": 0.1}
-    for part in ("teacher", "head"):
+    for part in ("teacher", "head", "start"):
         artifact = getattr(run, part)
         if isinstance(artifact, Run):
             update[part] = shrunk(artifact)

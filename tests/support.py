@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmark.backbones.auxiliary import BranchOutputs
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs, Shape
-from benchmark.method import Context, Step, View
+from benchmark.method import Context, Mixture, Step, View
 from benchmark.streams import generator
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -133,6 +133,7 @@ class TinyBranches(nn.Module):
 class TinyNetwork(Network):
     """Three stages on images of 4 x 4 with batch norm, so that training and evaluation mode differ."""
 
+    after_stages = ("classifier",)
     SHAPE = Shape("Tiny", 3, (2, 4, 4), ((3, 4, 4), (4, 2, 2), (5, 2, 2)), 5)
 
     def __init__(self) -> None:
@@ -170,6 +171,7 @@ def stub_context(
     labels: Tensor | None = None,
     branches: Callable[[Shape, int], nn.Module] | None = None,
     network: Callable[[Shape], Network] | None = None,
+    batch_size: int = 8,
 ) -> Context:
     """A context as the engine would give it; labels: of all training images, 16 of all classes in turn by default."""
     classes = student.num_classes
@@ -188,12 +190,13 @@ def stub_context(
         labels=torch.arange(16) % classes if labels is None else labels,
         generator=lambda name: generator("test", name),
         initialise=initialise,
-        branches=branches or tiny_branches,
-        network=network or (lambda shape: tiny_network("fresh")),
+        branches=lambda shape, outputs, stream="", /: (branches or tiny_branches)(shape, outputs),
+        network=lambda shape, stream="", /: network(shape) if network else tiny_network(stream or "fresh"),
+        batch_size=batch_size,
     )
 
 
-def _refuse(view: View) -> Any:
+def _refuse(view: Any) -> Any:
     raise AssertionError("this method must not ask for this")
 
 
@@ -203,9 +206,10 @@ def stub_step(
     epoch: int = 0,
     epochs: int = 1,
     images: Callable[[View], Tensor] = _refuse,
-    student: Outputs | Callable[[View], Outputs] = _refuse,
+    student: Outputs | Callable[[View | Tensor], Outputs] = _refuse,
     teacher: Outputs | Callable[[View], Outputs] = _refuse,
     teacher_head: Callable[[View], Any] = _refuse,
+    mixture: Mixture | None = None,
 ) -> Step:
     """A step from stored outputs, or from functions of the view; whatever is left out must not be asked for."""
     return Step(
@@ -213,11 +217,13 @@ def stub_step(
         index=torch.arange(len(labels)) if index is None else index,
         epoch=epoch,
         epochs=epochs,
+        progress=epoch / epochs,
         images=images,
         student=(lambda view: student) if isinstance(student, Outputs) else student,
         teacher=(lambda view: teacher) if isinstance(teacher, Outputs) else teacher,
         teacher_head=teacher_head,
         generator=lambda name: generator("step", epoch, name),
+        mixture=mixture,
     )
 
 

@@ -39,7 +39,7 @@ class GivenDraws(CRD):
 
     candidates: Tensor
 
-    def draw(self, step: Step) -> Tensor:
+    def draw(self, index: Tensor, step: Step) -> Tensor:
         return self.candidates
 
 
@@ -206,7 +206,9 @@ def test_draws_differ_between_steps_and_repeat_within_one() -> None:
     student, teacher = step_outputs(case, "student", False), step_outputs(case, "teacher", False)
     shapes = shape_from("student", student), shape_from("teacher", teacher)
     method = CRD(stub_context(*shapes, torch.arange(200) % 10), CRD.Options(negatives=50))
-    first, again, later = (method.draw(stub_step(case.input("labels"), epoch=epoch)) for epoch in (0, 0, 1))
+    first, again, later = (
+        method.draw(torch.arange(8), stub_step(case.input("labels"), epoch=epoch)) for epoch in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
     assert torch.equal(first[:, 0], torch.arange(8))

@@ -8,20 +8,21 @@ RandomHorizontalFlip, ToTensor and Normalize give for the same offsets and flips
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from benchmark.data.dataset import Colour, ImageSet
+from benchmark.data.mixing import Mix, Mixture, cut_out, draw_mix, mixed
 from benchmark.streams import Name, generator
 
 ROTATIONS = 4
 WHITE = 255
 
-View = Literal["plain", "rotated"]
+View = Literal["plain", "rotated", "second", "same_class"]
 RotatedCrop = Literal["shared", "per_rotation"]
 
 
@@ -32,7 +33,9 @@ class Recipe:
     padding: pixels of zero on each side before the crop back to the image's size; flip: mirror half of the images;
     mean, std: of each channel, for pixels scaled to 0..1;
     rotated_crop: `shared` rotates the cropped and mirrored image, so the four rotations show the same pixels (HSAKD);
-    `per_rotation` mirrors, then rotates the whole image, then crops each rotation by itself (SSKD).
+    `per_rotation` mirrors, then rotates the whole image, then crops each rotation by itself (SSKD);
+    cutout: side of the square hole in each image, in pixels, 0 for none; cutmix: share of the batches that are mixed
+    (see `benchmark.data.mixing`).
     """
 
     padding: int
@@ -40,6 +43,8 @@ class Recipe:
     mean: Colour
     std: Colour
     rotated_crop: RotatedCrop = "shared"
+    cutout: int = 0
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,21 +53,28 @@ class EpochPlan:
 
     order: positions of the images in the order they are visited, int64 [images];
     offsets: row and column of the crop's corner in the padded image, int64 [images, crops, 2], with 1 crop or 4;
-    flips: whether the image is mirrored, bool [images]. Offsets and flips are by position, not by order of visit.
+    flips: whether the image is mirrored, bool [images]. Offsets and flips are by position, not by order of visit;
+    drawn: what only some views need, by name, drawn at first use.
     """
 
     epoch: int
     order: Tensor
     offsets: Tensor
     flips: Tensor
+    drawn: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Batch:
-    """One batch: labels and positions in the image set, int64 [batch], and views of its images on demand."""
+    """One batch: labels and positions in the image set, int64 [batch], and views of its images on demand.
 
-    def __init__(self, source: TrainingSource, plan: EpochPlan, index: Tensor) -> None:
+    mixture: what a box of each image was replaced by, in all views alike; None where nothing was.
+    """
+
+    def __init__(self, source: TrainingSource, plan: EpochPlan, index: Tensor, mix: Mix | None = None) -> None:
         self.index = index
         self.labels = source.labels[index]
+        self.mixture = Mixture(self.labels[mix.partner], index[mix.partner], mix.share) if mix else None
+        self._mix = mix
         self._source = source
         self._plan = plan
         self._views: dict[View, Tensor] = {}
@@ -72,21 +84,29 @@ class Batch:
 
         `plain`: [batch, 3, height, width]. `rotated`: [4 * batch, 3, height, width], image-major; rows 4i to 4i+3 are
         image i turned by 0, 90, 180 and 270 degrees counter-clockwise, and rows 0, 4, 8, ... are the plain view.
+        `second`: the same images with another crop and flip. `same_class`: row i is an image of the class of image i,
+        any of the training set with the same chance, image i included, with a crop and flip of its own.
+
+        Cutout makes its holes in each view's upright images, before they are turned. In a mixed batch every view is
+        mixed alike: row by row with the same view of the partner, in the same box, turned with the image.
 
         Raises:
             ValueError: there is no such view.
         """
         if name not in self._views:
-            if name == "plain":
-                images = self._source.crops(self._plan, self.index, 1)
-            elif name != "rotated":
-                raise ValueError(f"unknown view {name!r}; allowed: plain, rotated")
-            elif self._source.recipe.rotated_crop == "per_rotation":
-                images = self._source.crops(self._plan, self.index, ROTATIONS)
-            else:
-                images = rotations(self.view("plain"))
-            self._views[name] = images
+            self._views[name] = self._make(name)
         return self._views[name]
+
+    def _make(self, name: View) -> Tensor:
+        source, plan = self._source, self._plan
+        if name == "rotated" and source.recipe.rotated_crop == "shared":
+            # Turned after hole and mix, which is the same as turning the image, the hole and the box.
+            return rotations(self.view("plain"))
+        turns = ROTATIONS if name == "rotated" else 1
+        images = source.view(plan, name, self.index, turns)
+        if source.recipe.cutout:
+            images = cut_out(images, source.holes(plan, name, self.index), source.recipe.cutout, turns)
+        return images if self._mix is None else mixed(images, self._mix, turns)
 
 
 class TrainingSource:
@@ -115,6 +135,9 @@ class TrainingSource:
         self.labels = images.labels.to(self.device)
         self._normalise = Normalisation(recipe, height, width, self.device)
         self._lines = torch.arange(height, device=self.device)
+        self._by_class = torch.argsort(self.labels, stable=True)
+        sizes = torch.bincount(self.labels)
+        self._class_size, self._class_start = sizes, sizes.cumsum(0) - sizes
 
     @property
     def batches(self) -> int:
@@ -150,17 +173,65 @@ class TrainingSource:
             raise IndexError(f"step {step} of an epoch of {self.batches} batches")
         start = step * self.batch_size
         stop = None if step == self.batches - 1 else start + self.batch_size
-        return Batch(self, plan, plan.order[start:stop])
+        index = plan.order[start:stop]
+        mix = None
+        if self.recipe.cutmix:
+            stream = generator(*self.names, plan.epoch, "cutmix", step)
+            mix = draw_mix(len(index), self.size, self.recipe.cutmix, stream, self.device)
+        return Batch(self, plan, index, mix)
 
-    def crops(self, plan: EpochPlan, index: Tensor, turns: int) -> Tensor:
-        """Normalised crops of images at their first `turns` rotations, float32 [turns * batch, 3, height, width].
+    def view(self, plan: EpochPlan, name: View, index: Tensor, turns: int) -> Tensor:
+        """Normalised images [turns * batch, 3, height, width] of a view before holes and mixes; `index`: [batch].
 
-        Each rotation has its own crop if the plan holds four an image. Rotations of one crop are `rotations`' work.
+        Raises:
+            ValueError: there is no such view.
         """
-        offsets = plan.offsets[index, :turns]
+        if name in ("plain", "rotated"):
+            return self._crops(index, plan.offsets[index, :turns], plan.flips[index])
+        if name not in ("second", "same_class"):
+            raise ValueError(f"unknown view {name!r}; allowed: plain, rotated, second, same_class")
+        count = len(self.labels)
+        offsets = self._drawn(
+            plan,
+            f"{name} crop",
+            lambda stream: torch.randint(2 * self.recipe.padding + 1, (count, 2), generator=stream),
+        )
+        flips = plan.flips
+        if self.recipe.flip:
+            flips = self._drawn(plan, f"{name} flip", lambda stream: torch.rand(count, generator=stream) < 0.5)
+        shown = index if name == "second" else self._partners(plan)[index]
+        return self._crops(shown, offsets[index, None], flips[index])
+
+    def holes(self, plan: EpochPlan, name: View, index: Tensor) -> Tensor:
+        """Row and column of the centre of each image's hole in an upright view, int64 [batch, 2]."""
+        kind = name if name in ("second", "same_class") else "plain"
+        shape = (len(self.labels), 2)
+        return self._drawn(plan, f"{kind} hole", lambda stream: torch.randint(self.size, shape, generator=stream))[
+            index
+        ]
+
+    def _partners(self, plan: EpochPlan) -> Tensor:
+        """For each image the position of one of its class, int64 [images]."""
+        uniform = self._drawn(
+            plan, "partner", lambda stream: torch.rand(len(self.labels), generator=stream, dtype=torch.float64)
+        )
+        place = (uniform * self._class_size[self.labels]).long()
+        return self._by_class[self._class_start[self.labels] + place]
+
+    def _drawn(self, plan: EpochPlan, name: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        if name not in plan.drawn:
+            plan.drawn[name] = draw(generator(*self.names, plan.epoch, name)).to(self.device)
+        return plan.drawn[name]
+
+    def _crops(self, index: Tensor, offsets: Tensor, flipped: Tensor) -> Tensor:
+        """Normalised crops of the images `index` [batch] at one rotation for each of the offsets [batch, turns, 2].
+
+        Each rotation has its own crop if there are four an image. Rotations of one crop are `rotations`' work.
+        """
+        turns = offsets.shape[1]
         row = (offsets[..., 0, None] + self._lines)[..., :, None]
         column = (offsets[..., 1, None] + self._lines)[..., None, :]
-        flips = plan.flips[index][:, None, None]
+        flips = flipped[:, None, None]
         first_pixel = (index * self.padded_size**2)[:, None, None]
         if turns == 1 and self.recipe.rotated_crop == "shared":
             # torchvision's usual order crops first, so the mirror is inside the crop.

@@ -27,6 +27,7 @@ from benchmark.training.learner import Learner, NonFiniteLoss
 from benchmark.training.material import (
     Material,
     Settings,
+    first_weights,
     load_teacher,
     loaded_dataset,
     recipe_for,
@@ -101,12 +102,20 @@ class Cohort:
         make_deterministic(self.device, settings.threads)
         self.material = material
         self.teacher = teacher
-        self.recipe = recipe_for(first.protocol, dataset)
+        self.recipe = recipe_for(first.protocol, dataset, first.augmentation)
         names = (first.dataset, first.fraction, first.validation, first.protocol.name, first.seed)
         self.source = TrainingSource(material.train, self.recipe, first.protocol.batch_size, self.device, names)
         labels = material.train.labels.to(self.device)
         self.learners = [
-            Learner(run, dataset.num_classes, dataset.image_size, labels, self.source.batches, self.device)
+            Learner(
+                run,
+                dataset.num_classes,
+                dataset.image_size,
+                labels,
+                self.source.batches,
+                self.device,
+                first_weights(run, settings),
+            )
             for run in runs
         ]
         self.members = [run.id for run in runs]

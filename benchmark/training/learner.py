@@ -49,6 +49,7 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fi
         UserError: the method refuses its options or the networks.
     """
     cls = method_class(run.method)
+    own = ("method", run.method, run.student)
 
     def shape(name: str) -> Shape:
         return network_shape(name, num_classes, image_size)
@@ -56,15 +57,21 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fi
     def initialise(module: nn.Module, name: str) -> nn.Module:
         if not fill:
             return module
-        fill_parameters(
-            module, lambda parameter: generator("method", run.method, run.student, name, parameter, run.seed)
-        )
+        fill_parameters(module, lambda parameter: generator(*own, name, parameter, run.seed))
         return module
 
-    def branches(owner: Shape, outputs: int) -> nn.Module:
+    def branches(owner: Shape, outputs: int, stream: str = "", /) -> nn.Module:
         module = build_branches(owner.name, outputs)
+        names = (*own, stream) if stream else ("weights", owner.name)
         if fill:
-            module.initialise(lambda parameter: generator("weights", owner.name, "branches", parameter, run.seed))
+            module.initialise(lambda parameter: generator(*names, "branches", parameter, run.seed))
+        return module
+
+    def network(owner: Shape, stream: str = "", /) -> Network:
+        module = build_network(owner.name, num_classes)
+        names = (*own, stream) if stream else ("weights", owner.name)
+        if fill:
+            module.initialise(lambda parameter: generator(*names, parameter, run.seed))
         return module
 
     context = Context(
@@ -72,21 +79,27 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fi
         teacher=shape(run.teacher_network) if run.teacher_network else None,
         num_classes=num_classes,
         labels=labels,
-        generator=lambda name: generator("method", run.method, run.student, name, run.seed),
+        generator=lambda name: generator(*own, name, run.seed),
         initialise=initialise,
         branches=branches,
-        network=lambda owner: (
-            fresh_network(owner.name, num_classes, run.seed) if fill else build_network(owner.name, num_classes)
-        ),
+        network=network,
+        batch_size=min(run.protocol.batch_size, len(labels)),
     )
-    return cls(context, resolve_options(cls, run.protocol, run.options))
+    return cls(context, resolve_options(cls, run.protocol, run.student, run.options))
 
 
 class Learner:
     """Trains one run, a step at a time; the cohort hands it batches and the teacher's outputs."""
 
     def __init__(
-        self, run: Run, num_classes: int, image_size: int, labels: Tensor, steps: int, device: torch.device
+        self,
+        run: Run,
+        num_classes: int,
+        image_size: int,
+        labels: Tensor,
+        steps: int,
+        device: torch.device,
+        first_weights: dict[str, Tensor] | None = None,
     ) -> None:
         self.run = run
         self.device = device
@@ -97,7 +110,11 @@ class Learner:
         self.student: Network | None = None
         if self.method.trains_student:
             network = fresh_network(run.student, num_classes, run.seed)
+            if first_weights is not None:
+                network.load_state_dict(first_weights)
             self.student = placed(network, device)
+            for part in self._resting():
+                part.requires_grad_(False)
         self.parameters = [parameter for _, parameter in self._named_parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(
             self.parameters,
@@ -130,6 +147,8 @@ class Learner:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.student is not None:
+            self.method.end_step(self.student)
         with torch.no_grad():
             self.losses[step] = loss
             self.terms += torch.stack([terms[name].double() for name in self.method.weights])
@@ -139,15 +158,24 @@ class Learner:
             self.method.train()
         if self.student is not None and not self.student.training:
             self.student.train()
+            for part in self._resting():
+                part.eval()
+
+    def _resting(self) -> list[nn.Module]:
+        """The parts of the student that stay as they are."""
+        if self.student is None or self.method.trains == "student":
+            return []
+        return [self.student.get_submodule(name) for name in self.student.after_stages]
 
     def _as_seen_by_method(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> Step:
         run, method = self.run, self.method
         # A teacher may run in bf16 beside a student for which that would be slower.
         widen = run.precision == "fp32"
 
-        def student(view: View) -> Outputs:
+        def student(shown: View | Tensor) -> Outputs:
             assert self.student is not None, f"{run.method} trains no student"
-            return self.student(batch.view(view), method.needs_preactivations)
+            images = shown if isinstance(shown, Tensor) else batch.view(shown)
+            return self.student(images, method.needs_preactivations)
 
         def teacher_outputs(view: View) -> Outputs:
             assert teacher is not None, f"{run.method} runs without a teacher"
@@ -166,11 +194,13 @@ class Learner:
             index=batch.index,
             epoch=epoch,
             epochs=self.epochs,
+            progress=(epoch * self.steps + step) / (self.epochs * self.steps),
             images=batch.view,
             student=student,
             teacher=teacher_outputs,
             teacher_head=teacher_head,
             generator=stream,
+            mixture=batch.mixture,
         )
 
     def check_finite(self, epoch: int, steps_done: int) -> None:

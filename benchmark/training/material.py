@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmark.backbones import AuxiliaryBranches, build_network
 from benchmark.backbones.network import Network
@@ -15,12 +16,13 @@ from benchmark.backbones.released import apply_to, load_released
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Recipe
 from benchmark.data.dataset import Dataset, ImageSet
+from benchmark.data.mixing import HOLE, MIXED_BATCHES
 from benchmark.data.subsets import held_out, stratified_fraction
 from benchmark.errors import UserError
 from benchmark.method import Method
 from benchmark.registry import method_class
 from benchmark.results import Store
-from benchmark.spec import Protocol, ReleasedTeacher, Run
+from benchmark.spec import Augmentation, Protocol, ReleasedTeacher, Run
 from benchmark.training.devices import placed
 from benchmark.training.learner import build_method, head_key
 from benchmark.training.teacher import Teacher
@@ -76,7 +78,7 @@ def training_material(run: Run, dataset: Dataset) -> Material:
     return Material(dataset, train, evaluation)
 
 
-def recipe_for(protocol: Protocol, dataset: Dataset) -> Recipe:
+def recipe_for(protocol: Protocol, dataset: Dataset, augmentation: Augmentation = "standard") -> Recipe:
     """The augmentation and normalisation of a protocol on a dataset."""
     # A protocol's constants are those of CIFAR images; any other dataset has its own.
     of_protocol = dataset.name == "cifar100"
@@ -86,7 +88,14 @@ def recipe_for(protocol: Protocol, dataset: Dataset) -> Recipe:
         mean=(protocol.mean if of_protocol else None) or dataset.mean,
         std=(protocol.std if of_protocol else None) or dataset.std,
         rotated_crop=protocol.rotated_crop,
+        cutout=round(HOLE * dataset.image_size) if "cutout" in augmentation else 0,
+        cutmix=MIXED_BATCHES if "cutmix" in augmentation else 0.0,
     )
+
+
+def first_weights(run: Run, settings: Settings) -> dict[str, Tensor] | None:
+    """The weights that the student of a run starts from, where an earlier run left them."""
+    return None if run.start is None else Store(settings.runs).weights(run.start)
 
 
 def load_teacher(runs: Iterable[Run], material: Material, settings: Settings, device: torch.device) -> Teacher | None:
