@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 import torch
 import typer
@@ -13,6 +13,7 @@ from rich.table import Table as ScreenTable
 
 from benchmark.backbones import build_branches, build_network, network_names
 from benchmark.backbones.released import apply_to, load_released
+from benchmark.catalogue import to_terminal
 from benchmark.command_line import (
     assigned_files,
     command,
@@ -27,7 +28,7 @@ from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError, unknown_name
 from benchmark.executor import Report
 from benchmark.files import check_writable
-from benchmark.grid import Grid, check_selection, grid_of, results_of
+from benchmark.grid import Grid, grid_of, results_of, selected
 from benchmark.method import ROTATIONS
 from benchmark.options import (
     Assignments,
@@ -46,14 +47,14 @@ from benchmark.options import (
 from benchmark.plan import Job, ReleasedFile, Request, check_methods, jobs_for, training_multiply_adds
 from benchmark.progress import duration, exit_code, train
 from benchmark.protocols import PROTOCOLS, SCALES, chosen_scale, protocol_named
-from benchmark.registry import method_class, method_names
 from benchmark.results import Store
-from benchmark.spec import Protocol, ReleasedTeacher
+from benchmark.spec import Augmentation, Protocol, ReleasedTeacher
 from benchmark.training.devices import make_deterministic, placed, resolve_device
 from benchmark.training.evaluation import BATCH_SIZE, evaluate
 from benchmark.training.job import remove_finished_checkpoints
 from benchmark.training.material import Settings, recipe_for
-from tables.render import to_terminal, write_reports
+from tables import render
+from tables.render import write_reports
 from tables.result import TableResult
 from tables.specification import Table, load_table, table_names
 
@@ -67,10 +68,15 @@ def main(
     table: Annotated[str, typer.Option(help="A table by name (see --list), or the TOML file of one of your own.")] = "",
     scale: ScaleName = "demo",
     protocol: ProtocolName = "lsskd",
-    methods: Annotated[str, typer.Option(help="Only these rows: a list such as KD,LSSKD.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="Only these rows: a list such as KD,LSSKD; any method of --list may be named.")
+    ] = "",
     pairs: Annotated[str, typer.Option(help="Only these columns: a list such as 'WRN-40-2>WRN-16-2'.")] = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs a cell. [demo, quick: 1; paper: 3]")] = None,
     epochs: Epochs = None,
+    augment: Annotated[
+        str, typer.Option(help="On top of the protocol's: cutout, cutmix or cutout+cutmix, for every row.")
+    ] = "standard",
     dataset: DatasetName = "",
     data_root: DataRoot = None,
     device: DeviceName = "auto",
@@ -104,8 +110,8 @@ def main(
         return 0
     if not table:
         raise UserError(f"which table? pass --table with one of: {', '.join(table_names())}, or a TOML file")
-    specification = load_table(table)
-    check_selection(specification, names(methods), names(pairs))
+    specification = load_table(table).at(scale)
+    selected(specification, names(methods), names(pairs))
     recipe, chosen_options = parse_settings(settings or [], protocol_named(protocol))
     amount = chosen_scale(scale, epochs, recipe)
     target = resolve_device(device)
@@ -125,6 +131,7 @@ def main(
         precision=precision,
         validation=validation,
         options=chosen_options,
+        augmentation=augmentation_named(augment),
         teacher_seeds=teacher_seeds,
         released=released,
     )
@@ -157,9 +164,21 @@ def main(
     return exit_code(report, console)
 
 
+def augmentation_named(name: str) -> Augmentation:
+    """What is added to the protocol's augmentation.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    kinds = get_args(Augmentation)
+    if name not in kinds:
+        raise unknown_name("augmentation", name, kinds)
+    return cast(Augmentation, name)
+
+
 def _teacher_files(assignments: Sequence[str], table: Table) -> dict[str, Path]:
     files = assigned_files(list(assignments), "--teacher-checkpoint")
-    teachers = dict.fromkeys(column.teacher for column in table.columns)
+    teachers = dict.fromkeys(column.teacher for column in table.columns if column.teacher)
     for network in files:
         if network not in network_names():
             raise unknown_name("network", network, network_names())
@@ -174,7 +193,7 @@ def _render(result: TableResult, reports: Path, console: Console) -> None:
     try:
         written = write_reports(result, reports)
     finally:
-        console.print(to_terminal(result, console.width, written))
+        console.print(render.to_terminal(result, console.width, written))
 
 
 def _read_teachers(
@@ -215,6 +234,8 @@ def _remarks(request: Request) -> list[str]:
         remarks.append("TF-KD's random rotation of the images by up to 15 degrees is left out.")
     if request.precision != "auto" and request.scale.name == "paper":
         remarks.append(f"Precision {request.precision}.")
+    if request.augmentation != "standard":
+        remarks.append(f"Students are trained with {request.augmentation} on top of the protocol's augmentation.")
     if request.teacher_seeds == "paired":
         remarks.append("Each seed has a teacher of its own.")
     if request.validation:
@@ -258,16 +279,7 @@ def _print_plan(
 
 
 def _print_catalogue(console: Console) -> None:
-    screen = ScreenTable("method", "needs", "trained on", "paper", box=None, pad_edge=False)
-    for name in method_names():
-        cls = method_class(name)
-        needs = "teacher" if cls.needs_teacher else "nothing"
-        if cls.teacher_head:
-            needs = f"teacher with {cls.teacher_head}"
-        if not cls.in_default_grid:
-            needs += " (runs when named)"
-        screen.add_row(name, needs, "four rotations" if cls.view == "rotated" else "plain images", cls.paper)
-    console.print(screen)
+    console.print(to_terminal(), highlight=False)
     for kind, entries in (
         ("networks", network_names()),
         ("datasets", dataset_names()),

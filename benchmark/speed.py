@@ -9,8 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -20,21 +19,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark.command_line import names, parse_pair, processors, run_app
-from benchmark.data.dataset import Dataset, ImageSet
+from benchmark.data.dataset import Dataset
 from benchmark.errors import unknown_name
 from benchmark.options import DeviceName
 from benchmark.plan import Request
 from benchmark.protocols import protocol_named
 from benchmark.registry import method_class, method_names
-from benchmark.spec import Precision, Run, Scale
+from benchmark.spec import Precision, Run, Scale, teacher_key
 from benchmark.streams import generator
-from benchmark.training.cohort import Cohort
 from benchmark.training.devices import autocast, device_name, make_deterministic, placed, resolve_device
-from benchmark.training.learner import build_method, fresh_network, head_key
-from benchmark.training.material import Material, Settings
-from benchmark.training.teacher import Teacher
+from benchmark.training.learner import fresh_network
+from benchmark.training.untrained import CLASSES, random_images, untrained_cohort
 
-CLASSES, IMAGES = 100, 50_000
+IMAGES = 50_000
 CHEAP = ("KD", "FitNet", "AT", "CRD")
 """The methods that train on plain images from a teacher: the cohort whose saving is stated as a target."""
 
@@ -49,7 +46,9 @@ class Contestant:
     precision: Precision
     images: int
     call: Callable[[], None]
-    seconds: list[float]
+    seconds: list[float] = field(default_factory=list)
+    members: tuple[str, ...] = ()
+    """The methods of a cohort."""
 
     @property
     def images_per_second(self) -> float:
@@ -75,7 +74,7 @@ def main(
     chosen = names(methods) or [name for name in method_names() if method_class(name).in_default_grid]
     for name in chosen:
         method_class(name)
-    dataset = _random_images(image_size)
+    dataset = random_images(IMAGES, image_size)
     console.print(
         f"{device_name(target)}, {count} threads, torch {torch.__version__}; "
         f"batch {protocol_named('lsskd').batch_size}, {image_size}x{image_size}, {CLASSES} classes; "
@@ -90,29 +89,8 @@ def main(
                 raise unknown_name("precision", kind, ("fp32", "bf16"))
             contestants += _contestants(dataset, teacher, student, chosen, kind, target, count)  # type: ignore[arg-type]
         _race(contestants, target, rounds)
-        _print(console, pair, contestants, chosen)
+        _print(console, pair, contestants)
     return 0
-
-
-def _random_images(size: int) -> Dataset:
-    """Images of noise in the number and form of CIFAR-100's training set: speed does not depend on what they show."""
-    stream = generator("speed", "images")
-    train = ImageSet(
-        torch.randint(0, 256, (IMAGES, size, size, 3), dtype=torch.uint8, generator=stream),
-        torch.arange(IMAGES) % CLASSES,
-    )
-    test = ImageSet(train.images[:CLASSES], train.labels[:CLASSES])
-    return Dataset(
-        name="random",
-        classes=tuple(f"{number:03}" for number in range(CLASSES)),
-        train=train,
-        test=test,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        padding=4,
-        flip=True,
-        fingerprint="random",
-    )
 
 
 def _contestants(
@@ -130,20 +108,26 @@ def _contestants(
     runs = [request.run(method, student, teacher, 0) for method in methods]
     batch = request.protocol.batch_size
     found = [
-        Contestant("bare student step", precision, batch, _bare_step(student, batch, dataset, precision, device), []),
-        Contestant(
-            "bare teacher forward", precision, batch, _bare_forward(teacher, batch, dataset, precision, device), []
-        ),
+        Contestant("bare student step", precision, batch, _bare_step(student, batch, dataset, precision, device)),
+        Contestant("bare teacher forward", precision, batch, _bare_forward(teacher, batch, dataset, precision, device)),
     ]
     cohorts = [(run.method, [run]) for run in runs]
     cheap = [run for run in runs if run.method in CHEAP]
     if len(cheap) > 1:
         cohorts.append((f"cohort {'+'.join(run.method for run in cheap)}", cheap))
-    if len(runs) > max(1, len(cheap)):
-        cohorts.append(("cohort of all", runs))
+    shared = _of_one_teacher(runs)
+    if len(shared) > max(1, len(cheap)):
+        cohorts.append(("cohort of all", shared))
     for name, members in cohorts:
-        found.append(Contestant(name, precision, batch, _cohort_step(members, dataset, device, threads), []))
+        call = _cohort_step(members, dataset, device, threads)
+        found.append(Contestant(name, precision, batch, call, members=tuple(run.method for run in members)))
     return found
+
+
+def _of_one_teacher(runs: Sequence[Run]) -> list[Run]:
+    """The runs that can share one cohort: those from the pair's teacher, and those from none."""
+    first = next((run for run in runs if run.teacher and not method_class(run.method).teaches_itself), None)
+    return [run for run in runs if run.teacher is None or (first and teacher_key(run) == teacher_key(first))]
 
 
 def _bare_step(
@@ -185,24 +169,7 @@ def _fixed_batch(batch: int, size: int, device: torch.device) -> torch.Tensor:
 
 def _cohort_step(runs: Sequence[Run], dataset: Dataset, device: torch.device, threads: int) -> Callable[[], None]:
     """A step of the engine's own loop, with a teacher and heads that are not trained (which costs the same)."""
-    taught = [run for run in runs if run.teacher]
-    teacher = None
-    if taught:
-        heads = {
-            head_key(run): build_method(run.head, CLASSES, dataset.image_size, dataset.train.labels[:0])
-            for run in taught
-            if isinstance(run.head, Run)
-        }
-        assert taught[0].teacher_network
-        assert taught[0].teacher_precision
-        network = fresh_network(taught[0].teacher_network, CLASSES, 0)
-        teacher = Teacher(
-            placed(network, device),
-            {key: placed(head, device) for key, head in heads.items()},
-            taught[0].teacher_precision,
-        )
-    place = Settings(runs=Path("runs"), dataset="random", device=str(device), threads=threads)
-    cohort = Cohort(runs, Material(dataset, dataset.train, dataset.test), teacher, place)
+    cohort = untrained_cohort(runs, dataset, device, threads)
     plan = cohort.source.epoch(0)
     return lambda: cohort.one_step(plan)
 
@@ -219,7 +186,7 @@ def _race(contestants: Sequence[Contestant], device: torch.device, rounds: int) 
                 contestant.seconds.append(time.perf_counter() - started)
 
 
-def _print(console: Console, pair: str, contestants: Sequence[Contestant], methods: Sequence[str]) -> None:
+def _print(console: Console, pair: str, contestants: Sequence[Contestant]) -> None:
     screen = Table(box=None, pad_edge=False)
     screen.add_column("", no_wrap=True, overflow="fold")
     kinds = list(dict.fromkeys(contestant.precision for contestant in contestants))
@@ -236,8 +203,8 @@ def _print(console: Console, pair: str, contestants: Sequence[Contestant], metho
     console.print(f"\n{pair}", highlight=False)
     console.print(screen)
     for name in dict.fromkeys(contestant.name for contestant in contestants if contestant.name.startswith("cohort")):
-        members = [method for method in methods if name == "cohort of all" or method in CHEAP]
         for kind in kinds:
+            members = by_name[name, kind].members
             alone = sum(1 / by_name[method, kind].images_per_second for method in members)
             saving = alone * by_name[name, kind].images_per_second
             console.print(

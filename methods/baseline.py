@@ -25,7 +25,6 @@ class Baseline(Method):
     name = "Baseline"
     paper = "supervised training with cross entropy"
     equation = "L = CE(p, y)"
-    golden = "kd"
 
     @property
     def weights(self) -> dict[str, float]:

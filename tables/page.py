@@ -122,15 +122,16 @@ def page_of(result: TableResult) -> Page:
     table = result.table
     footnotes = _Footnotes()
     ranks = _ranks(result)
-    rows = [_teacher_row(result, footnotes)]
+    has_teachers = any(column.teacher for column in table.columns)
+    rows = [_teacher_row(result, footnotes)] if has_teachers else []
     for row in table.rows:
         marks = footnotes.marks(row.footnotes)
         entries = []
         for position, column in enumerate(table.columns):
-            cell = result.cell(row.method, column.name)
-            rank = ranks.get((row.method, column.name), 0)
+            cell = result.cell(row.name, column.name)
+            rank = ranks.get((row.name, column.name), 0)
             entries.append(_entry(cell, rank, row, position, result.reproduces, footnotes))
-        rows.append(PageRow(row.method, marks, tuple(entries)))
+        rows.append(PageRow(row.name, marks, tuple(entries)))
     return Page(
         name=table.name,
         caption=table.caption,
@@ -143,11 +144,21 @@ def page_of(result: TableResult) -> Page:
         best=tuple(_best_rows(result)),
         footnotes=tuple((number, text) for text, number in footnotes.numbers.items()),
         remarks=result.remarks,
-        notes=table.footnotes,
+        notes=(*table.footnotes, *_renamed(table.columns)),
         counts=counts(result),
         generated_from=result.generated_from,
         reproduces=result.reproduces,
     )
+
+
+def _renamed(columns: Iterable[Column]) -> list[str]:
+    """What networks stand behind columns that are called otherwise."""
+    texts = []
+    for column in columns:
+        pair = f"{column.teacher}>{column.student}" if column.teacher else column.student
+        if column.name != pair:
+            texts.append(f"Column {column.name} is {pair} here.")
+    return texts
 
 
 def statement(result: TableResult) -> str:
@@ -164,14 +175,16 @@ def statement(result: TableResult) -> str:
 def counts(result: TableResult) -> str:
     """How many cells are done, partial, failed, not run yet, and how many are of methods that the suite lacks."""
     found = Counter(
-        result.cell(row.method, column.name).status for row in result.table.rows for column in result.table.columns
+        result.cell(row.name, column.name).status for row in result.table.rows for column in result.table.columns
     )
     absent = found.pop("not in the suite", 0)
+    untaught = found.pop("no teacher", 0)
     parts = [f"{found['done']} of {found.total()} cells done"]
     for status in ("partial", "failed", "not run yet"):
         if found[status]:
             parts.append(f"{found[status]} {status}")
     ending = f"; {absent} are of methods that are not in the suite" if absent else ""
+    ending += f"; {untaught} are of methods that need a teacher, in columns without one" if untaught else ""
     return f"{', '.join(parts)}{ending}."
 
 
@@ -220,7 +233,7 @@ def _seeds(cell: Cell) -> str:
 def _teacher_row(result: TableResult, footnotes: _Footnotes) -> PageRow:
     row = Row(method=TEACHER, published=result.table.teachers)
     entries = [
-        _entry(result.teacher(column.teacher), 0, row, position, result.reproduces, footnotes)
+        _entry(result.teacher(column.teacher or ""), 0, row, position, result.reproduces, footnotes)
         for position, column in enumerate(result.table.columns)
     ]
     return PageRow(TEACHER, (), tuple(entries))
@@ -232,15 +245,15 @@ def _ranks(result: TableResult) -> dict[tuple[str, str], int]:
     for column in result.table.columns:
         means = {}
         for row in result.table.rows:
-            values = result.cell(row.method, column.name).values
+            values = result.cell(row.name, column.name).values
             if values:
                 # What looks equal on the page ranks as equal.
-                means[row.method] = round(summarise(values).mean, 2)
+                means[row.name] = round(summarise(values).mean, 2)
         distinct = sorted(set(means.values()), reverse=True)
         if len(means) > 1:
-            for method, mean in means.items():
+            for name, mean in means.items():
                 if mean in distinct[:2]:
-                    ranks[method, column.name] = distinct.index(mean) + 1
+                    ranks[name, column.name] = distinct.index(mean) + 1
     return ranks
 
 
@@ -248,9 +261,9 @@ def _best_rows(result: TableResult) -> Iterable[PageRow]:
     for row in result.table.rows:
         entries = []
         for column in result.table.columns:
-            cell = result.cell(row.method, column.name)
+            cell = result.cell(row.name, column.name)
             summary = summarise(cell.best) if cell.best else None
             seeds = f"n={len(cell.best)}" if cell.best else ""
             entries.append(Entry("", summary, seeds, 0, (), "", "", (), ""))
         if any(entry.summary for entry in entries):
-            yield PageRow(row.method, (), tuple(entries))
+            yield PageRow(row.name, (), tuple(entries))

@@ -68,12 +68,13 @@ def to_markdown(result: TableResult) -> str:
 def to_latex(result: TableResult) -> str:
     """A float for a document that loads booktabs: one or two lines a method, best in bold, second underlined."""
     page = page_of(result)
-    students = ["", *(escape_latex(f">{column.student}") for column in page.columns)]
-    teachers = ["method", *(escape_latex(column.teacher) for column in page.columns)]
+    upper = [escape_latex(column.heading[0]) for column in page.columns]
+    lower = [escape_latex(column.heading[1]) for column in page.columns]
+    heading = [["method", *upper], ["", *lower]] if any(upper) else [["method", *lower]]
     return _LATEX.get_template("table.tex.j2").render(
         page=page,
         label=Markup(page.name),
-        heading=[_latex_line(teachers), _latex_line(students)],
+        heading=[_latex_line(line) for line in heading],
         groups=[_latex_rows(row) for row in page.rows],
         best=[_latex_rows(row) for row in page.best],
         best_title=BEST_TITLE,
@@ -87,18 +88,21 @@ def to_csv(result: TableResult) -> str:
     written = io.StringIO()
     writer = csv.DictWriter(written, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
-    for row in (Row(method=TEACHER, published=table.teachers), *table.rows):
+    teachers = (
+        [Row(method=TEACHER, published=table.teachers)] if any(column.teacher for column in table.columns) else []
+    )
+    for row in (*teachers, *table.rows):
         for position, column in enumerate(table.columns):
             is_teacher = row.method == TEACHER
-            cell = result.teacher(column.teacher) if is_teacher else result.cell(row.method, column.name)
+            cell = result.teacher(column.teacher or "") if is_teacher else result.cell(row.name, column.name)
             measured = _csv_fields(cell, row, position, result.reproduces)
             place = {
                 "table": table.name,
-                "row": plain(row.method),
+                "row": plain(row.name),
                 "scale": result.scale,
                 "dataset": plain(result.dataset),
             }
-            pair = {"teacher": plain(column.teacher), "student": plain(column.student)}
+            pair = {"teacher": plain(column.teacher or ""), "student": plain(column.student)}
             writer.writerow({**place, **pair, **measured})
     return written.getvalue()
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tables.specification import Table
 
-Status = Literal["done", "partial", "failed", "not run yet", "not in the suite"]
+Status = Literal["done", "partial", "failed", "not run yet", "not in the suite", "no teacher"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Cell:
 class TableResult:
     """The cells of a table at one scale.
 
-    cells: by method and column name; a missing one counts as not run yet. teachers: by network;
+    cells: by row and column name; a missing one counts as not run yet. teachers: by network;
     epochs: of the main schedule at this scale; generated_from: the version and commit that rendered it;
     comparable: whether the runs follow the paper's protocol in full; remarks: what else differs from the default.
     """
@@ -59,7 +59,7 @@ class TableResult:
         return self.comparable and self.scale == "paper" and same_dataset
 
     def cell(self, row: str, column: str) -> Cell:
-        """The cell of a method and a pair."""
+        """The cell of a row and a column."""
         return self.cells.get((row, column)) or Cell(row, column, (), "not run yet")
 
     def teacher(self, network: str) -> Cell:

@@ -22,6 +22,7 @@ from pydantic import (
 
 from benchmark.errors import UserError, nearest, unknown_name
 from benchmark.protocols import SCALES
+from benchmark.spec import Augmentation
 
 FOLDER = Path(__file__).parent
 
@@ -46,16 +47,38 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Column(_Frozen):
-    """A pair of networks."""
+class Networks(_Frozen):
+    """The networks of a column at one scale."""
 
-    teacher: Name
     student: Name
+    teacher: Name | None = None
+
+
+class Column(_Frozen):
+    """A pair of networks, or a student without a teacher; `at_scale` has other networks at some scales."""
+
+    student: Name
+    teacher: Name | None = None
+    title: Name | None = None
+    at_scale: dict[Name, Networks] = {}
 
     @property
     def name(self) -> str:
-        """The pair as people write it."""
-        return f"{self.teacher}>{self.student}"
+        """The title, or else the pair as people write it."""
+        return self.title or (f"{self.teacher}>{self.student}" if self.teacher else self.student)
+
+    @property
+    def heading(self) -> tuple[str, str]:
+        """The name in two lines, the upper one empty where one is enough."""
+        return (self.teacher, f">{self.student}") if self.teacher and not self.title else ("", self.name)
+
+    @field_validator("at_scale")
+    @classmethod
+    def _check_scales(cls, value: dict[str, Networks]) -> dict[str, Networks]:
+        for scale in value:
+            if scale not in SCALES:
+                raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
+        return value
 
 
 class Published(_Frozen):
@@ -68,12 +91,22 @@ class Published(_Frozen):
 
 
 class Row(_Frozen):
-    """A method, with what was printed for it (one number for each column, nan: none) in %, or published elsewhere."""
+    """A method, with what was printed for it (one number for each column, nan: none) in %, or published elsewhere.
+
+    title: what the row is called where the method's name is not enough; augment: added to the images of its runs.
+    """
 
     method: Name
+    title: Name | None = None
+    augment: Augmentation = "standard"
     printed: Percentages = ()
     published: Published | None = None
     footnotes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The title, or else the method's name."""
+        return self.title or self.method
 
 
 class Table(_Frozen):
@@ -104,7 +137,7 @@ class Table(_Frozen):
     @model_validator(mode="after")
     def _check_shape(self) -> Table:
         names = [column.name for column in self.columns]
-        for kind, entries in (("columns", names), ("rows", [row.method for row in self.rows])):
+        for kind, entries in (("columns", names), ("rows", [row.name for row in self.rows])):
             if repeated := [entry for entry in entries if entries.count(entry) > 1]:
                 raise ValueError(f"{kind}: {repeated[0]!r} stands there twice; allowed: once")
         for field, numbers in self._numbers():
@@ -116,13 +149,23 @@ class Table(_Frozen):
         return self
 
     def _numbers(self) -> Iterator[tuple[str, Percentages]]:
-        sources = [(f"published numbers of row {row.method}", row.published) for row in self.rows]
+        sources = [(f"published numbers of row {row.name}", row.published) for row in self.rows]
         for field, published in (*sources, ("teachers", self.teachers)):
             if published:
                 yield f"{field}: mean", published.mean
                 yield f"{field}: std", published.std
         for row in self.rows:
-            yield f"row {row.method}: printed", row.printed
+            yield f"row {row.name}: printed", row.printed
+
+    def at(self, scale: str) -> Table:
+        """The table with each column's networks of a scale."""
+        columns = tuple(
+            column.model_copy(update={"student": networks.student, "teacher": networks.teacher, "at_scale": {}})
+            if (networks := column.at_scale.get(scale))
+            else column
+            for column in self.columns
+        )
+        return self.model_copy(update={"columns": columns})
 
     def dataset_for(self, scale: str) -> str:
         """The name of the dataset, or the path of its file, at a scale.
@@ -200,5 +243,5 @@ def _complaint(error: ValidationError) -> str:
 
 _OWNERS = cast(
     dict[int | str, type[BaseModel]],
-    {"columns": Column, "rows": Row, "published": Published, "teachers": Published},
+    {"at_scale": Networks, "columns": Column, "rows": Row, "published": Published, "teachers": Published},
 )

@@ -48,7 +48,7 @@ def to_terminal(result: TableResult, width: int, written: Sequence[Path] = ()) -
 def _panels(page: Page, width: int) -> Iterator[Grid]:
     """The grid, its columns spread evenly over as few panels as fit the width."""
     names = [_name(row) for row in page.rows]
-    headings = [Text(f"{plain(column.teacher)}\n>{plain(column.student)}") for column in page.columns]
+    headings = [Text("\n".join(map(plain, column.heading)).strip("\n")) for column in page.columns]
     cells = [[_cell(row.entries[position]) for row in page.rows] for position in range(len(headings))]
     first = min(max(cell_len(name.plain) for name in names), max(width // 3, 1))
     columns = [[heading, *column] for heading, column in zip(headings, cells, strict=True)]

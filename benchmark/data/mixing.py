@@ -1,9 +1,9 @@
 """Cutout and CutMix on batches of normalised images.
 
-Cutout (DeVries and Taylor, 2017): a square hole of zeros, its centre anywhere in the image, so that it may hang over the
-edge. CutMix (Yun et al., ICCV 2019): with some probability a batch is mixed; a box of each image, as large as a uniform
-share of it and with its centre anywhere, is replaced by the same box of a partner in the batch, and the image then
-counts as both, in proportion to the pixels each has.
+Cutout (DeVries and Taylor, 2017): a square hole of zeros, its centre anywhere in the image, so that it may hang over
+the edge. CutMix (Yun et al., ICCV 2019): with some probability a batch is mixed; a box of each image, as large as a
+uniform share of it and with its centre anywhere, is replaced by the same box of a partner in the batch, and the image
+then counts as both, in proportion to the pixels each has.
 """
 
 from __future__ import annotations
@@ -82,4 +82,5 @@ def cut_out(images: Tensor, centres: Tensor, side: int, turns: int) -> Tensor:
     start = centres - side // 2
     inside = (lines >= start[..., None]) & (lines < start[..., None] + side)
     holes = inside[:, 0, :, None] & inside[:, 1, None, :]
-    return images.masked_fill(_turned(holes, turns), 0.0)
+    # In place on a copy: masked_fill itself would give up the images' channels_last layout.
+    return images.clone().masked_fill_(_turned(holes, turns), 0.0)

@@ -1,0 +1,246 @@
+"""The methods as the suite describes them: `--list`, and docs/methods.md, written by `python -m benchmark.catalogue`.
+
+What takes a training step to find out is kept in `facts.json`; of a method that is not in it, it is found out anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from pydantic.fields import FieldInfo
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from benchmark.command_line import run_app
+from benchmark.errors import UserError
+from benchmark.facts import STUDENT, TEACHER, Facts, facts_of
+from benchmark.files import write_text
+from benchmark.method import Method
+from benchmark.protocols import PROTOCOLS, STAGE_SCHEDULES
+from benchmark.registry import all_methods, method_class
+
+FACTS = Path(__file__).parent / "facts.json"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "methods.md"
+GOLDEN = ROOT / "tests" / "golden"
+DEFAULT_PROTOCOL = "lsskd"
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with its facts and what Baseline's step costs."""
+
+    method: type[Method]
+    facts: Facts
+    baseline: int
+
+    @property
+    def needs(self) -> str:
+        """What it needs beside images, labels and the student's logits."""
+        return "; ".join(self.facts.needs) or "nothing"
+
+    @property
+    def cost(self) -> str:
+        """Multiply-adds of a training step as a multiple of Baseline's."""
+        return f"{self.facts.multiply_adds / self.baseline:.2f}"
+
+    @property
+    def weights(self) -> str:
+        """The weights of the loss terms, and where a protocol has others."""
+        by_weights: dict[str, list[str]] = defaultdict(list)
+        for protocol, weights in self.facts.weights.items():
+            by_weights[", ".join(f"{name} {weight:g}" for name, weight in weights.items())].append(protocol)
+        usual = next(text for text, protocols in by_weights.items() if DEFAULT_PROTOCOL in protocols)
+        others = [f"{text} under {', '.join(names)}" for text, names in by_weights.items() if text != usual]
+        return "; ".join([usual, *others])
+
+    @property
+    def golden(self) -> str:
+        """The public implementation's cases that its losses are tested against."""
+        cases = golden_cases(self.method.golden)
+        return f"{self.method.golden}: {', '.join(cases)}" if cases else "none"
+
+
+def golden_cases(name: str | None) -> tuple[str, ...]:
+    """The cases in a file of golden losses; none without one."""
+    path = GOLDEN / f"losses_{name}.npz"
+    if name is None or not path.exists():
+        return ()
+    with np.load(path) as stored:
+        return tuple(dict.fromkeys(key.partition(".")[0] for key in stored.files))
+
+
+@functools.cache
+def _stored() -> dict[str, dict[str, Any]]:
+    return dict(json.loads(FACTS.read_text(encoding="utf-8"))) if FACTS.exists() else {}
+
+
+def _facts(name: str) -> Facts:
+    stored = _stored().get(name)
+    if stored is None or stored["version"] != method_class(name).version:
+        return facts_of(name)
+    return Facts(**{**stored, "needs": tuple(stored["needs"])})
+
+
+def entries(facts: Mapping[str, Facts] | None = None) -> list[Entry]:
+    """Every method, helpers of others last; with the stored facts, unless other ones are given."""
+    known = facts or {name: _facts(name) for name in all_methods()}
+    baseline = known["Baseline"].multiply_adds
+    found = [Entry(cls, known[name], baseline) for name, cls in all_methods().items()]
+    return sorted(found, key=lambda entry: not entry.method.listed)
+
+
+def to_terminal() -> RenderableType:
+    """A paragraph for each method that can be named."""
+    parts: list[RenderableType] = []
+    for entry in entries():
+        cls = entry.method
+        if not cls.listed:
+            continue
+        named = "" if cls.in_default_grid else "  (runs when named)"
+        parts.append(Text.assemble((cls.name, "bold"), f"  {cls.paper}", (named, "dim")))
+        lines = [
+            cls.equation,
+            f"needs: {entry.needs}",
+            f"weights: {entry.weights}",
+            f"+{entry.facts.extra_parameters:,} parameters in training, {entry.cost} x Baseline's multiply-adds; "
+            f"golden cases: {entry.golden}",
+        ]
+        if cls.remark:
+            lines.append(cls.remark)
+        parts.append(Padding(Text("\n".join(lines), style="dim"), (0, 0, 0, 2)))
+    return Group(*parts)
+
+
+def to_markdown(known: list[Entry]) -> str:
+    """The page docs/methods.md."""
+    return "\n".join([INTRODUCTION, *_overview(known), *(line for entry in known for line in _section(entry))])
+
+
+INTRODUCTION = f"""# Methods
+
+Written by `python -m benchmark.catalogue` from the methods themselves; `python -m benchmark.run --list` says the same.
+Any of them can be a row of any table (`--methods`), if the table's columns have what it needs.
+
+What a method needs is what one training step of it asked for, beside plain images, labels and the student's own logits.
+Extra parameters learn beside the student's, and cost is that of the step: multiply-adds of its forward and backward
+passes for one image, a teacher's forward included, over Baseline's. Both are taken on {TEACHER}>{STUDENT}, with 50,000
+images of 32x32 pixels in 100 classes; in a cohort the teacher's forward is shared. What is left after training is
+always the plain student. Weights are of the loss terms; golden cases are those of the public implementation, against
+which losses and gradients are tested in float64.
+"""
+
+
+def _overview(known: list[Entry]) -> Iterator[str]:
+    yield "| method | needs | extra parameters | cost |"
+    yield "|---|---|--:|--:|"
+    for entry in known:
+        link = f"[{entry.method.name}](#{_anchor(entry.method.name)})"
+        yield f"| {_cell(link)} | {entry.needs} | {entry.facts.extra_parameters:,} | {entry.cost} |"
+
+
+def _section(entry: Entry) -> Iterator[str]:
+    cls = entry.method
+    yield ""
+    yield f"## {cls.name}"
+    yield ""
+    yield f"{_sentence(cls.paper)} {_sentence(cls.equation)}"
+    yield ""
+    if not cls.listed:
+        yield "- serves other methods; it is no row of its own"
+    elif not cls.in_default_grid:
+        yield "- runs when it is named"
+    if cls.remark:
+        yield f"- {cls.remark}"
+    yield f"- needs: {entry.needs}"
+    yield f"- weights: {entry.weights}"
+    yield f"- golden cases: {entry.golden}"
+    if cls.name in STAGE_SCHEDULES:
+        schedule = STAGE_SCHEDULES[cls.name]
+        drops = f", rate divided after {', '.join(map(str, schedule.milestones))}" if schedule.milestones else ""
+        yield f"- schedule of its own: {schedule.epochs} epochs{drops}"
+    for protocol in PROTOCOLS.values():
+        if own := protocol.method_options.get(cls.name):
+            yield f"- under protocol {protocol.name}: {_assignments(own)}"
+    for network, options in cls.network_options.items():
+        yield f"- for {network}: {_assignments(options)}"
+    if cls.Options.model_fields:
+        yield ""
+        yield "| option | default | allowed | what it is |"
+        yield "|---|---|---|---|"
+        for name, field in cls.Options.model_fields.items():
+            default = "none" if field.default is None else field.default
+            yield f"| `{name}` | {default} | {_allowed(cls, name, field)} | {_cell(field.description or '')} |"
+
+
+def _allowed(cls: type[Method], name: str, field: FieldInfo) -> str:
+    schema = cls.Options.model_json_schema()["properties"][name]
+    return _cell(" or ".join(_range(kind) for kind in schema.get("anyOf", [schema])))
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    if schema.get("type") == "null":
+        return "none"
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if schema.get("type") == "boolean":
+        return "true, false"
+    bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = [f"{word} {schema[bound]:g}" for bound, word in bounds.items() if bound in schema]
+    whole = "whole, " if schema.get("type") == "integer" else ""
+    return whole + (", ".join(limits) or "any number")
+
+
+def _assignments(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}` = {value}" for name, value in values.items())
+
+
+def _sentence(text: str) -> str:
+    return _cell(text if text.endswith(".") else f"{text}.")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
+
+
+def _anchor(name: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return "".join(letter for letter in name.lower().replace(" ", "-") if letter.isalnum() or letter in "-_")
+
+
+@app.command()
+def main(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; say whether the files are as they should be.")
+    ] = False,
+) -> int:
+    """Watch a training step of every method and write benchmark/facts.json and docs/methods.md."""
+    facts = {name: facts_of(name) for name in all_methods()}
+    content = json.dumps({name: asdict(found) for name, found in facts.items()}, indent=1) + "\n"
+    wanted = {FACTS: content, PAGE: to_markdown(entries(facts)) + "\n"}
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if check and stale:
+        raise UserError(
+            f"{', '.join(path.name for path in stale)}: not as the methods are; run python -m benchmark.catalogue"
+        )
+    for path in stale:
+        write_text(path, wanted[path])
+        print(f"written: {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmark.catalogue")

@@ -1,0 +1,156 @@
+"""What each method needs and costs, found by watching one training step of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmark.data.augmentation import TrainingSource
+from benchmark.method import Method, Outputs, PastNetwork, PredictionHistory, Step
+from benchmark.plan import Request
+from benchmark.protocols import PROTOCOLS, protocol_named
+from benchmark.registry import all_methods, method_class
+from benchmark.spec import Run, Scale
+from benchmark.training.learner import Learner, build_method
+from benchmark.training.material import recipe_for
+from benchmark.training.untrained import CLASSES, random_images, untrained_teacher
+
+TEACHER, STUDENT = "ResNet56", "ResNet20"
+IMAGE_SIZE, IMAGES, BATCH = 32, 50_000, 64
+
+_READ = {
+    "logits": "logits",
+    "pooled": "pooled features",
+    "stem": "maps",
+    "stages": "maps",
+    "preactivations": "maps before the activation",
+}
+_VIEWS = {"rotated": "four rotations", "second": "a second augmentation", "same_class": "images of the same class"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is said of a method: as seen on the pair ResNet56>ResNet20 and images like CIFAR-100's.
+
+    version: of the method; needs: in words, beside plain images, labels and the student's logits; extra_parameters:
+    that learn beside the student's; multiply_adds: of a training step for one image, the teacher's forward included;
+    weights: of the loss terms by protocol.
+    """
+
+    version: int
+    needs: tuple[str, ...]
+    extra_parameters: int
+    multiply_adds: int
+    weights: Mapping[str, Mapping[str, float]]
+
+
+def facts_of(name: str) -> Facts:
+    """The facts of a method, helpers of others included; it takes a training step.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    cls = method_class(name)
+    needs, learnable, multiply_adds = _watch(cls)
+    weights = {protocol: _weights(cls, protocol) for protocol in PROTOCOLS}
+    return Facts(cls.version, needs, learnable, multiply_adds, weights)
+
+
+@functools.cache
+def _request(protocol: str) -> Request:
+    chosen = protocol_named(protocol).changed(batch_size=BATCH)
+    return Request("random", "random", chosen, Scale(name="seen", factor=1), torch.device("cpu"), precision="fp32")
+
+
+def _run(cls: type[Method], protocol: str = "lsskd") -> Run:
+    request = _request(protocol)
+    if cls.trains_student:
+        return request.run(cls.name, STUDENT, TEACHER, 0)
+    # A head has its place in the plan of a method that reads it.
+    owner = next(other for other in all_methods().values() if other.teacher_head == cls.name)
+    head = request.run(owner.name, STUDENT, TEACHER, 0).head
+    assert isinstance(head, Run)
+    return head
+
+
+def _labels() -> Tensor:
+    return torch.arange(IMAGES) % CLASSES
+
+
+def _weights(cls: type[Method], protocol: str) -> dict[str, float]:
+    return build_method(_run(cls, protocol), CLASSES, IMAGE_SIZE, _labels(), fill=False).weights
+
+
+class _Watched:
+    """A network's outputs that remember which of them were read."""
+
+    def __init__(self, outputs: Outputs, read: set[str]) -> None:
+        self._outputs = outputs
+        self._read = read
+
+    def __getattr__(self, name: str) -> Any:
+        self._read.add(name)
+        return getattr(self._outputs, name)
+
+
+def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int, int]:
+    """What one training step of a method needs, its learnable parameters, and the step's multiply-adds an image."""
+    run, device = _run(cls), torch.device("cpu")
+    images = random_images(CLASSES, IMAGE_SIZE)
+    source = TrainingSource(images.train, recipe_for(run.protocol, images), BATCH, device, ("facts",))
+    batch = source.batch(source.epoch(0), 0)
+    # The whole training set counts in a memory of it, even if few of its images are ever shown here.
+    learner = Learner(run, CLASSES, IMAGE_SIZE, _labels(), 1, device)
+    method, shared = learner.method, untrained_teacher([run], IMAGE_SIZE, device)
+    read: dict[str, set[str]] = {"student": set(), "teacher": set()}
+    views: set[str] = set()
+
+    def watched(kind: str, run: Callable[[Any], Outputs]) -> Callable[[Any], Any]:
+        def call(shown: Any) -> Any:
+            views.update([shown] if isinstance(shown, str) else ())
+            return _Watched(run(shown), read[kind])
+
+        return call
+
+    loss = method.loss
+
+    def watched_loss(step: Step) -> Any:
+        student, teacher = watched("student", step.student), watched("teacher", step.teacher)
+        return loss(dataclasses.replace(step, student=student, teacher=teacher))
+
+    method.loss = watched_loss  # type: ignore[method-assign]
+    teacher = shared.on(batch) if shared else None
+    with FlopCounterMode(display=False) as counter:
+        learner.step(batch, teacher, 0, 0)
+    learnable = sum(part.numel() for part in method.parameters() if part.requires_grad)
+    return _needs(method, read, views), learnable, counter.get_total_flops() // 2 // BATCH
+
+
+def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tuple[str, ...]:
+    def parts(kind: str, leave_out: str = "") -> str:
+        known = dict.fromkeys(_READ[name] for name in _READ if name in read[kind])
+        return ", ".join(name for name in known if name != leave_out)
+
+    needs = []
+    if method.needs_teacher:
+        who = "a trained network like the student" if method.teaches_itself else "teacher"
+        needs.append(f"{who} ({parts('teacher')})" if parts("teacher") else who)
+    if method.teacher_head:
+        needs.append(f"{method.teacher_head} on the teacher")
+    if method.start:
+        needs.append(f"a stage before, {method.start}")
+    if parts("student", "logits"):
+        needs.append(f"the student's {parts('student', 'logits')}")
+    if method.student_branches and method.trains_student:
+        needs.append("branches on the student")
+    needs += [text for view, text in _VIEWS.items() if view in views]
+    if any(isinstance(part, PredictionHistory | PastNetwork) for part in method.modules()):
+        needs.append("its own past predictions")
+    return tuple(needs)
