@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os.path
 from collections.abc import Iterable
 
 from pydantic import ValidationError
@@ -15,8 +16,14 @@ class UserError(Exception):
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name most like `name`, whatever its case; None where none is near."""
     by_lower_case = {candidate.lower(): candidate for candidate in allowed}
-    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.4)
-    return by_lower_case[near[0]] if near else None
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=len(by_lower_case) or 1, cutoff=0.4)
+
+    def likeness(candidate: str) -> tuple[float, int]:
+        # Equally like ones go by how they begin: of ResNet32 and ResNet20, the latter is nearer to ResNet21.
+        ratio = difflib.SequenceMatcher(None, candidate, name.lower()).ratio()
+        return ratio, len(os.path.commonprefix([candidate, name.lower()]))
+
+    return by_lower_case[max(near, key=likeness)] if near else None
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark import streams
-from benchmark.backbones import build_branches, build_network
+from benchmark.backbones import build_branches, build_network, public_branches_name, public_name
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.released import ReleasedWeights, apply_to, load_released
 from benchmark.errors import UserError
@@ -102,6 +104,55 @@ def test_branches_are_split_off_and_the_projection_is_left_out(tmp_path: Path) -
     target = build_branches(NAME, 40)
     apply_to(target, read, NAME)
     assert_same(dict(target.state_dict()), dict(branches.state_dict()))
+
+
+FACTS = json.loads((Path(__file__).parent / "golden" / "backbones.json").read_text())
+
+
+def public_tensors(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Tensors under the names that the public code gives them, each filled with a number of its own."""
+    return {key: torch.tensor(zlib.crc32(key.encode()) / 2**32).expand(shape) for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "layout"),
+    [
+        ("ResNet110", 100, "model"),  # RepDistiller
+        ("VGG13", 100, "model"),
+        ("ResNet50", 100, "model"),
+        ("ResNet18", 100, "state_dict"),  # Tf-KD
+        ("ResNet101", 100, "net"),  # PS-KD
+        ("ImageNet-ResNet18", 1000, "state dict"),  # torchvision
+        ("ImageNet-ResNet34", 1000, "model"),  # torchvision's, wrapped by SemCKD
+    ],
+)
+def test_a_teacher_of_every_family_loads_from_its_public_layout(
+    tmp_path: Path, name: str, num_classes: int, layout: str
+) -> None:
+    tensors = public_tensors(FACTS[public_name(name)]["state_dict"])
+    torch.save(LAYOUTS[layout](tensors), tmp_path / "teacher.pth")
+    read = load_released(tmp_path / "teacher.pth")
+    assert read.layout == layout
+    target = build_network(name, num_classes)
+    apply_to(target, read, name)
+    expected = {key: tensor.to(target.state_dict()[key].dtype) for key, tensor in tensors.items()}
+    assert_same(dict(target.state_dict()), expected)
+
+
+@pytest.mark.parametrize(("name", "num_outputs"), [("VGG8", 400), ("ResNet50", 400), ("ImageNet-ResNet18", 4000)])
+def test_branches_of_every_family_load_from_their_public_layout(tmp_path: Path, name: str, num_outputs: int) -> None:
+    tensors = public_tensors(FACTS[public_branches_name(name)]["branches"])
+    backbone = public_tensors(FACTS[public_name(name)]["state_dict"])
+    stored = prefixed("backbone.", backbone) | prefixed("auxiliary_classifier.", tensors)
+    torch.save(LAYOUTS["net"](stored), tmp_path / "teacher.pth.tar")
+    read = load_released(tmp_path / "teacher.pth.tar")
+    assert read.backbone.keys() == backbone.keys()
+    target = build_branches(name, num_outputs)
+    apply_to(target, read, name)
+    assert_same(
+        {key: value for key, value in target.state_dict().items() if value.is_floating_point()},
+        {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")},
+    )
 
 
 def test_branches_need_a_checkpoint_that_has_some() -> None:

@@ -57,25 +57,49 @@ class Stage(nn.Sequential):
         return cast(ActivatedBlock, last).before_activation(maps)
 
 
-class BasicBlock(ActivatedBlock):
-    """Two 3x3 convolutions, each with a norm, added to the input or to its projection, then ReLU."""
+class ResidualBlock(ActivatedBlock):
+    """Convolutions whose result is added to the input, then ReLU.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    Where the stride or the width changes, a 1x1 convolution and a norm project the input first; public networks
+    differ in the name of that sub-module, `skip_name`.
+    """
+
+    def __init__(self, skip_name: str) -> None:
         super().__init__()
+        self.skip_name = skip_name
+
+    def residual(self, maps: Tensor) -> Tensor:
+        """What is added to the input or its projection."""
+        raise NotImplementedError
+
+    def add_projection(self, in_channels: int, out_channels: int, stride: int) -> None:
+        """Register the projection, or None where there is nothing to change; call it after all other sub-modules."""
+        projection = None
+        if stride != 1 or in_channels != out_channels:
+            projection = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+        self.add_module(self.skip_name, projection)
+
+    def before_activation(self, maps: Tensor) -> Tensor:
+        projection = getattr(self, self.skip_name)
+        return self.residual(maps) + (maps if projection is None else projection(maps))
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions, each with a norm; a ReLU between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, skip_name: str = "downsample") -> None:
+        super().__init__(skip_name)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or in_channels != out_channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
+        self.add_projection(in_channels, out_channels, stride)
 
-    def before_activation(self, maps: Tensor) -> Tensor:
-        residual = F.relu(self.bn1(self.conv1(maps)), inplace=True)
-        residual = self.bn2(self.conv2(residual))
-        return residual + (maps if self.downsample is None else self.downsample(maps))
+    def residual(self, maps: Tensor) -> Tensor:
+        inner = F.relu(self.bn1(self.conv1(maps)), inplace=True)
+        return self.bn2(self.conv2(inner))
 
 
 def stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> Stage:
@@ -132,7 +156,8 @@ def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int) -> R
 def resnet_branches(depth: int, widths: tuple[int, int, int, int], num_outputs: int) -> AuxiliaryBranches:
     """The branches of a ResNet with these channels of stem and stages.
 
-    The branches' linear biases start at zero, though the backbone's do not: so does the public code.
+    HSAKD's code has those of ResNet20, 56, 8x4 and 32x4; for other depths they follow the same rule. The branches'
+    linear biases start at zero, though the backbone's do not: so does the public code.
     """
     blocks = blocks_per_stage(depth)
     _, first, second, third = widths

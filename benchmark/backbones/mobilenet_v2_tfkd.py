@@ -1,0 +1,144 @@
+"""MobileNetV2 as teacher-free distillation uses it on small images (Yuan et al., 2020).
+
+Names and order of the parameters are those of Tf-KD's `mobilenetv2`: the paper's width 1 and ReLU6, a bias in every
+convolution, a 1x1 stem whose padding adds a border of one pixel, and a 1x1 convolution as the last layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.initialisation import fill_parameters
+from benchmark.backbones.mobilenet_v2 import STAGE_ENDS, Group, groups_of_branches, inverted_bottleneck
+from benchmark.backbones.network import Network, Outputs
+
+STEM_WIDTH = 32
+GROUPS = (
+    Group(1, 16, 1, 1),
+    Group(6, 24, 2, 2),
+    Group(6, 32, 3, 2),
+    Group(6, 64, 4, 2),
+    Group(6, 96, 3, 1),
+    Group(6, 160, 3, 1),
+    Group(6, 320, 1, 1),
+)
+HEAD_WIDTH = 1280
+
+
+def _relu6() -> nn.Module:
+    return nn.ReLU6(inplace=True)
+
+
+class Unit(nn.Module):
+    """An inverted bottleneck, added to the input where that has the same size and width; no activation at its end."""
+
+    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
+        super().__init__()
+        self.skips = stride == 1 and in_channels == out_channels
+        self.residual = inverted_bottleneck(in_channels, out_channels, expansion, stride, _relu6, bias=True)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + self.residual(maps) if self.skips else self.residual(maps)
+
+
+def _group(in_channels: int, group: Group) -> nn.Module:
+    first = Unit(in_channels, group.channels, group.expansion, group.stride)
+    if group.units == 1:
+        return first
+    rest = (Unit(group.channels, group.channels, group.expansion, 1) for _ in range(group.units - 1))
+    return nn.Sequential(first, *rest)
+
+
+def _groups(in_channels: int, groups: Sequence[Group]) -> list[nn.Module]:
+    widths = (in_channels, *(group.channels for group in groups))
+    return [_group(width, group) for width, group in zip(widths, groups, strict=False)]
+
+
+def _head(in_channels: int, head_width: int) -> list[nn.Module]:
+    return [nn.Conv2d(in_channels, head_width, 1), nn.BatchNorm2d(head_width), _relu6()]
+
+
+class PointwiseClassifier(nn.Conv2d):
+    """A 1x1 convolution in the place of a linear layer: vectors [batch, width] to logits [batch, classes]."""
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__(width, num_classes, 1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return super().forward(pooled[:, :, None, None]).flatten(1)
+
+
+def _scaled(width: float) -> tuple[int, tuple[Group, ...], int]:
+    """Stem, groups and head with `width` times the channels, rounded to whole ones."""
+    groups = tuple(group._replace(channels=round(group.channels * width)) for group in GROUPS)
+    return round(STEM_WIDTH * width), groups, round(HEAD_WIDTH * width)
+
+
+class MobileNetV2TfKD(Network):
+    """Seven groups of units, a 1x1 convolution, then an average over all positions and a 1x1 convolution.
+
+    The public code reads no maps; the stage maps are at the places of the other MobileNetV2's. They are linear, so
+    pre-activations are the stage maps themselves.
+    """
+
+    after_stages = ("conv1", "conv2")
+
+    def __init__(self, num_classes: int, width: float = 1.0) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        stem_width, groups, head_width = _scaled(width)
+        self.pre = nn.Sequential(nn.Conv2d(3, stem_width, 1, padding=1), nn.BatchNorm2d(stem_width), _relu6())
+        for number, group in enumerate(_groups(stem_width, groups), start=1):
+            self.add_module(f"stage{number}", group)
+        self.conv1 = nn.Sequential(*_head(groups[-1].channels, head_width))
+        self.conv2 = PointwiseClassifier(head_width, num_classes)
+
+    def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
+        stem = self.pre(images)
+        maps, stages = stem, []
+        for number in range(1, len(GROUPS) + 1):
+            maps = self.get_submodule(f"stage{number}")(maps)
+            if number in STAGE_ENDS:
+                stages.append(maps)
+        pooled = self.conv1(maps).mean((2, 3))
+        linear_maps = tuple(stages)
+        return Outputs(self.conv2(pooled), pooled, stem, linear_maps, linear_maps if preactivations else None)
+
+    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
+        fill_parameters(self, generator)
+
+
+def mobilenet_v2_tfkd(num_classes: int) -> MobileNetV2TfKD:
+    """Tf-KD's MobileNetV2 at width 1."""
+    return MobileNetV2TfKD(num_classes)
+
+
+def half_mobilenet_v2_tfkd(num_classes: int) -> MobileNetV2TfKD:
+    """The same network with half the channels everywhere, the head too.
+
+    It is this suite's own, for quick demonstrations; no published number comes from it.
+    """
+    return MobileNetV2TfKD(num_classes, width=0.5)
+
+
+def mobilenet_v2_tfkd_branches(num_outputs: int, width: float = 1.0) -> AuxiliaryBranches:
+    """The branches of Tf-KD's MobileNetV2, each with a 1x1 convolution of its own at the end.
+
+    The public code has none; these follow HSAKD's rule (see `auxiliary`).
+    """
+    _, groups, head_width = _scaled(width)
+    inputs = [groups[end - 1].channels for end in STAGE_ENDS]
+    extractors = [
+        nn.Sequential(*_groups(in_channels, repeated), *_head(groups[-1].channels, head_width))
+        for in_channels, repeated in zip(inputs, groups_of_branches(groups), strict=True)
+    ]
+    return AuxiliaryBranches(extractors, head_width, num_outputs)
+
+
+def half_mobilenet_v2_tfkd_branches(num_outputs: int) -> AuxiliaryBranches:
+    """The branches of the network with half the channels."""
+    return mobilenet_v2_tfkd_branches(num_outputs, width=0.5)

@@ -1,0 +1,120 @@
+"""Residual networks with pre-activation (He et al., 2016, "Identity mappings"), as PS-KD and CS-KD use them.
+
+Names and order of the parameters are those of PS-KD's `PreActResNet18` (CS-KD's `CIFAR_ResNet18` is the same network).
+Unlike the paper's, its stem has a norm and ReLU, its skips start behind the block's first ReLU also where they are
+identities, and neither norm nor ReLU follows the last block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.initialisation import fill_parameters
+from benchmark.backbones.network import Network, Outputs
+
+WIDTH = 64
+"""Channels of the stem and the first stage; each further stage has twice as many as the one before."""
+NARROW_WIDTH = 16
+BLOCKS = 2
+
+
+def stage_widths(width: int) -> tuple[int, int, int, int]:
+    """Channels of the four stage maps."""
+    return (width, 2 * width, 4 * width, 8 * width)
+
+
+class Block(nn.Module):
+    """Norm, ReLU, 3x3 convolution, twice, added to the *activated* input or to a 1x1 convolution of it."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.shortcut: nn.Sequential | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        activated = F.relu(self.bn1(maps), inplace=True)
+        residual = self.conv2(F.relu(self.bn2(self.conv1(activated)), inplace=True))
+        return residual + (activated if self.shortcut is None else self.shortcut(activated))
+
+
+def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    """Blocks in a row; the first one changes the width and has the stride."""
+    first = Block(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(Block(out_channels, out_channels, 1) for _ in range(BLOCKS - 1)))
+
+
+class PreActResNet(Network):
+    """Four stages of two blocks with strides 1, 2, 2, 2, then an average over all positions and a linear layer.
+
+    Stage maps are raw residual sums, and pre-activations are these themselves: no ReLU ends a block.
+    """
+
+    after_stages = ("linear",)
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        widths = stage_widths(width)
+        self.num_classes = num_classes
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = stage(width, widths[0], stride=1)
+        self.layer2 = stage(widths[0], widths[1], stride=2)
+        self.layer3 = stage(widths[1], widths[2], stride=2)
+        self.layer4 = stage(widths[2], widths[3], stride=2)
+        self.linear = nn.Linear(widths[3], num_classes)
+
+    def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
+        stem = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        first = self.layer1(stem)
+        second = self.layer2(first)
+        third = self.layer3(second)
+        fourth = self.layer4(third)
+        pooled = fourth.mean((2, 3))
+        sums = (first, second, third, fourth)
+        return Outputs(self.linear(pooled), pooled, stem, sums, sums if preactivations else None)
+
+    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
+        fill_parameters(self, generator)
+
+
+def preact_resnet18(num_classes: int) -> PreActResNet:
+    """PreActResNet18 of PS-KD and CS-KD."""
+    return PreActResNet(WIDTH, num_classes)
+
+
+def narrow_preact_resnet18(num_classes: int) -> PreActResNet:
+    """PreActResNet18 with a quarter of the channels everywhere.
+
+    It is this suite's own, for quick demonstrations; no published number comes from it.
+    """
+    return PreActResNet(NARROW_WIDTH, num_classes)
+
+
+def preact_resnet18_branches(num_outputs: int, width: int = WIDTH) -> AuxiliaryBranches:
+    """The branches of PreActResNet18; like the network, they average raw residual sums.
+
+    The public code has none; these follow HSAKD's rule (see `auxiliary`).
+    """
+    first, second, third, fourth = stage_widths(width)
+    extractors = (
+        nn.Sequential(stage(first, second, stride=2), stage(second, third, stride=2), stage(third, fourth, stride=2)),
+        nn.Sequential(stage(second, third, stride=2), stage(third, fourth, stride=2)),
+        nn.Sequential(stage(third, fourth, stride=2)),
+        nn.Sequential(stage(fourth, fourth, stride=1)),
+    )
+    return AuxiliaryBranches(extractors, fourth, num_outputs)
+
+
+def narrow_preact_resnet18_branches(num_outputs: int) -> AuxiliaryBranches:
+    """The branches of the network with a quarter of the channels."""
+    return preact_resnet18_branches(num_outputs, NARROW_WIDTH)

@@ -1,0 +1,109 @@
+"""ResNeXt for small images (Xie et al., 2017), as PS-KD and Tf-KD use it.
+
+Names and order of the parameters are those of both projects' ResNeXt29-8x64d: 29 layers, 8 groups of 64 channels in the
+first stage's 3x3 convolutions.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.initialisation import fill_parameters
+from benchmark.backbones.network import Network, Outputs
+from benchmark.backbones.resnet import ActivatedBlock, Stage, run_stages
+
+GROUPS = 8
+STEM_WIDTH = 64
+STAGE_WIDTHS = (256, 512, 1024)
+BLOCKS = 3
+
+
+class Bottleneck(ActivatedBlock):
+    """1x1, grouped 3x3 and 1x1 convolution, each with a norm, added to the input or to its projection, then ReLU.
+
+    Inside it is twice as wide as its output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        inner = 2 * out_channels
+        self.conv_reduce = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn_reduce = nn.BatchNorm2d(inner)
+        self.conv_conv = nn.Conv2d(inner, inner, 3, stride, padding=1, groups=GROUPS, bias=False)
+        self.bn = nn.BatchNorm2d(inner)
+        self.conv_expand = nn.Conv2d(inner, out_channels, 1, bias=False)
+        self.bn_expand = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Sequential | None = None
+        if in_channels != out_channels:
+            projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            named = OrderedDict[str, nn.Module](shortcut_conv=projection, shortcut_bn=nn.BatchNorm2d(out_channels))
+            self.shortcut = nn.Sequential(named)
+
+    def before_activation(self, maps: Tensor) -> Tensor:
+        residual = F.relu(self.bn_reduce(self.conv_reduce(maps)), inplace=True)
+        residual = F.relu(self.bn(self.conv_conv(residual)), inplace=True)
+        residual = self.bn_expand(self.conv_expand(residual))
+        return residual + (maps if self.shortcut is None else self.shortcut(maps))
+
+
+def stage(number: int, in_channels: int, out_channels: int, stride: int) -> Stage:
+    """Bottlenecks in a row, named after the stage's number; the first one changes the width and has the stride."""
+    blocks = OrderedDict[str, nn.Module]()
+    for index in range(BLOCKS):
+        first = index == 0
+        block = Bottleneck(in_channels if first else out_channels, out_channels, stride if first else 1)
+        blocks[f"stage_{number}_bottleneck_{index}"] = block
+    return Stage(blocks)
+
+
+class ResNeXt(Network):
+    """Three stages of bottlenecks with strides 1, 2, 2, then an average over all positions and a linear layer.
+
+    Pre-activations are the last residual sums of the stages, before their ReLU.
+    """
+
+    after_stages = ("classifier",)
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv_1_3x3 = nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False)
+        self.bn_1 = nn.BatchNorm2d(STEM_WIDTH)
+        self.stage_1 = stage(1, STEM_WIDTH, STAGE_WIDTHS[0], stride=1)
+        self.stage_2 = stage(2, STAGE_WIDTHS[0], STAGE_WIDTHS[1], stride=2)
+        self.stage_3 = stage(3, STAGE_WIDTHS[1], STAGE_WIDTHS[2], stride=2)
+        self.classifier = nn.Linear(STAGE_WIDTHS[2], num_classes)
+
+    def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
+        stem = F.relu(self.bn_1(self.conv_1_3x3(images)), inplace=True)
+        stages, before = run_stages((self.stage_1, self.stage_2, self.stage_3), stem)
+        pooled = stages[-1].mean((2, 3))
+        return Outputs(self.classifier(pooled), pooled, stem, stages, before if preactivations else None)
+
+    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
+        fill_parameters(self, generator, convolution="he_fan_out", linear="he_fan_in")
+
+
+def resnext29_8x64d(num_classes: int) -> ResNeXt:
+    """ResNeXt29 with 8 groups of 64 channels."""
+    return ResNeXt(num_classes)
+
+
+def resnext29_8x64d_branches(num_outputs: int) -> AuxiliaryBranches:
+    """The branches of ResNeXt29-8x64d, initialised as the network.
+
+    The public code has none; these follow HSAKD's rule (see `auxiliary`).
+    """
+    first, second, third = STAGE_WIDTHS
+    extractors = (
+        nn.Sequential(stage(2, first, second, stride=2), stage(3, second, third, stride=2)),
+        nn.Sequential(stage(3, second, third, stride=2)),
+        nn.Sequential(stage(3, third, third, stride=1)),
+    )
+    return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "he_fan_in")

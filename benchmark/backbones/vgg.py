@@ -1,0 +1,111 @@
+"""VGG with batch norm for small images (Simonyan and Zisserman, 2015), as the distillation literature uses it.
+
+Names and order of the parameters are those of RepDistiller's `vgg`: every convolution has a bias although a norm
+follows it, and a single linear layer replaces the paper's three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.initialisation import fill_parameters
+from benchmark.backbones.network import Network, Outputs
+
+WIDTHS = (64, 128, 256, 512, 512)
+"""Channels of the five groups of convolutions."""
+VGG8 = (1, 1, 1, 1, 1)
+VGG13 = (2, 2, 2, 2, 2)
+"""Convolutions in each of the five groups. The names also count the paper's three linear layers."""
+
+Convolutions = tuple[int, int, int, int, int]
+
+
+class HalvingPool(nn.Module):
+    """A 2x2 max pool; maps of a single row or column, of which it would leave nothing, pass as they are."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.max_pool2d(maps, 2) if min(maps.shape[2:]) > 1 else maps
+
+
+def group(in_channels: int, out_channels: int, convolutions: int) -> nn.Sequential:
+    """3x3 convolutions in a row, each with a norm, and a ReLU between them; the last ReLU is left to the caller."""
+    layers: list[nn.Module] = []
+    for channels in (in_channels, *[out_channels] * (convolutions - 1)):
+        if layers:
+            layers.append(nn.ReLU(inplace=True))
+        layers += [nn.Conv2d(channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels)]
+    return nn.Sequential(*layers)
+
+
+class VGG(Network):
+    """Five groups of convolutions, an average over all positions, a linear layer.
+
+    The first group is the stem, the other four are the stages; their pre-activations are the maps before the ReLU that
+    ends a group. A max pool lies behind each of the first three groups, and behind the fourth if the images have 64
+    rows. The branches read the stem and the first, second and fourth stage, as HSAKD's do.
+    """
+
+    after_stages = ("classifier",)
+
+    def __init__(self, convolutions: Convolutions, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        for index, (channels, number) in enumerate(zip(pairwise((3, *WIDTHS)), convolutions, strict=True)):
+            self.add_module(f"block{index}", group(*channels, number))
+        self.pool = HalvingPool()
+        self.classifier = nn.Linear(WIDTHS[-1], num_classes)
+
+    def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
+        pools_before = {1, 2, 3, 4} if images.shape[2] == 64 else {1, 2, 3}
+        maps, before, after = images, [], []
+        for index in range(len(WIDTHS)):
+            if index in pools_before:
+                maps = self.pool(maps)
+            before.append(self.get_submodule(f"block{index}")(maps))
+            maps = F.relu(before[-1])
+            after.append(maps)
+        stem, *stages = after
+        pooled = maps.mean((2, 3))
+        return Outputs(
+            self.classifier(pooled),
+            pooled,
+            stem,
+            tuple(stages),
+            tuple(before[1:]) if preactivations else None,
+            tapped=(stem, stages[0], stages[1], stages[3]),
+        )
+
+    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
+        fill_parameters(self, generator, convolution="he_fan_out", linear="normal")
+
+
+def vgg(convolutions: Convolutions, num_classes: int) -> VGG:
+    """VGG with so many convolutions in its five groups."""
+    return VGG(convolutions, num_classes)
+
+
+def vgg_branches(convolutions: Convolutions, num_outputs: int) -> AuxiliaryBranches:
+    """The branches of VGG: what is left of the backbone behind the stem and the first, second and fourth stage.
+
+    The last one repeats the last two groups, without a pool. Unlike the backbone's, their weights start by PyTorch's
+    rule: the public code has another for them but never calls it.
+    """
+
+    def groups(first: int, in_channels: int, pools_before: tuple[int, ...]) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for index in range(first, len(WIDTHS)):
+            if index in pools_before:
+                layers.append(HalvingPool())
+            layers += [group(in_channels, WIDTHS[index], convolutions[index]), nn.ReLU(inplace=True)]
+            in_channels = WIDTHS[index]
+        return nn.Sequential(*layers)
+
+    extractors = [groups(first, WIDTHS[first - 1], pools_before=(1, 2, 3)) for first in (1, 2, 3)]
+    extractors.append(groups(3, WIDTHS[4], pools_before=()))
+    return AuxiliaryBranches(extractors, WIDTHS[-1], num_outputs)

@@ -1,0 +1,272 @@
+"""Every backbone of the table keeps the contract of a backbone, whatever the size of the images.
+
+What needs no golden value is here (see `test_backbones`); the costly part of it runs on light networks, which share
+their code with the heavy ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmark import streams
+from benchmark.backbones import (
+    AuxiliaryBranches,
+    Network,
+    build_branches,
+    build_network,
+    public_name,
+    shape_of,
+    uses_grouped_convolutions,
+)
+from benchmark.backbones.cost import multiply_adds, parameters
+from benchmark.backbones.resnet import NARROW, resnet
+from benchmark.backbones.shufflenet_v1 import shuffle_channels
+from benchmark.backbones.vgg import VGG8, vgg, vgg_branches
+from benchmark.backbones.wrn import wide_resnet
+from benchmark.errors import UserError
+from tests.test_backbones import (
+    DOUBLE,
+    NAMES,
+    dry,
+    fill,
+    golden_images,
+    initialised,
+    relative_error,
+)
+
+DRY = {name: dry(name) for name in NAMES}
+FAMILY = {name: type(network).__name__ for name, (network, _) in DRY.items()}
+SIZE = {name: parameters(network) + parameters(branches) for name, (network, branches) in DRY.items()}
+SMALLEST = {FAMILY[name]: name for name in sorted(NAMES, key=SIZE.__getitem__, reverse=True)}
+LIGHT = [name for name in NAMES if SIZE[name] < 3e7]
+LIGHT_OR_SMALLEST = [name for name in NAMES if name in LIGHT or name in SMALLEST.values()]
+"""Light networks, and of a family that has none the smallest."""
+WIDE = [name for name in NAMES if FAMILY[name] == "WideResNet"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def fresh(request: pytest.FixtureRequest) -> tuple[str, Network, AuxiliaryBranches]:
+    """A network of 10 classes and its branches with PyTorch's initial weights; not to be changed."""
+    return request.param, build_network(request.param, 10).eval(), build_branches(request.param, 40).eval()
+
+
+# By which number the height and width of a stage map is smaller than the image's, for images of 8 and of 64 rows.
+DIVISORS = {
+    "WideResNet": [(1, 2, 4)] * 2,
+    "ResNet": [(1, 2, 4)] * 2,
+    "ShuffleNetV1": [(2, 4, 8)] * 2,
+    "ShuffleNetV2": [(2, 4, 8)] * 2,
+    "FourStageResNet": [(1, 2, 4, 8)] * 2,
+    "ImageNetResNet": [(4, 8, 16, 32)] * 2,
+    "VGG": [(2, 4, 8, 8), (2, 4, 8, 16)],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [8, 64])
+def test_other_image_sizes_work_with_the_branches_too(fresh: tuple[str, Network, AuxiliaryBranches], size: int) -> None:
+    name, network, branches = fresh
+    outputs = network(torch.randn(1, 3, size, size, generator=streams.generator("images")), preactivations=True)
+    shape = shape_of(name, network, size)
+    if FAMILY[name] in DIVISORS:
+        divisors = DIVISORS[FAMILY[name]][size == 64]
+        assert [sizes[1:] for sizes in shape.stages] == [(-(-size // divisor),) * 2 for divisor in divisors]
+    assert tuple(outputs.stem.shape[1:]) == shape.stem
+    assert tuple(tuple(maps.shape[1:]) for maps in outputs.stages) == shape.stages
+    assert tuple(tuple(maps.shape[1:]) for maps in outputs.branch_maps) == shape.branch_maps
+    assert outputs.preactivations is not None
+    assert [maps.shape for maps in outputs.preactivations] == [maps.shape for maps in outputs.stages]
+    assert outputs.logits.shape == (1, 10)
+    assert outputs.pooled.shape == (1, shape.pooled)
+    for branch in branches(outputs.branch_maps):
+        assert branch.logits.shape == (1, 40)
+        assert branch.logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_vgg_leaves_out_pools_of_single_rows() -> None:
+    network, branches = vgg(VGG8, 10).eval(), vgg_branches(VGG8, 40).eval()
+    outputs = network(torch.randn(2, 3, 2, 4))
+    assert [tuple(maps.shape[2:]) for maps in (outputs.stem, *outputs.stages)] == [(2, 4), *[(1, 2)] * 4]
+    assert all(branch.logits.shape == (2, 40) for branch in branches(outputs.branch_maps))
+
+
+def test_branches_of_vgg_read_the_stem_and_the_first_second_and_fourth_stage() -> None:
+    outputs = vgg(VGG8, 10)(torch.randn(2, 3, 16, 16))
+    expected = (outputs.stem, outputs.stages[0], outputs.stages[1], outputs.stages[3])
+    assert all(given is map_ for given, map_ in zip(outputs.branch_maps, expected, strict=True))
+
+
+@torch.no_grad()
+def test_asking_for_preactivations_changes_neither_outputs_nor_statistics(
+    fresh: tuple[str, Network, AuxiliaryBranches],
+) -> None:
+    asked, plain = copy.deepcopy(fresh[1]).train(), copy.deepcopy(fresh[1]).train()
+    images = torch.randn(4, 3, 8, 8, generator=streams.generator("images"))
+    with_maps, without = asked(images, preactivations=True), plain(images)
+    assert without.preactivations is None
+    assert torch.equal(with_maps.logits, without.logits)
+    assert all(torch.equal(a, b) for a, b in zip(with_maps.stages, without.stages, strict=True))
+    for key, value in asked.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[key]), key
+        assert not key.endswith("num_batches_tracked") or value == 1, key
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_resnet_preactivations_use_batch_statistics_in_training_mode(name: str) -> None:
+    network = build_network(name, 10).train()
+    fill(network)
+    norms = [copy.deepcopy(network.get_submodule(key)) for key in ("block2.layer.0.bn1", "block3.layer.0.bn1", "bn1")]
+    outputs = network(golden_images(), preactivations=True)
+    assert outputs.preactivations is not None
+    for norm, stage, given in zip(norms, outputs.stages, outputs.preactivations, strict=True):
+        assert relative_error(given, norm(stage).numpy()) < DOUBLE
+
+
+ACTIVATED = ("ResNet", "ShuffleNetV1", "FourStageResNet", "ImageNetResNet", "VGG")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in LIGHT_OR_SMALLEST if FAMILY[name] in ACTIVATED])
+def test_a_stage_map_is_the_relu_of_its_preactivation(name: str) -> None:
+    outputs = build_network(name, 10)(torch.randn(4, 3, 8, 8), preactivations=True)
+    assert outputs.preactivations is not None
+    for stage, before in zip(outputs.stages, outputs.preactivations, strict=True):
+        assert before.min() < 0
+        assert torch.equal(stage, before.relu())
+
+
+@pytest.mark.parametrize("name", LIGHT_OR_SMALLEST)
+def test_every_parameter_receives_a_gradient(name: str) -> None:
+    network, branches = build_network(name, 10), build_branches(name, 40)
+    outputs = network(torch.randn(4, 3, 8, 8), preactivations=True)
+    assert outputs.preactivations is not None
+    branch_losses = [branch.logits.square().mean() for branch in branches(outputs.branch_maps)]
+    maps_loss = torch.stack([maps.square().mean() for maps in outputs.preactivations]).sum()
+    (outputs.logits.square().mean() + maps_loss + torch.stack(branch_losses).sum()).backward()
+    for key, parameter in (*network.named_parameters(), *branches.named_parameters()):
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", LIGHT_OR_SMALLEST)
+def test_after_stages_names_all_that_the_last_stage_map_does_not_depend_on(name: str) -> None:
+    network = build_network(name, 10)
+    network(torch.randn(4, 3, 8, 8)).stages[-1].sum().backward()
+    behind = {key.partition(".")[0] for key, parameter in network.named_parameters() if parameter.grad is None}
+    assert behind == set(network.after_stages)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_shuffling_interleaves_the_groups_and_keeps_the_memory_layout(layout: torch.memory_format) -> None:
+    maps = torch.arange(2 * 6 * 4 * 5).view(2, 6, 4, 5).contiguous(memory_format=layout)
+    shuffled = shuffle_channels(maps, 2)
+    assert torch.equal(shuffled, maps[:, [0, 3, 1, 4, 2, 5]])
+    assert shuffled.is_contiguous(memory_format=layout)
+
+
+def test_counting_multiply_adds_leaves_the_module_as_it_was() -> None:
+    network = build_network("ResNet20", 10).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    multiply_adds(network, torch.empty(4, 3, 32, 32))
+    assert network.training
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("build", [build_network, build_branches])
+@pytest.mark.parametrize("name", LIGHT)
+def test_initial_weights_depend_on_seed_and_parameter_name_alone(
+    name: str, build: Callable[[str, int], Network | AuxiliaryBranches]
+) -> None:
+    first = dict(initialised(build, name, 0).state_dict())
+    torch.rand(1)
+    again = initialised(build, name, 0).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+
+    weights = [key for key, value in first.items() if key.endswith("weight") and value.ndim > 1]
+    other = initialised(build, name, 1).state_dict()
+    assert not any(torch.equal(first[key], other[key]) for key in weights)
+
+    moved = weights[len(weights) // 2]
+    once_moved = initialised(build, name, 0, moved).state_dict()
+    assert [key for key, value in first.items() if not torch.equal(value, once_moved[key])] == [moved]
+
+
+HE, UNIFORM = "he", "uniform"
+# Of each family the rules of convolutions and of linear layers, for the network and then for the branches.
+RULES = {
+    "WideResNet": ((HE, "zero_bias"), (HE, "zero_bias")),
+    "ResNet": ((HE, "default"), (HE, "zero_bias")),
+    "ShuffleNetV1": ((UNIFORM, "default"), (HE, "zero_bias")),
+    "ShuffleNetV2": ((UNIFORM, "default"), (UNIFORM, "default")),
+    "FourStageResNet": ((HE, "default"), (HE, "default")),
+    "ImageNetResNet": ((HE, "default"), (HE, "default")),
+    "VGG": ((HE, "normal"), (UNIFORM, "default")),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in LIGHT_OR_SMALLEST if FAMILY[name] in RULES])
+def test_initial_weights_follow_the_rule_of_the_family(name: str) -> None:
+    for build, (convolution, linear) in zip((build_network, build_branches), RULES[FAMILY[name]], strict=True):
+        for layer in initialised(build, name, 0).modules():  # type: ignore[arg-type]
+            if isinstance(layer, nn.BatchNorm2d):
+                assert torch.equal(layer.weight, torch.ones_like(layer.weight))
+                assert not layer.bias.any()
+            if isinstance(layer, nn.Linear):
+                bound = layer.in_features**-0.5
+                _check_weights(layer.weight, 0.01 if linear == "normal" else bound / math.sqrt(3))
+                assert linear == "normal" or layer.weight.abs().max() <= bound
+                assert (not layer.bias.any()) == (linear != "default")
+            if isinstance(layer, nn.Conv2d):
+                area = math.prod(layer.kernel_size)
+                bound = 1 / math.sqrt(layer.weight[0].numel())
+                he = math.sqrt(2 / (area * layer.out_channels))
+                _check_weights(layer.weight, he if convolution == HE else bound / math.sqrt(3))
+                assert convolution == HE or layer.weight.abs().max() <= bound
+                assert layer.bias is None or (not layer.bias.any()) == (convolution == HE)
+
+
+def _check_weights(weight: Tensor, deviation: float) -> None:
+    # Six standard errors of a standard deviation estimated from a normal sample (a uniform one has less).
+    assert weight.std().item() == pytest.approx(deviation, rel=6 / math.sqrt(2 * weight.numel()))
+
+
+def test_building_a_network_does_not_move_the_callers_random_stream() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    build_network("ResNet20", 10)
+    build_branches("ResNet20", 40)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_branches_refuse_another_number_of_stage_maps() -> None:
+    with pytest.raises(ValueError, match="3 branches need as many stage maps, not 2"):
+        build_branches("ResNet20", 40)((torch.zeros(1, 16, 8, 8), torch.zeros(1, 32, 4, 4)))
+
+
+@pytest.mark.parametrize("ask", [public_name, uses_grouped_convolutions, lambda name: build_network(name, 10)])
+def test_an_unknown_network_is_refused_with_the_nearest_name(ask: Callable[[str], object]) -> None:
+    with pytest.raises(UserError, match=r"unknown network 'wrn-40-3'.*did you mean 'WRN-40-[12]'.*ShuffleNetV2"):
+        ask("wrn-40-3")
+
+
+def test_depths_outside_a_family_are_refused() -> None:
+    with pytest.raises(ValueError, match="not 20"):
+        wide_resnet(20, 2, 10)
+    with pytest.raises(ValueError, match="not 21"):
+        resnet(21, NARROW, 10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grouped_convolutions_are_declared_as_they_are(name: str) -> None:
+    network, _ = DRY[name]
+    grouped = any(layer.groups > 1 for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    assert uses_grouped_convolutions(name) == grouped
