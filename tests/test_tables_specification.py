@@ -9,10 +9,11 @@ import pytest
 
 from benchmark.backbones import network_names
 from benchmark.errors import UserError
+from benchmark.protocols import SCALES
 from benchmark.registry import method_names
 from tables.specification import Table, load_table, number_at, table_names
 
-PRINTED = Path(__file__).parent / "golden" / "table_II_printed.csv"
+GOLDEN = Path(__file__).parent / "golden"
 
 SMALL = """
 name = "mine"
@@ -48,17 +49,18 @@ def complaint(folder: Path, old: str, new: str) -> str:
     return message
 
 
-def test_table_II_has_the_papers_printed_numbers() -> None:
-    table = load_table("II")
-    with PRINTED.open(encoding="utf-8") as lines:
+@pytest.mark.parametrize("name", ["II", "III"])
+def test_a_table_has_the_papers_printed_numbers(name: str) -> None:
+    table = load_table(name)
+    with (GOLDEN / f"table_{name}_printed.csv").open(encoding="utf-8") as lines:
         expected = {
             (row["method"], pair): float(number)
             for row in csv.DictReader(lines)
             for pair, number in row.items()
-            if pair != "method"
+            if pair != "method" and number
         }
     printed = {
-        (row.method, column.name): number
+        (row.name, column.name): number
         for row in table.rows
         for position, column in enumerate(table.columns)
         if (number := number_at(row.printed, position)) is not None
@@ -73,10 +75,40 @@ def test_table_II_ends_with_the_papers_own_method_and_marks_what_the_paper_leave
     assert all(row.published is None or not row.printed for row in rows)
 
 
-def test_table_II_covers_the_suite() -> None:
-    table = load_table("II")
-    assert set(method_names()) <= {row.method for row in table.rows}
-    assert {name for column in table.columns for name in (column.teacher, column.student)} <= set(network_names())
+@pytest.mark.parametrize("name", ["II", "III"])
+@pytest.mark.parametrize("scale", list(SCALES))
+def test_every_row_and_every_network_of_a_table_is_in_the_suite(name: str, scale: str) -> None:
+    table = load_table(name).at(scale)
+    assert {row.method for row in table.rows} <= set(method_names())
+    networks = {network for column in table.columns for network in (column.teacher, column.student) if network}
+    assert networks <= set(network_names())
+
+
+def test_table_III_has_narrow_networks_at_scale_demo_only_and_keeps_its_columns() -> None:
+    table = load_table("III")
+    assert [column.student for column in table.columns] == ["PreActResNet18", "ResNet101", "MobileNetV2-TFKD"]
+    assert table.at("paper") == table.at("quick") == table
+    demo = table.at("demo")
+    assert [column.name for column in demo.columns] == ["ResNet18", "ResNet101", "MobileNetV2"]
+    for column, wide in zip(demo.columns, table.columns, strict=True):
+        assert column.student.startswith(f"{wide.student}-x1/")
+
+
+def test_the_rows_of_table_III_that_are_ours_say_so_and_print_nothing() -> None:
+    ours = [row for row in load_table("III").rows if row.augment != "standard"]
+    assert [row.name for row in ours] == ["Baseline+COC", "LSSKD+COC"]
+    for row in ours:
+        assert not row.printed
+        assert any(note.startswith("Our row") for note in row.footnotes)
+
+
+def test_a_column_without_a_teacher_is_named_by_its_student_or_its_title(tmp_path: Path) -> None:
+    columns = '[[columns]]\nstudent = "ResNet20"\n[[columns]]\nstudent = "ResNet56"\ntitle = "deep"\n'
+    start, end = SMALL.index("[[columns]]"), SMALL.index("[[rows]]")
+    table = load_table(written(tmp_path, SMALL[:start] + columns + SMALL[end:]))
+    assert [column.name for column in table.columns] == ["ResNet20", "deep"]
+    assert [column.heading for column in table.columns] == [("", "ResNet20"), ("", "deep")]
+
 
 
 @pytest.mark.parametrize("scale", ["demo", "quick", "paper"])
