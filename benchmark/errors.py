@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os.path
 from collections.abc import Iterable
 
 from pydantic import ValidationError
@@ -20,8 +19,9 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 
     def likeness(candidate: str) -> tuple[float, int]:
         # Equally like ones go by how they begin: of ResNet32 and ResNet20, the latter is nearer to ResNet21.
-        ratio = difflib.SequenceMatcher(None, candidate, name.lower()).ratio()
-        return ratio, len(os.path.commonprefix([candidate, name.lower()]))
+        matcher = difflib.SequenceMatcher(None, candidate, name.lower())
+        first = matcher.get_matching_blocks()[0]
+        return matcher.ratio(), first.size if first.a == first.b == 0 else 0
 
     return by_lower_case[max(near, key=likeness)] if near else None
 

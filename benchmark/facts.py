@@ -112,10 +112,10 @@ def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int, int]:
     read: dict[str, set[str]] = {"student": set(), "teacher": set()}
     views: set[str] = set()
 
-    def watched(kind: str, run: Callable[[Any], Outputs]) -> Callable[[Any], Any]:
-        def call(shown: Any) -> Any:
+    def watched(kind: str, run: Callable[..., Outputs]) -> Callable[..., Any]:
+        def call(shown: Any, **how: Any) -> Any:
             views.update([shown] if isinstance(shown, str) else ())
-            return _Watched(run(shown), read[kind])
+            return _Watched(run(shown, **how), read[kind])
 
         return call
 

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from benchmark.backbones.network import Network, Outputs, Shape
+from benchmark.backbones.network import Network, Outputs, Shape, statistics_kept
 from benchmark.data.augmentation import ROTATIONS, View
 from benchmark.data.mixing import Mixture
 from benchmark.errors import UserError
@@ -30,9 +30,9 @@ __all__ = [
     "ROTATIONS",
     "Context",
     "Method",
+    "MethodOptions",
     "Mixture",
     "Network",
-    "Options",
     "Outputs",
     "PastNetwork",
     "PredictionHistory",
@@ -42,11 +42,12 @@ __all__ = [
     "View",
     "full_precision",
     "outside_autocast",
+    "statistics_kept",
     "upright",
 ]
 
 
-class Options(BaseModel):
+class MethodOptions(BaseModel):
     """A method's options: frozen, typed, with ranges; an unknown name or a value out of range is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -90,6 +91,12 @@ class Context:
     batch_size: int
 
 
+class RunStudent(Protocol):
+    """See `Step.student`."""
+
+    def __call__(self, shown: View | Tensor, /, gather: bool = True) -> Outputs: ...
+
+
 @dataclass(frozen=True)
 class Step:
     """One training step as a method sees it.
@@ -97,7 +104,9 @@ class Step:
     labels, index: class and position in the training set of each image of the batch, int64 [batch];
     epoch: the epoch under way, counted from 0, of `epochs`; progress: share of all steps done before this one, 0..1;
     images: the images of a view, augmented and normalised, [rows, 3, height, width];
-    student: runs the student in training mode on a view or on images, with a graph (each call is one forward);
+    student: runs the student in training mode on a view or on images, with a graph (each call is one forward). With
+    `gather=False` its norms use the statistics of these images and do not gather them for evaluation: for images that
+    it will not be asked about, such as small crops;
     teacher: the teacher's outputs for a view, in evaluation mode, without a graph, computed once for the cohort;
     teacher_head: what the teacher's trained head makes of those outputs (see `Method.represent`);
     generator: a fresh random stream on the step's device, named by run, step and the given name;
@@ -118,7 +127,7 @@ class Step:
     epochs: int
     progress: float
     images: Callable[[View], Tensor]
-    student: Callable[[View | Tensor], Outputs]
+    student: RunStudent
     teacher: Callable[[View], Outputs]
     teacher_head: Callable[[View], Any]
     generator: Callable[[str], torch.Generator]
@@ -154,7 +163,7 @@ class Method(nn.Module):
     """Name of the file of golden cases that its losses are tested against."""
     remark: ClassVar[str] = ""
     """What a reader of a table must know of the row, such as where it is our own reading of a paper."""
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
     network_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Defaults that differ from those of `Options` for some students, by the network's name."""
     view: ClassVar[View] = "plain"

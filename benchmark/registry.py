@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 import methods
 from benchmark.errors import invalid_value, unknown_name
-from benchmark.method import Method, Options
+from benchmark.method import Method, MethodOptions
 from benchmark.spec import Protocol
 
 
@@ -48,7 +48,7 @@ def method_class(name: str) -> type[Method]:
 
 def resolve_options(
     method: type[Method], protocol: Protocol, student: str | None = None, overrides: Mapping[str, Any] | None = None
-) -> Options:
+) -> MethodOptions:
     """A method's options: its defaults, then those for the student's network, then the protocol's, then the user's.
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from benchmark.method import Method, Options, Step
+from benchmark.method import Method, MethodOptions, Step
 from methods.baseline import label_loss
 from methods.kd import distillation_loss
 
@@ -25,7 +25,7 @@ class CSKD(Method):
     golden = "cskd"
     student_passes = 4 / 3
 
-    class Options(Options):
+    class Options(MethodOptions):
         class_weight: float = Field(1.0, ge=0, description="weight λ of the divergence from the partner, beside T^2")
         temperature: float = Field(4.0, gt=0, description="temperature T of both predictions")
 

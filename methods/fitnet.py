@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,8 +20,8 @@ def hint_loss(regressed: Tensor, hint: Tensor) -> Tensor:
     return F.mse_loss(regressed, hint)
 
 
-class Regressor(nn.Module):
-    """Brings a student map (channels, height, width) to the size of a teacher map: convolution, batch norm, ReLU.
+class Connector(nn.Module):
+    """Brings a student map (channels, height, width) to the size of a teacher map: convolution, batch norm.
 
     A map twice as high as the teacher's is halved by a 3x3 convolution of stride 2, one half as high is doubled by a
     transposed 4x4 one, any other that is at least as large is cut to size by a convolution without padding.
@@ -39,12 +41,20 @@ class Regressor(nn.Module):
         elif height >= teacher_height and width >= teacher_width:
             self.conv = nn.Conv2d(inputs, outputs, (1 + height - teacher_height, 1 + width - teacher_width))
         else:
-            raise ValueError(f"no regressor brings a map of {student} to {teacher}")
+            raise ValueError(f"no connector brings a map of {student} to {teacher}")
         self.bn = nn.BatchNorm2d(outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """Student map [batch, channels, height, width] to the teacher's channels, height and width."""
-        return F.relu(self.bn(self.conv(features)))
+        return cast(Tensor, self.bn(self.conv(features)))
+
+
+class Regressor(Connector):
+    """A connector with a ReLU behind it."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Student map [batch, channels, height, width] to the teacher's channels, height and width."""
+        return F.relu(super().forward(features))
 
 
 def _map_size(network: Shape, hint_stage: int) -> MapSize:

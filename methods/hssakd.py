@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from benchmark.method import ROTATIONS, Context, Method, Options, Outputs, Step, UserError, full_precision, upright
+from benchmark.method import (
+    ROTATIONS,
+    Context,
+    Method,
+    MethodOptions,
+    Outputs,
+    Step,
+    UserError,
+    full_precision,
+    upright,
+)
 from methods.baseline import label_loss
 from methods.kd import distillation_loss
 
@@ -104,7 +114,7 @@ class HSSAKDBranches(_LabelledBranches, Method):
     listed = False
     student_branches = True
 
-    def __init__(self, context: Context, options: Options) -> None:
+    def __init__(self, context: Context, options: MethodOptions) -> None:
         super().__init__(context, options)
         assert context.teacher is not None
         self.branches = context.branches(context.teacher, ROTATIONS * context.num_classes)
@@ -128,7 +138,7 @@ class HSSAKDJointTeacher(_LabelledBranches, Method):
     listed = False
     student_branches = True
 
-    def __init__(self, context: Context, options: Options) -> None:
+    def __init__(self, context: Context, options: MethodOptions) -> None:
         super().__init__(context, options)
         self.branches = context.branches(context.student, ROTATIONS * context.num_classes)
 
@@ -153,7 +163,7 @@ class HSSAKD(Method):
     teacher_head = "HSSAKD-branches"
     student_branches = True
 
-    class Options(Options):
+    class Options(MethodOptions):
         ce_weight: float = Field(1.0, ge=0, description="weight of the cross entropy on upright images")
         kd_weight: float = Field(1.0, ge=0, description="weight of the divergence of the heads on all four rotations")
         branch_weight: float = Field(1.0, ge=0, description="weight of the divergence of the branches")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from benchmark.method import Method, Options, Outputs, Step, full_precision
+from benchmark.method import Method, MethodOptions, Outputs, Step, full_precision
 from methods.baseline import label_loss
 
 
@@ -26,7 +26,7 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     return divergence_by_row(student_logits, teacher_logits, temperature).mean()
 
 
-class CompanionOptions(Options):
+class CompanionOptions(MethodOptions):
     """Options of the methods that add their own loss to cross entropy and conventional KD."""
 
     ce_weight: float = Field(1.0, ge=0, description="weight of the cross entropy with the labels")

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from benchmark.method import Method, Options, Step
+from benchmark.method import Method, MethodOptions, Step
 from methods.pskd import one_hot, soft_cross_entropy
 
 Smoothed = Literal["all", "others"]
@@ -37,7 +37,7 @@ class LS(Method):
     equation = "L = CE(p, (1 - ε) y + ε / classes), ε = 0.1 (section 7)"
     golden = "label_smoothing"
 
-    class Options(Options):
+    class Options(MethodOptions):
         epsilon: float = Field(0.1, ge=0, lt=1, description="the mass that is spread")
         smoothed: Smoothed = Field(
             "all", description="what it is spread over: all classes, the label's included, or the others alone"

@@ -20,8 +20,8 @@ from benchmark.method import (
     ROTATIONS,
     Context,
     Method,
+    MethodOptions,
     Network,
-    Options,
     Outputs,
     PastNetwork,
     PredictionHistory,
@@ -118,7 +118,7 @@ class LSSKD(Method):
     view = "rotated"
     student_branches = True
 
-    class Options(Options):
+    class Options(MethodOptions):
         alpha: float = Field(0.8, ge=0, le=1, description="R1: trust in the past, a_T of (1) and (2)")
         alpha_schedule: Literal["linear", "constant"] = Field(
             "linear", description="R1: a_t grows to alpha in the last epoch, or is alpha from the second epoch on"
@@ -165,6 +165,9 @@ class LSSKD(Method):
         softening: float | None = Field(
             None, ge=0, le=1, description="R25: a_T where alpha is to be a weight only; none: alpha is a_T too"
         )
+        branches: int | None = Field(
+            None, ge=1, description="so many branches, on the deepest stages; none: one on every stage"
+        )
         branch_reduction: Literal["sum", "mean"] = Field("sum", description="(5) is the sum or the mean over branches")
         squared_temperature: bool = Field(True, description="(7) is multiplied by T^2")
         stop_gradient: bool = Field(True, description="(7) sends no gradient into its source")
@@ -173,8 +176,15 @@ class LSSKD(Method):
 
     def __init__(self, context: Context, options: Options) -> None:
         super().__init__(context, options)
-        if len(context.student.branch_maps) < 2:
-            raise UserError(f"LSSKD: {context.student.name} has one stage; choose a network with two or more")
+        available = len(context.student.branch_maps)
+        if available < 2:
+            raise UserError(f"{self.name}: {context.student.name} has one stage; choose a network with two or more")
+        self.count = available if options.branches is None else options.branches
+        if self.count > available:
+            raise UserError(
+                f"{self.name}: {context.student.name} has {available} stages for branches, not {self.count}; choose "
+                f"branches from 1 to {available}"
+            )
         self.num_classes = context.num_classes
         joint_classes = ROTATIONS * context.num_classes
         self.branches = context.branches(context.student, joint_classes)
@@ -187,11 +197,20 @@ class LSSKD(Method):
         images = len(context.labels)
         self.class_history = PredictionHistory(images, (context.num_classes,), options.table_dtype)
         if options.soften_joint:
-            shape = (ROTATIONS, len(context.student.branch_maps), joint_classes)
+            shape = (ROTATIONS, self.count, joint_classes)
             self.joint_history = PredictionHistory(images, shape, options.table_dtype)
 
     @property
     def weights(self) -> dict[str, float]:
+        weights = self._weights
+        if not self._some_branch_is_taught:
+            del weights["kl"]
+        if not self._some_features_are_taught:
+            del weights["feature"]
+        return weights
+
+    @property
+    def _weights(self) -> dict[str, float]:
         options = self.options
         if options.weighting == "alpha_beta":
             label, deep = options.alpha, options.beta
@@ -199,6 +218,16 @@ class LSSKD(Method):
         if options.weighting == "beta_on_hierarchical":
             return {"ce": 1.0, "hierarchical": options.beta, "kl": 1.0, "feature": options.gamma}
         return {"ce": 1.0, "hierarchical": 1.0, "kl": options.beta, "feature": options.gamma}
+
+    @property
+    def _some_branch_is_taught(self) -> bool:
+        # No source of (7) teaches the deepest branch.
+        return self.count > 1
+
+    @property
+    def _some_features_are_taught(self) -> bool:
+        # Of the deepest branch (8) compares the features with the backbone's, if it compares them at all.
+        return self.count > 1 or (self.options.feature_branches == "all" and self.options.feature_target == "backbone")
 
     def alpha_in(self, epoch: int, epochs: int) -> float:
         """a_t of (1) and (2) in an epoch counted from 0: there is no past in the first one."""
@@ -211,34 +240,41 @@ class LSSKD(Method):
         options = self.options
         student = step.student("rotated")
         stages = student.branch_maps if options.branch_gradients else student.detach().branch_maps
-        branches = self.branches(stages)
+        branches = self._kept(self.branches(stages))
         joint_logits = logits_of(branches)
         own = options.class_forward == "own"
         class_logits = step.student("plain").logits if own else upright(student.logits)
         class_targets, joint_targets = self._targets(step, class_logits)
         self._record(step, class_logits, joint_logits)
-        return {
+        terms = {
             "ce": soft_cross_entropy(class_logits, class_targets),
             "hierarchical": hierarchical_loss(joint_logits, joint_targets, options.branch_reduction),
-            "kl": stage_divergence(
+        }
+        if self._some_branch_is_taught:
+            terms["kl"] = stage_divergence(
                 joint_logits,
                 student.logits,
                 options.temperature,
                 options.source,
                 options.squared_temperature,
                 options.stop_gradient,
-            ),
-            "feature": self._feature_loss(student, branches),
-        }
+            )
+        if self._some_features_are_taught:
+            terms["feature"] = self._feature_loss(student, branches)
+        return terms
 
     def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
         """Class scores [batch, classes] of each branch for upright images."""
-        return tuple(class_scores(logits) for logits in logits_of(self.branches(outputs.branch_maps)))
+        return tuple(class_scores(logits) for logits in logits_of(self._kept(self.branches(outputs.branch_maps))))
 
     def end_epoch(self, epoch: int, student: Network) -> None:
         """Keep the weights, where the past is made from them."""
         if self.past_network is not None:
             self.past_network.remember(student, self.branches)
+
+    def _kept(self, branches: Sequence[Any]) -> Sequence[Any]:
+        """The branches in use, of those on every stage; the others get no gradient."""
+        return branches[-self.count :]
 
     def _feature_loss(self, student: Outputs, branches: Sequence[Any]) -> Tensor:
         options = self.options
@@ -253,7 +289,7 @@ class LSSKD(Method):
         past_joint: Tensor | None = None
         if self.past_network is not None and step.epoch > 0:
             outputs, branches = self.past_network(step.images("rotated"))
-            past_class, past_joint = self._predictions(upright(outputs.logits), logits_of(branches))
+            past_class, past_joint = self._predictions(upright(outputs.logits), logits_of(self._kept(branches)))
 
         def class_targets(labels: Tensor, index: Tensor) -> Tensor:
             hard = one_hot(labels, self.num_classes, class_logits)

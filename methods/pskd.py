@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmark.method import (
     Context,
     Method,
+    MethodOptions,
     Network,
-    Options,
     PastNetwork,
     PredictionHistory,
     Step,
@@ -62,7 +62,7 @@ class PSKD(Method):
     equation = "L = CE(p, (1 - a_t) y + a_t p of the epoch before), a_t = 0.8 t / T (section 3)"
     golden = "pskd"
 
-    class Options(Options):
+    class Options(MethodOptions):
         alpha: float = Field(0.8, ge=0, le=1, description="trust in the past in the last epoch, a_T")
         past: Literal["table", "previous_weights"] = Field(
             "table",

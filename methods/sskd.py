@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from benchmark.method import ROTATIONS, Context, Method, Options, Outputs, Step, full_precision, upright
+from benchmark.method import ROTATIONS, Context, Method, MethodOptions, Outputs, Step, full_precision, upright
 from methods.baseline import cross_entropy, label_loss
 from methods.kd import distillation_loss, divergence_by_row
 
@@ -85,7 +85,7 @@ class SSKDHead(Method):
     trains_student = False
     listed = False
 
-    def __init__(self, context: Context, options: Options) -> None:
+    def __init__(self, context: Context, options: MethodOptions) -> None:
         super().__init__(context, options)
         assert context.teacher is not None
         self.head = context.initialise(projection(context.teacher.pooled), "head")
@@ -119,7 +119,7 @@ class SSKD(Method):
     needs_teacher = True
     teacher_head = "SSKD-head"
 
-    class Options(Options):
+    class Options(MethodOptions):
         ce_weight: float = Field(0.1, ge=0, description="weight of the cross entropy on upright images")
         kd_weight: float = Field(0.9, ge=0, description="weight of the divergence on upright images")
         turned_weight: float = Field(2.7, ge=0, description="weight of the divergence on turned images")

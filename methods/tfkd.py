@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from benchmark.method import Method, Options, Step, full_precision
+from benchmark.method import Method, MethodOptions, Step, full_precision
 from methods.baseline import label_loss
 from methods.kd import distillation_loss
 from methods.pskd import one_hot
@@ -94,7 +94,7 @@ class TFKDReg(Method):
     )
     network_options = _by_network(REGULARISATION)
 
-    class Options(Options):
+    class Options(MethodOptions):
         alpha: float = Field(0.1, ge=0, le=1, description="share of the virtual teacher; labels have the rest")
         temperature: float = Field(20.0, gt=0, description="temperature T of the virtual teacher")
         multiplier: float = Field(100.0, ge=0, description="factor m of the divergence, a mean over batch and classes")
@@ -137,7 +137,7 @@ class TFKDSelf(Method):
     teaches_itself = True
     network_options = _by_network(SELF_TRAINING)
 
-    class Options(Options):
+    class Options(MethodOptions):
         alpha: float = Field(0.95, ge=0, le=1, description="share of the teacher; labels have the rest")
         temperature: float = Field(6.0, gt=0, description="temperature T of both predictions")
         multiplier: float = Field(

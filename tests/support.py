@@ -219,7 +219,7 @@ def stub_step(
         epochs=epochs,
         progress=epoch / epochs,
         images=images,
-        student=(lambda view: student) if isinstance(student, Outputs) else student,
+        student=lambda shown, /, gather=True: student if isinstance(student, Outputs) else student(shown),
         teacher=(lambda view: teacher) if isinstance(teacher, Outputs) else teacher,
         teacher_head=teacher_head,
         generator=lambda name: generator("step", epoch, name),

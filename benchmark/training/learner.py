@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmark.backbones import build_branches, build_network, is_mobile_network
 from benchmark.backbones.initialisation import fill_parameters
-from benchmark.backbones.network import Network, Outputs, Shape, shape_of
+from benchmark.backbones.network import Network, Outputs, Shape, shape_of, statistics_kept
 from benchmark.data.augmentation import Batch
 from benchmark.method import Context, Method, Step, View
 from benchmark.registry import method_class, resolve_options
@@ -172,10 +173,11 @@ class Learner:
         # A teacher may run in bf16 beside a student for which that would be slower.
         widen = run.precision == "fp32"
 
-        def student(shown: View | Tensor) -> Outputs:
+        def student(shown: View | Tensor, gather: bool = True) -> Outputs:
             assert self.student is not None, f"{run.method} trains no student"
             images = shown if isinstance(shown, Tensor) else batch.view(shown)
-            return self.student(images, method.needs_preactivations)
+            with contextlib.nullcontext() if gather else statistics_kept(self.student):
+                return self.student(images, method.needs_preactivations)
 
         def teacher_outputs(view: View) -> Outputs:
             assert teacher is not None, f"{run.method} runs without a teacher"
