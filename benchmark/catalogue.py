@@ -145,15 +145,19 @@ which losses and gradients are tested in float64.
 def _overview(known: list[Entry]) -> Iterator[str]:
     yield "| method | needs | extra parameters | cost |"
     yield "|---|---|--:|--:|"
+    anchors: list[str] = []
     for entry in known:
-        link = f"[{entry.method.name}](#{_anchor(entry.method.name)})"
+        anchor = _anchor(entry.method.name)
+        again = anchors.count(anchor)
+        anchors.append(anchor)
+        link = f"[{entry.method.name}](#{anchor}{f'-{again}' if again else ''})"
         yield f"| {_cell(link)} | {entry.needs} | {entry.facts.extra_parameters:,} | {entry.cost} |"
 
 
 def _section(entry: Entry) -> Iterator[str]:
     cls = entry.method
     yield ""
-    yield f"## {cls.name}"
+    yield f"## {_cell(cls.name)}"
     yield ""
     yield f"{_sentence(cls.paper)} {_sentence(cls.equation)}"
     yield ""

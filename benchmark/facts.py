@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +13,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.data.augmentation import TrainingSource
-from benchmark.method import Method, Outputs, PastNetwork, PredictionHistory, Step
+from benchmark.method import Method, Network, Outputs, PastNetwork, PredictionHistory, Step, View
 from benchmark.plan import Request
 from benchmark.protocols import PROTOCOLS, protocol_named
 from benchmark.registry import all_methods, method_class
-from benchmark.spec import Run, Scale
+from benchmark.spec import Protocol, Run, Scale
 from benchmark.training.learner import Learner, build_method
 from benchmark.training.material import recipe_for
 from benchmark.training.untrained import CLASSES, random_images, untrained_teacher
 
+DEFAULT = "lsskd"
 TEACHER, STUDENT = "ResNet56", "ResNet20"
-IMAGE_SIZE, IMAGES, BATCH = 32, 50_000, 64
+IMAGE_SIZE, IMAGES, BATCH = 32, 50_000, 8
 
 _READ = {
     "logits": "logits",
@@ -58,19 +59,26 @@ def facts_of(name: str) -> Facts:
         UserError: there is no such method.
     """
     cls = method_class(name)
-    needs, learnable, multiply_adds = _watch(cls)
-    weights = {protocol: _weights(cls, protocol) for protocol in PROTOCOLS}
+    needs, multiply_adds = _watch(cls)
+    built: dict[str, Method] = {}
+    for protocol in PROTOCOLS:
+        run = _run(cls, protocol_named(protocol))
+        # What the options decide is the same in most protocols, and some methods are large.
+        kind = json.dumps(run.options, sort_keys=True)
+        same = next((method for method in built.values() if json.dumps(_options(method), sort_keys=True) == kind), None)
+        built[protocol] = same or build_method(run, CLASSES, IMAGE_SIZE, _labels(), fill=False)
+    learnable = sum(part.numel() for part in built[DEFAULT].parameters() if part.requires_grad)
+    weights = {protocol: method.weights for protocol, method in built.items()}
     return Facts(cls.version, needs, learnable, multiply_adds, weights)
 
 
-@functools.cache
-def _request(protocol: str) -> Request:
-    chosen = protocol_named(protocol).changed(batch_size=BATCH)
-    return Request("random", "random", chosen, Scale(name="seen", factor=1), torch.device("cpu"), precision="fp32")
+def _options(method: Method) -> dict[str, Any]:
+    return method.options.model_dump()
 
 
-def _run(cls: type[Method], protocol: str = "lsskd") -> Run:
-    request = _request(protocol)
+def _run(cls: type[Method], protocol: Protocol) -> Run:
+    scale = Scale(name="seen", factor=1)
+    request = Request("random", "random", protocol, scale, torch.device("cpu"), precision="fp32")
     if cls.trains_student:
         return request.run(cls.name, STUDENT, TEACHER, 0)
     # A head has its place in the plan of a method that reads it.
@@ -82,10 +90,6 @@ def _run(cls: type[Method], protocol: str = "lsskd") -> Run:
 
 def _labels() -> Tensor:
     return torch.arange(IMAGES) % CLASSES
-
-
-def _weights(cls: type[Method], protocol: str) -> dict[str, float]:
-    return build_method(_run(cls, protocol), CLASSES, IMAGE_SIZE, _labels(), fill=False).weights
 
 
 class _Watched:
@@ -100,9 +104,10 @@ class _Watched:
         return getattr(self._outputs, name)
 
 
-def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int, int]:
-    """What one training step of a method needs, its learnable parameters, and the step's multiply-adds an image."""
-    run, device = _run(cls), torch.device("cpu")
+def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
+    """What one training step of a method needs, and its multiply-adds for an image (of a few, which costs less)."""
+    run = _run(cls, protocol_named(DEFAULT).changed(batch_size=BATCH))
+    device = torch.device("cpu")
     images = random_images(CLASSES, IMAGE_SIZE)
     source = TrainingSource(images.train, recipe_for(run.protocol, images), BATCH, device, ("facts",))
     batch = source.batch(source.epoch(0), 0)
@@ -113,24 +118,23 @@ def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int, int]:
     views: set[str] = set()
 
     def watched(kind: str, run: Callable[..., Outputs]) -> Callable[..., Any]:
-        def call(shown: Any, **how: Any) -> Any:
-            views.update([shown] if isinstance(shown, str) else ())
-            return _Watched(run(shown, **how), read[kind])
+        return lambda shown, **how: _Watched(run(shown, **how), read[kind])
 
-        return call
+    def images_of(view: View) -> Tensor:
+        views.add(view)
+        return batch.view(view)
 
     loss = method.loss
 
     def watched_loss(step: Step) -> Any:
         student, teacher = watched("student", step.student), watched("teacher", step.teacher)
-        return loss(dataclasses.replace(step, student=student, teacher=teacher))
+        return loss(dataclasses.replace(step, images=images_of, student=student, teacher=teacher))
 
     method.loss = watched_loss  # type: ignore[method-assign]
     teacher = shared.on(batch) if shared else None
     with FlopCounterMode(display=False) as counter:
         learner.step(batch, teacher, 0, 0)
-    learnable = sum(part.numel() for part in method.parameters() if part.requires_grad)
-    return _needs(method, read, views), learnable, counter.get_total_flops() // 2 // BATCH
+    return _needs(method, read, views | batch.views), counter.get_total_flops() // 2 // BATCH
 
 
 def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tuple[str, ...]:
@@ -138,7 +142,7 @@ def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tup
         known = dict.fromkeys(_READ[name] for name in _READ if name in read[kind])
         return ", ".join(name for name in known if name != leave_out)
 
-    needs = []
+    needs, parts_of = [], list(method.modules())
     if method.needs_teacher:
         who = "a trained network like the student" if method.teaches_itself else "teacher"
         needs.append(f"{who} ({parts('teacher')})" if parts("teacher") else who)
@@ -148,9 +152,13 @@ def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tup
         needs.append(f"a stage before, {method.start}")
     if parts("student", "logits"):
         needs.append(f"the student's {parts('student', 'logits')}")
-    if method.student_branches and method.trains_student:
-        needs.append("branches on the student")
+    if method.student_branches:
+        needs.append(f"branches on the {'student' if method.trains_student else 'teacher'}")
+    if any(
+        isinstance(part, Network) and any(weight.requires_grad for weight in part.parameters()) for part in parts_of
+    ):
+        needs.append("a peer of the student")
     needs += [text for view, text in _VIEWS.items() if view in views]
-    if any(isinstance(part, PredictionHistory | PastNetwork) for part in method.modules()):
+    if any(isinstance(part, PredictionHistory | PastNetwork) for part in parts_of):
         needs.append("its own past predictions")
     return tuple(needs)

@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.network import Network, Outputs, Shape, statistics_kept
 from benchmark.data.augmentation import ROTATIONS, View
 from benchmark.data.mixing import Mixture
@@ -62,7 +63,7 @@ class NewNetwork(Protocol):
 class NewBranches(Protocol):
     """See `Context.branches`."""
 
-    def __call__(self, shape: Shape, outputs: int, stream: str = "", /) -> nn.Module: ...
+    def __call__(self, shape: Shape, outputs: int, stream: str = "", /) -> AuxiliaryBranches: ...
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,8 @@ class LSSKD(Method):
         self.num_classes = context.num_classes
         joint_classes = ROTATIONS * context.num_classes
         self.branches = context.branches(context.student, joint_classes)
+        if self.count < available:
+            self.branches.keep_deepest(self.count)
         self.class_history: PredictionHistory | None = None
         self.joint_history: PredictionHistory | None = None
         self.past_network: PastNetwork | None = None
@@ -240,7 +242,7 @@ class LSSKD(Method):
         options = self.options
         student = step.student("rotated")
         stages = student.branch_maps if options.branch_gradients else student.detach().branch_maps
-        branches = self._kept(self.branches(stages))
+        branches = self.branches(stages)
         joint_logits = logits_of(branches)
         own = options.class_forward == "own"
         class_logits = step.student("plain").logits if own else upright(student.logits)
@@ -265,16 +267,12 @@ class LSSKD(Method):
 
     def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
         """Class scores [batch, classes] of each branch for upright images."""
-        return tuple(class_scores(logits) for logits in logits_of(self._kept(self.branches(outputs.branch_maps))))
+        return tuple(class_scores(logits) for logits in logits_of(self.branches(outputs.branch_maps)))
 
     def end_epoch(self, epoch: int, student: Network) -> None:
         """Keep the weights, where the past is made from them."""
         if self.past_network is not None:
             self.past_network.remember(student, self.branches)
-
-    def _kept(self, branches: Sequence[Any]) -> Sequence[Any]:
-        """The branches in use, of those on every stage; the others get no gradient."""
-        return branches[-self.count :]
 
     def _feature_loss(self, student: Outputs, branches: Sequence[Any]) -> Tensor:
         options = self.options
@@ -289,7 +287,7 @@ class LSSKD(Method):
         past_joint: Tensor | None = None
         if self.past_network is not None and step.epoch > 0:
             outputs, branches = self.past_network(step.images("rotated"))
-            past_class, past_joint = self._predictions(upright(outputs.logits), logits_of(self._kept(branches)))
+            past_class, past_joint = self._predictions(upright(outputs.logits), logits_of(branches))
 
         def class_targets(labels: Tensor, index: Tensor) -> Tensor:
             hard = one_hot(labels, self.num_classes, class_logits)

@@ -69,8 +69,9 @@ class Column(_Frozen):
 
     @property
     def heading(self) -> tuple[str, str]:
-        """The name in two lines, the upper one empty where one is enough."""
-        return (self.teacher, f">{self.student}") if self.teacher and not self.title else ("", self.name)
+        """The name in two lines, broken before the student; the upper one empty where one is enough."""
+        teacher, arrow, student = self.name.partition(">")
+        return (teacher, f">{student}") if arrow else ("", self.name)
 
     @field_validator("at_scale")
     @classmethod

@@ -124,8 +124,12 @@ class TinyBranches(nn.Module):
         self.extractors = nn.ModuleList(nn.Conv2d(channels, shape.pooled, 1) for channels, _, _ in shape.stages)
         self.classifiers = nn.ModuleList(nn.Linear(shape.pooled, outputs) for _ in shape.stages)
 
+    def keep_deepest(self, count: int) -> None:
+        self.extractors, self.classifiers = self.extractors[-count:], self.classifiers[-count:]
+
     def forward(self, stages: tuple[Tensor, ...]) -> tuple[BranchOutputs, ...]:
-        pooled = [extractor(maps).mean((2, 3)) for extractor, maps in zip(self.extractors, stages, strict=True)]
+        kept = stages[-len(self.extractors) :]
+        pooled = [extractor(maps).mean((2, 3)) for extractor, maps in zip(self.extractors, kept, strict=True)]
         pairs = zip(self.classifiers, pooled, strict=True)
         return tuple(BranchOutputs(classifier(features), features) for classifier, features in pairs)
 

@@ -270,3 +270,18 @@ def test_grouped_convolutions_are_declared_as_they_are(name: str) -> None:
     network, _ = DRY[name]
     grouped = any(layer.groups > 1 for layer in network.modules() if isinstance(layer, nn.Conv2d))
     assert uses_grouped_convolutions(name) == grouped
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["WRN-16-2", "ResNet20", "ShuffleNetV2"])
+def test_the_deepest_branches_stay_as_they_were_when_the_others_are_removed(name: str) -> None:
+    whole = build_branches(name, 40).eval()
+    maps = build_network(name, 10).eval()(torch.randn(2, 3, 16, 16)).branch_maps
+    fewer = copy.deepcopy(whole)
+    fewer.keep_deepest(2)
+    for kept, branch in zip(fewer(maps), whole(maps)[1:], strict=True):
+        assert torch.equal(kept.logits, branch.logits)
+    kept_names = [key for key in whole.state_dict() if not key.split(".")[0].endswith("1")]
+    assert list(fewer.state_dict()) == kept_names
+    with pytest.raises(ValueError, match="of 2 branches 3 cannot be kept"):
+        fewer.keep_deepest(3)

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.backbones import network_names
 from benchmark import run as run_module
 from benchmark import tune as tune_module
-from benchmark.backbones import build_branches, build_network
+from benchmark.backbones import build_branches, build_network, network_names
 from benchmark.command_line import run_app
 from benchmark.data import load_dataset
 from benchmark.errors import UserError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
+import json
 import math
 import re
 import shlex
@@ -23,9 +24,11 @@ from PIL import Image
 import benchmark
 import methods
 from benchmark.backbones import network_names
+from benchmark.catalogue import FACTS, PAGE, entries, to_markdown
 from benchmark.command_line import assigned_files, names, parse_pair, parse_settings
 from benchmark.data import load_dataset
 from benchmark.data.described import Description, read_description
+from benchmark.facts import facts_of
 from benchmark.grid import grid_of
 from benchmark.plan import with_dependencies
 from benchmark.protocols import PROTOCOLS, SCALES
@@ -36,19 +39,18 @@ from benchmark.spec import Scale
 from benchmark.streams import generator
 from benchmark.training.job import execute
 from benchmark.tune import parse_grid
-from tables.specification import Row, Table, load_table
+from tables.specification import Column, Row, Table, load_table, table_names
 from tests import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
-COMMANDS = ("run", "tune", "speed")
+COMMANDS = ("run", "tune", "speed", "catalogue")
 README = ROOT / "README.md"
 OWN_FILES = ROOT / "docs" / "own-files.md"
 LEDGER = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
 PROTOCOLS_PAGE = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
 
-METHODS_OF_THE_SUITE = {"Baseline", "KD", "FitNet", "AT", "CRD", "SSKD", "HSSAKD", "HSSAKD*", "PS-KD", "LSSKD"}
-STUDENTS = {column.student for column in load_table("II").columns}
+METHODS_OF_THE_SUITE = {row.method for row in load_table("II").rows}
 
 
 def prose(text: str) -> str:
@@ -200,25 +202,23 @@ def test_the_protocols_page_states_the_values_of_each_scale() -> None:
             assert float(Fraction(cell)) == getattr(scale, field), f"{field} of {scale.name}"
 
 
-def test_the_protocols_page_states_the_default_weights_of_every_method() -> None:
-    _, *rows = table_after(PROTOCOLS_PAGE, "## Weights of the methods")
-    # Not every listed method: one that somebody adds for themselves must not have to be documented here.
-    assert METHODS_OF_THE_SUITE == {row[0] for row in rows} <= set(method_names())
-    for name, cell, *_ in rows:
-        fields = all_methods()[name].Options.model_fields
-        stated = dict(re.findall(r"`(\w+)` ([\d.]+)", cell))
-        assert {option: float(value) for option, value in stated.items()} == {
-            option: fields[option].default for option in stated
-        }, name
-        assert {option for option in fields if option.endswith("_weight")} <= set(stated), name
-
-
 def test_the_protocols_page_names_the_methods_that_the_protocol_crd_runs_without_kd() -> None:
     section = PROTOCOLS_PAGE.split("### crd", 1)[1].split("###", 1)[0]
     (names,) = re.findall(r"`kd_weight` is 0 for ([^.]+)\.", section)
     overrides = PROTOCOLS["crd"].method_options
     assert re.split(r", | and ", " ".join(names.split())) == list(overrides)
     assert all(options == {"kd_weight": 0.0} for options in overrides.values())
+
+
+@pytest.mark.parametrize("name", all_methods())
+def test_what_is_said_of_a_method_is_what_a_step_of_it_shows(name: str) -> None:
+    stored = json.loads(FACTS.read_text(encoding="utf-8"))
+    assert stored[name] == json.loads(json.dumps(dataclasses.asdict(facts_of(name))))
+
+
+def test_the_page_of_methods_is_the_one_that_the_catalogue_writes() -> None:
+    assert PAGE.read_text(encoding="utf-8") == to_markdown(entries()) + "\n"
+    assert [entry.method.name for entry in entries() if entry.method.listed] == method_names()
 
 
 def test_the_citation_file_has_its_required_fields() -> None:
@@ -266,12 +266,12 @@ def example_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """The module of the README's method, in a folder where the registry finds it as if it lay in `methods/`."""
     (code,) = [block for block in blocks(README, "python") if "(Method)" in block]
     (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "sp.py").write_text(code)
+    (tmp_path / "methods" / "logits.py").write_text(code)
     monkeypatch.setattr(methods, "__path__", [str(tmp_path / "methods"), *methods.__path__])
-    monkeypatch.delitem(sys.modules, "methods.sp", raising=False)
+    monkeypatch.delitem(sys.modules, "methods.logits", raising=False)
     all_methods.cache_clear()
-    yield importlib.import_module(all_methods()["SP"].__module__)
-    sys.modules.pop("methods.sp")
+    yield importlib.import_module(all_methods()["Logits"].__module__)
+    sys.modules.pop("methods.logits")
     all_methods.cache_clear()
 
 
@@ -284,7 +284,7 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
             if not arguments:
                 continue
             given = command_of(module).make_context(module, arguments).params
-            assert given.get("table", "II") in {"II", "", *shown}, arguments
+            assert given.get("table", "II") in {*table_names(), "", *shown}, arguments
             assert given.get("scale", "demo") in SCALES, arguments
             assert set(names(given.get("methods") or "")) <= set(method_names()), arguments
             for pair in names(given.get("pairs") or ""):
@@ -292,7 +292,7 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
             parse_settings(given.get("settings") or [], PROTOCOLS["lsskd"])
             assert set(assigned_files(given.get("teacher_checkpoint") or [], "")) <= set(network_names()), arguments
             for combination in parse_grid(given["grid"]) if module == "tune" else []:
-                resolve_options(method_class(given["method"]), PROTOCOLS["lsskd"], combination)
+                resolve_options(method_class(given["method"]), PROTOCOLS["lsskd"], overrides=combination)
     assert seen == set(COMMANDS)
 
 
@@ -313,7 +313,8 @@ def test_every_file_named_in_the_documents_exists() -> None:
         named = re.findall(
             r"`((?:benchmark|methods|tables|docs|tests)/[\w./-]*)`", document.read_text(encoding="utf-8")
         )
-        assert [path for path in named if path != "methods/sp.py" and not (ROOT / path).exists()] == [], document.name
+        missing = [path for path in named if path != "methods/logits.py" and not (ROOT / path).exists()]
+        assert missing == [], document.name
 
 
 @pytest.mark.parametrize("document", [README, OWN_FILES], ids=lambda path: path.name)
@@ -342,7 +343,12 @@ def test_every_toml_example_is_read(document: Path, tmp_path: Path) -> None:
 
 def test_the_page_on_own_files_names_every_field() -> None:
     page = OWN_FILES.read_text(encoding="utf-8")
-    for heading, model in (("## A table", Table), ("A row:", Row), ("## A dataset", Description)):
+    for heading, model in (
+        ("## A table", Table),
+        ("A column:", Column),
+        ("A row:", Row),
+        ("## A dataset", Description),
+    ):
         stated = [name for row in table_after(page, heading)[1:] for name in re.findall(r"`(\w+)`", row[0])]
         assert sorted(stated) == sorted(model.model_fields), heading
 
@@ -350,15 +356,18 @@ def test_the_page_on_own_files_names_every_field() -> None:
 def test_the_readme_states_the_number_of_runs_and_epochs_of_each_scale() -> None:
     request = dataclasses.replace(engine.request(), protocol=PROTOCOLS["lsskd"], scale=SCALES["demo"])
     rows = [name for name in METHODS_OF_THE_SUITE if method_class(name).in_default_grid]
-    runs = with_dependencies(grid_of(load_table("II"), request, range(SEEDS["demo"]), rows).to_train())
-    students = [run for run in runs if run.method in METHODS_OF_THE_SUITE and (run.teacher or run.student in STUDENTS)]
-    heads = [run for run in runs if not method_class(run.method).listed]
+    grid = grid_of(load_table("II").at("demo"), request, range(SEEDS["demo"]), rows)
+    runs, students = with_dependencies(grid.to_train()), grid.to_train()
+    first = [run for run in runs if run.method == "AB-init"]
+    heads = [run for run in runs if not method_class(run.method).listed and run not in first]
+    teachers = len(runs) - len(students) - len(heads) - len(first)
     stated = re.search(
-        r"(\d+) runs \((\d+) students, (\d+) teachers and their (\d+) heads\) of (\d+) epochs or fewer",
+        r"(\d+) runs \((\d+) students, (\d+) teachers, their (\d+) heads and (\d+) first stages of AB\) "
+        r"of (\d+) epochs or fewer",
         " ".join(README.read_text(encoding="utf-8").split()),
     )
     assert stated
-    counts = [len(runs), len(students), len(runs) - len(students) - len(heads), len(heads)]
+    counts = [len(runs), len(students), teachers, len(heads), len(first)]
     assert list(map(int, stated.groups())) == [*counts, max(run.schedule.epochs for run in runs)]
     scales = table_after(README.read_text(encoding="utf-8"), "## Scales")[1:]
     for (name, dataset, epochs, seeds, *_), (known, scale) in zip(scales, SCALES.items(), strict=True):
@@ -377,36 +386,35 @@ def test_the_ratios_in_the_readme_are_those_of_its_speeds() -> None:
                 assert f"{float(speed) / float(base):.2f}" == ratio
 
 
-def test_the_example_method_compares_the_similarities_of_images(example_method: Any) -> None:
-    student = torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=generator("student"))
-    teacher = torch.randn(4, 5, 4, 4, dtype=torch.float64, generator=generator("teacher"))
+def test_the_example_method_compares_centred_logits(example_method: Any) -> None:
+    student = torch.randn(4, 3, dtype=torch.float64, generator=generator("student"))
+    teacher = torch.randn(4, 3, dtype=torch.float64, generator=generator("teacher"))
 
-    def similarities(maps: torch.Tensor) -> list[list[float]]:
-        rows = [[float((one * other).sum()) for other in maps] for one in maps]
-        return [[value / math.hypot(*row) for value in row] for row in rows]
+    def centred(rows: torch.Tensor) -> list[float]:
+        return [float(value) - math.fsum(row) / 3 for row in rows.tolist() for value in row]
 
-    pairs = zip(itertools.chain(*similarities(student)), itertools.chain(*similarities(teacher)), strict=True)
-    expected = sum((one - other) ** 2 for one, other in pairs) / 4**2
-    loss = example_method.similarity_loss(student, teacher)
+    expected = sum((one - other) ** 2 for one, other in zip(centred(student), centred(teacher), strict=True)) / 12
+    loss = example_method.logit_loss(student, teacher)
     torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float64))
-    assert example_method.similarity_loss(student, student * 3) < 1e-20
+    assert example_method.logit_loss(student, student + 3) < 1e-20
 
 
 def test_the_example_method_trains_and_the_results_are_read_as_the_readme_shows(
     example_method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = engine.settings(tmp_path / "runs")
-    run = engine.run_of("SP")
+    run = engine.run_of("Logits")
     engine.train_dependencies([run], place)
     assert execute([run], place)
     record = Store(place.runs).record(run)
     assert record
     assert record["status"] == "finished"
-    assert record["final"]["terms"].keys() == {"ce", "kd", "similarity"}
-    losses = [figures["terms"]["similarity"] for figures in record["epochs"]]
+    assert record["final"]["terms"].keys() == {"ce", "logits"}
+    losses = [figures["terms"]["logits"] for figures in record["epochs"]]
     assert 0 < losses[-1] < losses[0]
-    assert "SP" in [row for row, _ in grid_of(load_table("II"), engine.request(), [0], ["SP"]).chosen]
+    assert "Logits" in [row for row, _ in grid_of(load_table("II"), engine.request(), [0], ["Logits"]).chosen]
     monkeypatch.chdir(tmp_path)
     (code,) = [block for block in blocks(README, "python") if "load(" in block]
     exec(code, {"__name__": "example"})
-    assert re.search(rf"^{run.student} +SP +{record['final']['top1']:.6f}", capsys.readouterr().out, flags=re.MULTILINE)
+    shown = rf"^{run.student} +Logits +{record['final']['top1']:.6f}"
+    assert re.search(shown, capsys.readouterr().out, flags=re.MULTILINE)

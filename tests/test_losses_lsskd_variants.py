@@ -146,7 +146,7 @@ def test_two_branches_train_like_a_network_that_has_no_other_stages(changes: dic
         assert_close(one, two)
 
 
-def test_one_branch_learns_labels_alone_and_the_others_get_no_gradient() -> None:
+def test_one_branch_learns_labels_alone_and_the_others_are_not_there() -> None:
     network, method = tiny_network(), LSSKD(context_of(), LSSKD.Options(branches=1))
     outputs = network(turned(IMAGES))
     loss, terms = method.loss(stub_step(LABELS, student=outputs))
@@ -155,10 +155,8 @@ def test_one_branch_learns_labels_alone_and_the_others_get_no_gradient() -> None
     assert_close(terms["ce"], cross_entropy(outputs.logits[::4], LABELS))
     assert_close(terms["hierarchical"], joint_cross_entropy([branches[-1].logits], LABELS))
     loss.backward()
-    for stage in range(3):
-        parts = method.branches.extractors[stage], method.branches.classifiers[stage]
-        learns = {parameter.grad is not None for part in parts for parameter in part.parameters()}
-        assert learns == {stage == 2}
+    assert len(branches) == 1
+    assert all(parameter.grad is not None for parameter in method.branches.parameters())
 
 
 @pytest.mark.parametrize("weighting", ["separate", "alpha_beta", "beta_on_hierarchical"])
@@ -188,7 +186,7 @@ def test_tables_and_stage_scores_follow_the_number_of_branches() -> None:
     outputs = tiny_network().eval()(IMAGES)
     scores = method.stage_scores(outputs)
     assert len(scores) == 2
-    for score, branch in zip(scores, method.branches(outputs.stages)[1:], strict=True):
+    for score, branch in zip(scores, method.branches(outputs.stages), strict=True):
         assert torch.equal(score, class_scores(branch.logits))
 
 

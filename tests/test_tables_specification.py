@@ -11,7 +11,7 @@ from benchmark.backbones import network_names
 from benchmark.errors import UserError
 from benchmark.protocols import SCALES
 from benchmark.registry import method_names
-from tables.specification import Table, load_table, number_at, table_names
+from tables.specification import Column, Table, load_table, number_at, table_names
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -108,6 +108,7 @@ def test_a_column_without_a_teacher_is_named_by_its_student_or_its_title(tmp_pat
     table = load_table(written(tmp_path, SMALL[:start] + columns + SMALL[end:]))
     assert [column.name for column in table.columns] == ["ResNet20", "deep"]
     assert [column.heading for column in table.columns] == [("", "ResNet20"), ("", "deep")]
+    assert Column(student="B", title="A>C").heading == ("A", ">C")
 
 
 

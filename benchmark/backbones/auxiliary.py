@@ -30,6 +30,7 @@ class AuxiliaryBranches(nn.Module):
 
     extractors: the part of each branch that works on maps, ending in ReLU unless it has a tail;
     tails: a last module of each branch, before a ReLU, registered as `tail_name` and the branch's number from 1;
+    first: number of the first branch, above 1 where shallower ones were removed;
     width: channels entering the classifiers; num_outputs: outputs of each classifier;
     convolution, linear: the initialisation rules (see `fill_parameters`).
     """
@@ -46,6 +47,7 @@ class AuxiliaryBranches(nn.Module):
     ) -> None:
         super().__init__()
         self.count = len(extractors)
+        self.first = 1
         self.num_outputs = num_outputs
         self._convolution = convolution
         self._linear = linear
@@ -57,15 +59,29 @@ class AuxiliaryBranches(nn.Module):
         for number in range(1, self.count + 1):
             self.add_module(f"fc{number}", nn.Linear(width, num_outputs))
 
-    def forward(self, stages: tuple[Tensor, ...]) -> tuple[BranchOutputs, ...]:
-        """The branch maps of a backbone (see `Outputs`), first to last, to the outputs of the branch on each.
+    def keep_deepest(self, count: int) -> None:
+        """Remove all branches but those on the last `count` maps; the names of the others stay.
 
         Raises:
-            ValueError: there are not as many maps as branches.
+            ValueError: there are not so many.
+        """
+        if not 1 <= count <= self.count + 1 - self.first:
+            raise ValueError(f"of {self.count + 1 - self.first} branches {count} cannot be kept")
+        kept = self.count + 1 - count
+        for number in range(self.first, kept):
+            for name in ("block_extractor", "fc", *filter(None, [self._tail_name])):
+                delattr(self, f"{name}{number}")
+        self.first = kept
+
+    def forward(self, stages: tuple[Tensor, ...]) -> tuple[BranchOutputs, ...]:
+        """The branch maps of a backbone (see `Outputs`), first to last, to the outputs of the branches that are left.
+
+        Raises:
+            ValueError: there are not as many maps as there were branches.
         """
         if len(stages) != self.count:
             raise ValueError(f"{self.count} branches need as many stage maps, not {len(stages)}")
-        return tuple(self._branch(number, maps) for number, maps in enumerate(stages, start=1))
+        return tuple(self._branch(number, stages[number - 1]) for number in range(self.first, self.count + 1))
 
     def _branch(self, number: int, maps: Tensor) -> BranchOutputs:
         maps = self.get_submodule(f"block_extractor{number}")(maps)

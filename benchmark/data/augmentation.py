@@ -79,6 +79,11 @@ class Batch:
         self._plan = plan
         self._views: dict[View, Tensor] = {}
 
+    @property
+    def views(self) -> set[View]:
+        """The views that were made so far."""
+        return set(self._views)
+
     def view(self, name: View) -> Tensor:
         """The normalised images of a view, float32 in channels_last, made at the first call and kept.
 

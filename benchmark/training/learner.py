@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmark.backbones import build_branches, build_network, is_mobile_network
+from benchmark.backbones import AuxiliaryBranches, build_branches, build_network, is_mobile_network
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs, Shape, shape_of, statistics_kept
 from benchmark.data.augmentation import Batch
@@ -61,7 +61,7 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fi
         fill_parameters(module, lambda parameter: generator(*own, name, parameter, run.seed))
         return module
 
-    def branches(owner: Shape, outputs: int, stream: str = "", /) -> nn.Module:
+    def branches(owner: Shape, outputs: int, stream: str = "", /) -> AuxiliaryBranches:
         module = build_branches(owner.name, outputs)
         names = (*own, stream) if stream else ("weights", owner.name)
         if fill:
@@ -115,7 +115,7 @@ class Learner:
                 network.load_state_dict(first_weights)
             self.student = placed(network, device)
             for part in self._resting():
-                part.requires_grad_(False)
+                part.requires_grad_(False).eval()
         self.parameters = [parameter for _, parameter in self._named_parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(
             self.parameters,
