@@ -22,7 +22,7 @@ from rich.text import Text
 
 from benchmark.command_line import run_app
 from benchmark.errors import UserError
-from benchmark.facts import STUDENT, TEACHER, Facts, facts_of
+from benchmark.facts import BATCH, STUDENT, TEACHER, Facts, facts_of
 from benchmark.files import write_text
 from benchmark.method import Method
 from benchmark.protocols import PROTOCOLS, STAGE_SCHEDULES
@@ -135,10 +135,10 @@ Any of them can be a row of any table (`--methods`), if the table's columns have
 
 What a method needs is what one training step of it asked for, beside plain images, labels and the student's own logits.
 Extra parameters learn beside the student's, and cost is that of the step: multiply-adds of its forward and backward
-passes for one image, a teacher's forward included, over Baseline's. Both are taken on {TEACHER}>{STUDENT}, with 50,000
-images of 32x32 pixels in 100 classes; in a cohort the teacher's forward is shared. What is left after training is
-always the plain student. Weights are of the loss terms; golden cases are those of the public implementation, against
-which losses and gradients are tested in float64.
+passes for one image of a batch of {BATCH}, a teacher's forward included, over Baseline's. Both are taken on
+{TEACHER}>{STUDENT}, with 50,000 images of 32x32 pixels in 100 classes; in a cohort the teacher's forward is shared.
+What is left after training is always the plain student. Weights are of the loss terms; golden cases are those of the
+public implementation, against which losses and gradients are tested in float64.
 """
 
 

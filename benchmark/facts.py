@@ -31,6 +31,7 @@ _READ = {
     "pooled": "pooled features",
     "stem": "maps",
     "stages": "maps",
+    "branch_maps": "maps",
     "preactivations": "maps before the activation",
 }
 _VIEWS = {"rotated": "four rotations", "second": "a second augmentation", "same_class": "images of the same class"}
@@ -139,8 +140,10 @@ def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
 
 def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tuple[str, ...]:
     def parts(kind: str, leave_out: str = "") -> str:
-        known = dict.fromkeys(_READ[name] for name in _READ if name in read[kind])
-        return ", ".join(name for name in known if name != leave_out)
+        own = "logits" if kind == "student" else ""
+        return ", ".join(
+            dict.fromkeys(_READ[name] for name in _READ if name in read[kind] and name not in (own, leave_out))
+        )
 
     needs, parts_of = [], list(method.modules())
     if method.needs_teacher:
@@ -150,8 +153,9 @@ def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tup
         needs.append(f"{method.teacher_head} on the teacher")
     if method.start:
         needs.append(f"a stage before, {method.start}")
-    if parts("student", "logits"):
-        needs.append(f"the student's {parts('student', 'logits')}")
+    of_student = parts("student", "branch_maps") if method.student_branches else parts("student")
+    if of_student:
+        needs.append(f"the student's {of_student}")
     if method.student_branches:
         needs.append(f"branches on the {'student' if method.trains_student else 'teacher'}")
     if any(

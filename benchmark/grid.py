@@ -52,10 +52,16 @@ def grid_of(
     wanted_rows = methods or [row.name for row in rows if method_class(row.method).in_default_grid]
     wanted_columns = pairs or [column.name for column in table.columns]
     chosen = frozenset((row, column) for row in wanted_rows for column in wanted_columns) & runs.keys()
-    for row in methods:
-        if not any(name == row for name, _ in chosen):
+    for row in rows:
+        if request.augmentation != "standard" != row.augment and any(name == row.name for name, _ in chosen):
             raise UserError(
-                f"{row} needs a teacher, which no column of table {table.name} has; choose a table of pairs"
+                f"--augment {request.augmentation}: row {row.name} has an augmentation of its own, {row.augment}; "
+                "leave --augment out, or choose other rows with --methods"
+            )
+    for method in methods:
+        if not any(name == method for name, _ in chosen):
+            raise UserError(
+                f"{method} needs a teacher, which no column of table {table.name} has; choose a table of pairs"
             )
     return Grid(table, runs, chosen)
 

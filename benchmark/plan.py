@@ -26,6 +26,9 @@ from benchmark.training.devices import supports_bf16
 from benchmark.training.learner import build_method
 
 TEACHER_SEED = 0
+SELF_TEACHER_SEED = 1000
+"""Added to the seed of a teacher that is a network like the student: from the same seed it would have had the student's
+first weights and batches, for some seeds and not for others."""
 
 # Rough costs of one thread of a current processor, for ordering jobs and for the estimate of a dry run:
 # arithmetic, and what each convolution with its norm costs whatever its size.
@@ -85,6 +88,8 @@ class Request:
             if network is None:
                 raise UserError(f"{method} needs a teacher and {student} has none; choose it in a table of pairs")
             teacher_seed = TEACHER_SEED if self.teacher_seeds == "shared" else seed
+            if cls.teaches_itself:
+                teacher_seed += SELF_TEACHER_SEED
             artifact = self._teacher(cls.teacher_method, network, teacher_seed)
             if cls.teacher_head is not None:
                 head = self._head(cls.teacher_head, cls.teacher_method, artifact, teacher_seed)

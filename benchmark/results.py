@@ -137,6 +137,7 @@ def load(root: Path = Path("runs")) -> pd.DataFrame:
                 "fraction": run.fraction,
                 "validation": run.validation,
                 "method": run.method,
+                "augmentation": run.augmentation,
                 "student": run.student,
                 "teacher": run.teacher_network,
                 "protocol": run.protocol.name,

@@ -47,6 +47,7 @@ from benchmark.options import (
 from benchmark.plan import Job, ReleasedFile, Request, check_methods, jobs_for, training_multiply_adds
 from benchmark.progress import duration, exit_code, train
 from benchmark.protocols import PROTOCOLS, SCALES, chosen_scale, protocol_named
+from benchmark.registry import method_class, method_names
 from benchmark.results import Store
 from benchmark.spec import Augmentation, Protocol, ReleasedTeacher
 from benchmark.training.devices import make_deterministic, placed, resolve_device
@@ -111,12 +112,11 @@ def main(
     if not table:
         raise UserError(f"which table? pass --table with one of: {', '.join(table_names())}, or a TOML file")
     specification = load_table(table).at(scale)
-    selected(specification, names(methods), names(pairs))
     recipe, chosen_options = parse_settings(settings or [], protocol_named(protocol))
     amount = chosen_scale(scale, epochs, recipe)
     target = resolve_device(device)
     source = dataset or specification.dataset_for(scale)
-    files = _teacher_files(teacher_checkpoint or [], specification)
+    files = _teacher_files(teacher_checkpoint or [], selected(specification, names(methods), names(pairs)))
     check_writable(runs, "--runs")
     check_writable(reports, "--reports")
     images = load_dataset(source, data_root, download=not dry_run)
@@ -179,6 +179,10 @@ def augmentation_named(name: str) -> Augmentation:
 def _teacher_files(assignments: Sequence[str], table: Table) -> dict[str, Path]:
     files = assigned_files(list(assignments), "--teacher-checkpoint")
     teachers = dict.fromkeys(column.teacher for column in table.columns if column.teacher)
+    if any(row.method in method_names() and method_class(row.method).teaches_itself for row in table.rows):
+        teachers |= dict.fromkeys(column.student for column in table.columns)
+    if files and not teachers:
+        raise UserError(f"--teacher-checkpoint: table {table.name} has no teachers; choose a table of pairs")
     for network in files:
         if network not in network_names():
             raise unknown_name("network", network, network_names())

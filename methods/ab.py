@@ -101,7 +101,6 @@ class AB(Method):
     paper = PAPER
     equation = "L = CE + KD, from the weights that AB-init leaves"
     golden = "ab"
-    remark = "Trained from weights that 30 epochs on the teacher's activation boundaries leave (scaled as all epochs)."
     needs_teacher = True
     start = "AB-init"
 

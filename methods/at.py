@@ -49,9 +49,19 @@ def pool_to_height(features: Tensor, height: int) -> Tensor:
         return features
     features = _at_least_float32(features)
     if rows % height == 0:
-        # Equal windows: the same numbers as adaptive pooling, whose gradient on a GPU has no deterministic form.
+        # Equal windows: the same numbers as adaptive pooling.
         return F.avg_pool2d(features, rows // height)
-    return F.adaptive_avg_pool2d(features, height)
+    # Adaptive pooling as two products, because its own gradient has no deterministic form on a GPU.
+    windows = _windows(rows, height, features)
+    return windows @ features @ windows.T
+
+
+def _windows(rows: int, height: int, like: Tensor) -> Tensor:
+    """The means over the windows of adaptive pooling, [height, rows]: each row sums to 1."""
+    place = torch.arange(height, device=like.device)[:, None]
+    column = torch.arange(rows, device=like.device)
+    inside = (column >= place * rows // height) & (column < -(-(place + 1) * rows // height))
+    return inside.to(like.dtype) / inside.sum(1, keepdim=True)
 
 
 def _at_least_float32(features: Tensor) -> Tensor:

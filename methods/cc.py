@@ -34,7 +34,6 @@ class CC(Method):
     paper = "Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019"
     equation = "L = CE + KD + 0.02 mean d_n·d_(n+1), d = |e(student) - e(teacher)| (public code, not section 3)"
     golden = "cc"
-    remark = "as in the authors' public code, which has no Gaussian kernel"
     needs_teacher = True
 
     class Options(CompanionOptions):

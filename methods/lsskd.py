@@ -193,8 +193,10 @@ class LSSKD(Method):
         self.class_history: PredictionHistory | None = None
         self.joint_history: PredictionHistory | None = None
         self.past_network: PastNetwork | None = None
-        if options.past == "previous_weights":
+        if options.past == "previous_weights" and self.final_alpha:
             self.past_network = PastNetwork(context.network(context.student), copy.deepcopy(self.branches))
+            return
+        if self.final_alpha == 0:
             return
         images = len(context.labels)
         self.class_history = PredictionHistory(images, (context.num_classes,), options.table_dtype)
@@ -205,9 +207,10 @@ class LSSKD(Method):
     @property
     def weights(self) -> dict[str, float]:
         weights = self._weights
-        if not self._some_branch_is_taught:
+        # What weighs nothing is not computed.
+        if not (self._some_branch_is_taught and weights["kl"]):
             del weights["kl"]
-        if not self._some_features_are_taught:
+        if not (self._some_features_are_taught and weights["feature"]):
             del weights["feature"]
         return weights
 
@@ -233,10 +236,15 @@ class LSSKD(Method):
 
     def alpha_in(self, epoch: int, epochs: int) -> float:
         """a_t of (1) and (2) in an epoch counted from 0: there is no past in the first one."""
-        final = self.options.alpha if self.options.softening is None else self.options.softening
+        final = self.final_alpha
         if epoch == 0:
             return 0.0
         return growing_alpha(final, epoch, epochs) if self.options.alpha_schedule == "linear" else final
+
+    @property
+    def final_alpha(self) -> float:
+        """a_T: where it is 0 there is no past to keep."""
+        return self.options.alpha if self.options.softening is None else self.options.softening
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         options = self.options
@@ -252,7 +260,8 @@ class LSSKD(Method):
             "ce": soft_cross_entropy(class_logits, class_targets),
             "hierarchical": hierarchical_loss(joint_logits, joint_targets, options.branch_reduction),
         }
-        if self._some_branch_is_taught:
+        weights = self.weights
+        if "kl" in weights:
             terms["kl"] = stage_divergence(
                 joint_logits,
                 student.logits,
@@ -261,7 +270,7 @@ class LSSKD(Method):
                 options.squared_temperature,
                 options.stop_gradient,
             )
-        if self._some_features_are_taught:
+        if "feature" in weights:
             terms["feature"] = self._feature_loss(student, branches)
         return terms
 

@@ -220,8 +220,8 @@ class MOKD(Method):
     To stand beside methods that learn from labels it is wired anew: losses, heads, centres and teachers as published,
     beside cross entropy on the view `plain`, for two convolutional networks of the same kind under the common protocol.
     Global views are `plain` and `second`; local crops are cut from `second`. The centre of a loss between networks,
-    which would always equal the one of that teacher's MLP head, is not kept twice. The statistics that the student's
-    batch norms keep are of local crops as well, as in the public code of DINO.
+    which would always equal the one of that teacher's MLP head, is not kept twice. Batch norms keep no statistics of
+    the local crops.
     """
 
     name = "MOKD"
@@ -297,7 +297,8 @@ class MOKD(Method):
         context.initialise(self.peer_heads, "peer heads")
         self.teacher = MeanTeacher(context.network(shape), copy.deepcopy(self.heads), options.prototypes)
         self.peer_teacher = MeanTeacher(copy.deepcopy(self.peer), copy.deepcopy(self.peer_heads), options.prototypes)
-        # With momentum and one rate for all, a smaller gradient is what a smaller rate would be.
+        # With momentum and one rate for all, a smaller gradient is what a smaller rate would be, but for weight decay,
+        # which stays that of the protocol.
         for heads in (self.heads, self.peer_heads):
             for parameter in heads.tokens.parameters():
                 parameter.register_hook(lambda gradient: gradient * options.token_rate)

@@ -22,6 +22,7 @@ __all__ = ["Cell", "TableResult", "to_csv", "to_latex", "to_markdown", "to_termi
 CSV_FIELDS = (
     "table",
     "row",
+    "column",
     "teacher",
     "student",
     "scale",
@@ -102,7 +103,11 @@ def to_csv(result: TableResult) -> str:
                 "scale": result.scale,
                 "dataset": plain(result.dataset),
             }
-            pair = {"teacher": plain(column.teacher or ""), "student": plain(column.student)}
+            pair = {
+                "column": plain(column.name),
+                "teacher": plain(column.teacher or ""),
+                "student": plain(column.student),
+            }
             writer.writerow({**place, **pair, **measured})
     return written.getvalue()
 

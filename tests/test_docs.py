@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
-import json
 import math
 import re
 import shlex
@@ -24,11 +23,9 @@ from PIL import Image
 import benchmark
 import methods
 from benchmark.backbones import network_names
-from benchmark.catalogue import FACTS, PAGE, entries, to_markdown
 from benchmark.command_line import assigned_files, names, parse_pair, parse_settings
 from benchmark.data import load_dataset
 from benchmark.data.described import Description, read_description
-from benchmark.facts import facts_of
 from benchmark.grid import grid_of
 from benchmark.plan import with_dependencies
 from benchmark.protocols import PROTOCOLS, SCALES
@@ -208,17 +205,6 @@ def test_the_protocols_page_names_the_methods_that_the_protocol_crd_runs_without
     overrides = PROTOCOLS["crd"].method_options
     assert re.split(r", | and ", " ".join(names.split())) == list(overrides)
     assert all(options == {"kd_weight": 0.0} for options in overrides.values())
-
-
-@pytest.mark.parametrize("name", all_methods())
-def test_what_is_said_of_a_method_is_what_a_step_of_it_shows(name: str) -> None:
-    stored = json.loads(FACTS.read_text(encoding="utf-8"))
-    assert stored[name] == json.loads(json.dumps(dataclasses.asdict(facts_of(name))))
-
-
-def test_the_page_of_methods_is_the_one_that_the_catalogue_writes() -> None:
-    assert PAGE.read_text(encoding="utf-8") == to_markdown(entries()) + "\n"
-    assert [entry.method.name for entry in entries() if entry.method.listed] == method_names()
 
 
 def test_the_citation_file_has_its_required_fields() -> None:

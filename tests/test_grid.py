@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import itertools
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 
 from benchmark.errors import UserError
 from benchmark.grid import grid_of, results_of
+from benchmark.plan import SELF_TEACHER_SEED
+from benchmark.registry import all_methods
 from benchmark.results import Store
 from benchmark.spec import Run
 from tables.render import to_csv, to_latex, to_markdown
@@ -54,7 +58,7 @@ def test_a_method_that_teaches_itself_learns_from_a_baseline_run_of_its_own_netw
     for column, student in (("narrow", "ResNet20"), ("wide", "ResNet8x4")):
         (run,) = grid.runs["TF-KD-self", column]
         assert isinstance(run.teacher, Run)
-        assert (run.teacher.method, run.teacher.student, run.teacher.seed) == ("Baseline", student, 0)
+        assert (run.teacher.method, run.teacher.student, run.teacher.seed) == ("Baseline", student, SELF_TEACHER_SEED)
         assert (run.student, run.seed) == (student, 3)
 
 
@@ -94,3 +98,27 @@ def test_what_a_method_must_have_said_of_it_stands_under_the_table(tmp_path: Pat
     grid = grid_of(load_table("II"), engine.request(), [0])
     page = to_markdown(results_of(grid, Store(tmp_path), engine.request(), {}))
     assert "LSSKD: the paper's formulas are lost; rebuilt in docs/ledger.md." in page
+
+
+def test_an_augmentation_for_all_rows_is_refused_beside_a_row_that_has_its_own() -> None:
+    request = dataclasses.replace(engine.request(), augmentation="cutmix")
+    table = small(Row(method="Baseline"), Row(method="LS", title="LS+COC", augment="cutout+cutmix"))
+    with pytest.raises(
+        UserError, match=r"^--augment cutmix: row LS\+COC has an augmentation of its own, cutout\+cutmix;"
+    ):
+        grid_of(table, request, [0])
+    (run,) = grid_of(table, request, [0], ["Baseline"]).to_train()[:1]
+    assert run.augmentation == "cutmix"
+
+
+def test_the_csv_names_the_column_also_where_it_is_not_called_by_its_networks(tmp_path: Path) -> None:
+    grid = grid_of(load_table("II").at("demo"), engine.request(), [0], ["KD"])
+    rows = list(csv.DictReader(io.StringIO(to_csv(results_of(grid, Store(tmp_path), engine.request(), {})))))
+    narrow = [row for row in rows if row["column"] == "ResNet32x4>ResNet8x4" and row["row"] == "KD"]
+    assert [(row["teacher"], row["student"]) for row in narrow] == [("ResNet32", "ResNet8")]
+
+
+def test_no_remark_of_a_method_ends_its_own_sentence() -> None:
+    for name, method in all_methods().items():
+        assert not method.remark.endswith("."), name
+        assert method.remark[:1] == method.remark[:1].lower() or method.remark.startswith("LSSKD"), name

@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from benchmark.data.augmentation import TrainingSource
 from benchmark.data.mixing import Mixture
 from benchmark.method import Step, UserError
 from benchmark.results import Store, outcome
 from benchmark.streams import generator
 from benchmark.training.job import execute
+from benchmark.training.learner import Learner
+from benchmark.training.material import recipe_for
+from benchmark.training.untrained import random_images
 from methods.baseline import cross_entropy
 from methods.mokd import (
     MOKD,
@@ -34,7 +38,6 @@ from methods.mokd import (
     teacher_momentum,
     teacher_temperature,
 )
-from methods.mokd_heads import MLPHead, THead
 from tests import engine
 from tests.support import Case, TinyNetwork, assert_close, assert_gradient, leaf, stub_context, stub_step, tiny_network
 
@@ -107,42 +110,6 @@ def test_both_totals_and_their_gradients_equal_the_public_ones() -> None:
     assert scores["t_cnn_m"].grad is None
 
 
-def test_t_head_on_a_map_equals_the_public_one_with_and_without_a_query() -> None:
-    case = Case("mokd", "thead_cnn")
-    head = THead(10, (3, 3), 12, 2, 3, 24).double()
-    head.load_state_dict(case.weights())
-    maps = leaf(case.input("feature_map"))
-    found = head(maps)
-    found.scores.sum().backward()
-    assert_close(found.scores, case.expected("out"))
-    assert_close(found.pooled, case.expected("pooled"))
-    assert_close(maps.grad, case.expected("grad_of_sum"))
-    assert_close(head(maps, case.input("query")).scores, case.expected("out_with_query"))
-
-
-def test_t_head_on_tokens_equals_the_public_one_with_and_without_a_query() -> None:
-    case = Case("mokd", "thead_vit")
-    head = THead(12, (4, 4), 12, 2, 3, 24).double()
-    head.patch_embed = nn.Identity()
-    head.load_state_dict(case.weights())
-    maps = case.input("tokens").transpose(1, 2).unflatten(2, (4, 4))
-    assert_close(head(maps).scores, case.expected("out"))
-    assert_close(head(maps, case.input("query")).scores, case.expected("out_with_query"))
-
-
-def test_mlp_head_equals_the_public_one_and_keeps_its_gains() -> None:
-    case = Case("mokd", "dino_head")
-    head = MLPHead(10, 14, 8, 24).double()
-    head.load_state_dict(case.weights())
-    features = leaf(case.input("features"))
-    scores = head(features)
-    scores.sum().backward()
-    assert_close(scores, case.expected("out"))
-    assert_close(features.grad, case.expected("grad_of_sum"))
-    assert head.last_layer.weight_g.requires_grad == bool(case.expected("weight_g_requires_grad"))
-    assert THead(2, (1, 1), 4, 1, 2, 6).last_layer.weight_g.requires_grad
-
-
 def test_schedules_equal_the_public_ones() -> None:
     case = Case("mokd", "schedules")
     steps = int(case.get("hp", "epochs")) * int(case.get("hp", "iters_per_epoch"))
@@ -169,31 +136,6 @@ def test_warm_ups_are_shares_of_the_epochs_of_a_run() -> None:
     assert [one.own for one in found] == pytest.approx(own)
     assert [one.cross for one in found] == pytest.approx(cross)
     assert {one.student for one in found} == {0.1}
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4), (6, 6)])
-def test_positions_of_other_map_sizes_are_resized_bicubically(size: tuple[int, int]) -> None:
-    head = THead(2, (4, 3), 6, 1, 2, 5).double()
-    head.fill(lambda name: generator("test", name))
-    ours = head.positions(*size)
-    as_map = head.pos_embed.transpose(1, 2).unflatten(2, (4, 3))
-    resized = F.interpolate(as_map, size=size, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
-    assert_close(ours, resized)
-    weights = torch.arange(ours.numel(), dtype=torch.float64).view(ours.shape)
-    gradients = [torch.autograd.grad((values * weights).sum(), head.pos_embed)[0] for values in (ours, resized)]
-    assert_close(*gradients)
-    assert head.positions(4, 3) is head.pos_embed
-
-
-def test_queries_beyond_one_an_image_go_with_the_maps_in_turn() -> None:
-    head = THead(2, (2, 2), 4, 1, 2, 5)
-    stub_context(TinyNetwork.SHAPE).initialise(head, "head")
-    head = head.double()
-    maps, queries = torch.randn(3, 2, 2, 2, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
-    together = head(maps, queries).scores
-    for row in range(6):
-        image = row % 3
-        assert_close(together[row : row + 1], head(maps[image : image + 1], queries[row : row + 1]).scores)
 
 
 @settings(deadline=None)
@@ -435,3 +377,16 @@ def test_attention_heads_that_do_not_divide_the_width_are_refused() -> None:
 def test_options_out_of_range_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         MOKD.Options(**option)
+
+
+def test_norms_gather_the_statistics_of_whole_images_alone() -> None:
+    """One step of the real engine: a forward over both global views, and none of the crops' statistics."""
+    run = engine.run_of("MOKD", options={"MOKD": SMALL})
+    images = random_images(16, 8)
+    labels = images.train.labels
+    learner = Learner(run, 100, 8, labels, 1, torch.device("cpu"))
+    source = TrainingSource(images.train, recipe_for(run.protocol, images), 8, "cpu", ("test",))
+    learner.step(source.batch(source.epoch(0), 0), None, 0, 0)
+    for network in (learner.student, learner.method.peer):
+        counts = {int(norm.num_batches_tracked) for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)}
+        assert counts == {1}

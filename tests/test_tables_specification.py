@@ -111,7 +111,6 @@ def test_a_column_without_a_teacher_is_named_by_its_student_or_its_title(tmp_pat
     assert Column(student="B", title="A>C").heading == ("A", ">C")
 
 
-
 @pytest.mark.parametrize("scale", ["demo", "quick", "paper"])
 def test_table_II_names_a_dataset_for_each_scale(scale: str) -> None:
     assert load_table("II").dataset_for(scale) == ("digits" if scale == "demo" else "cifar100")

@@ -225,7 +225,8 @@ class Cohort:
             self._drop_if_not_finite(learner, self.source.batches)
         for learner in list(self.learners):
             figures = learner.end_epoch(self.epoch)
-            if learner.student is not None:
+            # Of a stage that ends before the classifier there is nothing to measure.
+            if learner.student is not None and learner.method.trains == "student":
                 batches = evaluation_batches(self.material.evaluation, self.recipe, BATCH_SIZE, self.device)
                 figures |= evaluate(learner.student, batches, learner.run.precision, learner.method)
                 self.last_top1 = figures["top1"]

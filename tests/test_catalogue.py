@@ -1,0 +1,36 @@
+"""What the suite says of its methods is what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from benchmark.catalogue import FACTS, PAGE, entries, golden_cases, to_markdown
+from benchmark.facts import facts_of
+from benchmark.registry import all_methods, method_names
+
+
+@pytest.mark.parametrize("name", all_methods())
+def test_what_is_said_of_a_method_is_what_a_step_of_it_shows(name: str) -> None:
+    stored = json.loads(FACTS.read_text(encoding="utf-8"))
+    assert stored[name] == json.loads(json.dumps(dataclasses.asdict(facts_of(name))))
+
+
+def test_the_page_of_methods_is_the_one_that_the_catalogue_writes() -> None:
+    assert PAGE.read_text(encoding="utf-8") == to_markdown(entries()) + "\n"
+    assert [entry.method.name for entry in entries() if entry.method.listed] == method_names()
+
+
+def test_a_method_that_names_golden_cases_has_them() -> None:
+    for name, method in all_methods().items():
+        assert bool(golden_cases(method.golden)) == (method.golden is not None), name
+
+
+def test_what_a_step_asks_for_is_noticed() -> None:
+    assert facts_of("KD").needs == ("teacher (logits)",)
+    assert facts_of("FitNet").needs == ("teacher (logits, maps)", "the student's maps")
+    assert facts_of("CS-KD").needs == ("images of the same class",)
+    assert facts_of("LS").multiply_adds == facts_of("Baseline").multiply_adds
+    assert facts_of("LSSKD").extra_parameters > facts_of("LSSKD-1-branch").extra_parameters > 0
