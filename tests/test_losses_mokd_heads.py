@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmark.streams import generator
 from methods.mokd_heads import MLPHead, THead
-from tests.support import Case, assert_close, leaf
+from tests.support import Case, TinyNetwork, assert_close, leaf, stub_context
 
 
 def test_t_head_on_a_map_equals_the_public_one_with_and_without_a_query() -> None:

@@ -1,0 +1,399 @@
+"""What every method promises, with every family of networks it is used with. New methods are picked up by themselves.
+
+Images are few and small, networks narrow, heads small: what is tested here does not depend on size.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import benchmark.backbones as backbones
+from benchmark.backbones import build_network, network_names
+from benchmark.backbones.four_stage_resnet import Plan, four_stage_branches, four_stage_resnet, imagenet_resnet
+from benchmark.data import load_dataset
+from benchmark.data.augmentation import Batch, TrainingSource
+from benchmark.data.dataset import Dataset, ImageSet
+from benchmark.errors import UserError
+from benchmark.plan import with_dependencies
+from benchmark.protocols import STAGE_SCHEDULES
+from benchmark.registry import all_methods, method_class
+from benchmark.results import Store, outcome
+from benchmark.spec import Protocol, Run, Schedule
+from benchmark.training import cohort as cohort_module
+from benchmark.training.cohort import Cohort
+from benchmark.training.devices import placed
+from benchmark.training.learner import Learner, head_key, network_shape
+from benchmark.training.material import Material, load_teacher, recipe_for
+from benchmark.training.teacher import Teacher
+from tests.engine import request, settings
+
+CPU = torch.device("cpu")
+IMAGES, BATCH_SIZE, CLASSES = 29, 8, 10
+"""Three whole batches and one of another size."""
+LARGER_IMAGES = {"ImageNet-ResNet18": 32, "ImageNet-ResNet34": 32}
+"""Rows of an image for networks that halve it five times; the digits have 8."""
+SHORT = Protocol(
+    name="short",
+    schedule=Schedule(epochs=2),
+    learning_rate=0.01,
+    batch_size=BATCH_SIZE,
+    method_schedules={name: Schedule(epochs=2) for name in STAGE_SCHEDULES},
+)
+GENTLE = SHORT.changed(name="gentle", learning_rate=1e-12, weight_decay=0.0)
+FALL = 1e-4
+"""By which share of itself a loss should fall in a step along its gradient."""
+SMALL_OPTIONS: dict[str, dict[str, Any]] = {
+    "MOKD": {
+        "prototypes": 32,
+        "hidden": 32,
+        "bottleneck": 16,
+        "blocks": 1,
+        "attention_heads": 2,
+        "width": 16,
+        "local_crops": 2,
+    },
+}
+STILL_OPTIONS = {"CRD": {"memory_momentum": 0.999999}, "MOKD": {"centre_momentum": 1.0}}
+"""Beside them, where a loss is to fall: what else moves in a step, and the loss with it, hardly moves."""
+NARROW = {
+    "ResNet18": Plan((2, 2, 2, 2), base_width=8),
+    "ImageNet-ResNet18": Plan((2, 2, 2, 2), base_width=8, skip_name="downsample"),
+    "ImageNet-ResNet34": Plan((3, 4, 6, 3), base_width=8, skip_name="downsample"),
+}
+"""Networks of families that have no small one, with fewer channels; VGG and ResNeXt become so as a whole."""
+
+PAIRS = (
+    ("ResNet8", "ResNet8x4"),
+    ("ShuffleNetV1", "WRN-16-2"),
+    ("MobileNetV2", "VGG8"),
+    ("ImageNet-ResNet18", "ImageNet-ResNet34"),
+)
+"""Student and teacher of one family and of two, as in the published tables: no method may refuse them."""
+UNEQUAL_PAIRS = (("VGG8", "ResNet18"), ("ResNet8", "ResNet18"), ("ResNet18", "ResNet8"))
+"""Pairs whose maps do not match in number or size, which a method may refuse."""
+UNTAUGHT = {("AB-init", "ResNet18", "ResNet8"): ("layer4",)}
+"""Stages that a method which trains nothing but stages leaves, because the teacher has none to match."""
+RESUMED_PAIR = ("ResNet8", "WRN-16-2")
+
+
+def smallest_of_each_family() -> list[str]:
+    """The smallest network of each class, or the one that can be made narrow."""
+    smallest: dict[type, tuple[bool, int, str]] = {}
+    for name in network_names():
+        with torch.device("meta"):
+            network = build_network(name, CLASSES)
+        size = sum(parameter.numel() for parameter in network.parameters())
+        entry = (name not in NARROW, size, name)
+        smallest[type(network)] = min(smallest.get(type(network), entry), entry)
+    return [name for *_, name in sorted(smallest.values(), key=lambda entry: entry[1])]
+
+
+FAMILIES = smallest_of_each_family()
+
+
+def pairs_for(method: str) -> Sequence[tuple[str, str | None]]:
+    """Student and teacher: of all families where a method has no teacher of its choice, else of the pairs above.
+
+    One is enough for a method that is another one with other options or another teacher.
+    """
+    cls = method_class(method)
+    pairs: Sequence[tuple[str, str | None]] = [(family, None) for family in FAMILIES]
+    if cls.needs_teacher and not cls.teaches_itself:
+        # Of a head, the student is the teacher.
+        pairs = [*PAIRS, *UNEQUAL_PAIRS] if cls.trains_student else [(teacher, teacher) for _, teacher in PAIRS]
+    derived = any(issubclass(cls, other) for other in all_methods().values() if other is not cls)
+    return pairs[:1] if derived else pairs
+
+
+def cell(method: str, student: str, teacher: str | None) -> Any:
+    return pytest.param(method, student, teacher, id=f"{method}-{student}" + (f"<{teacher}" if teacher else ""))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow_networks() -> Iterator[None]:
+    """Wide families with fewer channels, as long as these tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        resnext, vgg = (importlib.import_module(f"benchmark.backbones.{name}") for name in ("resnext", "vgg"))
+        patch.setattr(resnext, "STEM_WIDTH", 16)
+        patch.setattr(resnext, "STAGE_WIDTHS", (16, 32, 64))
+        patch.setattr(vgg, "WIDTHS", (8, 16, 32, 64, 64))
+        for name, plan in NARROW.items():
+            build = imagenet_resnet if name.startswith("ImageNet") else four_stage_resnet
+            entry = replace(
+                backbones._NETWORKS[name],
+                network=functools.partial(build, plan),
+                branches=functools.partial(four_stage_branches, plan),
+            )
+            patch.setitem(backbones._NETWORKS, name, entry)
+        network_shape.cache_clear()
+        trained.cache_clear()
+        yield
+    network_shape.cache_clear()
+    trained.cache_clear()
+
+
+@functools.cache
+def digits(size: int = 8) -> Dataset:
+    """A few digits, each pixel repeated until there are `size` rows."""
+    whole = load_dataset("digits", None)
+
+    def few(images: ImageSet) -> ImageSet:
+        times = size // whole.image_size
+        pixels = images.images[:IMAGES].repeat_interleave(times, 1).repeat_interleave(times, 2)
+        return ImageSet(pixels, images.labels[:IMAGES])
+
+    return replace(whole, train=few(whole.train), test=few(whole.test))
+
+
+def run_of(method: str, student: str, teacher: str | None, still: bool = False) -> Run:
+    options = SMALL_OPTIONS.get(method, {}) | (STILL_OPTIONS.get(method, {}) if still else {})
+    return request(protocol=GENTLE if still else SHORT, options={method: options}).run(method, student, teacher, 0)
+
+
+def source_of(run: Run) -> TrainingSource:
+    dataset = digits(LARGER_IMAGES.get(run.student, 8))
+    return TrainingSource(dataset.train, recipe_for(run.protocol, dataset), BATCH_SIZE, CPU, ("contract",))
+
+
+def set_up(run: Run) -> tuple[Learner, Teacher | None, TrainingSource]:
+    """A learner as a cohort would make it, its teacher, and its images.
+
+    Raises:
+        UserError: the method refuses the networks.
+    """
+    source = source_of(run)
+    first_weights = None if run.start is None else trained(run.start).student.state_dict()
+    learner = Learner(run, CLASSES, source.size, source.labels, 1, CPU, first_weights)
+    if run.teacher is None:
+        return learner, None, source
+    network = build_network(run.teacher.student, CLASSES)
+    network.load_state_dict(trained(run.teacher).student.state_dict())
+    heads = {head_key(run): trained(run.head).method} if isinstance(run.head, Run) else {}
+    teacher = Teacher(placed(network, CPU), heads, "fp32", learner.method.needs_preactivations)
+    return learner, teacher, source
+
+
+def take_steps(learner: Learner, teacher: Teacher | None, batch: Batch, steps: int) -> list[float]:
+    """One and the same step, with one batch and whatever is drawn for it, taken several times; gives the losses."""
+    taught = teacher.on(batch) if teacher else None
+    losses = []
+    for _ in range(steps):
+        learner.step(batch, taught, 0, 0)
+        losses.append(float(learner.losses[0]))
+    return losses
+
+
+@functools.cache
+def trained(run: Run) -> Learner:
+    """What a run that others depend on has learnt from a few steps, with the statistics of the last one."""
+    learner, teacher, source = set_up(run.changed(protocol=run.protocol.changed(learning_rate=SHORT.learning_rate)))
+    batch = source.batch(source.epoch(0), 0)
+    take_steps(learner, teacher, batch, steps=3)
+    for module in (learner.student or nn.Identity(), learner.method):
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = 1.0
+    take_steps(learner, teacher, batch, steps=1)
+    return learner
+
+
+class Gradients:
+    """Which parameters of a student and its method got a gradient in the steps of an optimiser, and what came of it.
+
+    learning: those that ask for one; seen: those that got one; reached: those that got one that is not all zeros;
+    moving: those that the optimiser moves; square: of the length of the last step's gradient.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        parts = {"student": learner.student or nn.Identity(), "method": learner.method}
+        self.parameters = {
+            f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()
+        }
+        self.learning = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
+        self.seen: set[str] = set()
+        self.reached: set[str] = set()
+        self._momenta = learner.optimizer.state
+        learner.optimizer.register_step_pre_hook(self._look)
+
+    def _look(self, *_: Any) -> None:
+        got = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        self.seen |= got.keys()
+        self.reached |= {name for name, gradient in got.items() if bool(gradient.any())}
+        self.square = sum(float(gradient.double().square().sum()) for gradient in got.values())
+
+    @property
+    def moving(self) -> set[str]:
+        held = {name: self._momenta.get(parameter, {}) for name, parameter in self.parameters.items()}
+        return {name for name, state in held.items() if state and bool(state["momentum_buffer"].any())}
+
+
+def assert_none(names: set[str], what: str) -> None:
+    assert not names, f"{len(names)} parameters {what}: {', '.join(sorted(names)[:4])}"
+
+
+def state_of(modules: Sequence[nn.Module]) -> list[Tensor]:
+    return [tensor.clone() for module in modules for tensor in module.state_dict().values()]
+
+
+def assert_unchanged(modules: Sequence[nn.Module], before: list[Tensor], what: str) -> None:
+    assert all(map(torch.equal, state_of(modules), before)), f"{what} must stay as it is"
+
+
+def assert_refusal_helps(error: UserError, student: str, teacher: str | None) -> None:
+    assert (student, teacher) in UNEQUAL_PAIRS, f"refused: {error}"
+    assert re.search(r"; (choose|use|give|take|pass) ", str(error)), f"says not what to do: {error}"
+
+
+def assert_plain_network_is_left(learner: Learner, images: Tensor) -> None:
+    """The saved student is a network like any other, and says the same without its method."""
+    student = learner.student
+    weights = learner.weights()["student"]
+    plain = placed(build_network(learner.run.student, CLASSES), CPU)
+    assert list(weights) == list(plain.state_dict())
+    plain.load_state_dict(weights)
+    with torch.no_grad():
+        logits = student.eval()(images).logits
+        assert torch.equal(plain.eval()(images).logits, logits)
+        for scores in learner.method.eval().stage_scores(student(images)):
+            assert scores.shape == logits.shape
+
+
+@pytest.mark.parametrize(
+    ("method", "student", "teacher"), [cell(name, *pair) for name in all_methods() for pair in pairs_for(name)]
+)
+def test_a_method_learns_and_teaches_only_what_it_should(method: str, student: str, teacher: str | None) -> None:
+    run = run_of(method, student, teacher, still=True)
+    try:
+        learner, guide, source = set_up(run)
+    except UserError as error:
+        assert_refusal_helps(error, student, teacher)
+        pytest.skip(str(error))
+    batch = source.batch(source.epoch(0), 0)
+    gradients = Gradients(learner)
+    frozen = [guide.network, *guide.heads.values()] if guide else []
+    network = learner.student
+    resting = (
+        [network.get_submodule(name) for name in network.after_stages] if learner.method.trains == "stages" else []
+    )
+    before, before_resting = state_of(frozen), state_of(resting)
+
+    # The first step may set what the loss refers to, such as a memory; it tells how steep the loss is.
+    losses = take_steps(learner, guide, batch, steps=1)
+    rate = FALL * losses[0] / gradients.square
+    learner.run = run.changed(protocol=run.protocol.changed(learning_rate=rate))
+    losses = take_steps(learner, guide, batch, steps=2)
+    assert losses[1] < losses[0], f"the loss must fall on a fixed batch: {losses}"
+
+    assert_unchanged(frozen, before, "the teacher")
+    assert_unchanged(resting, before_resting, "what lies behind the stages")
+    untaught = tuple(f"student.{part}." for part in UNTAUGHT.get((method, student, teacher), ()))
+    taught = {name for name in gradients.learning if not name.startswith(untaught)} if untaught else gradients.learning
+    assert_none(taught - gradients.reached, "get no gradient")
+    assert_none(taught - gradients.moving, "are not moved by the optimiser")
+    assert_none(gradients.seen - taught, "must get no gradient")
+    assert_none(gradients.moving - taught, "must not be moved")
+    if network is not None:
+        resting_names = {id(parameter) for part in resting for parameter in part.parameters()}
+        assert all(p.requires_grad != (id(p) in resting_names) for p in network.parameters())
+        assert_plain_network_is_left(learner, batch.view("plain"))
+
+
+class Killed(BaseException):
+    """Stands for a signal that no process survives."""
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what others depend on is trained once."""
+    return tmp_path_factory.mktemp("kept")
+
+
+def cohort_of(runs: list[Run], folder: Path) -> Cohort:
+    dataset = digits()
+    material = Material(dataset, dataset.train, dataset.test)
+    place = settings(folder, checkpoint_seconds=0.0)
+    return Cohort(runs, material, load_teacher(runs, material, place, CPU), place)
+
+
+def train_what_is_missing(run: Run, kept: Path) -> None:
+    for needed in with_dependencies([run]):
+        if not Store(kept).is_finished(needed):
+            assert cohort_of([needed], kept).train()
+            assert Store(kept).is_finished(needed), f"{needed.id} failed"
+
+
+def with_dependencies_of(run: Run, kept: Path, folder: Path) -> Path:
+    """A folder that holds what a run depends on, and nothing else."""
+    for needed in with_dependencies([run])[:-1]:
+        shutil.copytree(Store(kept).folder(needed), Store(folder).folder(needed), dirs_exist_ok=True)
+    return folder
+
+
+def result(run: Run, folder: Path) -> dict[str, Any]:
+    record = Store(folder).record(run) or {"status": "missing"}
+    assert record["status"] == "finished", record.get("reason")
+    return outcome(record)
+
+
+def assert_same_bits(run: Run, left: Path, right: Path) -> None:
+    one, other = result(run, left), result(run, right)
+    assert one.keys() == other.keys()
+    differ = [name for name in one if one[name] != other[name]]
+    assert not differ, f"{run.method}: {', '.join(differ)} differ"
+
+
+def run_to_resume(method: str) -> Run:
+    cls = method_class(method)
+    student, teacher = RESUMED_PAIR
+    return run_of(method, student if cls.trains_student else teacher, teacher)
+
+
+@pytest.mark.parametrize("method", all_methods())
+def test_a_killed_and_resumed_run_gives_the_same_bits(method: str, kept: Path, tmp_path: Path, monkeypatch) -> None:
+    run = run_to_resume(method)
+    train_what_is_missing(run, kept)
+    monkeypatch.setattr(cohort_module, "COST_OF_A_CHECKPOINT", 0)
+    folder = with_dependencies_of(run, kept, tmp_path)
+    left = iter(range(5))
+
+    def kill() -> bool:
+        if next(left, None) is None:
+            raise Killed
+        return False
+
+    with pytest.raises(Killed):
+        cohort_of([run], folder).train(kill)
+    resumed = cohort_of([run], folder)
+    assert resumed.resume()
+    assert (resumed.epoch, resumed.step) == (1, 1), "the last checkpoint is the one before the step that was lost"
+    assert resumed.train()
+    assert_same_bits(run, folder, kept)
+
+
+@pytest.mark.parametrize("method", all_methods())
+def test_a_run_gives_the_same_bits_alone_and_beside_others(method: str, kept: Path, tmp_path: Path) -> None:
+    run = run_to_resume(method)
+    others = [run_to_resume(name) for name in ("Baseline", "KD", "AT") if name != method][:2]
+    if run.teacher is not None:
+        # A cohort has one teacher.
+        shared = {"teacher": run.teacher.model_dump(), "teacher_precision": run.teacher_precision}
+        others = [other.changed(**shared) if other.teacher else other for other in others]
+    for each in (run, *others):
+        train_what_is_missing(each, kept)
+    folder = with_dependencies_of(run, kept, tmp_path)
+    for other in others:
+        with_dependencies_of(other, kept, folder)
+    assert cohort_of([others[0], run, *others[1:]], folder).train()
+    for each in (run, *others):
+        assert_same_bits(each, folder, kept)
