@@ -402,5 +402,5 @@ def test_the_example_method_trains_and_the_results_are_read_as_the_readme_shows(
     monkeypatch.chdir(tmp_path)
     (code,) = [block for block in blocks(README, "python") if "load(" in block]
     exec(code, {"__name__": "example"})
-    shown = rf"^{run.student} +Logits +{record['final']['top1']:.6f}"
+    shown = rf"^{run.student} +Logits +standard +{record['final']['top1']:.6f}"
     assert re.search(shown, capsys.readouterr().out, flags=re.MULTILINE)
