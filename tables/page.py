@@ -92,6 +92,11 @@ class Page:
         return tuple(entry for row in self.rows for entry in row.entries)
 
     @property
+    def has_teachers(self) -> bool:
+        """Whether the first row is that of the teachers."""
+        return bool(self.rows) and self.rows[0].name == TEACHER
+
+    @property
     def has_references(self) -> bool:
         """Whether any number is printed or published."""
         return any(entry.reference for entry in self.entries)

@@ -88,6 +88,8 @@ def test_a_table_without_teachers_is_rendered_without_a_row_of_teachers(tmp_path
     result = results_of(grid, Store(tmp_path), engine.request(), {})
     markdown, latex, lines = to_markdown(result), to_latex(result), to_csv(result).splitlines()
     assert "Teacher" not in markdown
+    # One rule under the heading; the other one is for a row of teachers.
+    assert latex.split(r"\begin{tabular}")[1].split(r"\end{tabular}")[0].count(r"\midrule") == 1
     assert "\nmethod & ResNet18 & ResNet101 & MobileNetV2" in latex
     assert "Column ResNet18 is PreActResNet18-x1/4 here." in markdown
     assert [line.split(",")[1] for line in lines[1::3]] == [row.name for row in grid.table.rows]
