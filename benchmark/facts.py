@@ -61,20 +61,17 @@ def facts_of(name: str) -> Facts:
     """
     cls = method_class(name)
     needs, multiply_adds = _watch(cls)
+    # By options, which are the same in most protocols: some methods are large.
     built: dict[str, Method] = {}
+    kinds = {}
     for protocol in PROTOCOLS:
         run = _run(cls, protocol_named(protocol))
-        # What the options decide is the same in most protocols, and some methods are large.
-        kind = json.dumps(run.options, sort_keys=True)
-        same = next((method for method in built.values() if json.dumps(_options(method), sort_keys=True) == kind), None)
-        built[protocol] = same or build_method(run, CLASSES, IMAGE_SIZE, _labels(), fill=False)
-    learnable = sum(part.numel() for part in built[DEFAULT].parameters() if part.requires_grad)
-    weights = {protocol: method.weights for protocol, method in built.items()}
+        kinds[protocol] = json.dumps(run.options, sort_keys=True)
+        if kinds[protocol] not in built:
+            built[kinds[protocol]] = build_method(run, CLASSES, IMAGE_SIZE, _labels(), fill=False)
+    learnable = sum(part.numel() for part in built[kinds[DEFAULT]].parameters() if part.requires_grad)
+    weights = {protocol: built[kind].weights for protocol, kind in kinds.items()}
     return Facts(cls.version, needs, learnable, multiply_adds, weights)
-
-
-def _options(method: Method) -> dict[str, Any]:
-    return method.options.model_dump()
 
 
 def _run(cls: type[Method], protocol: Protocol) -> Run:
@@ -145,7 +142,7 @@ def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tup
             dict.fromkeys(_READ[name] for name in _READ if name in read[kind] and name not in (own, leave_out))
         )
 
-    needs, parts_of = [], list(method.modules())
+    needs, modules = [], list(method.modules())
     if method.needs_teacher:
         who = "a trained network like the student" if method.teaches_itself else "teacher"
         needs.append(f"{who} ({parts('teacher')})" if parts("teacher") else who)
@@ -159,10 +156,11 @@ def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tup
     if method.student_branches:
         needs.append(f"branches on the {'student' if method.trains_student else 'teacher'}")
     if any(
-        isinstance(part, Network) and any(weight.requires_grad for weight in part.parameters()) for part in parts_of
+        isinstance(module, Network) and any(weight.requires_grad for weight in module.parameters())
+        for module in modules
     ):
         needs.append("a peer of the student")
     needs += [text for view, text in _VIEWS.items() if view in views]
-    if any(isinstance(part, PredictionHistory | PastNetwork) for part in parts_of):
+    if any(isinstance(module, PredictionHistory | PastNetwork) for module in modules):
         needs.append("its own past predictions")
     return tuple(needs)

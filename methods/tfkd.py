@@ -13,6 +13,11 @@ from methods.baseline import label_loss
 from methods.kd import distillation_loss
 from methods.pskd import one_hot
 
+PAPER = "Yuan et al., Revisiting Knowledge Distillation via Label Smoothing Regularization, CVPR 2020"
+MEAN_OVER_CLASSES = (
+    "its divergence is a mean over batch and classes, as published for 100 classes, so fewer classes make it weigh more"
+)
+
 # The networks of the public settings, under the names of the suite's networks that stand for them.
 RESNET18 = ("ResNet18", "PreActResNet18", "PreActResNet18-x1/4")
 RESNET50 = ("ResNet50", "ResNet101", "ResNet101-x1/4")
@@ -85,13 +90,10 @@ class TFKDReg(Method):
     """
 
     name = "TF-KD-reg"
-    paper = "Yuan et al., Revisiting Knowledge Distillation via Label Smoothing Regularization, CVPR 2020"
+    paper = PAPER
     equation = "L = (1 - a) CE + a m KL(virtual teacher, p), a mean over batch and classes (section 4, public code)"
     golden = "tfkd_reg"
-    remark = (
-        "its divergence is a mean over batch and classes, as published for 100 classes, so fewer classes make it weigh "
-        "more; ResNet101, for which no setting is published, has ResNet18's"
-    )
+    remark = f"{MEAN_OVER_CLASSES}; ResNet101, for which no setting is published, has ResNet18's"
     network_options = _by_network(REGULARISATION)
 
     class Options(MethodOptions):
@@ -126,12 +128,11 @@ class TFKDSelf(Method):
     """
 
     name = "TF-KD-self"
-    paper = "Yuan et al., Revisiting Knowledge Distillation via Label Smoothing Regularization, CVPR 2020"
+    paper = PAPER
     equation = "L = (1 - a) CE + a m T² KL(teacher, p), a mean over batch and classes (section 4, public code)"
     golden = "tfkd_self"
     remark = (
-        "its divergence is a mean over batch and classes, as published for 100 classes, so fewer classes make it weigh "
-        "more; ResNet101, for which no setting is published, has ResNet50's, with ResNet18's multiplier"
+        f"{MEAN_OVER_CLASSES}; ResNet101, for which no setting is published, has ResNet50's, with ResNet18's multiplier"
     )
     needs_teacher = True
     teaches_itself = True

@@ -87,6 +87,7 @@ NETWORKS = f"allowed: {', '.join(network_names())}"
             "unknown method 'LSSDK' (did you mean 'LSSKD'?); allowed: Baseline, KD",
         ),
         (["--methods", "SSKD-head"], "unknown method 'SSKD-head' (did you mean "),
+        (["--augment", "cutmx"], "unknown augmentation 'cutmx' (did you mean 'cutmix'?); allowed: standard, cutout"),
         (
             ["--pairs", "ResNet20>ResNet21"],
             "unknown pair of table small 'ResNet20>ResNet21' (did you mean 'ResNet20>ResNet20'?); "
@@ -145,6 +146,25 @@ def test_an_unknown_table_is_named_with_the_known_ones(refused) -> None:
     refusal = refused("--table", "V", table=False)
     assert refusal.code == 2
     assert refusal.line.startswith("error: unknown table 'V'; allowed: II, III, ")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--methods", "KD"], "KD needs a teacher, which no column of table III has; choose a table of pairs"),
+        (
+            ["--augment", "cutout"],
+            "row Baseline+COC has an augmentation of its own, cutout+cutmix; leave --augment out",
+        ),
+        (["--pairs", "ResNet56>ResNet20"], "unknown pair of table III 'ResNet56>ResNet20'"),
+        (["--teacher-checkpoint", "ResNet56=x.pth"], "unknown teacher of table III 'ResNet56'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_table_without_teachers_cannot_do_is_refused(refused, given, said) -> None:
+    refusal = refused("--table", "III", *given, table=False)
+    assert refusal.code == 2
+    assert said in refusal.line
 
 
 def test_no_arguments_at_all_ask_for_a_table(refused) -> None:
