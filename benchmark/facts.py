@@ -65,7 +65,7 @@ def facts_of(name: str) -> Facts:
     built: dict[str, Method] = {}
     kinds = {}
     for protocol in PROTOCOLS:
-        run = _run(cls, protocol_named(protocol))
+        run = reference_run(cls, protocol_named(protocol))
         kinds[protocol] = json.dumps(run.options, sort_keys=True)
         if kinds[protocol] not in built:
             built[kinds[protocol]] = build_method(run, CLASSES, IMAGE_SIZE, _labels(), fill=False)
@@ -74,7 +74,8 @@ def facts_of(name: str) -> Facts:
     return Facts(cls.version, needs, learnable, multiply_adds, weights)
 
 
-def _run(cls: type[Method], protocol: Protocol) -> Run:
+def reference_run(cls: type[Method], protocol: Protocol) -> Run:
+    """The run of a method, or of a head, that its facts are taken from."""
     scale = Scale(name="seen", factor=1)
     request = Request("random", "random", protocol, scale, torch.device("cpu"), precision="fp32")
     if cls.trains_student:
@@ -104,7 +105,7 @@ class _Watched:
 
 def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
     """What one training step of a method needs, and its multiply-adds for an image (of a few, which costs less)."""
-    run = _run(cls, protocol_named(DEFAULT).changed(batch_size=BATCH))
+    run = reference_run(cls, protocol_named(DEFAULT).changed(batch_size=BATCH))
     device = torch.device("cpu")
     images = random_images(CLASSES, IMAGE_SIZE)
     source = TrainingSource(images.train, recipe_for(run.protocol, images), BATCH, device, ("facts",))
