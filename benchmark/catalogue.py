@@ -22,11 +22,12 @@ from rich.text import Text
 
 from benchmark.command_line import run_app
 from benchmark.errors import UserError
-from benchmark.facts import BATCH, STUDENT, TEACHER, Facts, facts_of
+from benchmark.facts import STUDENT, TEACHER, Facts, facts_of
 from benchmark.files import write_text
 from benchmark.method import Method
 from benchmark.protocols import PROTOCOLS, STAGE_SCHEDULES
 from benchmark.registry import all_methods, method_class
+from benchmark.training.cost import BATCH
 
 FACTS = Path(__file__).parent / "facts.json"
 ROOT = Path(__file__).parent.parent

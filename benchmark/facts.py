@@ -10,21 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmark.data.augmentation import TrainingSource
 from benchmark.method import Method, Network, Outputs, PastNetwork, PredictionHistory, Step, View
 from benchmark.plan import Request
 from benchmark.protocols import PROTOCOLS, protocol_named
 from benchmark.registry import all_methods, method_class
 from benchmark.spec import Protocol, Run, Scale
-from benchmark.training.learner import Learner, build_method
-from benchmark.training.material import recipe_for
-from benchmark.training.untrained import CLASSES, random_images, untrained_teacher
+from benchmark.training.cost import Rehearsal
+from benchmark.training.learner import build_method
+from benchmark.training.untrained import CLASSES
 
 DEFAULT = "lsskd"
 TEACHER, STUDENT = "ResNet56", "ResNet20"
-IMAGE_SIZE, IMAGES, BATCH = 32, 50_000, 8
+IMAGE_SIZE, IMAGES = 32, 50_000
 
 _READ = {
     "logits": "logits",
@@ -104,15 +102,10 @@ class _Watched:
 
 
 def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
-    """What one training step of a method needs, and its multiply-adds for an image (of a few, which costs less)."""
-    run = reference_run(cls, protocol_named(DEFAULT).changed(batch_size=BATCH))
-    device = torch.device("cpu")
-    images = random_images(CLASSES, IMAGE_SIZE)
-    source = TrainingSource(images.train, recipe_for(run.protocol, images), BATCH, device, ("facts",))
-    batch = source.batch(source.epoch(0), 0)
+    """What one training step of a method needs, and its multiply-adds for an image."""
     # The whole training set counts in a memory of it, even if few of its images are ever shown here.
-    learner = Learner(run, CLASSES, IMAGE_SIZE, _labels(), 1, device)
-    method, shared = learner.method, untrained_teacher([run], IMAGE_SIZE, device)
+    rehearsal = Rehearsal(reference_run(cls, protocol_named(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
+    method, batch = rehearsal.learner.method, rehearsal.batch
     read: dict[str, set[str]] = {"student": set(), "teacher": set()}
     views: set[str] = set()
 
@@ -130,10 +123,8 @@ def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
         return loss(dataclasses.replace(step, images=images_of, student=student, teacher=teacher))
 
     method.loss = watched_loss  # type: ignore[method-assign]
-    teacher = shared.on(batch) if shared else None
-    with FlopCounterMode(display=False) as counter:
-        learner.step(batch, teacher, 0, 0)
-    return _needs(method, read, views | batch.views), counter.get_total_flops() // 2 // BATCH
+    multiply_adds = rehearsal.multiply_adds()
+    return _needs(method, read, views | batch.views), multiply_adds
 
 
 def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tuple[str, ...]:

@@ -219,8 +219,11 @@ class Method(nn.Module):
         """What a trained head makes of the teacher's outputs; only methods named as a `teacher_head` have one."""
         raise NotImplementedError(f"{self.name} is no head of a teacher")
 
-    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
-        """Class scores [batch, classes] of each auxiliary classifier for upright images; none by default."""
+    def stage_logits(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        """Joint logits [rows, 4 * classes] of the auxiliary classifier of each stage, the first one first.
+
+        They tell class and rotation at once (see `joint_labels`); a method without branches has none.
+        """
         return ()
 
     def end_step(self, student: Network) -> None:
@@ -264,6 +267,19 @@ def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameter
         return outside_autocast(function)(*(widen(argument) for argument in args), **kwargs)
 
     return wrapped
+
+
+def joint_labels(labels: Tensor) -> Tensor:
+    """Labels of class and rotation at once, class * 4 + rotation, for image-major rows: int64 [4 * batch]."""
+    return (labels[:, None] * ROTATIONS + torch.arange(ROTATIONS, device=labels.device)).flatten()
+
+
+def class_scores(joint_logits: Tensor) -> Tensor:
+    """Sum of the four joint logits of each class, [rows, 4 * classes] to [rows, classes].
+
+    (The class score of HSAKD's public code; on upright images it is a stage's classifier.)
+    """
+    return joint_logits.unflatten(1, (-1, ROTATIONS)).sum(2)
 
 
 def upright(values: Tensor) -> Tensor:

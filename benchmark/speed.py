@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -27,9 +28,11 @@ from benchmark.protocols import protocol_named
 from benchmark.registry import method_class, method_names
 from benchmark.spec import Precision, Run, Scale, teacher_key
 from benchmark.streams import generator
+from benchmark.training.cohort import Cohort
 from benchmark.training.devices import autocast, device_name, make_deterministic, placed, resolve_device
 from benchmark.training.learner import fresh_network
-from benchmark.training.untrained import CLASSES, random_images, untrained_cohort
+from benchmark.training.material import Material, Settings
+from benchmark.training.untrained import CLASSES, random_images, untrained_teacher
 
 IMAGES = 50_000
 CHEAP = ("KD", "FitNet", "AT", "CRD")
@@ -169,7 +172,10 @@ def _fixed_batch(batch: int, size: int, device: torch.device) -> torch.Tensor:
 
 def _cohort_step(runs: Sequence[Run], dataset: Dataset, device: torch.device, threads: int) -> Callable[[], None]:
     """A step of the engine's own loop, with a teacher and heads that are not trained (which costs the same)."""
-    cohort = untrained_cohort(runs, dataset, device, threads)
+    runs = [run.changed(start=None) for run in runs]
+    place = Settings(runs=Path("runs"), dataset=dataset.name, device=str(device), threads=threads)
+    teacher = untrained_teacher(runs, dataset.num_classes, dataset.image_size, device)
+    cohort = Cohort(runs, Material(dataset, dataset.train, dataset.test), teacher, place)
     plan = cohort.source.epoch(0)
     return lambda: cohort.one_step(plan)
 

@@ -19,25 +19,13 @@ from benchmark.method import (
     Step,
     UserError,
     full_precision,
+    joint_labels,
     upright,
 )
 from methods.baseline import label_loss
 from methods.kd import distillation_loss
 
 PAPER = "Yang et al., Hierarchical Self-supervised Augmented Knowledge Distillation, IJCAI 2021"
-
-
-def joint_labels(labels: Tensor) -> Tensor:
-    """Labels of class and rotation at once, class * 4 + rotation, for image-major rows: int64 [4 * batch]."""
-    return (labels[:, None] * ROTATIONS + torch.arange(ROTATIONS, device=labels.device)).flatten()
-
-
-def class_scores(joint_logits: Tensor) -> Tensor:
-    """Sum of the four joint logits of each class, [rows, 4 * classes] to [rows, classes].
-
-    (The class score of the authors' implementation; on upright images it is a stage's classifier.)
-    """
-    return joint_logits.unflatten(1, (-1, ROTATIONS)).sum(2)
 
 
 @full_precision
@@ -92,9 +80,9 @@ class _LabelledBranches:
         """The outputs of each branch, `logits` [rows, 4 * classes] and `pooled` [rows, width]."""
         return cast(tuple[Any, ...], self.branches(outputs.branch_maps))
 
-    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
-        """Class scores [batch, classes] of each branch for upright images."""
-        return tuple(class_scores(logits) for logits in logits_of(self.represent(outputs)))
+    def stage_logits(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        """Joint logits [rows, 4 * classes] of each branch."""
+        return tuple(logits_of(self.represent(outputs)))
 
 
 class HSSAKDBranches(_LabelledBranches, Method):
@@ -198,9 +186,9 @@ class HSSAKD(Method):
             "branches": branch_divergence(student_branches, teacher_branches, temperature),
         }
 
-    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
-        """Class scores [batch, classes] of each branch for upright images."""
-        return tuple(class_scores(logits) for logits in logits_of(self.branches(outputs.branch_maps)))
+    def stage_logits(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        """Joint logits [rows, 4 * classes] of each branch."""
+        return tuple(logits_of(self.branches(outputs.branch_maps)))
 
 
 class HSSAKDStar(HSSAKD):

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from benchmark.method import ROTATIONS, Context, Method, MethodOptions, Outputs, Step
-from methods.hssakd import PAPER, branch_divergence, branch_label_losses, class_scores, logits_of
+from methods.hssakd import PAPER, branch_divergence, branch_label_losses, logits_of
 from methods.kd import distillation_loss
 
 
@@ -73,6 +73,6 @@ class HSSAKDOnline(Method):
             "branches": branches + peer_branches,
         }
 
-    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
-        """Class scores [batch, classes] of each of the student's branches for upright images."""
-        return tuple(class_scores(logits) for logits in logits_of(self.branches(outputs.branch_maps)))
+    def stage_logits(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        """Joint logits [rows, 4 * classes] of each of the student's branches."""
+        return tuple(logits_of(self.branches(outputs.branch_maps)))

@@ -28,9 +28,10 @@ from benchmark.method import (
     Step,
     UserError,
     full_precision,
+    joint_labels,
     upright,
 )
-from methods.hssakd import class_scores, joint_labels, logits_of
+from methods.hssakd import logits_of
 from methods.pskd import growing_alpha, one_hot, probabilities, soft_cross_entropy, soft_targets
 
 Source = Literal["deepest", "next", "all_deeper", "backbone"]
@@ -274,9 +275,9 @@ class LSSKD(Method):
             terms["feature"] = self._feature_loss(student, branches)
         return terms
 
-    def stage_scores(self, outputs: Outputs) -> tuple[Tensor, ...]:
-        """Class scores [batch, classes] of each branch for upright images."""
-        return tuple(class_scores(logits) for logits in logits_of(self.branches(outputs.branch_maps)))
+    def stage_logits(self, outputs: Outputs) -> tuple[Tensor, ...]:
+        """Joint logits [rows, 4 * classes] of each branch."""
+        return tuple(logits_of(self.branches(outputs.branch_maps)))
 
     def end_epoch(self, epoch: int, student: Network) -> None:
         """Keep the weights, where the past is made from them."""

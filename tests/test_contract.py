@@ -265,8 +265,8 @@ def assert_plain_network_is_left(learner: Learner, images: Tensor) -> None:
     with torch.no_grad():
         logits = student.eval()(images).logits
         assert torch.equal(plain.eval()(images).logits, logits)
-        for scores in learner.method.eval().stage_scores(student(images)):
-            assert scores.shape == logits.shape
+        for joint in learner.method.eval().stage_logits(student(images)):
+            assert joint.shape == (len(images), 4 * CLASSES)
 
 
 @pytest.mark.parametrize(

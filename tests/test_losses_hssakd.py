@@ -9,14 +9,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from benchmark.method import Method, Outputs, Shape, UserError, upright
+from benchmark.method import Method, Outputs, Shape, UserError, class_scores, joint_labels, upright
 from methods.hssakd import (
     HSSAKD,
     HSSAKDBranches,
     HSSAKDJointTeacher,
     HSSAKDStar,
-    class_scores,
-    joint_labels,
 )
 from tests.support import (
     Case,
@@ -83,14 +81,15 @@ def test_class_score_of_a_branch_equals_the_public_one() -> None:
 
 
 @pytest.mark.parametrize("method_class", [HSSAKD, HSSAKDBranches, HSSAKDJointTeacher])
-def test_stage_scores_are_the_class_scores_of_each_branch(method_class: type[Method]) -> None:
+def test_stage_logits_are_the_joint_logits_of_each_branch(method_class: type[Method]) -> None:
     method = method_class(stub_context(TinyNetwork.SHAPE, TinyNetwork.SHAPE), method_class.Options())
     outputs = tiny_network().eval()(torch.randn(2, 3, 4, 4, dtype=torch.float64))
-    scores = method.stage_scores(outputs)
-    assert [tuple(score.shape) for score in scores] == [(2, 3)] * 3
-    for score, branch in zip(scores, method.branches(outputs.stages), strict=True):
+    stages = method.stage_logits(outputs)
+    assert [tuple(logits.shape) for logits in stages] == [(2, 12)] * 3
+    for logits, branch in zip(stages, method.branches(outputs.stages), strict=True):
+        assert_close(logits, branch.logits)
         for label in range(3):
-            assert_close(score[:, label], sum(branch.logits[:, 4 * label + turn] for turn in range(4)))
+            assert_close(class_scores(logits)[:, label], sum(logits[:, 4 * label + turn] for turn in range(4)))
 
 
 def test_branch_gradients_reach_the_student_but_not_a_frozen_teacher() -> None:

@@ -110,12 +110,12 @@ def test_labels_of_a_mixture_count_by_their_shares_for_both_networks() -> None:
         assert torch.equal(mixed[name], plain[name])
 
 
-def test_stage_scores_are_those_of_the_students_own_branches() -> None:
+def test_stage_logits_are_those_of_the_students_own_branches() -> None:
     method = HSSAKDOnline(tiny_context(), HSSAKDOnline.Options())
     outputs = tiny_network().eval()(VIEWS)
-    scores = method.stage_scores(outputs)
-    for score, branch in zip(scores, method.branches(outputs.stages), strict=True):
-        assert_close(score, branch.logits.unflatten(1, (3, 4)).sum(2))
+    stages = method.stage_logits(outputs)
+    for logits, branch in zip(stages, method.branches(outputs.stages), strict=True):
+        assert_close(logits, branch.logits)
 
 
 def test_a_resumed_run_beside_a_taught_one_gives_the_same_bits_as_one_alone(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from benchmark.method import Shape, UserError
-from methods.hssakd import class_scores
 from methods.lsskd import LSSKD
 from tests.support import TinyBranches, TinyNetwork, assert_close, stub_context, stub_step, tiny_network
 
@@ -308,12 +307,12 @@ def test_tables_hold_half_precision_and_only_what_is_used() -> None:
     assert hard.joint_history is None
 
 
-def test_stage_scores_are_the_class_scores_of_each_branch() -> None:
+def test_stage_logits_are_the_joint_logits_of_each_branch() -> None:
     method = LSSKD(stub_context(TinyNetwork.SHAPE), LSSKD.Options())
     outputs = tiny_network().eval()(IMAGES)
-    scores = method.stage_scores(outputs)
-    assert [tuple(score.shape) for score in scores] == [(8, CLASSES)] * STAGES
-    assert_close(scores[1], class_scores(method.branches(outputs.stages)[1].logits))
+    stages = method.stage_logits(outputs)
+    assert [tuple(logits.shape) for logits in stages] == [(8, 4 * CLASSES)] * STAGES
+    assert_close(stages[1], method.branches(outputs.stages)[1].logits)
 
 
 def test_a_network_of_one_stage_is_refused_by_name() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmark.method import Context, Network, Outputs, Shape, UserError
 from methods.baseline import cross_entropy
-from methods.hssakd import class_scores, joint_cross_entropy
+from methods.hssakd import joint_cross_entropy
 from methods.lsskd import LSSKD
 from methods.lsskd_variants import (
     LSSKDHard,
@@ -180,14 +180,14 @@ def test_one_branch_leaves_out_every_loss_with_nothing_to_teach(
     assert torch.isfinite(loss)
 
 
-def test_tables_and_stage_scores_follow_the_number_of_branches() -> None:
+def test_tables_and_stage_logits_follow_the_number_of_branches() -> None:
     method = LSSKD(context_of(), LSSKD.Options(branches=2))
     assert method.joint_history.shape == (4, 2, 12)
     outputs = tiny_network().eval()(IMAGES)
-    scores = method.stage_scores(outputs)
-    assert len(scores) == 2
-    for score, branch in zip(scores, method.branches(outputs.stages), strict=True):
-        assert torch.equal(score, class_scores(branch.logits))
+    stages = method.stage_logits(outputs)
+    assert len(stages) == 2
+    for logits, branch in zip(stages, method.branches(outputs.stages), strict=True):
+        assert torch.equal(logits, branch.logits)
 
 
 def test_more_branches_than_stages_are_refused_with_what_is_allowed() -> None:

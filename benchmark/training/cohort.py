@@ -21,6 +21,7 @@ from benchmark.provenance import provenance
 from benchmark.results import Store
 from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
+from benchmark.training.cost import step_cost
 from benchmark.training.devices import make_deterministic, peak_memory, resolve_device
 from benchmark.training.evaluation import BATCH_SIZE, evaluate
 from benchmark.training.learner import Learner, NonFiniteLoss
@@ -147,6 +148,7 @@ class Cohort:
             learner.restore(found.tensors[learner.run.id])
             notes = found.notes["runs"][learner.run.id]
             learner.figures, learner.seconds = notes["figures"], notes["seconds"]
+            learner.teacher_seconds = notes["teacher_seconds"]
         self.seconds, self.images = found.notes["seconds"], found.notes["images"]
         return True
 
@@ -185,7 +187,6 @@ class Cohort:
         batch = self.source.batch(plan, self.step)
         teacher = self.teacher.on(batch) if self.teacher else None
         for learner in list(self.learners):
-            taught = self.teacher.seconds if self.teacher else 0.0
             try:
                 learner.timed_step(batch, teacher, self.epoch, self.step)
             except Exception as error:
@@ -193,7 +194,6 @@ class Cohort:
                 self.learners.remove(learner)
                 self.broken[learner.run.id] = error
                 continue
-            learner.seconds -= (self.teacher.seconds if self.teacher else 0.0) - taught
             if self.device.type == "cpu":
                 # Elsewhere looking at each loss would make the host wait; there it is looked at once an epoch.
                 self._drop_if_not_finite(learner, self.step + 1)
@@ -228,7 +228,8 @@ class Cohort:
             # Of a stage that ends before the classifier there is nothing to measure.
             if learner.student is not None and learner.method.trains == "student":
                 batches = evaluation_batches(self.material.evaluation, self.recipe, BATCH_SIZE, self.device)
-                figures |= evaluate(learner.student, batches, learner.run.precision, learner.method)
+                last = self.epoch + 1 == learner.epochs
+                figures |= evaluate(learner.student, batches, learner.run.precision, learner.method, rotated=last)
                 self.last_top1 = figures["top1"]
             learner.figures.append(figures)
             self.store.write_epochs(learner.run, learner.figures)
@@ -240,12 +241,29 @@ class Cohort:
 
     def _finish(self, learner: Learner) -> None:
         self.learners.remove(learner)
-        result: dict[str, Any] = {"status": "finished", "epochs": learner.figures, "final": learner.figures[-1]}
+        result: dict[str, Any] = {
+            "status": "finished",
+            "epochs": learner.figures,
+            "final": learner.figures[-1],
+            "cost": self._cost(learner),
+        }
         measured = [figures for figures in learner.figures if "top1" in figures]
         if measured:
             result["best_on_test"] = max(measured, key=lambda figures: figures["top1"])
         result["provenance"] = self._provenance(learner)
         self.store.finish(learner.run, result, learner.weights())
+
+    def _cost(self, learner: Learner) -> dict[str, int]:
+        images, dataset = len(self.material.train), self.material.dataset
+        cost = step_cost(learner.run, dataset.num_classes, dataset.image_size, self.material.train.labels)
+        return {
+            "images": images,
+            "image_size": dataset.image_size,
+            "parameters": cost.parameters,
+            "parameters_in_training": cost.parameters_in_training,
+            "multiply_adds": cost.multiply_adds,
+            "training_multiply_adds": cost.training_multiply_adds * images * learner.epochs,
+        }
 
     def _provenance(self, learner: Learner) -> dict[str, Any]:
         return provenance(self.settings.command, self.device) | {
@@ -253,6 +271,7 @@ class Cohort:
             "threads": self.settings.threads,
             "seconds": self.seconds,
             "seconds_of_its_own": learner.seconds,
+            "seconds_of_its_teacher": learner.teacher_seconds,
             "images_per_second": self.images / self.seconds if self.seconds else None,
             "peak_memory_bytes": peak_memory(self.device),
             "cohort": self.members,
@@ -264,7 +283,14 @@ class Cohort:
             self._drop_if_not_finite(learner, self.step)
         if not self.learners:
             return
-        runs = {learner.run.id: {"figures": learner.figures, "seconds": learner.seconds} for learner in self.learners}
+        runs = {
+            learner.run.id: {
+                "figures": learner.figures,
+                "seconds": learner.seconds,
+                "teacher_seconds": learner.teacher_seconds,
+            }
+            for learner in self.learners
+        }
         notes = {"runs": runs, "seconds": self.seconds, "images": self.images, "resumed": self.resumed}
         tensors = {learner.run.id: learner.state() for learner in self.learners}
         checkpoints.write_checkpoint(self.folder, checkpoints.Checkpoint(self.epoch, self.step, tensors, notes))

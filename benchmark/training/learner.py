@@ -106,6 +106,8 @@ class Learner:
         self.device = device
         self.steps = steps
         self.epochs = run.schedule.epochs
+        self._asked: set[View] = set()
+        self._asked_heads: set[tuple[str, View]] = set()
         self.mobile_network = is_mobile_network(run.student)
         self.method = placed(build_method(run, num_classes, image_size, labels), device)
         self.student: Network | None = None
@@ -132,6 +134,9 @@ class Learner:
         self.terms = torch.zeros(len(self.method.weights), dtype=torch.float64, device=device)
         self.figures: list[dict[str, Any]] = []
         self.seconds = 0.0
+        """Host time of its own steps, without the teacher's."""
+        self.teacher_seconds = 0.0
+        """Host time of what it asked of the teacher, whoever else asked for it too."""
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         student = [] if self.student is None else list(self.student.named_parameters("student"))
@@ -172,6 +177,7 @@ class Learner:
         run, method = self.run, self.method
         # A teacher may run in bf16 beside a student for which that would be slower.
         widen = run.precision == "fp32"
+        self._asked, self._asked_heads = set(), set()
 
         def student(shown: View | Tensor, gather: bool = True) -> Outputs:
             assert self.student is not None, f"{run.method} trains no student"
@@ -181,10 +187,13 @@ class Learner:
 
         def teacher_outputs(view: View) -> Outputs:
             assert teacher is not None, f"{run.method} runs without a teacher"
+            self._asked.add(view)
             return teacher.outputs(view, widen)
 
         def teacher_head(view: View) -> Any:
             assert teacher is not None, f"{run.method} runs without a teacher"
+            self._asked.add(view)
+            self._asked_heads.add((head_key(run), view))
             return teacher.head(head_key(run), view, widen)
 
         def stream(name: str) -> torch.Generator:
@@ -263,10 +272,13 @@ class Learner:
         return weights
 
     def timed_step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> None:
-        """`step`, with the host time it took added to `seconds` (the teacher's own time included)."""
-        started = time.perf_counter()
+        """`step`, with the host time it took added to `seconds` and `teacher_seconds`."""
+        started, taught = time.perf_counter(), teacher.seconds if teacher else 0.0
         self.step(batch, teacher, epoch, step)
         self.seconds += time.perf_counter() - started
+        if teacher:
+            self.seconds -= teacher.seconds - taught
+            self.teacher_seconds += teacher.seconds_for(self._asked, self._asked_heads)
 
 
 def head_key(run: Run) -> str:

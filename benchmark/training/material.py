@@ -153,14 +153,21 @@ def _load_head(run: Run, material: Material, settings: Settings) -> Method:
         head.load_state_dict(Store(settings.runs).weights(run.head, "method"))
         return head
     assert run.head is not None
-    name = method_class(run.method).teacher_head
-    assert name is not None
-    stand_in = run.changed(method=name, student=run.head.network, options={})
-    head = build_method(stand_in, dataset.num_classes, dataset.image_size, torch.zeros(0, dtype=torch.int64))
+    head = build_method(
+        stand_in_for_head(run), dataset.num_classes, dataset.image_size, torch.zeros(0, dtype=torch.int64)
+    )
     branches = head.get_submodule("branches")
     assert isinstance(branches, AuxiliaryBranches)
     apply_to(branches, load_released(released_file(run.head, settings)), run.head.network)
     return head
+
+
+def stand_in_for_head(run: Run) -> Run:
+    """The run that would have trained the head which came from a file."""
+    name = method_class(run.method).teacher_head
+    assert name is not None
+    assert isinstance(run.head, ReleasedTeacher)
+    return run.changed(method=name, student=run.head.network, options={})
 
 
 def _subset(images: ImageSet, index: torch.Tensor) -> ImageSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,8 +27,6 @@ class Teacher:
         self.heads = {digest: head.eval().requires_grad_(False) for digest, head in heads.items()}
         self.precision = precision
         self.preactivations = preactivations
-        self.seconds = 0.0
-        """Host time spent in the teacher so far."""
 
     def on(self, batch: Batch) -> TeacherOnBatch:
         """The teacher's view of one batch."""
@@ -44,6 +42,16 @@ class TeacherOnBatch:
         self._outputs: dict[str, Outputs] = {}
         self._heads: dict[tuple[str, str], Any] = {}
         self._widened: dict[tuple[str, str], Any] = {}
+        self._seconds: dict[tuple[str, str], float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Host time spent on this batch so far."""
+        return sum(self._seconds.values())
+
+    def seconds_for(self, views: Iterable[View], heads: Iterable[tuple[str, View]]) -> float:
+        """Host time of the outputs of some views and of some heads on them, whoever asked for them first."""
+        return sum(self._seconds.get(key, 0.0) for key in {*(("outputs", view) for view in views), *heads})
 
     def outputs(self, view: View, widen: bool = False) -> Outputs:
         """The teacher's outputs for a view; `widen` gives them in float32 also where the teacher runs in bf16."""
@@ -54,7 +62,7 @@ class TeacherOnBatch:
             started = time.perf_counter()
             with torch.no_grad(), autocast(images.device, self._teacher.precision):
                 self._outputs[view] = self._teacher.network(images, self._teacher.preactivations)
-            self._teacher.seconds += time.perf_counter() - started
+            self._seconds["outputs", view] = time.perf_counter() - started
         return self._outputs[view]
 
     def head(self, digest: str, view: View, widen: bool = False) -> Any:
@@ -67,7 +75,7 @@ class TeacherOnBatch:
             started = time.perf_counter()
             with torch.no_grad(), autocast(outputs.logits.device, self._teacher.precision):
                 self._heads[key] = self._teacher.heads[digest].represent(outputs)
-            self._teacher.seconds += time.perf_counter() - started
+            self._seconds[key] = time.perf_counter() - started
         return self._heads[key]
 
     def _wide(self, key: tuple[str, str], narrow: Callable[[], Any]) -> Any:

@@ -1,0 +1,84 @@
+"""What training a run costs, counted in one step of it with nothing trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmark.backbones import build_network
+from benchmark.backbones.cost import multiply_adds, parameters
+from benchmark.data.augmentation import TrainingSource
+from benchmark.spec import Run
+from benchmark.training.learner import Learner
+from benchmark.training.material import recipe_for
+from benchmark.training.untrained import random_images, untrained_teacher
+
+BATCH = 8
+"""Images of the step that is counted; what grows faster than the batch is too little to matter."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """parameters, multiply_adds: of the student alone, as it is used after training; multiply-adds for an image;
+    parameters_in_training: all that learn, the method's own among them; training_multiply_adds: of a training step for
+    an image, forward and backward, with the forwards of the teacher and its head as if nobody shared them."""
+
+    parameters: int
+    parameters_in_training: int
+    multiply_adds: int
+    training_multiply_adds: int
+
+
+class Rehearsal:
+    """One training step of a run on a few images of noise, from an untrained teacher."""
+
+    def __init__(self, run: Run, num_classes: int, image_size: int, labels: Tensor) -> None:
+        """labels: of the run's training images, int64 [images]; the whole set counts in a memory of it."""
+        self.batch_size = min(BATCH, len(labels))
+        # Neither precision nor first weights nor the images change what is computed.
+        run = run.changed(
+            start=None,
+            precision="fp32",
+            teacher_precision="fp32" if run.teacher else None,
+            augmentation="standard",
+            protocol=run.protocol.changed(batch_size=self.batch_size),
+        )
+        images = random_images(max(num_classes, self.batch_size), image_size, num_classes)
+        source = TrainingSource(images.train, recipe_for(run.protocol, images), self.batch_size, CPU, ("rehearsal",))
+        self.batch = source.batch(source.epoch(0), 0)
+        self.learner = Learner(run, num_classes, image_size, labels.cpu(), 1, CPU)
+        self.teacher = untrained_teacher([run], num_classes, image_size, CPU)
+
+    def multiply_adds(self) -> int:
+        """Take the step; returns its multiply-adds for an image."""
+        teacher = self.teacher.on(self.batch) if self.teacher else None
+        with FlopCounterMode(display=False) as counter:
+            self.learner.step(self.batch, teacher, 0, 0)
+        return int(counter.get_total_flops()) // 2 // self.batch_size
+
+
+_known: dict[tuple[Any, ...], StepCost] = {}
+
+
+def step_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> StepCost:
+    """The cost of a run, counted once for all seeds; labels: of its training images, int64 [images].
+
+    For the head of a teacher, which has no student, the student's figures are 0.
+    """
+    options = json.dumps(run.options, sort_keys=True)
+    key = (run.method, options, run.student, run.teacher_network, num_classes, image_size, len(labels))
+    if key not in _known:
+        rehearsal = Rehearsal(run, num_classes, image_size, labels)
+        learning = sum(weight.numel() for weight in rehearsal.learner.parameters)
+        alone = (0, 0)
+        if rehearsal.learner.student is not None:
+            network = build_network(run.student, num_classes)
+            alone = (parameters(network), multiply_adds(network, torch.empty(1, 3, image_size, image_size)))
+        _known[key] = StepCost(alone[0], learning, alone[1], rehearsal.multiply_adds())
+    return _known[key]
