@@ -20,6 +20,7 @@ from benchmark.spec import Run
 from benchmark.training.cohort import Progress
 from benchmark.training.job import execute
 from benchmark.training.material import Settings
+from benchmark.training.processes import check_sharing, ignored
 
 
 @dataclass
@@ -30,6 +31,15 @@ class Report:
     failures: dict[Job, str] = field(default_factory=dict)
     """Why, for jobs that ended without records."""
     user_errors: list[str] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, reports: Sequence[Report]) -> Report:
+        """What came of several plans, one after another."""
+        return cls(
+            stopped=any(report.stopped for report in reports),
+            failures={job: reason for report in reports for job, reason in report.failures.items()},
+            user_errors=[error for report in reports for error in report.user_errors],
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,12 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, workers: int, watcher: Wat
     """Train all jobs; those whose needs failed are reported and left, all others go on.
 
     Ctrl-C (or SIGTERM) lets each job write a checkpoint after the step under way and leave; a second one ends at once.
+
+    Raises:
+        UserError: several processes are to share each batch of a run, and cannot.
     """
+    for job in jobs:
+        check_sharing(job.runs[0], settings.device, workers)
     schedule = _Schedule(jobs, Store(settings.runs))
     with _stop_on_signals() as stopping:
         if workers == 1:
@@ -261,7 +276,7 @@ class _Worker:
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_work, args=(other, settings), daemon=True)
         # A Ctrl-C in a terminal reaches the whole process group; workers are stopped through their pipe instead.
-        with _ignored(signal.SIGINT):
+        with ignored(signal.SIGINT):
             self.process.start()
         other.close()
 
@@ -310,18 +325,6 @@ def _work(connection: Connection, settings: Settings) -> None:
         send("ended", (reason, isinstance(error, UserError), leaving))
         if leaving:
             return
-
-
-@contextmanager
-def _ignored(number: int) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 @contextmanager

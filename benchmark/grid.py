@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import benchmark
 from benchmark.backbones import network_names
+from benchmark.cells import FindRecord, cell_of
 from benchmark.errors import UserError, unknown_name
-from benchmark.plan import TEACHER_SEED, Request
-from benchmark.protocols import protocol_named
+from benchmark.plan import TEACHER_SEED, Request, as_long_as
+from benchmark.protocols import base_scale, protocol_named
 from benchmark.provenance import commit
 from benchmark.registry import all_methods, method_class, method_names
-from benchmark.results import Record, Store
+from benchmark.remarks import precision_remark, variant_of
+from benchmark.results import Record
 from benchmark.spec import Run
 from tables.result import Cell, Status, TableResult
 from tables.specification import Column, Row, Table
+
+LookUp = Callable[[Sequence[Run]], Mapping[Run, Record | None]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def grid_of(
     seeds = tuple(seeds)
     rows = [row for row in table.rows if row.method in method_names()]
     runs = {
-        (row.name, column.name): tuple(_run(request, row, column, seed) for seed in seeds)
+        (row.name, column.name): tuple(run_of(request, row, column, seed) for seed in seeds)
         for row in rows
         for column in table.columns
         if column.teacher or not needs_pair(row)
@@ -72,9 +76,13 @@ def needs_pair(row: Row) -> bool:
     return cls.needs_teacher and not cls.teaches_itself
 
 
-def _run(request: Request, row: Row, column: Column, seed: int) -> Run:
+def run_of(request: Request, row: Row, column: Column, seed: int) -> Run:
+    """The run of a cell and a seed."""
     augmentation = None if row.augment == "standard" else row.augment
-    return request.run(row.method, column.student, column.teacher, seed, augmentation)
+    run = request.run(row.method, column.student, column.teacher, seed, augmentation)
+    if row.as_long_as is None:
+        return run
+    return as_long_as(run, request.run(row.as_long_as, column.student, column.teacher, seed, augmentation))
 
 
 def selected(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] = ()) -> Table:
@@ -103,19 +111,24 @@ def selected(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] = (
 
 def results_of(
     grid: Grid,
-    store: Store,
     request: Request,
-    released_accuracy: Mapping[str, float],
+    look_up: LookUp,
+    find: FindRecord,
+    released_accuracy: Mapping[str, float] | None = None,
     remarks: Sequence[str] = (),
     lost: Mapping[str, str] | None = None,
 ) -> TableResult:
-    """What the store holds of a grid; `lost` tells by run id why a run left no record."""
+    """What there is for a grid.
+
+    look_up: the records of a cell's runs; find: the record of a run that they depend on; released_accuracy: of teachers
+    that came from files; lost: by run id, why a run left no record.
+    """
     cells = {}
     for row in grid.table.rows:
         for column in grid.table.columns:
             key = (row.name, column.name)
             if key in grid.runs:
-                cells[key] = _cell(*key, grid.runs[key], store, lost or {})
+                cells[key] = cell_of(row.name, column, look_up(grid.runs[key]), find, lost or {})
             else:
                 cells[key] = Cell(*key, (), "no teacher" if row.method in all_methods() else "not in the suite")
     shown = {row for row, _ in grid.chosen} | {row for (row, _), cell in cells.items() if cell.values}
@@ -125,18 +138,22 @@ def results_of(
     epochs = request.protocol.schedule.scaled(request.scale.factor).epochs
     seeds = sorted({run.seed for runs in grid.runs.values() for run in runs})
     teacher_seeds = seeds if request.teacher_seeds == "paired" else [TEACHER_SEED]
-    standard = request.protocol == protocol_named("lsskd") and request.validation == 0 and not request.options
-    standard = standard and request.augmentation == "standard"
+    precisions = {run.precision for cell in cells.values() for run in cell.finished}
+    usual = protocol_named(table.protocol_for(base_scale(request.scale.name)))
+    standard = request.protocol == usual and request.validation == 0 and not request.options
+    standard = standard and request.augmentation == "standard" and request.fraction == 1
     return TableResult(
         table=table,
         scale=request.scale.name,
         epochs=str(epochs),
         dataset=request.dataset,
         cells={key: cell for key, cell in cells.items() if key[0] in kept},
-        teachers=_teachers(grid, store, request, released_accuracy, teacher_seeds, lost or {}),
+        teachers=_teachers(grid, request, look_up, find, released_accuracy or {}, teacher_seeds, lost or {}),
         generated_from=f"kd-benchmark {benchmark.__version__}, commit {(commit() or 'unknown')[:12]}",
         comparable=request.scale.name == "paper" and standard,
-        remarks=tuple(remarks),
+        remarks=(*remarks, *precision_remark(precisions, request.scale.name)),
+        variant=variant_of(request),
+        protocol=request.protocol.name,
     )
 
 
@@ -151,55 +168,27 @@ def _with_remark(row: Row) -> Row:
     return row if not remark else row.model_copy(update={"footnotes": (*row.footnotes, text)})
 
 
-def _cell(row: str, column: str, runs: Sequence[Run], store: Store, lost: Mapping[str, str]) -> Cell:
-    records = {run: store.record(run) for run in runs}
-    finished = [record for record in records.values() if record and record["status"] == "finished"]
-    notes = tuple(
-        f"{row}, {column}, seed {run.seed}: {reason}"
-        for run, record in records.items()
-        if (reason := _failure(run, record, lost))
-    )
-    status: Status
-    if len(finished) == len(runs):
-        status = "done"
-    elif finished:
-        status = "partial"
-    else:
-        status = "failed" if notes else "not run yet"
-    values = tuple(record["final"]["top1"] for record in finished)
-    best = tuple(record["best_on_test"]["top1"] for record in finished)
-    return Cell(row, column, values, status, best, notes, seeds=len(runs))
-
-
-def _failure(run: Run, record: Record | None, lost: Mapping[str, str]) -> str | None:
-    if record is not None:
-        return str(record["reason"]) if record["status"] == "failed" else None
-    return lost.get(run.id)
-
-
 def _teachers(
     grid: Grid,
-    store: Store,
     request: Request,
+    look_up: LookUp,
+    find: FindRecord,
     released_accuracy: Mapping[str, float],
     seeds: Sequence[int],
     lost: Mapping[str, str],
 ) -> dict[str, Cell]:
-    """The accuracy of each teacher of the table: of its own run, or as measured here if it came from a file."""
+    """The accuracy of each column's teacher: of its own run, or as measured here if it came from a file."""
     cells = {}
-    for teacher in dict.fromkeys(column.teacher for column in grid.table.columns if column.teacher):
-        if teacher in request.released:
-            accuracy = released_accuracy.get(teacher)
-            values = () if accuracy is None else (accuracy,)
-            cells[teacher] = Cell(
-                "Teacher",
-                teacher,
-                values,
-                "done" if values else "not run yet",
-                (),
-                (f"teacher {teacher} comes from a file",),
-            )
+    for column in grid.table.columns:
+        if column.teacher is None:
+            continue
+        if column.teacher in request.released:
+            accuracy = released_accuracy.get(column.teacher)
+            values = () if accuracy is None or column.metric != "top1" else (accuracy,)
+            notes = (f"teacher {column.teacher} comes from a file",)
+            status: Status = "done" if values else "not run yet"
+            cells[column.name] = Cell("Teacher", column.name, values, status, (), notes)
         else:
-            runs = [request.run("Baseline", teacher, None, seed) for seed in seeds]
-            cells[teacher] = _cell("Teacher", teacher, runs, store, lost)
+            runs = [request.run("Baseline", column.teacher, None, seed) for seed in seeds]
+            cells[column.name] = cell_of("Teacher", column, look_up(runs), find, lost)
     return cells

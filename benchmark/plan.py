@@ -36,6 +36,13 @@ MULTIPLY_ADDS_PER_SECOND = 8e10
 SECONDS_PER_CONVOLUTION = 3e-4
 
 
+Share = tuple[float, int]
+"""A share of the training images, and the seed that names which."""
+ALL_IMAGES: Share = (1.0, 0)
+SIZE_FOR_LENGTH = 32
+"""Image size at which two methods' costs are compared, so that how long a run is depends on no dataset."""
+
+
 @dataclass(frozen=True)
 class ReleasedFile:
     """A teacher's file as the planner needs to know it."""
@@ -60,6 +67,12 @@ class Request:
     augmentation: Augmentation = "standard"
     """Of the students; teachers and their heads are always trained with the protocol's own."""
     teacher_seeds: Literal["shared", "paired"] = "shared"
+    processes: int = 1
+    """How many share each batch of a run."""
+    fraction: float = 1.0
+    """Share of the training images; which these are is named by the student's seed, the same for every method."""
+    teacher_data: Literal["all", "same"] = "all"
+    """Whether teachers and their heads are trained on all images or on the student's."""
     released: Mapping[str, ReleasedFile] = field(default_factory=dict)
     """Teachers that come from files, by network."""
 
@@ -90,33 +103,39 @@ class Request:
             teacher_seed = TEACHER_SEED if self.teacher_seeds == "shared" else seed
             if cls.teaches_itself:
                 teacher_seed += SELF_TEACHER_SEED
-            artifact = self._teacher(cls.teacher_method, network, teacher_seed)
+            # A teacher that is the student itself has nothing else to learn from than the student has.
+            share = (self.fraction, seed) if self.teacher_data == "same" or cls.teaches_itself else ALL_IMAGES
+            artifact = self._teacher(cls.teacher_method, network, teacher_seed, share)
             if cls.teacher_head is not None:
-                head = self._head(cls.teacher_head, cls.teacher_method, artifact, teacher_seed)
+                head = self._head(cls.teacher_head, cls.teacher_method, artifact, teacher_seed, share)
+        own = (self.fraction, seed)
         if cls.start is not None:
-            start = self._run(cls.start, student, seed, artifact, augmentation=augmentation)
-        return self._run(method, student, seed, artifact, head, start, augmentation)
+            start = self._run(cls.start, student, seed, own, artifact, augmentation=augmentation)
+        return self._run(method, student, seed, own, artifact, head, start, augmentation)
 
-    def _teacher(self, method: str, network: str, seed: int) -> Run | ReleasedTeacher:
+    def _teacher(self, method: str, network: str, seed: int, share: Share) -> Run | ReleasedTeacher:
         released = self.released.get(network)
         if released and (method == "Baseline" or released.has_branches):
             return released.teacher
-        return self._run(method, network, seed)
+        return self._run(method, network, seed, share)
 
-    def _head(self, head: str, teacher_method: str, teacher: Run | ReleasedTeacher, seed: int) -> Run | ReleasedTeacher:
+    def _head(
+        self, head: str, teacher_method: str, teacher: Run | ReleasedTeacher, seed: int, share: Share
+    ) -> Run | ReleasedTeacher:
         if head == teacher_method:
             return teacher
         if isinstance(teacher, Run):
-            return self._run(head, teacher.student, seed, teacher)
+            return self._run(head, teacher.student, seed, share, teacher)
         if head == "HSSAKD-branches" and self.released[teacher.network].has_branches:
             return teacher
-        return self._run(head, teacher.network, seed, teacher)
+        return self._run(head, teacher.network, seed, share, teacher)
 
     def _run(
         self,
         method: str,
         student: str,
         seed: int,
+        share: Share,
         teacher: Run | ReleasedTeacher | None = None,
         head: Run | ReleasedTeacher | None = None,
         start: Run | None = None,
@@ -127,6 +146,8 @@ class Request:
         return Run(
             dataset=self.dataset,
             fingerprint=self.fingerprint,
+            fraction=share[0],
+            fraction_seed=share[1] if share[0] < 1 else 0,
             validation=self.validation,
             student=student,
             method=method,
@@ -140,8 +161,15 @@ class Request:
             protocol=self.protocol.without_tables(method),
             scale=self.scale,
             precision=self.precision_of(student),
+            processes=self.processes,
             seed=seed,
         )
+
+
+def as_long_as(run: Run, other: Run) -> Run:
+    """The run with its main schedule stretched, so that training it takes the multiply-adds of the other one."""
+    factor = training_multiply_adds(other, SIZE_FOR_LENGTH) / training_multiply_adds(run, SIZE_FOR_LENGTH)
+    return run.changed(protocol=run.protocol.changed(schedule=run.protocol.schedule.scaled(factor)))
 
 
 def with_dependencies(runs: Iterable[Run]) -> list[Run]:
@@ -164,6 +192,9 @@ def label(run: Run) -> str:
     protocol = PROTOCOLS.get(run.protocol.name, run.protocol)
     usual = resolve_options(method_class(run.method), protocol, run.student).model_dump()
     changed: list[str] = [] if run.augmentation == "standard" else [run.augmentation]
+    changed += [] if run.fraction == 1 else [f"{run.fraction:.0%} of the images"]
+    if run.protocol.schedule != protocol.schedule:
+        changed.append(f"{run.schedule.epochs} epochs")
     changed += [f"{name}={value}" for name, value in run.options.items() if usual.get(name) != value]
     return f"{run.method} ({', '.join(changed)})" if changed else run.method
 
@@ -334,6 +365,7 @@ def run_seconds(run: Run, image_size: int, images: int) -> float:
         layers += 3 * cls.student_passes * network_cost(run.student, cls.student_branches, image_size)[1]
     if run.teacher_network:
         layers += network_cost(run.teacher_network, _reads_branches(run), image_size)[1]
+    images = round(run.fraction * images)
     steps = -(-images // run.protocol.batch_size)
     an_epoch = images * training_multiply_adds(run, image_size) / MULTIPLY_ADDS_PER_SECOND
     return run.schedule.epochs * (an_epoch + steps * layers * SECONDS_PER_CONVOLUTION / 3)
@@ -354,6 +386,6 @@ def _cohort_seconds(cohort: Sequence[Run], image_size: int, images: int) -> floa
             views = ROTATIONS if view == "rotated" else 1
             if view in shared:
                 forward = network_cost(run.teacher_network, _reads_branches(run), image_size)[0]
-                total -= run.schedule.epochs * images * views * forward / MULTIPLY_ADDS_PER_SECOND
+                total -= run.schedule.epochs * run.fraction * images * views * forward / MULTIPLY_ADDS_PER_SECOND
             shared.add(view)
     return total

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,10 @@ class Store:
             raise UserError(f"record {path} belongs to another run; delete its folder to train this one again")
         return record
 
+    def found(self, runs: Sequence[Run]) -> dict[Run, Record | None]:
+        """The records of some runs, None for those that have none."""
+        return {run: self.record(run) for run in runs}
+
     def is_finished(self, run: Run) -> bool:
         """Whether the run has a record of success."""
         record = self.record(run)
@@ -118,6 +122,16 @@ class Store:
         for path in sorted(self.root.glob("*/*/record.json")):
             yield _read_record(path)
 
+    def readable(self) -> tuple[list[Record], list[str]]:
+        """Every record that can be read, and a line on each that cannot."""
+        records, damaged = [], []
+        for path in sorted(self.root.glob("*/*/record.json")):
+            try:
+                records.append(_read_record(path))
+            except UserError as error:
+                damaged.append(str(error))
+        return records, damaged
+
 
 def outcome(record: Record) -> dict[str, Any]:
     """What must be equal, bit by bit, when a run is repeated: everything but provenance."""
@@ -125,33 +139,50 @@ def outcome(record: Record) -> dict[str, Any]:
 
 
 def load(root: Path = Path("runs")) -> pd.DataFrame:
-    """Every record as one row: the spec's main fields, final figures, best-on-test figures and provenance."""
+    """Every record as one row, as `frame_of` has them.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    return frame_of(Store(root).records())
+
+
+def frame_of(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a record: the spec's main fields, final figures, best-on-test figures, cost and provenance.
+
+    What is a list or has fields of its own (`stages`, `terms`, `cohort`, ...) stands there as JSON.
+    """
     rows = []
-    for record in Store(root).records():
+    for record in records:
         run = Run.model_validate(record["run"])
-        rows.append(
-            {
-                "id": run.id,
-                "status": record["status"],
-                "dataset": run.dataset,
-                "fraction": run.fraction,
-                "validation": run.validation,
-                "method": run.method,
-                "augmentation": run.augmentation,
-                "student": run.student,
-                "teacher": run.teacher_network,
-                "protocol": run.protocol.name,
-                "scale": run.scale.name,
-                "epochs": run.schedule.epochs,
-                "precision": run.precision,
-                "seed": run.seed,
-                "options": json.dumps(run.options, sort_keys=True),
-                **record.get("final", {}),
-                **{f"best_{key}": value for key, value in record.get("best_on_test", {}).items()},
-                **{f"provenance_{key}": value for key, value in record["provenance"].items()},
-            }
-        )
+        row = {
+            "id": run.id,
+            "status": record["status"],
+            "dataset": run.dataset,
+            "fraction": run.fraction,
+            "validation": run.validation,
+            "method": run.method,
+            "augmentation": run.augmentation,
+            "student": run.student,
+            "teacher": run.teacher_network,
+            "protocol": run.protocol.name,
+            "scale": run.scale.name,
+            "epochs": run.schedule.epochs,
+            "precision": run.precision,
+            "seed": run.seed,
+            "options": run.options,
+            "reason": record.get("reason"),
+            **record.get("final", {}),
+            **{f"best_{key}": value for key, value in record.get("best_on_test", {}).items()},
+            **{f"cost_{key}": value for key, value in record.get("cost", {}).items()},
+            **{f"provenance_{key}": value for key, value in record["provenance"].items()},
+        }
+        rows.append({key: _flat(value) for key, value in row.items()})
     return pd.DataFrame(rows)
+
+
+def _flat(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
 
 
 def _read_record(path: Path) -> Record:

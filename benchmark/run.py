@@ -1,35 +1,24 @@
-"""Plan a table, train what is missing, render it: `python -m benchmark.run --table II`."""
+"""Plan tables and figures, train what is missing, render them: `python -m benchmark.run --table II`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table as ScreenTable
+from rich.text import Text
 
-from benchmark.backbones import build_branches, build_network, network_names
-from benchmark.backbones.released import apply_to, load_released
+from benchmark.backbones import network_names
 from benchmark.catalogue import to_terminal
-from benchmark.command_line import (
-    assigned_files,
-    command,
-    names,
-    parse_settings,
-    processors,
-    run_app,
-)
-from benchmark.data import dataset_names, load_dataset
-from benchmark.data.augmentation import evaluation_batches
-from benchmark.data.dataset import Dataset
+from benchmark.command_line import command, names, processors, run_app
+from benchmark.data import Dataset, dataset_names, load_dataset
 from benchmark.errors import UserError, unknown_name
 from benchmark.executor import Report
 from benchmark.files import check_writable
-from benchmark.grid import Grid, grid_of, results_of, selected
-from benchmark.method import ROTATIONS
+from benchmark.grid import selected
 from benchmark.options import (
     Assignments,
     DataRoot,
@@ -37,38 +26,40 @@ from benchmark.options import (
     DeviceName,
     Epochs,
     PrecisionName,
-    ProtocolName,
     Reports,
     Runs,
     ScaleName,
     Threads,
     Workers,
 )
-from benchmark.plan import Job, ReleasedFile, Request, check_methods, jobs_for, training_multiply_adds
+from benchmark.plan import Job, check_methods, jobs_for, training_multiply_adds
 from benchmark.progress import duration, exit_code, train
-from benchmark.protocols import PROTOCOLS, SCALES, chosen_scale, protocol_named
-from benchmark.registry import method_class, method_names
+from benchmark.protocols import PROTOCOLS, SCALES, scale_named
 from benchmark.results import Store
-from benchmark.spec import Augmentation, Protocol, ReleasedTeacher
-from benchmark.training.devices import make_deterministic, placed, resolve_device
-from benchmark.training.evaluation import BATCH_SIZE, evaluate
+from benchmark.spec import Augmentation, Run
+from benchmark.targets import FigureTarget, Part, TableTarget, Target, Wish
+from benchmark.teachers import Teachers, named_files, read_teachers
+from benchmark.training.devices import make_deterministic, resolve_device
 from benchmark.training.job import remove_finished_checkpoints
-from benchmark.training.material import Settings, recipe_for
-from tables import render
-from tables.render import write_reports
-from tables.result import TableResult
+from benchmark.training.material import Settings
+from figures.specification import Figure, figure_names, load_figure
 from tables.specification import Table, load_table, table_names
 
-SEEDS = {"demo": 1, "quick": 1, "paper": 3}
+ALL = "all"
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def main(
-    table: Annotated[str, typer.Option(help="A table by name (see --list), or the TOML file of one of your own.")] = "",
+    table: Annotated[
+        str, typer.Option(help="Tables by name (see --list), the TOML file of one of your own, or all.")
+    ] = "",
+    figure: Annotated[str, typer.Option(help="Figures by name (see --list), or all.")] = "",
     scale: ScaleName = "demo",
-    protocol: ProtocolName = "lsskd",
+    protocol: Annotated[
+        str, typer.Option(help="The training recipe (docs/protocols.md). [that of the table at this scale]")
+    ] = "",
     methods: Annotated[
         str, typer.Option(help="Only these rows: a list such as KD,LSSKD; any method of --list may be named.")
     ] = "",
@@ -84,6 +75,9 @@ def main(
     precision: PrecisionName = "auto",
     workers: Workers = None,
     threads: Threads = 1,
+    processes_per_run: Annotated[
+        int, typer.Option(min=1, help="Share each batch among so many GPUs, or CPU processes.")
+    ] = 1,
     settings: Assignments = None,
     teacher_checkpoint: Annotated[
         list[str] | None, typer.Option(help="A teacher of your own: WRN-40-2=FILE (may be repeated).")
@@ -91,6 +85,9 @@ def main(
     teacher_seeds: Annotated[
         Literal["shared", "paired"], typer.Option(help="One teacher for all seeds, or one for each.")
     ] = "shared",
+    teacher_data: Annotated[
+        Literal["all", "same"], typer.Option(help="Figure 5's teachers learn from all images, or from the student's.")
+    ] = "all",
     validation: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="Evaluate on this share of the training images, held out.")
     ] = 0.0,
@@ -104,64 +101,172 @@ def main(
     ] = False,
     catalogue: Annotated[bool, typer.Option("--list", help="List methods, networks, datasets, tables.")] = False,
 ) -> int:
-    """Regenerate a table: plan its runs, train those that are missing, and render it."""
+    """Regenerate tables and figures: plan their runs, train those that are missing, and render them."""
     console = Console()
     if catalogue:
         _print_catalogue(console)
         return 0
-    if not table:
-        raise UserError(f"which table? pass --table with one of: {', '.join(table_names())}, or a TOML file")
-    specification = load_table(table).at(scale)
-    recipe, chosen_options = parse_settings(settings or [], protocol_named(protocol))
-    amount = chosen_scale(scale, epochs, recipe)
-    target = resolve_device(device)
-    source = dataset or specification.dataset_for(scale)
-    files = _teacher_files(teacher_checkpoint or [], selected(specification, names(methods), names(pairs)))
-    check_writable(runs, "--runs")
-    check_writable(reports, "--reports")
-    images = load_dataset(source, data_root, download=not dry_run)
-    make_deterministic(target, threads)
-    released, accuracy = _read_teachers(files, images, recipe, target, console)
-    request = Request(
-        dataset=images.name,
-        fingerprint=images.fingerprint,
-        protocol=recipe,
-        scale=amount,
-        device=target,
+    wish = Wish(
+        scale=scale_named(scale).name,
+        device=resolve_device(device),
+        protocol=protocol,
+        epochs=epochs,
+        settings=tuple(settings or ()),
+        methods=tuple(names(methods)),
+        pairs=tuple(names(pairs)),
+        seeds=seeds,
+        dataset=dataset,
         precision=precision,
-        validation=validation,
-        options=chosen_options,
         augmentation=augmentation_named(augment),
         teacher_seeds=teacher_seeds,
-        released=released,
+        teacher_data=teacher_data,
+        processes=processes_per_run,
+        validation=validation,
     )
-    grid = grid_of(specification, request, range(seeds or SEEDS[scale]), names(methods), names(pairs))
+    wanted = wanted_targets(table, figure, wish)
+    check_writable(runs, "--runs")
+    check_writable(reports, "--reports")
+    make_deterministic(wish.device, threads)
+    library = Library(data_root, download=not dry_run, forgiving=ALL in (table, figure))
+    targets, teachers = planned_targets(wanted, wish, teacher_checkpoint or [], library, console)
     store = Store(runs)
-    check_methods(grid.to_train(), images)
-    processes = workers or (1 if target.type == "cuda" else processors())
-    jobs = jobs_for(grid.to_train(), store, processes, images.image_size, len(images.train.labels), retry_failed)
+    parts = [part for target in targets for part in target.parts]
+    for part in parts:
+        check_methods(part.runs, part.images)
+    processes = workers or (1 if wish.device.type == "cuda" or processes_per_run > 1 else processors())
+    plans = plans_of(parts, store, processes, retry_failed)
     if dry_run:
-        _print_plan(console, grid, jobs, store, images, processes)
-        return 0
-    for run in (run for job in jobs for run in job.runs if retry_failed):
-        store.forget_failure(run)
-    place = Settings(
-        runs=runs,
-        dataset=source,
-        data_root=data_root,
-        device=str(target),
-        threads=threads,
-        released=tuple((item.teacher.sha256, files[network]) for network, item in released.items()),
-        checkpoint_seconds=checkpoint_seconds,
-        keep=keep,
-        command=command(),
-    )
-    report = train(jobs, place, processes, console)
+        _print_plan(console, parts, plans, store, processes)
+        return library.tell(console)
+    reports_of_training: list[Report] = []
+    for source, jobs in plans.items():
+        for run in (run for job in jobs for run in job.runs if retry_failed):
+            store.forget_failure(run)
+        place = Settings(
+            runs=runs,
+            dataset=source,
+            data_root=data_root,
+            device=str(wish.device),
+            threads=threads,
+            released=teachers.by_hash,
+            checkpoint_seconds=checkpoint_seconds,
+            keep=keep,
+            command=command(),
+        )
+        reports_of_training.append(train(jobs, place, processes, console))
+        if reports_of_training[-1].stopped:
+            break
+    report = Report.joined(reports_of_training)
     if not report.stopped:
         if not keep:
-            remove_finished_checkpoints(store, images.name)
-        _render(results_of(grid, store, request, accuracy, _remarks(request), _lost(report, store)), reports, console)
-    return exit_code(report, console)
+            for name in {part.images.name for part in parts}:
+                remove_finished_checkpoints(store, name)
+        lost = _lost(report, store)
+        for target in targets:
+            console.print(target.render(store, lost, reports, console.width))
+    return exit_code(report, console) or library.tell(console)
+
+
+class Library:
+    """The datasets of a command, each loaded once; a forgiving one remembers what is not there and goes on."""
+
+    def __init__(self, data_root: Path | None, download: bool, forgiving: bool) -> None:
+        self.data_root, self.download, self.forgiving = data_root, download, forgiving
+        self.missing: dict[str, str] = {}
+        """What cannot be made, and why."""
+        self._loaded: dict[str, Dataset | UserError] = {}
+
+    def get(self, source: str, what: str) -> Dataset | None:
+        """The dataset by name or TOML file; None where it is not there and that is forgiven.
+
+        Raises:
+            UserError: it is not there.
+        """
+        if source not in self._loaded:
+            try:
+                self._loaded[source] = load_dataset(source, self.data_root, download=self.download)
+            except UserError as error:
+                self._loaded[source] = error
+        found = self._loaded[source]
+        if isinstance(found, Dataset):
+            return found
+        if not self.forgiving:
+            raise found
+        self.missing[what] = str(found)
+        return None
+
+    def tell(self, console: Console) -> int:
+        """Print what could not be made for want of data; returns the exit code that this makes."""
+        for what, why in self.missing.items():
+            console.print(Text(f"{what} left out: {why}", style="yellow"), soft_wrap=True)
+        return 1 if self.missing else 0
+
+
+def wanted_targets(table: str, figure: str, wish: Wish) -> list[Table | Figure]:
+    """The tables and figures by the names that were given, as they are at the scale.
+
+    Raises:
+        UserError: none is named, a name is unknown, or an option is given that speaks of one table only.
+    """
+    tables = table_names() if table == ALL else names(table)
+    figures = figure_names() if figure == ALL else names(figure)
+    if not (tables or figures):
+        raise UserError(
+            f"which table or figure? pass --table with one of: {', '.join(table_names())}, {ALL}, or a TOML file; or "
+            f"--figure with one of: {', '.join(figure_names())}, {ALL}"
+        )
+    if len(tables) + len(figures) > 1:
+        for option, value in (("--methods", wish.methods), ("--pairs", wish.pairs), ("--dataset", wish.dataset)):
+            if value:
+                raise UserError(f"{option} speaks of one table; name one table or figure, or leave {option} out")
+    return [
+        *(load_table(name).at(wish.scale) for name in dict.fromkeys(tables)),
+        *(load_figure(name).at(wish.scale) for name in dict.fromkeys(figures)),
+    ]
+
+
+def planned_targets(
+    wanted: Sequence[Table | Figure], wish: Wish, checkpoints: Sequence[str], library: Library, console: Console
+) -> tuple[list[Target], Teachers]:
+    """The targets with their data and runs, and the teachers that came from files.
+
+    Raises:
+        UserError: something in it is refused, or no data is there for any of them.
+    """
+    tables = [entry for entry in wanted if isinstance(entry, Table)]
+    files = named_files(checkpoints, [selected(entry, wish.methods, wish.pairs) for entry in tables])
+    if files and len(wanted) > 1:
+        raise UserError("--teacher-checkpoint speaks of one table; name one table")
+    targets: list[Target] = []
+    teachers = Teachers()
+    for entry in wanted:
+        if isinstance(entry, Table):
+            source = wish.dataset or entry.dataset_for(wish.scale)
+            images = library.get(source, f"table {entry.name}")
+            if images is None:
+                continue
+            if files:
+                recipe = wish.request(entry.protocol_for(wish.scale), images).protocol
+                teachers = read_teachers(files, images, recipe, wish.device, console)
+            targets.append(TableTarget.planned(entry, wish, source, images, teachers))
+        else:
+            drawn = FigureTarget.planned(entry, wish, library.get)
+            targets += [drawn] if drawn.points else []
+    if not targets:
+        missing = "; ".join(dict.fromkeys(library.missing.values()))
+        raise UserError(missing or f"nothing is drawn at scale {wish.scale}; choose another --scale or --pairs")
+    return targets, teachers
+
+
+def plans_of(parts: Sequence[Part], store: Store, workers: int, retry_failed: bool) -> dict[str, list[Job]]:
+    """The jobs of all parts by dataset, what several ask for in one of them."""
+    plans = {}
+    for source in dict.fromkeys(part.source for part in parts):
+        own = [part for part in parts if part.source == source]
+        runs = list(dict.fromkeys(run for part in own for run in part.runs))
+        images = own[0].images
+        plans[source] = jobs_for(runs, store, workers, images.image_size, len(images.train.labels), retry_failed)
+    return plans
 
 
 def augmentation_named(name: str) -> Augmentation:
@@ -176,110 +281,43 @@ def augmentation_named(name: str) -> Augmentation:
     return cast(Augmentation, name)
 
 
-def _teacher_files(assignments: Sequence[str], table: Table) -> dict[str, Path]:
-    files = assigned_files(list(assignments), "--teacher-checkpoint")
-    teachers = dict.fromkeys(column.teacher for column in table.columns if column.teacher)
-    if any(row.method in method_names() and method_class(row.method).teaches_itself for row in table.rows):
-        teachers |= dict.fromkeys(column.student for column in table.columns)
-    if files and not teachers:
-        raise UserError(f"--teacher-checkpoint: table {table.name} has no teachers; choose a table of pairs")
-    for network in files:
-        if network not in network_names():
-            raise unknown_name("network", network, network_names())
-        if network not in teachers:
-            raise unknown_name(f"teacher of table {table.name}", network, teachers)
-    return files
-
-
-def _render(result: TableResult, reports: Path, console: Console) -> None:
-    """Write the reports and print the table; it is printed also where they cannot be written."""
-    written: list[Path] = []
-    try:
-        written = write_reports(result, reports)
-    finally:
-        console.print(render.to_terminal(result, console.width, written))
-
-
-def _read_teachers(
-    files: dict[str, Path], dataset: Dataset, protocol: Protocol, device: torch.device, console: Console
-) -> tuple[dict[str, ReleasedFile], dict[str, float]]:
-    """The released teachers, and the accuracy that each has on this dataset's test images."""
-    released, accuracy = {}, {}
-    for name, path in files.items():
-        weights = load_released(path)
-        network = build_network(name, dataset.num_classes)
-        apply_to(network, weights, name)
-        if weights.auxiliary is not None:
-            apply_to(build_branches(name, ROTATIONS * dataset.num_classes), weights, name)
-        placed(network, device)
-        batches = evaluation_batches(dataset.test, recipe_for(protocol, dataset), BATCH_SIZE, device)
-        accuracy[name] = evaluate(network, batches, "fp32")["top1"]
-        released[name] = ReleasedFile(
-            ReleasedTeacher(network=name, sha256=weights.sha256), weights.auxiliary is not None
-        )
-        branches = ", with branches" if weights.auxiliary is not None else ""
-        console.print(
-            f"teacher {name} from {path} ({weights.layout}{branches}): "
-            f"{accuracy[name]:.2f} % on the test images of {dataset.name}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    return released, accuracy
-
-
-def _remarks(request: Request) -> list[str]:
-    """What a reader of the table must know of how its runs differ from the default."""
-    remarks = []
-    changed = request.protocol.changes_from(protocol_named(request.protocol.name))
-    if request.protocol.name != "lsskd" or changed:
-        values = ", ".join(f"{name} = {value}" for name, value in changed.items())
-        remarks.append(f"Protocol {request.protocol.name}{' with ' + values if values else ''}.")
-    if request.protocol.name == "tfkd":
-        remarks.append("TF-KD's random rotation of the images by up to 15 degrees is left out.")
-    if request.precision != "auto" and request.scale.name == "paper":
-        remarks.append(f"Precision {request.precision}.")
-    if request.augmentation != "standard":
-        remarks.append(f"Students are trained with {request.augmentation} on top of the protocol's augmentation.")
-    if request.teacher_seeds == "paired":
-        remarks.append("Each seed has a teacher of its own.")
-    if request.validation:
-        remarks.append(f"Evaluated on {request.validation:.0%} of the training images, held out; not on the test set.")
-    for method, chosen in request.options.items():
-        values = ", ".join(f"{name} = {value}" for name, value in chosen.items())
-        remarks.append(f"{method} with {values}.")
-    return remarks
-
-
 def _lost(report: Report, store: Store) -> dict[str, str]:
     """Why runs without a record have none, by run id."""
     return {run.id: reason for job, reason in report.failures.items() for run in job.runs if store.record(run) is None}
 
 
 def _print_plan(
-    console: Console, grid: Grid, jobs: Sequence[Job], store: Store, dataset: Dataset, workers: int
+    console: Console, parts: Sequence[Part], plans: Mapping[str, Sequence[Job]], store: Store, workers: int
 ) -> None:
-    runs = grid.to_train()
-    finished = sum(store.is_finished(run) for run in runs)
-    missing = [run for job in jobs for run in job.runs]
-    images = len(dataset.train.labels)
-    total = sum(run.schedule.epochs * images * training_multiply_adds(run, dataset.image_size) for run in missing)
-    console.print(f"Table {grid.table.name} on {dataset.name}: {len(runs)} runs asked for, {finished} done.")
+    for part in parts:
+        finished = sum(store.is_finished(run) for run in part.runs)
+        console.print(f"{part.title}: {len(part.runs)} runs asked for, {finished} done.", highlight=False)
     screen = ScreenTable("job", "runs", "epochs", "multiply-adds", "on one core, about", box=None, pad_edge=False)
-    for job in jobs:
-        madds = sum(run.schedule.epochs * images * training_multiply_adds(run, dataset.image_size) for run in job.runs)
-        epochs = max(run.schedule.epochs for run in job.runs)
-        screen.add_row(job.name, str(len(job.runs)), str(epochs), f"{madds:.1e}", duration(job.seconds))
-    if jobs:
+    total, missing, everything = 0, 0, [job for jobs in plans.values() for job in jobs]
+    for source, jobs in plans.items():
+        images = next(part.images for part in parts if part.source == source)
+        for job in jobs:
+            madds = sum(_multiply_adds(run, images) for run in job.runs)
+            epochs = max(run.schedule.epochs for run in job.runs)
+            screen.add_row(job.name, str(len(job.runs)), str(epochs), f"{madds:.1e}", duration(job.seconds))
+            total, missing = total + madds, missing + len(job.runs)
+    if everything:
         console.print(screen)
     # No plan is faster than its longest job, however many processes there are.
-    seconds = max(sum(job.seconds for job in jobs) / workers, max((job.seconds for job in jobs), default=0.0))
+    longest = max((job.seconds for job in everything), default=0.0)
+    seconds = max(sum(job.seconds for job in everything) / workers, longest)
     console.print(
-        f"To train: {len(missing)} runs (teachers and their heads included) in {len(jobs)} jobs, {total:.2e} "
+        f"To train: {missing} runs (teachers and their heads included) in {len(everything)} jobs, {total:.2e} "
         f"multiply-adds, roughly {duration(seconds)} with {workers} "
         f"CPU {'process' if workers == 1 else 'processes'} (a GPU is not reckoned with). Nothing was started.",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _multiply_adds(run: Run, images: Dataset) -> int:
+    shown = round(run.fraction * len(images.train.labels))
+    return run.schedule.epochs * shown * training_multiply_adds(run, images.image_size)
 
 
 def _print_catalogue(console: Console) -> None:
@@ -288,6 +326,7 @@ def _print_catalogue(console: Console) -> None:
         ("networks", network_names()),
         ("datasets", dataset_names()),
         ("tables", table_names()),
+        ("figures", figure_names()),
         ("protocols", list(PROTOCOLS)),
         ("scales", list(SCALES)),
     ):

@@ -126,6 +126,9 @@ class Run(Frozen):
     dataset: str
     fingerprint: str
     fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training images of each class that it learns from."""
+    fraction_seed: int = Field(0, ge=0)
+    """Names which images these are; 0 where they are all."""
     validation: float = Field(0.0, ge=0, lt=1)
     """Share of the training images held out, on which the run is then evaluated instead of the test set."""
     validation_seed: int = 0
@@ -143,6 +146,8 @@ class Run(Frozen):
     protocol: Protocol
     scale: Scale
     precision: Precision = "fp32"
+    processes: int = Field(1, ge=1)
+    """How many share each batch (data parallelism): in each, norms see its own rows only."""
     seed: int = Field(0, ge=0)
 
     @cached_property
@@ -155,7 +160,8 @@ class Run(Frozen):
         """A readable, unique name, fit for a folder."""
         from_teacher = f"_from_{self.teacher_network}" if self.teacher else ""
         augmented = "" if self.augmentation == "standard" else f"_{self.augmentation}"
-        readable = f"{self.method}{augmented}_{self.student}{from_teacher}_{self.scale.name}_seed{self.seed}"
+        part = "" if self.fraction == 1 else f"_{self.fraction:g}"
+        readable = f"{self.method}{augmented}_{self.student}{from_teacher}{part}_{self.scale.name}_seed{self.seed}"
         return f"{re.sub(r'[^A-Za-z0-9._-]', '+', readable)}-{self.digest[:12]}"
 
     @property
@@ -196,8 +202,9 @@ class Run(Frozen):
 
 def cohort_key(run: Run) -> str:
     """Runs with equal keys (and the same teacher or none) can share one pass over the data."""
-    parts = (run.dataset, run.fingerprint, run.fraction, run.validation, run.validation_seed, run.augmentation)
-    return json.dumps([*parts, run.protocol.without_tables().content, run.scale.content, run.seed])
+    data = (run.dataset, run.fingerprint, run.fraction, run.fraction_seed, run.validation, run.validation_seed)
+    how = (run.augmentation, run.processes)
+    return json.dumps([*data, *how, run.protocol.without_tables().content, run.scale.content, run.seed])
 
 
 def teacher_key(run: Run) -> str | None:

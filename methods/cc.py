@@ -34,6 +34,7 @@ class CC(Method):
     paper = "Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019"
     equation = "L = CE + KD + 0.02 mean d_n·d_(n+1), d = |e(student) - e(teacher)| (public code, not section 3)"
     golden = "cc"
+    compares_images = True
     needs_teacher = True
 
     class Options(CompanionOptions):

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from benchmark.method import Context, Method, Step, UserError, full_precision
+from benchmark.method import Context, Method, Step, UserError, averaged, full_precision, gathered
 from methods.kd import CompanionOptions, companion_terms, companion_weights
 
 EPSILON = 1e-7
@@ -36,7 +36,7 @@ class _NoiseContrast(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         batch, images, negatives = len(embeddings), len(memory), candidates.shape[1] - 1
         scores = (embeddings / temperature).mm(memory.t()).gather(1, candidates).exp_()
-        normaliser = torch.where(known, normaliser, scores.mean() * images)
+        normaliser = torch.where(known, normaliser, averaged(scores.mean()) * images)
         noise = negatives / images
         ratio = scores.mul_(1 / (normaliser * noise))
         offset = EPSILON / noise
@@ -239,5 +239,6 @@ class CRD(Method):
 
     def _update(self, memory: Tensor, index: Tensor, embeddings: Tensor) -> None:
         kept = self.options.memory_momentum
+        index, embeddings = gathered(index), gathered(embeddings)
         mixed = memory[index] * kept + embeddings * (1 - kept)
         memory.index_copy_(0, index, unit_length(mixed))

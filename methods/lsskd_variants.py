@@ -13,7 +13,6 @@ class LSSKDHard(LSSKD):
     name = "LSSKD-hard"
     equation = "L = L_ce + L_h + beta L_kl + gamma L_f, all labels one-hot (equations 3 to 9)"
     remark = "LSSKD without softened labels"
-    in_default_grid = False
 
     class Options(LSSKD.Options):
         alpha: float = Field(0.0, ge=0, le=1, description="R1: trust in the past, a_T of (1) and (2)")

@@ -23,6 +23,7 @@ from benchmark.method import (
     Shape,
     Step,
     UserError,
+    averaged,
     full_precision,
     statistics_kept,
 )
@@ -71,7 +72,7 @@ def search_loss(student: Tensor, teacher: Tensor, student_temperature: float, te
 @full_precision
 def moved_centre(centre: Tensor, teacher: Tensor, momentum: float) -> Tensor:
     """The centre [prototypes], moved towards the mean of the teacher's scores [rows, prototypes], without a graph."""
-    return centre * momentum + teacher.detach().mean(0) * (1 - momentum)
+    return centre * momentum + averaged(teacher.mean(0)) * (1 - momentum)
 
 
 def teacher_temperature(epoch: int, warmup_epochs: int, first: float, last: float) -> float:

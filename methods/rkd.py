@@ -69,6 +69,7 @@ class RKD(Method):
     paper = "Park et al., Relational Knowledge Distillation, CVPR 2019"
     equation = "L = CE + KD + 25 huber(distances) + 50 huber(cosines) of pooled vectors, means (section 3.2)"
     golden = "rkd"
+    compares_images = True
     needs_teacher = True
 
     class Options(CompanionOptions):

@@ -84,6 +84,7 @@ class SemCKD(Method):
     paper = "Chen et al., Cross-Layer Distillation with Semantic Calibration, AAAI 2021"
     equation = "L = CE + KD + 400 Σ_pairs of stages attention |p(student) - teacher|², a mean (calibration loss)"
     golden = "semckd"
+    compares_images = True
     needs_teacher = True
     # With the projections: 2.7 to 7.2 for the pairs of Table II, by their multiply-adds.
     student_passes = 4.0

@@ -51,6 +51,7 @@ class SP(Method):
     paper = "Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019"
     equation = "L = CE + KD + 3000 |G(student) - G(teacher)|² / batch², G of rows of length 1, last stage (section 3)"
     golden = "sp"
+    compares_images = True
     needs_teacher = True
 
     class Options(CompanionOptions):

@@ -80,6 +80,7 @@ class SSKDHead(Method):
     paper = PAPER
     equation = "L = CE(cosines with the upright images, own image) (section 3, first stage)"
     golden = "sskd"
+    compares_images = True
     view = "rotated"
     needs_teacher = True
     trains_student = False
@@ -115,6 +116,7 @@ class SSKD(Method):
     paper = PAPER
     equation = "L = 0.1 CE + 0.9 KD + 2.7 KD on turned images + 10 T² KL of similarities (section 3)"
     golden = "sskd"
+    compares_images = True
     view = "rotated"
     needs_teacher = True
     teacher_head = "SSKD-head"

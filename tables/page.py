@@ -238,7 +238,7 @@ def _seeds(cell: Cell) -> str:
 def _teacher_row(result: TableResult, footnotes: _Footnotes) -> PageRow:
     row = Row(method=TEACHER, published=result.table.teachers)
     entries = [
-        _entry(result.teacher(column.teacher or ""), 0, row, position, result.reproduces, footnotes)
+        _entry(result.teacher(column.name), 0, row, position, result.reproduces, footnotes)
         for position, column in enumerate(result.table.columns)
     ]
     return PageRow(TEACHER, (), tuple(entries))

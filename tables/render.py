@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rich.cells import cell_len
 from benchmark.files import write_text
 from benchmark.statistics import summarise
 from tables.escaping import Markup, environment, escape_latex, escape_markdown, plain
-from tables.page import BEST_EXPLANATION, BEST_TITLE, TEACHER, Entry, Marks, PageRow, page_of
+from tables.page import BEST_EXPLANATION, BEST_TITLE, TEACHER, Entry, Marks, Page, PageRow, page_of
 from tables.result import Cell, TableResult
 from tables.specification import Column, Row, number_at
 from tables.terminal import superscript, to_terminal
@@ -67,17 +68,22 @@ def to_markdown(result: TableResult) -> str:
 
 
 def to_latex(result: TableResult) -> str:
-    """A float for a document that loads booktabs: one or two lines a method, best in bold, second underlined."""
+    """A float for a document that loads booktabs: a line for each method, the printed number beside the measured one.
+
+    Best in bold, second underlined. A table that has no printed or published numbers has no columns for them.
+    """
     page = page_of(result)
-    upper = [escape_latex(column.heading[0]) for column in page.columns]
-    lower = [escape_latex(column.heading[1]) for column in page.columns]
-    heading = [["method", *upper], ["", *lower]] if any(upper) else [["method", *lower]]
     return _LATEX.get_template("table.tex.j2").render(
         page=page,
         label=Markup(page.name),
-        heading=[_latex_line(line) for line in heading],
-        groups=[_latex_rows(row) for row in page.rows],
-        best=[_latex_rows(row) for row in page.best],
+        columns=_latex_columns(page, page.has_references),
+        heading=_latex_heading(page, page.has_references),
+        rows=[_latex_row(row, page.has_references, _usual_count(page.rows)) for row in page.rows],
+        seeds=_latex_seeds(page.rows),
+        best_columns=_latex_columns(page, False),
+        best_heading=_latex_heading(page, False),
+        best=[_latex_row(row, False, _usual_count(page.best)) for row in page.best],
+        best_seeds=_latex_seeds(page.best),
         best_title=BEST_TITLE,
         best_explanation=BEST_EXPLANATION,
     )
@@ -95,7 +101,7 @@ def to_csv(result: TableResult) -> str:
     for row in (*teachers, *table.rows):
         for position, column in enumerate(table.columns):
             is_teacher = row.method == TEACHER
-            cell = result.teacher(column.teacher or "") if is_teacher else result.cell(row.name, column.name)
+            cell = result.teacher(column.name) if is_teacher else result.cell(row.name, column.name)
             measured = _csv_fields(cell, row, position, result.reproduces)
             place = {
                 "table": table.name,
@@ -112,15 +118,17 @@ def to_csv(result: TableResult) -> str:
     return written.getvalue()
 
 
-def write_reports(result: TableResult, folder: Path) -> list[Path]:
-    """Write `table_<name>.md`, `.tex` and `.csv`, each whole or not at all, and say where they are.
+def write_reports(result: TableResult, folder: Path, stem: str = "") -> list[Path]:
+    """Write `table_<name>_<scale>.md`, `.tex` and `.csv`, each whole or not at all, and say where they are.
+
+    stem: what the files are called instead, where two results would have one name.
 
     Raises:
         UserError: the folder cannot be written.
     """
     paths = []
     for ending, text in (("md", to_markdown(result)), ("tex", to_latex(result)), ("csv", to_csv(result))):
-        paths.append(folder / f"table_{result.table.name}.{ending}")
+        paths.append(folder / f"{stem or result.stem}.{ending}")
         write_text(paths[-1], text)
     return paths
 
@@ -185,30 +193,64 @@ def _latex_marks(marks: Marks) -> str:
     return f"\\textsuperscript{{{','.join(map(str, marks))}}}" if marks else ""
 
 
-def _latex_rows(row: PageRow) -> list[Markup]:
-    """What was measured over its number of seeds and the printed number; one line for an absent method."""
-    name = escape_latex(row.name) + _latex_marks(row.marks)
-    if row.absent:
-        return [_latex_line([name, *(f"-- {_latex_reference(entry)}".strip() for entry in row.entries)])]
-    lines = [_latex_line([name, *(_latex_measured(entry) for entry in row.entries)])]
-    below = ["; ".join(filter(None, (_latex_seeds(entry), _latex_reference(entry)))) for entry in row.entries]
-    if any(below):
-        lines.append(_latex_line(["", *below]))
-    return lines
+def _latex_columns(page: Page, beside: bool) -> Markup:
+    """What each column is set like; a number stands under its decimal point, because all have two decimals."""
+    return Markup(f"@{{}}l*{{{len(page.columns)}}}{{{'rl' if beside else 'l'}}}@{{}}")
 
 
-def _latex_measured(entry: Entry) -> str:
+def _latex_heading(page: Page, beside: bool) -> list[Markup]:
+    """The lines of the head: the columns' names over `printed` and `measured`, where there is anything printed."""
+
+    def over_both(text: str) -> str:
+        name = escape_latex(text)
+        return f"\\multicolumn{{2}}{{c}}{{{name}}}" if beside else name
+
+    upper = [over_both(column.heading[0]) for column in page.columns]
+    lower = [over_both(column.heading[1]) for column in page.columns]
+    has_upper = any(column.heading[0] for column in page.columns)
+    lines = [["method", *upper], ["", *lower]] if has_upper else [["method", *lower]]
+    if not beside:
+        return [Markup(f"{_latex_line(line)} \\\\") for line in lines]
+    rules = " ".join(f"\\cmidrule(lr){{{2 * place}-{2 * place + 1}}}" for place in range(1, len(page.columns) + 1))
+    kinds = ["", *("printed & measured" for _ in page.columns)]
+    return [
+        *(Markup(f"{_latex_line(line)} \\\\") for line in lines),
+        Markup(rules),
+        Markup(f"{_latex_line(kinds)} \\\\"),
+    ]
+
+
+def _latex_row(row: PageRow, beside: bool, usual: str) -> Markup:
+    """A method: what was printed and what was measured, and behind a number its seeds where they are not the usual."""
+    cells = [escape_latex(row.name) + _latex_marks(row.marks)]
+    for entry in row.entries:
+        if beside:
+            cells.append(f"{entry.reference}{_latex_marks(entry.reference_marks)}")
+        cells.append(_latex_measured(entry, usual))
+    return _latex_line(cells)
+
+
+def _latex_measured(entry: Entry, usual: str) -> str:
+    marks = _latex_marks(entry.marks)
     if not entry.summary:
-        return escape_latex(entry.status or "\N{EN DASH}") + _latex_marks(entry.marks)
+        return {"not in the suite": "--", "not run yet": "not run"}.get(
+            entry.status, escape_latex(entry.status)
+        ) + marks
     command = {1: "\\textbf", 2: "\\underline"}.get(entry.rank, "")
     mean = f"{command}{{{entry.mean}}}" if command else entry.mean
     spread = f" $\\pm$ {entry.std}" if entry.std else ""
-    return f"{mean}{spread}{_latex_marks(entry.marks)}"
+    seeds = f" {{\\tiny {entry.seeds.replace(' of ', '/')}}}" if entry.seeds != usual else ""
+    return f"{mean}{spread}{seeds}{marks}"
 
 
-def _latex_seeds(entry: Entry) -> str:
-    return entry.seeds.replace(" of ", "/")
+def _usual_count(rows: Sequence[PageRow]) -> str:
+    """How many seeds stand behind most numbers, in the words of an entry."""
+    counts = Counter(entry.seeds for row in rows for entry in row.entries if entry.summary)
+    return counts.most_common(1)[0][0] if counts else ""
 
 
-def _latex_reference(entry: Entry) -> str:
-    return f"\\textit{{{entry.reference}}}{_latex_marks(entry.reference_marks)}" if entry.reference else ""
+def _latex_seeds(rows: Sequence[PageRow]) -> str:
+    """What is said under the table of the seeds behind its numbers."""
+    usual = _usual_count(rows)
+    others = any(entry.summary and entry.seeds != usual for row in rows for entry in row.entries)
+    return f"Seeds: {usual}{', unless a cell says otherwise' if others else ''}." if usual else ""

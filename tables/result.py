@@ -4,11 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tables.specification import Table
 
 Status = Literal["done", "partial", "failed", "not run yet", "not in the suite", "no teacher"]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one run cost; None where a record does not tell.
+
+    multiply_adds: of training it, its teacher's forwards included; teacher_multiply_adds: of training all that it
+    depends on (teacher, head, first stage), which other runs may share;
+    seconds, teacher_seconds: device time of the same two; epochs: of the run;
+    parameters, parameters_in_training: of the student alone, and of all that learnt;
+    inference_multiply_adds: of the student for an image; peak_memory_bytes: of the process that trained it.
+    """
+
+    multiply_adds: int | None
+    teacher_multiply_adds: int | None
+    seconds: float | None
+    teacher_seconds: float | None
+    epochs: int
+    parameters: int | None
+    parameters_in_training: int | None
+    inference_multiply_adds: int | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One finished run of a cell: the figures of its last epoch (`top1`, `top5`, `nll`, `ece`, `stages`, ...)."""
+
+    seed: int
+    run: str
+    figures: Mapping[str, Any]
+    price: Price
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -18,7 +51,8 @@ class Cell:
     values: accuracy in % after the last epoch, one for each finished seed;
     best: the same at the epoch that was best on the test set, shown apart, never mixed;
     notes: what a reader must know, shown as footnotes ("failed at epoch 3, step 17: loss not finite");
-    seeds: how many were asked for, if known.
+    seeds: how many were asked for, if known; finished: the runs behind the values, in the same order;
+    metric: which of their figures the values are.
     """
 
     row: str
@@ -28,14 +62,21 @@ class Cell:
     best: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     seeds: int | None = None
+    finished: tuple[Seed, ...] = ()
+    metric: str = "top1"
+
+    def by_seed(self) -> dict[int, float]:
+        """The values by seed, for differences that are paired."""
+        return {run.seed: float(run.figures[self.metric]) for run in self.finished}
 
 
 @dataclass(frozen=True)
 class TableResult:
     """The cells of a table at one scale.
 
-    cells: by row and column name; a missing one counts as not run yet. teachers: by network;
+    cells: by row and column name; a missing one counts as not run yet. teachers: by column name; protocol: its name;
     epochs: of the main schedule at this scale; generated_from: the version and commit that rendered it;
+    variant: a short name of what makes the runs unusual, for files, "" for nothing;
     comparable: whether the runs follow the paper's protocol in full; remarks: what else differs from the default.
     """
 
@@ -48,6 +89,8 @@ class TableResult:
     generated_from: str
     comparable: bool
     remarks: tuple[str, ...] = ()
+    protocol: str = "lsskd"
+    variant: str = ""
 
     @property
     def reproduces(self) -> bool:
@@ -62,6 +105,18 @@ class TableResult:
         """The cell of a row and a column."""
         return self.cells.get((row, column)) or Cell(row, column, (), "not run yet")
 
-    def teacher(self, network: str) -> Cell:
-        """The cell of a teacher."""
-        return self.teachers.get(network) or Cell("Teacher", network, (), "not run yet")
+    def teacher(self, column: str) -> Cell:
+        """The cell of a column's teacher."""
+        return self.teachers.get(column) or Cell("Teacher", column, (), "not run yet")
+
+    @property
+    def stem(self) -> str:
+        """What its files are called, so that another scale, dataset or protocol overwrites nothing."""
+        parts = ["table", self.table.name, self.scale]
+        base = self.scale.partition("-")[0]
+        usual = self.table.dataset if isinstance(self.table.dataset, str) else self.table.dataset.get(base)
+        if usual != self.dataset and not (usual or "").endswith(".toml"):
+            parts.append(self.dataset)
+        if self.protocol != self.table.protocol_for(base):
+            parts.append(self.protocol)
+        return "_".join([*parts, *([self.variant] if self.variant else [])])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -21,10 +21,11 @@ from pydantic import (
 )
 
 from benchmark.errors import UserError, nearest, unknown_name
-from benchmark.protocols import SCALES
+from benchmark.protocols import PROTOCOLS, SCALES
 from benchmark.spec import Augmentation
 
 FOLDER = Path(__file__).parent
+DEFAULT_PROTOCOL = "lsskd"
 
 
 def _percentage(value: float) -> float:
@@ -40,7 +41,14 @@ def _file_name(value: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1)]
+Metric = Literal["top1", "top5"]
 Percentages = tuple[Annotated[float, Field(strict=True), AfterValidator(_percentage)], ...]
+
+
+def _known_scales(scales: Iterable[str]) -> None:
+    for scale in scales:
+        if scale not in SCALES:
+            raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
 
 
 class _Frozen(BaseModel):
@@ -55,11 +63,15 @@ class Networks(_Frozen):
 
 
 class Column(_Frozen):
-    """A pair of networks, or a student without a teacher; `at_scale` has other networks at some scales."""
+    """A pair of networks, or a student without a teacher; `at_scale` has other networks at some scales.
+
+    metric: what of its runs the column shows; two columns of one pair share their runs.
+    """
 
     student: Name
     teacher: Name | None = None
     title: Name | None = None
+    metric: Metric = "top1"
     at_scale: dict[Name, Networks] = {}
 
     @property
@@ -76,9 +88,7 @@ class Column(_Frozen):
     @field_validator("at_scale")
     @classmethod
     def _check_scales(cls, value: dict[str, Networks]) -> dict[str, Networks]:
-        for scale in value:
-            if scale not in SCALES:
-                raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
+        _known_scales(value)
         return value
 
 
@@ -94,12 +104,16 @@ class Published(_Frozen):
 class Row(_Frozen):
     """A method, with what was printed for it (one number for each column, nan: none) in %, or published elsewhere.
 
-    title: what the row is called where the method's name is not enough; augment: added to the images of its runs.
+    title: what the row is called where the method's name is not enough; augment: added to the images of its runs;
+    as_long_as: a method whose training multiply-adds its runs take too, by a longer schedule; scales: where the row is
+    shown, empty for everywhere.
     """
 
     method: Name
     title: Name | None = None
     augment: Augmentation = "standard"
+    as_long_as: Name | None = None
+    scales: tuple[Name, ...] = ()
     printed: Percentages = ()
     published: Published | None = None
     footnotes: tuple[str, ...] = ()
@@ -109,6 +123,12 @@ class Row(_Frozen):
         """The title, or else the method's name."""
         return self.title or self.method
 
+    @field_validator("scales")
+    @classmethod
+    def _check_scales(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        _known_scales(value)
+        return value
+
 
 class Table(_Frozen):
     """A table as its TOML file says; the format is told at the top of `table_II.toml`."""
@@ -117,6 +137,7 @@ class Table(_Frozen):
     caption: str
     metric: str = "top-1 accuracy, %"
     dataset: Name | dict[str, Name]
+    protocol: Name | dict[Name, Name] = DEFAULT_PROTOCOL
     columns: tuple[Column, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
     footnotes: tuple[str, ...] = ()
@@ -134,6 +155,16 @@ class Table(_Frozen):
         folder = (info.context or {}).get("folder", Path())
         located = {scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()}
         return located if isinstance(value, Mapping) else located["any scale"]
+
+    @field_validator("protocol")
+    @classmethod
+    def _check_protocol(cls, value: str | dict[str, str]) -> str | dict[str, str]:
+        if isinstance(value, dict):
+            _known_scales(value)
+        for name in value.values() if isinstance(value, dict) else [value]:
+            if name not in PROTOCOLS:
+                raise ValueError(f"unknown protocol {name!r}; allowed: {', '.join(PROTOCOLS)}")
+        return value
 
     @model_validator(mode="after")
     def _check_shape(self) -> Table:
@@ -159,14 +190,19 @@ class Table(_Frozen):
             yield f"row {row.name}: printed", row.printed
 
     def at(self, scale: str) -> Table:
-        """The table with each column's networks of a scale."""
+        """The table with each column's networks of a scale, and the rows that are shown there."""
         columns = tuple(
             column.model_copy(update={"student": networks.student, "teacher": networks.teacher, "at_scale": {}})
             if (networks := column.at_scale.get(scale))
             else column
             for column in self.columns
         )
-        return self.model_copy(update={"columns": columns})
+        rows = tuple(row for row in self.rows if not row.scales or scale in row.scales)
+        return self.model_copy(update={"columns": columns, "rows": rows})
+
+    def protocol_for(self, scale: str) -> str:
+        """The name of the protocol at a scale: `lsskd` where the file names none."""
+        return self.protocol if isinstance(self.protocol, str) else self.protocol.get(scale, DEFAULT_PROTOCOL)
 
     def dataset_for(self, scale: str) -> str:
         """The name of the dataset, or the path of its file, at a scale.

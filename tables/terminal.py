@@ -50,12 +50,17 @@ def _panels(page: Page, width: int) -> Iterator[Grid]:
     names = [_name(row) for row in page.rows]
     headings = [Text("\n".join(map(plain, column.heading)).strip("\n")) for column in page.columns]
     cells = [[_cell(row.entries[position]) for row in page.rows] for position in range(len(headings))]
-    first = min(max(cell_len(name.plain) for name in names), max(width // 3, 1))
     columns = [[heading, *column] for heading, column in zip(headings, cells, strict=True)]
-    widths = [max(map(_widest_line, column)) for column in columns]
-    narrow = [max(map(_widest_word, column)) for column in columns]
-    if len(_split(narrow, width - first)) < len(_split(widths, width - first)):
-        widths = narrow
+    names_as_wide_as = [
+        min(max(measure(name) for name in names), max(width // 3, 1)) for measure in (_length, _widest_word)
+    ]
+    layouts = [
+        (first, [max(map(measure, column)) for column in columns])
+        for first in names_as_wide_as
+        for measure in (_widest_line, _widest_word)
+    ]
+    # The first of those that need the fewest panels: names and cells are broken only where that saves one.
+    first, widths = min(layouts, key=lambda layout: len(_split(layout[1], width - layout[0])))
     for start, end in _split(widths, width - first):
         gap = max(1, min(WIDEST_GAP, (width - first - sum(widths[start:end])) // (end - start)))
         # The box itself puts one space between columns.
@@ -81,6 +86,10 @@ def _split(widths: Sequence[int], room: int) -> list[tuple[int, int]]:
         if all(sum(widths[start:end]) + end - start <= room for start, end in spans):
             return spans
     return [(position, position + 1) for position in range(len(widths))]
+
+
+def _length(text: Text) -> int:
+    return cell_len(text.plain)
 
 
 def _widest_line(text: Text) -> int:

@@ -204,7 +204,8 @@ def test_cost_equals_the_public_counts(name: str) -> None:
         assert cost[1] + multiply_adds(branches, maps) == both["multiply_adds"]
 
 
-WITHOUT_PUBLIC_BRANCHES = ["ResNet8", "ResNet32", "ResNet110", "ResNet18", "ResNet34", "ResNet101", "ResNet101-x1/4"]
+QUARTERS = [f"ResNet{depth}-x1/4" for depth in (18, 34, 50, 101)]
+WITHOUT_PUBLIC_BRANCHES = ["ResNet8", "ResNet32", "ResNet110", "ResNet18", "ResNet34", "ResNet101", *QUARTERS]
 
 
 @pytest.mark.parametrize("name", WITHOUT_PUBLIC_BRANCHES)

@@ -10,15 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.cells import FindRecord
 from benchmark.errors import UserError
-from benchmark.grid import grid_of, results_of
-from benchmark.plan import SELF_TEACHER_SEED
+from benchmark.grid import LookUp, grid_of, results_of
+from benchmark.plan import SELF_TEACHER_SEED, label, training_multiply_adds
 from benchmark.registry import all_methods
-from benchmark.results import Store
+from benchmark.results import Record, Store
 from benchmark.spec import Run
 from tables.render import to_csv, to_latex, to_markdown
 from tables.specification import Column, Row, Table, load_table
 from tests import engine
+
+
+def store_of(folder: Path) -> tuple[LookUp, FindRecord]:
+    """How results are looked up in a store."""
+    store = Store(folder)
+    return store.found, store.record
 
 
 def small(*rows: Row, teacher: str | None = None) -> Table:
@@ -39,7 +46,7 @@ def test_a_row_that_needs_a_teacher_stays_empty_in_a_column_without_one(tmp_path
     grid = grid_of(table, engine.request(), [0])
     assert ("KD", "narrow") in grid.chosen
     assert ("KD", "wide") not in grid.runs
-    result = results_of(grid, Store(tmp_path), engine.request(), {})
+    result = results_of(grid, engine.request(), *store_of(tmp_path))
     assert result.cell("KD", "wide").status == "no teacher"
     assert result.cell("KD", "narrow").status == "not run yet"
     page = to_markdown(result)
@@ -85,12 +92,13 @@ def test_an_augmentation_for_all_rows_reaches_the_students_and_their_stages_but_
 
 def test_a_table_without_teachers_is_rendered_without_a_row_of_teachers(tmp_path: Path) -> None:
     grid = grid_of(load_table("III").at("demo"), engine.request(), [0])
-    result = results_of(grid, Store(tmp_path), engine.request(), {})
+    result = results_of(grid, engine.request(), *store_of(tmp_path))
     markdown, latex, lines = to_markdown(result), to_latex(result), to_csv(result).splitlines()
     assert "Teacher" not in markdown
     # One rule under the heading; the other one is for a row of teachers.
     assert latex.split(r"\begin{tabular}")[1].split(r"\end{tabular}")[0].count(r"\midrule") == 1
-    assert "\nmethod & ResNet18 & ResNet101 & MobileNetV2" in latex
+    columns = ("ResNet18", "ResNet101", "MobileNetV2")
+    assert "\nmethod" + "".join(rf" & \multicolumn{{2}}{{c}}{{{name}}}" for name in columns) in latex
     assert "Column ResNet18 is PreActResNet18-x1/4 here." in markdown
     assert [line.split(",")[1] for line in lines[1::3]] == [row.name for row in grid.table.rows]
     assert "LSSKD+COC" in markdown
@@ -98,7 +106,7 @@ def test_a_table_without_teachers_is_rendered_without_a_row_of_teachers(tmp_path
 
 def test_what_a_method_must_have_said_of_it_stands_under_the_table(tmp_path: Path) -> None:
     grid = grid_of(load_table("II"), engine.request(), [0])
-    page = to_markdown(results_of(grid, Store(tmp_path), engine.request(), {}))
+    page = to_markdown(results_of(grid, engine.request(), *store_of(tmp_path)))
     assert "LSSKD: the paper's formulas are lost; rebuilt in docs/ledger.md." in page
 
 
@@ -115,7 +123,7 @@ def test_an_augmentation_for_all_rows_is_refused_beside_a_row_that_has_its_own()
 
 def test_the_csv_names_the_column_also_where_it_is_not_called_by_its_networks(tmp_path: Path) -> None:
     grid = grid_of(load_table("II").at("demo"), engine.request(), [0], ["KD"])
-    rows = list(csv.DictReader(io.StringIO(to_csv(results_of(grid, Store(tmp_path), engine.request(), {})))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(results_of(grid, engine.request(), *store_of(tmp_path))))))
     narrow = [row for row in rows if row["column"] == "ResNet32x4>ResNet8x4" and row["row"] == "KD"]
     assert [(row["teacher"], row["student"]) for row in narrow] == [("ResNet32", "ResNet8")]
 
@@ -124,3 +132,77 @@ def test_no_remark_of_a_method_ends_its_own_sentence() -> None:
     for name, method in all_methods().items():
         assert not method.remark.endswith("."), name
         assert method.remark[:1] == method.remark[:1].lower() or method.remark.startswith("LSSKD"), name
+
+
+def test_two_columns_of_one_pair_share_their_runs_and_show_different_figures() -> None:
+    pair = {"student": "ResNet20", "teacher": "WRN-16-2"}
+    columns = (Column(title="top-1", **pair), Column(title="top-5", metric="top5", **pair))
+    table = Table(name="t", caption="t", dataset="digits", columns=columns, rows=(Row(method="KD"),))
+    grid = grid_of(table, engine.request(), [0, 1])
+    assert grid.runs["KD", "top-1"] == grid.runs["KD", "top-5"]
+    assert len(grid.to_train()) == 2
+    record = made_up_record(top1=60.0, top5=90.0)
+    result = results_of(grid, engine.request(), lambda runs: dict.fromkeys(runs, record), lambda run: record)
+    assert [result.cell("KD", name).values for name in ("top-1", "top-5")] == [(60.0, 60.0), (90.0, 90.0)]
+    assert [result.teacher(name).values for name in ("top-1", "top-5")] == [(60.0,), (90.0,)]
+    assert result.cell("KD", "top-5").by_seed() == {0: 90.0, 1: 90.0}
+
+
+def made_up_record(**figures: float) -> Record:
+    """The record of a finished run that cost 100 multiply-adds and 3 + 1 seconds."""
+    return {
+        "status": "finished",
+        "final": figures,
+        "best_on_test": figures,
+        "cost": {"training_multiply_adds": 100, "parameters": 5, "parameters_in_training": 7, "multiply_adds": 2},
+        "provenance": {"seconds_of_its_own": 3.0, "seconds_of_its_teacher": 1.0, "peak_memory_bytes": 9},
+    }
+
+
+def test_the_price_of_a_row_has_all_that_it_depends_on_in_it() -> None:
+    grid = grid_of(small(Row(method="SSKD"), teacher="WRN-16-2"), engine.request(), [0])
+    record = made_up_record(top1=60.0)
+    result = results_of(grid, engine.request(), lambda runs: dict.fromkeys(runs, record), lambda run: record)
+    (finished,) = result.cell("SSKD", "narrow").finished
+    price = finished.price
+    # A teacher and a head on it.
+    assert (price.multiply_adds, price.teacher_multiply_adds) == (100, 200)
+    assert (price.seconds, price.teacher_seconds) == (4.0, 8.0)
+    assert (price.parameters, price.parameters_in_training, price.peak_memory_bytes) == (5, 7, 9)
+    lost = results_of(grid, engine.request(), lambda runs: dict.fromkeys(runs, record), lambda run: None)
+    assert lost.cell("SSKD", "narrow").finished[0].price.teacher_seconds is None
+
+
+def test_a_row_as_long_as_another_costs_as_much_and_sees_the_same_first_batches() -> None:
+    table = small(Row(method="Baseline"), Row(method="Baseline", title="long", as_long_as="LSSKD"), Row(method="LSSKD"))
+    grid = grid_of(table, engine.request(), [0])
+    for column in ("narrow", "wide"):
+        (plain,), (long,), (other,) = (grid.runs[row, column] for row in ("Baseline", "long", "LSSKD"))
+        cost = {run: run.schedule.epochs * training_multiply_adds(run, 32) for run in (plain, long, other)}
+        assert cost[long] == pytest.approx(cost[other], rel=0.02)
+        assert long.schedule.epochs > 4 * plain.schedule.epochs
+        share = [run.schedule.milestones[0] / run.schedule.epochs for run in (plain, long)]
+        assert share[0] == pytest.approx(share[1], abs=0.05)
+        assert long.changed(protocol=plain.protocol) == plain
+        assert label(long) == f"Baseline ({long.schedule.epochs} epochs)" or long.protocol.name == "short"
+
+
+def test_a_row_is_there_only_at_its_scales() -> None:
+    table = load_table("II")
+    long = "Baseline (long)"
+    assert long not in [row.name for row in table.at("demo").rows]
+    assert long in [row.name for row in table.at("quick").rows]
+
+
+def test_a_share_of_the_images_is_named_by_the_students_seed_and_teachers_have_all_unless_told() -> None:
+    request = dataclasses.replace(engine.request(), fraction=0.25)
+    run = request.run("HSSAKD", "ResNet20", "WRN-16-2", 2)
+    assert (run.fraction, run.fraction_seed) == (0.25, 2)
+    assert [(part.fraction, part.fraction_seed) for part in run.dependencies()] == [(1.0, 0)] * 2
+    same = dataclasses.replace(request, teacher_data="same").run("HSSAKD", "ResNet20", "WRN-16-2", 2)
+    assert [(part.fraction, part.fraction_seed) for part in same.dependencies()] == [(0.25, 2)] * 2
+    own = request.run("TF-KD-self", "ResNet20", None, 2)
+    assert isinstance(own.teacher, Run)
+    assert (own.teacher.fraction, own.teacher.fraction_seed) == (0.25, 2)
+    whole = engine.request().run("KD", "ResNet20", "WRN-16-2", 2)
+    assert (whole.fraction, whole.fraction_seed) == (1.0, 0)

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -55,7 +56,7 @@ def result(scale: str = "demo", **changes: object) -> TableResult:
         epochs="6" if scale == "demo" else "240",
         dataset="digits" if scale == "demo" else "cifar100",
         cells={(one.row, one.column): one for one in cells},
-        teachers={"WRN-40-2": cell("Teacher", "WRN-40-2", 76.4, notes=("from a file",))},
+        teachers={FIRST: cell("Teacher", FIRST, 76.4, notes=("from a file",))},
         generated_from="kd-benchmark 0.1.0, commit 0123456789ab",
         comparable=scale == "paper",
     )
@@ -73,11 +74,10 @@ def markdown_row(text: str, method: str) -> list[str]:
     return [part.strip() for part in line.strip("|").split("|")]
 
 
-def latex_row(text: str, method: str) -> list[list[str]]:
-    """The lines of a method in the table's body, as cells."""
-    lines = text.splitlines()
-    start = next(position for position, line in enumerate(lines) if line.startswith(method))
-    return [[part.strip() for part in line.removesuffix(r" \\").split("&")] for line in lines[start : start + 2]]
+def latex_row(text: str, method: str) -> list[str]:
+    """The cells of a method in the table's body."""
+    line = next(line for line in text.splitlines() if re.match(rf"{re.escape(method)}(\\text| &)", line))
+    return [part.strip() for part in line.removesuffix(r" \\").split("&")]
 
 
 def test_every_markdown_number_stands_with_its_seeds_beside_the_printed_one() -> None:
@@ -94,7 +94,7 @@ def test_the_teachers_come_first() -> None:
 
 def test_a_method_that_the_suite_lacks_shows_its_printed_numbers() -> None:
     assert markdown_row(to_markdown(result()), "VID")[1:] == ["– · *75.31*", "– · *71.35*"]  # noqa: RUF001
-    assert latex_row(to_latex(result()), "VID")[0] == ["VID", r"-- \textit{75.31}", r"-- \textit{71.35}"]
+    assert latex_row(to_latex(result()), "VID") == ["VID", "75.31", "--", "71.35", "--"]
 
 
 def test_a_failed_cell_has_a_footnote() -> None:
@@ -156,12 +156,32 @@ def test_a_table_without_printed_numbers_says_nothing_about_them() -> None:
 
 def test_latex_has_the_best_in_bold_and_the_second_underlined() -> None:
     text = to_latex(result())
-    assert latex_row(text, "HSSAKD")[0][1] == r"\textbf{74.25}"
-    assert latex_row(text, "LSSKD")[0][1] == r"\underline{74.00} $\pm$ 1.41"
+    assert latex_row(text, "HSSAKD")[2] == r"\textbf{74.25}"
+    assert latex_row(text, "LSSKD")[2] == r"\underline{74.00} $\pm$ 1.41 {\tiny n=2}"
+
+
+def test_latex_has_printed_and_measured_numbers_side_by_side() -> None:
+    text = to_latex(result())
     assert latex_row(text, "Baseline") == [
-        ["Baseline", r"71.00 $\pm$ 1.00", r"\underline{68.00}"],
-        ["", r"n=3; \textit{73.57}", r"n=1; \textit{69.62}"],
+        *("Baseline", "73.57", r"71.00 $\pm$ 1.00 {\tiny n=3}", "69.62", r"\underline{68.00}"),
     ]
+    assert r"method & \multicolumn{2}{c}{WRN-40-2} & \multicolumn{2}{c}{ResNet56} \\" in text
+    assert r" & printed & measured & printed & measured \\" in text
+    bare = TABLE.model_copy(update={"rows": (Row(method="Baseline"), Row(method="LSSKD"))})
+    alone = to_latex(result(table=bare))
+    assert "printed & measured" not in alone
+    assert latex_row(alone, "Baseline")[1:] == [r"\underline{71.00} $\pm$ 1.00 {\tiny n=3}", r"\underline{68.00}"]
+
+
+def test_latex_says_the_usual_number_of_seeds_once_and_others_in_their_cells() -> None:
+    assert "Seeds: n=1, unless a cell says otherwise." in to_latex(result())
+    alike = {
+        ("LSSKD", FIRST): cell("LSSKD", FIRST, 70.0, 71.0),
+        ("Baseline", FIRST): cell("Baseline", FIRST, 69.0, 68.0),
+    }
+    text = to_latex(result(cells=alike, teachers={}))
+    assert "Seeds: n=2." in text
+    assert r"\tiny" not in text
 
 
 def test_numbers_that_look_equal_rank_equal_and_a_single_one_has_no_rank() -> None:
@@ -247,10 +267,23 @@ def test_a_narrow_terminal_gets_several_panels_with_every_column(width: int) -> 
 def test_reports_are_written_whole_and_replace_older_ones(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "reports"
     first = write_reports(result("demo"), folder)
-    assert [path.name for path in first] == ["table_II.md", "table_II.tex", "table_II.csv"]
-    assert write_reports(result("paper"), folder) == first
-    assert "scale paper" in first[0].read_text(encoding="utf-8")
+    assert [path.name for path in first] == ["table_II_demo.md", "table_II_demo.tex", "table_II_demo.csv"]
+    assert write_reports(result("demo", epochs="7"), folder) == first
+    assert "7 epochs" in first[0].read_text(encoding="utf-8")
     assert sorted(folder.iterdir()) == sorted(first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stem"),
+    [
+        ({}, "table_II_paper"),
+        ({"scale": "paper-3-epochs"}, "table_II_paper-3-epochs"),
+        ({"protocol": "crd"}, "table_II_paper_crd"),
+        ({"dataset": "leaves", "protocol": "crd"}, "table_II_paper_leaves_crd"),
+    ],
+)
+def test_tables_that_are_not_comparable_do_not_overwrite_each_other(changes: dict[str, Any], stem: str) -> None:
+    assert dataclasses.replace(result("paper"), **changes).stem == stem
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:

@@ -76,8 +76,12 @@ RESNET18 = Plan((2, 2, 2, 2))
 RESNET34 = Plan((3, 4, 6, 3))
 RESNET50 = Plan((3, 4, 6, 3), bottleneck=True)
 RESNET101 = Plan((3, 4, 23, 3), bottleneck=True)
-QUARTER_RESNET101 = Plan((3, 4, 23, 3), bottleneck=True, base_width=16)
-"""Ours, for quick demonstrations: as deep as ResNet101, a quarter as wide everywhere. No paper reports it."""
+QUARTER_WIDTH = 16
+"""Ours, for quick demonstrations: networks as deep as those above, a quarter as wide. No paper reports them."""
+QUARTER_RESNET18 = Plan((2, 2, 2, 2), base_width=QUARTER_WIDTH)
+QUARTER_RESNET34 = Plan((3, 4, 6, 3), base_width=QUARTER_WIDTH)
+QUARTER_RESNET50 = Plan((3, 4, 6, 3), bottleneck=True, base_width=QUARTER_WIDTH)
+QUARTER_RESNET101 = Plan((3, 4, 23, 3), bottleneck=True, base_width=QUARTER_WIDTH)
 IMAGENET_RESNET18 = Plan((2, 2, 2, 2), skip_name="downsample")
 IMAGENET_RESNET34 = Plan((3, 4, 6, 3), skip_name="downsample")
 

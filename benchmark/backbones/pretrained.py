@@ -1,0 +1,113 @@
+"""Weights that torchvision has released for ImageNet, as teachers that nobody has to train."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from benchmark.data.download import DEFAULT_DATA_ROOT, network_timeout
+from benchmark.errors import UserError
+from benchmark.files import sha256_of
+
+FOLDER = "weights"
+URLS = {
+    "ImageNet-ResNet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    "ImageNet-ResNet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
+}
+"""`IMAGENET1K_V1` of torchvision: 69.76 and 73.31% top-1. A file's name ends with the first digits of its sha256."""
+
+log = logging.getLogger(__name__)
+
+
+def torchvision_teacher(
+    network: str, data_root: Path | None, say: Callable[[str], None] = log.warning, download: bool = True
+) -> Path | None:
+    """The file of torchvision's weights for a network, as `load_released` reads it; None where it cannot be had.
+
+    It is looked for in `weights/` in the data folder (`data` by default) and in the user's cache folder, and fetched to
+    the first of them that can be written. `say` is told in a line what is fetched, or why the teacher will be trained.
+
+    Raises:
+        UserError: a file of that name is there, but is damaged.
+    """
+    url = URLS.get(network)
+    if url is None:
+        return None
+    name = url.rpartition("/")[2]
+    places = [place / name for place in _places(DEFAULT_DATA_ROOT if data_root is None else data_root)]
+    for path in places:
+        if path.is_file():
+            return _checked(path)
+    if not download:
+        say(f"{network}: torchvision's weights ({name}) are not in {places[0].parent}; its teacher would be trained")
+        return None
+    reasons = []
+    for path in places:
+        lock = FileLock(path.with_name(f".{name}.lock"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            reasons.append(f"{path.parent}: {error.strerror or error}")
+            continue
+        try:
+            # Whoever waited for the lock finds what another process has fetched.
+            if not path.is_file():
+                say(f"fetching {url} to {path.parent}")
+                _fetch(url, path)
+            return _checked(path)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            cause = getattr(error, "reason", error)
+            reasons = [str(getattr(cause, "strerror", None) or cause)]
+            break
+        finally:
+            lock.release()
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink(missing_ok=True)
+                path.parent.rmdir()
+    say(f"{network}: torchvision's weights cannot be had ({'; '.join(reasons)}); the teacher is trained instead")
+    return None
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Fetch a file, whole or not at all, and compare it with the digits in its name.
+
+    Raises:
+        OSError, RuntimeError, HTTPException: it cannot be fetched or written, or is another one.
+    """
+    with network_timeout():
+        torch.hub.download_url_to_file(url, str(path), _digits(path.name), progress=False)
+
+
+def _places(data_root: Path) -> tuple[Path, Path]:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return data_root / FOLDER, home / "kd-benchmark" / FOLDER
+
+
+def _digits(name: str) -> str:
+    found = re.search(r"-([0-9a-f]{8,})\.", name)
+    assert found
+    return found[1]
+
+
+def _checked(path: Path) -> Path:
+    """The file, if its sha256 begins as its name says.
+
+    Raises:
+        UserError: it does not, or the file cannot be read.
+    """
+    try:
+        whole = sha256_of(path).startswith(_digits(path.name))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not whole:
+        raise UserError(f"{path} is damaged: its sha256 does not begin as its name says; delete it to have it fetched")
+    return path

@@ -1,0 +1,94 @@
+"""Teachers that users bring, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmark.backbones import build_branches, build_network, network_names
+from benchmark.backbones.released import apply_to, load_released
+from benchmark.command_line import assigned_files
+from benchmark.data.augmentation import evaluation_batches
+from benchmark.data.dataset import Dataset
+from benchmark.errors import UserError, unknown_name
+from benchmark.method import ROTATIONS
+from benchmark.plan import ReleasedFile
+from benchmark.registry import method_class, method_names
+from benchmark.spec import Protocol, ReleasedTeacher
+from benchmark.training.devices import placed
+from benchmark.training.evaluation import BATCH_SIZE, evaluate
+from benchmark.training.material import recipe_for
+from tables.specification import Table
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Teachers from files, all by network: where they are, what the planner knows of them, and their accuracy in %."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    released: Mapping[str, ReleasedFile] = field(default_factory=dict)
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def by_hash(self) -> tuple[tuple[str, Path], ...]:
+        """The files by the sha256 of their content."""
+        return tuple((item.teacher.sha256, self.files[network]) for network, item in self.released.items())
+
+
+def named_files(assignments: Sequence[str], tables: Iterable[Table]) -> dict[str, Path]:
+    """The files of `NETWORK=FILE` assignments, each a teacher of one of the tables.
+
+    Raises:
+        UserError: a malformed assignment, or a network that is not there or teaches in none of the tables.
+    """
+    files = assigned_files(list(assignments), "--teacher-checkpoint")
+    tables = list(tables)
+    teachers: dict[str, None] = {}
+    for table in tables:
+        teachers |= dict.fromkeys(column.teacher for column in table.columns if column.teacher)
+        if any(row.method in method_names() and method_class(row.method).teaches_itself for row in table.rows):
+            teachers |= dict.fromkeys(column.student for column in table.columns)
+    called = f"table {', '.join(table.name for table in tables)}" if tables else "a figure"
+    if files and not teachers:
+        raise UserError(f"--teacher-checkpoint: {called} takes none; choose a table of pairs")
+    for network in files:
+        if network not in network_names():
+            raise unknown_name("network", network, network_names())
+        if network not in teachers:
+            raise unknown_name(f"teacher of {called}", network, teachers)
+    return files
+
+
+def read_teachers(
+    files: Mapping[str, Path], dataset: Dataset, protocol: Protocol, device: torch.device, console: Console
+) -> Teachers:
+    """Read the files, and measure and print the accuracy that each has on this dataset's test images.
+
+    Raises:
+        UserError: a file cannot be read, or does not fit its network or the dataset.
+    """
+    released, accuracy = {}, {}
+    for name, path in files.items():
+        weights = load_released(path)
+        network = build_network(name, dataset.num_classes)
+        apply_to(network, weights, name)
+        if weights.auxiliary is not None:
+            apply_to(build_branches(name, ROTATIONS * dataset.num_classes), weights, name)
+        placed(network, device)
+        batches = evaluation_batches(dataset.test, recipe_for(protocol, dataset), BATCH_SIZE, device)
+        accuracy[name] = evaluate(network, batches, "fp32")["top1"]
+        released[name] = ReleasedFile(
+            ReleasedTeacher(network=name, sha256=weights.sha256), weights.auxiliary is not None
+        )
+        branches = ", with branches" if weights.auxiliary is not None else ""
+        console.print(
+            f"teacher {name} from {path} ({weights.layout}{branches}): "
+            f"{accuracy[name]:.2f} % on the test images of {dataset.name}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return Teachers(files, released, accuracy)

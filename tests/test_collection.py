@@ -1,0 +1,116 @@
+"""Records found by what they are records of, without a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from benchmark.collection import Collection
+from benchmark.plan import ReleasedFile, Request
+from benchmark.protocols import protocol_named, scale_named
+from benchmark.results import Record
+from benchmark.spec import ReleasedTeacher, Run
+from tables.result import TableResult
+from tables.specification import Column, Row, Table
+from tests import engine
+
+COLUMN = Column(student="ResNet20", teacher="WRN-16-2")
+TABLE = Table(
+    name="t", caption="t", dataset="digits", columns=(COLUMN,), rows=(Row(method="Baseline"), Row(method="KD"))
+)
+
+
+def request(**changes: Any) -> Request:
+    return dataclasses.replace(engine.request(protocol=protocol_named("lsskd")), scale=scale_named("paper"), **changes)
+
+
+def record(run: Run, top1: float = 50.0, status: str = "finished") -> Record:
+    figures = {"top1": top1}
+    made = {"provenance": {"seconds_of_its_own": 1.0}, "run": run.model_dump(mode="json"), "status": status}
+    return made | ({"reason": "no number"} if status == "failed" else {"final": figures, "best_on_test": figures})
+
+
+def kd(seed: int = 0, **changes: Any) -> Run:
+    return request(**changes).run("KD", "ResNet20", "WRN-16-2", seed)
+
+
+def table_of(runs: Sequence[Run]) -> TableResult:
+    collection = Collection([record(run, 50.0 + run.seed) for run in runs])
+    (setting,) = collection.settings()
+    return collection.table(TABLE, setting)
+
+
+def test_a_cell_holds_all_seeds_that_there_are_and_says_how_many_are_missing() -> None:
+    result = table_of([kd(2), kd(0)])
+    cell = result.cell("KD", COLUMN.name)
+    assert cell.values == (50.0, 52.0)
+    assert cell.by_seed() == {0: 50.0, 2: 52.0}
+    assert (cell.status, cell.seeds) == ("partial", 3)
+    assert result.cell("Baseline", COLUMN.name).status == "not run yet"
+    more = table_of([kd(seed) for seed in range(5)]).cell("KD", COLUMN.name)
+    assert (more.status, more.seeds, len(more.values)) == ("done", 5, 5)
+
+
+def test_seeds_of_two_precisions_are_not_mixed() -> None:
+    cell = table_of([kd(0, precision="bf16"), kd(1), kd(2)]).cell("KD", COLUMN.name)
+    assert cell.by_seed() == {1: 51.0, 2: 52.0}
+    assert {seed.precision for seed in cell.finished} == {"fp32"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        kd(0, options={"KD": {"temperature": 2.0}}),
+        kd(0, augmentation="cutmix"),
+        kd(0, validation=0.1),
+        kd(0, fraction=0.5),
+        kd(1, teacher_seeds="paired"),
+        kd(0, processes=2),
+    ],
+)
+def test_a_run_that_is_another_fills_no_cell(other: Run) -> None:
+    collection = Collection([record(request().run("Baseline", "ResNet20", None, 0)), record(other)])
+    assert collection.table(TABLE, collection.settings()[0]).cell("KD", COLUMN.name).values == ()
+
+
+def test_a_teacher_is_found_by_the_column_it_teaches_in() -> None:
+    result = table_of([request().run("Baseline", "WRN-16-2", None, 0)])
+    assert result.teacher(COLUMN.name).values == (50.0,)
+    assert result.cell("Baseline", COLUMN.name).values == ()
+
+
+def test_students_of_a_teacher_from_a_file_are_found_where_there_are_more_of_them() -> None:
+    file = ReleasedFile(ReleasedTeacher(network="WRN-16-2", sha256="0" * 64), has_branches=False)
+    own, released = kd(0), [kd(seed, released={"WRN-16-2": file}) for seed in range(2)]
+    assert table_of([own, *released]).cell("KD", COLUMN.name).by_seed() == {0: 50.0, 1: 51.0}
+    assert table_of([own, released[1]]).cell("KD", COLUMN.name).by_seed() == {0: 50.0}
+
+
+def test_each_dataset_scale_and_changed_protocol_is_a_setting_of_its_own() -> None:
+    runs = [
+        kd(),
+        dataclasses.replace(request(), scale=scale_named("quick")).run("KD", "ResNet20", "WRN-16-2", 0),
+        dataclasses.replace(request(), protocol=protocol_named("lsskd").changed(weight_decay=1e-4)).run(
+            "KD", "ResNet20", "WRN-16-2", 0
+        ),
+        dataclasses.replace(request(), protocol=protocol_named("crd")).run("KD", "ResNet20", "WRN-16-2", 0),
+    ]
+    collection = Collection([record(run) for run in runs])
+    assert len(collection.settings()) == 4
+    results = [collection.table(TABLE, setting) for setting in collection.settings()]
+    assert [result.cell("KD", COLUMN.name).values for result in results] == [(50.0,)] * 4
+    assert len({(result.stem, result.remarks) for result in results}) == 4
+
+
+def test_a_failed_run_is_told_of() -> None:
+    collection = Collection([record(kd(0)), record(kd(1), status="failed")])
+    cell = collection.table(TABLE, collection.settings()[0]).cell("KD", COLUMN.name)
+    assert cell.status == "partial"
+    assert cell.notes == ("KD, WRN-16-2>ResNet20, seed 1: no number",)
+
+
+def test_nothing_is_found_in_an_empty_store() -> None:
+    assert Collection([]).settings() == []
