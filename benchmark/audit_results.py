@@ -1,0 +1,104 @@
+"""What a record store holds for the tables and figures that claims are about."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmark.backbones import network_names
+from benchmark.claims import Claims
+from benchmark.collection import Collection
+from benchmark.points import collected
+from benchmark.report.data import results_for
+from benchmark.results import Store
+from figures.result import FINAL, FigureResult, Number, PanelResult
+from figures.specification import figure_names, load_figure
+from tables.result import Cell, TableResult
+from tables.specification import Column, Row, Table
+
+BRANCHES = "stages"
+"""The metric of a stage that claims are about: of the class, on upright images (docs/ledger.md, R15)."""
+
+
+def measured(claims: Claims, runs: Path) -> tuple[list[TableResult], tuple[str, ...]]:
+    """What was measured, in every setting, and a line on each record that could not be read."""
+    records, damaged = Store(runs).readable()
+    collection = Collection(records)
+    settings = collection.settings()
+    tables = [table for table in claims.loaded.values() if _can_be_run(table)]
+    results = [result for table in tables for result in results_for(table, collection, settings)]
+    figures = [load_figure(name) for name in figure_names()] if claims.figures else []
+    return [*results, *panels_of(found for figure in figures for found in collected(figure, collection))], tuple(
+        damaged
+    )
+
+
+def panels_of(results: Iterable[FigureResult]) -> list[TableResult]:
+    """Every panel of figures as a table, with methods as rows, under the name that claims give it: `Figure5_CIFAR100`.
+
+    Columns are the shares of the training images (`25%`), or the stages (`stage 1`) with the accuracy of their branch.
+    """
+    found = []
+    for result in results:
+        for panel in result.panels:
+            wanted = "top1" if result.figure.kind == "few-shot" else BRANCHES
+            numbers = [
+                number
+                for number in result.numbers()
+                # The backbone's own classifier is no auxiliary one.
+                if number.panel is panel and number.metric == wanted and number.place != FINAL
+            ]
+            if any(number.values for number in numbers):
+                found.append(_as_table(result, panel, numbers))
+    return found
+
+
+def _can_be_run(table: Table) -> bool:
+    """Whether the suite has its networks; a table of another paper may have others."""
+    networks = {name for column in table.columns for name in (column.student, column.teacher) if name}
+    return networks <= set(network_names())
+
+
+def _as_table(result: FigureResult, panel: PanelResult, numbers: Sequence[Number]) -> TableResult:
+    few_shot = result.figure.kind == "few-shot"
+    titles = {number.place: f"{float(number.place):.0%}" if few_shot else f"stage {number.place}" for number in numbers}
+    table = Table(
+        name=f"Figure{result.figure.name}_{re.sub(r'[^A-Za-z0-9]', '', panel.panel.title)}",
+        caption=result.figure.caption,
+        dataset=panel.dataset,
+        columns=tuple(
+            Column(student=panel.panel.student, teacher=panel.panel.teacher, title=title) for title in titles.values()
+        ),
+        rows=tuple(Row(method=method) for method in result.methods),
+    )
+    cells = {
+        (number.method, titles[number.place]): _as_cell(number, titles[number.place])
+        for number in numbers
+        if number.values
+    }
+    return TableResult(
+        table=table,
+        scale=panel.scale,
+        epochs=panel.epochs,
+        dataset=panel.dataset,
+        cells=cells,
+        teachers={},
+        generated_from=result.generated_from,
+        comparable=panel.reproduces and result.teacher_data == "all",
+        remarks=result.remarks,
+        protocol=result.protocol,
+    )
+
+
+def _as_cell(number: Number, column: str) -> Cell:
+    """The number as the cell of a table, with its values in place of the run's own."""
+    seeds = tuple(
+        dataclasses.replace(run, figures={"top1": number.values[run.seed]})
+        for run in number.cell.finished
+        if run.seed in number.values
+    )
+    return dataclasses.replace(
+        number.cell, column=column, values=tuple(number.values.values()), best=(), finished=seeds, metric="top1"
+    )

@@ -1,0 +1,303 @@
+"""What a paper's text claims, read from a file such as `claims.toml`; docs/audit.md tells the format."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from benchmark.errors import UserError, nearest, unknown_name
+from benchmark.expressions import Expression, Reference, parse
+from tables.page import TEACHER
+from tables.specification import Name, Percentages, Table, load_table
+
+FILE = Path(__file__).parent / "claims.toml"
+Source = Literal["printed", "published", "measured"]
+Relation = Literal["=", ">", ">=", "<", "<="]
+
+
+def _readable(text: str) -> str:
+    parse(text)
+    return text
+
+
+def _identifier(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text):
+        raise ValueError("allowed: small letters, digits and single hyphens")
+    return text
+
+
+def _decimal(text: str) -> str:
+    if not re.fullmatch(r"[+-]?\d+(\.\d+)?", text):
+        raise ValueError('allowed: a number as it was printed, in quotes, such as "+4.50"')
+    return text
+
+
+Formula = Annotated[str, AfterValidator(_readable)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Statement(_Frozen):
+    """One of several things that the text says of the same matter, and where."""
+
+    says: Name
+    where: Name
+
+
+class Best(_Frozen):
+    """That a row is above others in every column: `than` these, or else all that the source has numbers of."""
+
+    table: Name
+    row: Name
+    than: tuple[Name, ...] = ()
+    columns: tuple[Name, ...] = ()
+
+
+class Reading(_Frozen):
+    """Another way to read a claim, and what it gives; it decides nothing."""
+
+    says: Name
+    expression: Formula
+    source: Literal["printed", "published"] = "printed"
+
+
+class CellNumbers(_Frozen):
+    """Numbers of a row that its table's file does not have, one for each column, nan where there is none."""
+
+    table: Name
+    row: Name
+    kind: Literal["printed", "published"]
+    source: Name
+    values: Percentages
+
+
+class Claim(_Frozen):
+    """One claim.
+
+    text: a short quotation or paraphrase; where: the sections that make it; says: what it comes to, in a few words
+    (the number claimed, if nothing is said); value, relation: the number claimed, as printed, and how it is claimed.
+    One of these says what is compared: expression (a number if there is a value, else a truth), best, statements, or
+    unchecked (the reason why nothing can be compared).
+    literature, runs: another expression for published and for measured numbers, or false for none; they may stand
+    without an expression, where the paper's own tables cannot tell.
+    """
+
+    id: Annotated[str, AfterValidator(_identifier)]
+    text: Name
+    where: Name
+    says: str = ""
+    value: Annotated[str, AfterValidator(_decimal)] | None = None
+    relation: Relation = "="
+    expression: Formula | None = None
+    literature: Formula | Literal[False] | None = None
+    runs: Formula | Literal[False] | None = None
+    best: Best | None = None
+    statements: tuple[Statement, ...] = ()
+    unchecked: str = ""
+    readings: tuple[Reading, ...] = ()
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _check_form(self) -> Claim:
+        forms = {
+            "expression": bool(self.formulas),
+            "best": self.best is not None,
+            "statements": bool(self.statements),
+            "unchecked": bool(self.unchecked),
+        }
+        given = [name for name, is_given in forms.items() if is_given]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"claim {self.id}: {found} given; allowed: exactly one of {', '.join(forms)}")
+        if self.value is not None and not self.formulas:
+            raise ValueError(f"claim {self.id}: a value goes with an expression; add one")
+        if self.formulas and self.value is None and not self.says:
+            raise ValueError(f"claim {self.id}: says is missing; add it, or the value that is claimed")
+        if len(self.statements) == 1:
+            raise ValueError(f"claim {self.id}: one statement cannot contradict itself; allowed: two or more")
+        return self
+
+    @property
+    def formulas(self) -> dict[Source, Expression]:
+        """What is computed on each source, as far as anything is."""
+        texts: dict[Source, str | Literal[False] | None] = {
+            "printed": self.expression,
+            "published": self.expression if self.literature is None else self.literature,
+            "measured": self.expression if self.runs is None else self.runs,
+        }
+        return {source: parse(text) for source, text in texts.items() if text}
+
+    @property
+    def in_words(self) -> str:
+        """What the claim comes to."""
+        if self.says:
+            return self.says
+        if self.value is not None:
+            return (
+                self.value.replace("-", "\N{MINUS SIGN}") if self.relation == "=" else f"{self.relation} {self.value}"
+            )
+        if self.best:
+            return "above all others in every column"
+        return "; ".join(f"{statement.says} ({statement.where})" for statement in self.statements) or "no number"
+
+    @property
+    def tolerance(self) -> float:
+        """Half a unit of the last decimal that was printed; 0 without a value."""
+        if self.value is None:
+            return 0.0
+        return 0.5 * 10.0 ** -len(self.value.partition(".")[2])
+
+
+class Claims(_Frozen):
+    """A file of claims with the tables that they are about.
+
+    own: the rows of the paper's own method, whose numbers nobody else published; figures: names of results that come
+    from figures, which print no numbers.
+    """
+
+    title: str = ""
+    own: tuple[Name, ...] = ()
+    tables: tuple[Name, ...] = Field(min_length=1)
+    figures: tuple[Name, ...] = ()
+    numbers: tuple[CellNumbers, ...] = ()
+    claims: tuple[Claim, ...] = Field(min_length=1)
+    loaded: dict[str, Table] = Field(default={}, exclude=True)
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> Claims:
+        names = [claim.id for claim in self.claims]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"claim {repeated[0]} stands there twice; allowed: once")
+        return self
+
+    def selected(self, names: list[str]) -> Claims:
+        """Only the claims of these ids, in the file's order; all for none.
+
+        Raises:
+            UserError: there is no claim of such an id.
+        """
+        known = [claim.id for claim in self.claims]
+        for name in names:
+            if name not in known:
+                raise unknown_name("claim", name, known)
+        kept = tuple(claim for claim in self.claims if not names or claim.id in names)
+        return self.model_copy(update={"claims": kept})
+
+    def rows(self, table: str) -> list[str]:
+        """The rows that a table has, or that there are numbers of."""
+        more = [numbers.row for numbers in self.numbers if numbers.table == table]
+        return list(dict.fromkeys([*(row.name for row in self.loaded[table].rows), *more, TEACHER]))
+
+
+def load_claims(path: Path = FILE) -> Claims:
+    """The claims of a file, and their tables by name or from TOML files beside it; every name is checked.
+
+    Raises:
+        UserError: the file cannot be read, or something in it is missing, unknown or refused.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"claims file {path} cannot be read: {error.strerror}; check the path") from error
+    except ValueError as error:
+        raise UserError(
+            f"claims file {path} is no valid TOML in UTF-8: {error}; docs/audit.md shows the format"
+        ) from error
+    try:
+        claims = Claims.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"claims file {path}: {_complaint(error, content)}") from None
+    except UserError as error:
+        raise UserError(f"claims file {path}: {error}") from None
+    try:
+        found = [load_table(path.parent / name if name.endswith(".toml") else name) for name in claims.tables]
+        claims = claims.model_copy(update={"loaded": {table.name: table for table in found}})
+        _check_numbers(claims)
+        for claim in claims.claims:
+            _check_names(claim, claims)
+    except UserError as error:
+        raise UserError(f"claims file {path}: {error}") from None
+    return claims
+
+
+def references_of_claim(claim: Claim) -> Iterator[Reference]:
+    """Every row and cell that a claim names."""
+    for formula in claim.formulas.values():
+        yield from formula.references
+    for reading in claim.readings:
+        yield from parse(reading.expression).references
+    if best := claim.best:
+        for row in (best.row, *best.than):
+            yield from (Reference(best.table, row, column) for column in best.columns or (None,))
+
+
+def _check_names(claim: Claim, claims: Claims) -> None:
+    for reference in references_of_claim(claim):
+        if reference.table in claims.figures:
+            continue
+        _check_table(claim, reference.table, claims)
+        if reference.row not in claims.rows(reference.table):
+            rows = claims.rows(reference.table)
+            raise UserError(f"claim {claim.id}: {unknown_name(f'row of table {reference.table}', reference.row, rows)}")
+        columns = [column.name for column in claims.loaded[reference.table].columns]
+        if reference.column is not None and reference.column not in columns:
+            unknown = unknown_name(f"column of table {reference.table}", reference.column, columns)
+            raise UserError(f"claim {claim.id}: {unknown}")
+    for formula in claim.formulas.values():
+        for table in formula.table_arguments:
+            _check_table(claim, table, claims)
+
+
+def _check_table(claim: Claim, table: str, claims: Claims) -> None:
+    if table not in claims.loaded:
+        raise UserError(f"claim {claim.id}: {unknown_name('table', table, [*claims.loaded, *claims.figures])}")
+
+
+def _check_numbers(claims: Claims) -> None:
+    for numbers in claims.numbers:
+        if numbers.table not in claims.loaded:
+            raise UserError(f"numbers of {numbers.row}: {unknown_name('table', numbers.table, claims.loaded)}")
+        wanted = len(claims.loaded[numbers.table].columns)
+        if len(numbers.values) != wanted:
+            raise UserError(
+                f"numbers of {numbers.row} in table {numbers.table}: {len(numbers.values)} given; allowed: {wanted}, "
+                "one for each column, nan where there is none"
+            )
+
+
+def _complaint(error: ValidationError, content: dict[str, Any]) -> str:
+    """The first complaint in one line: the claim, the field, what is wrong, and what is allowed."""
+    # A misspelt field is missing too, and its own complaint tells more.
+    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
+    parts = [str(part) for part in first["loc"] if part not in ("constrained-str", "literal[False]")]
+    place = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(parts))
+    named = _id_at(first["loc"], content)
+    if first["type"] == "extra_forbidden":
+        owner = Claim if parts[0] == "claims" else CellNumbers if parts[0] == "numbers" else Claims
+        near = nearest(parts[-1], owner.model_fields)
+        return (
+            f"{named}unknown field {place!r}{f' (did you mean {near!r}?)' if near else ''}; docs/audit.md has them all"
+        )
+    if first["type"] == "missing":
+        return f"{named}field {place!r} is missing; add it (docs/audit.md shows the format)"
+    message = first["msg"].removeprefix("Value error, ")
+    if len(parts) < 2 or message.startswith("claim "):
+        return message
+    given = " ".join(repr(first["input"]).split())
+    given = given if len(given) <= 60 else f"{given[:57]}..."
+    return f"{named}field {place!r} = {given} is refused: {message[:1].lower()}{message[1:]}"
+
+
+def _id_at(place: tuple[int | str, ...], content: dict[str, Any]) -> str:
+    match place:
+        case ("claims", int(position), *_):
+            name = content["claims"][position].get("id")
+            return f"claim {name}: " if isinstance(name, str) else ""
+    return ""

@@ -1,0 +1,297 @@
+"""The value of an expression on a source of cells: what the paper prints, what was published, what was measured."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import itertools
+import operator
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from benchmark.errors import UserError
+from benchmark.expressions import OF_TABLES, SOURCES, Expression, Reference, references_of, title_of
+
+MOST_COLUMNS_OF_SUBSETS = 16
+"""2 to this power subsets are few enough to try."""
+CLOSE = 1e-9
+"""Numbers that differ by less are equal but for rounding in floating point."""
+
+Row = dict[str, float]
+Truths = dict[str, bool]
+Value = float | bool | str | Row | Truths
+
+_ARITHMETIC: dict[type[ast.AST], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_COMPARISONS: dict[type[ast.AST], tuple[str, Callable[[float, float], bool]]] = {
+    ast.Eq: ("==", lambda a, b: abs(a - b) < CLOSE),
+    ast.NotEq: ("!=", lambda a, b: abs(a - b) >= CLOSE),
+    ast.Lt: ("<", lambda a, b: a < b - CLOSE),
+    ast.LtE: ("<=", lambda a, b: a < b + CLOSE),
+    ast.Gt: (">", lambda a, b: a > b + CLOSE),
+    ast.GtE: (">=", lambda a, b: a > b - CLOSE),
+}
+_OPPOSITES = {"==": "≠", "!=": "=", "<": "≥", "<=": ">", ">": "≤", ">=": "<"}
+_SIGNS = {"==": "=", "!=": "≠", "<": "<", "<=": "≤", ">": ">", ">=": "≥"}
+
+
+class NoNumber(Exception):
+    """A cell has no number in a source; the message says which, for the reader."""
+
+
+class Numbers(Protocol):
+    """A source of cells."""
+
+    def row(self, reference: Reference) -> Row:
+        """The numbers of a reference's row by column, without the columns that have none."""
+        ...
+
+    def missing(self, reference: Reference) -> str:
+        """Why a row or a cell has no number, in words."""
+        ...
+
+
+class World(Protocol):
+    """What functions ask beside numbers."""
+
+    def source(self, name: str) -> Numbers:
+        """`printed` or `published`."""
+        ...
+
+    def networks(self, table: str) -> Sequence[str]:
+        """The networks that the columns of a table are named after."""
+        ...
+
+    def copied(self, table: str) -> tuple[int, int]:
+        """Printed cells of other methods that equal a published number, and printed cells of other methods."""
+        ...
+
+    def of_method(self, name: str, method: str) -> float:
+        """What training by a method takes: a function of OF_METHODS."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """A comparison that was made on the way, in words, and whether it came out true."""
+
+    text: str
+    holds: bool
+
+
+def evaluate(expression: Expression, numbers: Numbers, world: World) -> tuple[Value, tuple[Step, ...]]:
+    """The value of an expression on a source, and the comparisons that led to it.
+
+    Raises:
+        NoNumber: a row or cell has no number, or two rows have no column in common.
+        UserError: values that do not go together, a division by zero.
+    """
+    evaluator = _Evaluator(expression.text, numbers, world)
+    value = evaluator.value(expression.tree)
+    return value, tuple(evaluator.steps)
+
+
+class _Evaluator:
+    """Walks the tree of one expression; `steps` are the comparisons it made."""
+
+    def __init__(self, text: str, numbers: Numbers, world: World) -> None:
+        self.text, self.numbers, self.world = text, numbers, world
+        self.steps: list[Step] = []
+
+    def value(self, node: ast.expr) -> Value:
+        match node:
+            case ast.Constant(value=bool() | str() as value):
+                return value
+            case ast.Constant(value=int() | float() as value):
+                return float(value)
+            case ast.Subscript() | ast.Attribute():
+                return self._cells(node)
+            case ast.BinOp(left=left, op=operation, right=right):
+                return self._arithmetic(self.value(left), self.value(right), _ARITHMETIC[type(operation)])
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return not self._truth(self.value(operand))
+            case ast.UnaryOp(op=operation, operand=operand):
+                sign = -1.0 if isinstance(operation, ast.USub) else 1.0
+                return self._arithmetic(sign, self.value(operand), operator.mul)
+            case ast.BoolOp(op=operation, values=values):
+                # All are computed, so that the reader sees every comparison.
+                truths = [self._truth(self.value(value)) for value in values]
+                return all(truths) if isinstance(operation, ast.And) else any(truths)
+            case ast.Compare(left=left, ops=[operation], comparators=[right]):
+                return self._compared(left, right, operation)
+            case ast.Call(func=ast.Name(id=name), args=args):
+                return self._call(name, args)
+        raise AssertionError(f"{ast.dump(node)} was not checked")
+
+    def _cells(self, node: ast.expr) -> Value:
+        (reference,) = references_of(node, None)
+        row = self.numbers.row(reference)
+        if not row or (reference.column is not None and reference.column not in row):
+            raise NoNumber(self.numbers.missing(reference))
+        return row if reference.column is None else row[reference.column]
+
+    def _call(self, name: str, args: list[ast.expr]) -> Value:
+        if name in SOURCES:
+            inner = _Evaluator(self.text, self.world.source(name), self.world)
+            value = inner.value(args[0])
+            self.steps += inner.steps
+            return value
+        if name in OF_TABLES:
+            assert isinstance(args[0], ast.Name)
+            return self._asked_of_table(name, args[0].id, args[1:])
+        values = [self.value(argument) for argument in args]
+        match name, values:
+            case ("mean", [dict() as row]):
+                return statistics.fmean(self._numbers([row]))
+            case ("max" | "min", _):
+                return (max if name == "max" else min)(self._numbers(values))
+            case ("all" | "any", _):
+                return (all if name == "all" else any)(self._truths(values))
+            case ("abs", [float() as number]):
+                return abs(number)
+            case ("first" | "last", [dict() as row]):
+                return self._numbers([row])[0 if name == "first" else -1]
+            case ("nearest_subset_mean", [float() as number, dict() as row]):
+                return self._nearest_subset_mean(number, self._numbers([row]))
+            case ("cost" | "extra_parameters", [str() as method]):
+                return self.world.of_method(name, method)
+        raise self._mismatch(f"{name} of {', '.join(map(_kind, values))}")
+
+    def _asked_of_table(self, name: str, table: str, rest: list[ast.expr]) -> Value:
+        if name == "copied":
+            equal, cells = self.world.copied(table)
+            self.steps.append(Step(f"{title_of(table)} {equal} of {cells} cells", True))
+            return float(equal)
+        prefix = self.value(rest[0])
+        if not isinstance(prefix, str):
+            raise self._mismatch(f"{name} of {_kind(prefix)}")
+        # ResNet is a family, ResNet18 one network and no part of ResNet180.
+        found = any(
+            network == prefix
+            or (network.startswith(prefix) and not (prefix[-1:].isdigit() and network[len(prefix)].isdigit()))
+            for network in self.world.networks(table)
+        )
+        self.steps.append(Step(f"{title_of(table)} has {'a' if found else 'no'} column of {prefix}", found))
+        return found
+
+    def _arithmetic(self, left: Value, right: Value, compute: Callable[[float, float], float]) -> Value:
+        def computed(a: float, b: float) -> float:
+            try:
+                return compute(a, b)
+            except ZeroDivisionError:
+                raise UserError(f"expression {self.text!r} divides by zero; allowed: any other number") from None
+
+        return self._columnwise(left, right, computed)
+
+    def _compared(self, left: ast.expr, right: ast.expr, operation: ast.cmpop) -> Value:
+        sign, compare = _COMPARISONS[type(operation)]
+        values = self.value(left), self.value(right)
+
+        def compared(a: Any, b: Any, column: str = "") -> bool:
+            holds = (a == b) == (sign == "==") if isinstance(a, str) else compare(a, b)
+            texts = [_named(left, a, column), _named(right, b, column)]
+            if _printed_of(right) == ast.unparse(left):
+                texts[1] = f"{b:.2f} as printed"
+            self.steps.append(Step(f" {_SIGNS[sign] if holds else _OPPOSITES[sign]} ".join(texts), holds))
+            return holds
+
+        if all(isinstance(value, str) for value in values) and sign in ("==", "!="):
+            return compared(*values)
+        return self._columnwise(*values, compared, named=True)
+
+    def _columnwise(self, left: Value, right: Value, compute: Callable[..., Any], named: bool = False) -> Any:
+        """The result of two numbers, or of the columns that two rows have both; a number goes with every column."""
+        for value in (left, right):
+            numeric = isinstance(value, float) or (isinstance(value, dict) and not _has_truths(value))
+            if not numeric:
+                raise self._mismatch(f"{_kind(left)} with {_kind(right)}")
+        if not isinstance(left, dict) and not isinstance(right, dict):
+            return compute(left, right)
+        rows = [value for value in (left, right) if isinstance(value, dict)]
+        columns = [column for column in rows[0] if all(column in row for row in rows)]
+        if not columns:
+            raise NoNumber("no column in which both rows have a number")
+
+        def at(value: Value, column: str) -> Value:
+            return value[column] if isinstance(value, dict) else value
+
+        return {
+            column: compute(at(left, column), at(right, column), *([column] if named else [])) for column in columns
+        }
+
+    def _nearest_subset_mean(self, number: float, values: list[float]) -> float:
+        if len(values) > MOST_COLUMNS_OF_SUBSETS:
+            raise self._mismatch(f"nearest_subset_mean of more than {MOST_COLUMNS_OF_SUBSETS} columns")
+        sizes = range(1, len(values) + 1)
+        means = (statistics.fmean(part) for size in sizes for part in itertools.combinations(values, size))
+        return min(means, key=lambda mean: abs(mean - number))
+
+    def _numbers(self, values: Sequence[Value]) -> list[float]:
+        numbers: list[float] = []
+        for value in values:
+            if isinstance(value, dict) and not _has_truths(value):
+                numbers += value.values()
+            elif isinstance(value, float):
+                numbers.append(value)
+            else:
+                raise self._mismatch(f"a number wanted, {_kind(value)} given")
+        return numbers
+
+    def _truths(self, values: Sequence[Value]) -> list[bool]:
+        truths: list[bool] = []
+        for value in values:
+            if isinstance(value, dict) and _has_truths(value):
+                truths += map(bool, value.values())
+            else:
+                truths.append(self._truth(value))
+        return truths
+
+    def _truth(self, value: Value) -> bool:
+        if not isinstance(value, bool):
+            raise self._mismatch(f"true or false wanted, {_kind(value)} given; all() and any() make one of a row")
+        return value
+
+    def _mismatch(self, what: str) -> UserError:
+        return UserError(f"expression {self.text!r} cannot be computed: {what}; docs/audit.md shows the language")
+
+
+def _has_truths(value: Value) -> bool:
+    return isinstance(value, dict) and any(isinstance(entry, bool) for entry in value.values())
+
+
+def _kind(value: Value) -> str:
+    if isinstance(value, dict):
+        return "a row of truths" if _has_truths(value) else "a row"
+    return "a truth" if isinstance(value, bool) else "a text" if isinstance(value, str) else "a number"
+
+
+def _named(node: ast.expr, value: float | str, column: str) -> str:
+    """A side of a comparison: what it is and its value."""
+    if isinstance(value, str):
+        return value
+    if isinstance(node, ast.Constant):
+        return f"{value:g}"
+    references = list(references_of(node, None))
+    if len(references) == 1 and (isinstance(node, ast.Subscript | ast.Attribute) or _is_source(node)):
+        name = dataclasses.replace(references[0], column=references[0].column or column or None).name
+    else:
+        name = f"{ast.unparse(node)}, {column}" if column else ast.unparse(node)
+    return f"{name} {value:,.0f}" if any(reference.quantity for reference in references) else f"{name} {value:.2f}"
+
+
+def _is_source(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SOURCES
+
+
+def _printed_of(node: ast.expr) -> str | None:
+    """What a cell or row is the printed one of, as text."""
+    match node:
+        case ast.Call(func=ast.Name(id="printed"), args=[inner]):
+            return ast.unparse(inner)
+    return None

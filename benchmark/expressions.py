@@ -1,0 +1,188 @@
+"""The small language of claims: arithmetic and comparisons over the cells of tables, such as
+
+    mean(III["LSSKD"] - III["PS-KD"])
+    all(IV["LSSKD"] > IV["Baseline"])
+    II["LSSKD", "ResNet56>ResNet20"] == IV["LSSKD", "ResNet20"]
+
+`III["LSSKD"]` is a row, one number for each column that has one, and `III["LSSKD", "ResNet18"]` a cell. Arithmetic on
+rows goes column by column, over the columns in which both sides have a number. Python reads the text into a tree, and
+nothing else: only what is listed here is ever computed. docs/audit.md describes the language for users.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from benchmark.errors import UserError, unknown_name
+
+LONGEST = 2000
+DEEPEST = 30
+LARGEST = 1e9
+ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div)
+COMPARISONS = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+SOURCES = ("printed", "published")
+QUANTITIES = ("parameters", "multiply_adds")
+"""What a row or a cell may be asked for beside its accuracy: the student's cost at inference, by attribute."""
+OF_TABLES = ("has_network", "copied")
+OF_METHODS = ("cost", "extra_parameters")
+FUNCTIONS = (
+    *("mean", "max", "min", "abs", "all", "any", "last", "first", "nearest_subset_mean"),
+    *SOURCES,
+    *OF_TABLES,
+    *OF_METHODS,
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A cell, or a row where `column` is None.
+
+    source: that of an enclosing `printed()` or `published()`; quantity: one of QUANTITIES, or None for the accuracy.
+    """
+
+    table: str
+    row: str
+    column: str | None
+    source: str | None = None
+    quantity: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As people write it."""
+        quantity = self.quantity.replace("_", "-") if self.quantity else None
+        origin = f" ({self.source})" if self.source else ""
+        return ", ".join(filter(None, (title_of(self.table), self.row, self.column, quantity))) + origin
+
+
+def title_of(table: str) -> str:
+    """A table's or a figure's name as people write it."""
+    number, underscore, panel = table.removeprefix("Figure").partition("_")
+    return f"Figure {number}, {panel}" if underscore and table.startswith("Figure") else f"Table {table}"
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A text that was read; `evaluate` computes it."""
+
+    text: str
+    tree: ast.expr = field(compare=False, repr=False)
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """The rows and cells that it names, in order, each once."""
+        return tuple(dict.fromkeys(references_of(self.tree, None)))
+
+    @property
+    def table_arguments(self) -> tuple[str, ...]:
+        """The tables that are asked for something else than numbers."""
+        calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
+        return tuple(node.args[0].id for node in calls if node.args and isinstance(node.args[0], ast.Name))
+
+    @property
+    def mean_of(self) -> Expression | None:
+        """What stands inside, where the whole is a mean."""
+        tree = self.tree
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "mean":
+            return Expression(ast.unparse(tree.args[0]), tree.args[0])
+        return None
+
+
+def parse(text: str) -> Expression:
+    """Read an expression; nothing is computed.
+
+    Raises:
+        UserError: it is no expression, or holds something that the language does not have.
+    """
+    if len(text) > LONGEST:
+        raise UserError(f"expression of {len(text)} characters; allowed: {LONGEST}")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else "too deeply nested"
+        raise UserError(f"expression {text!r} cannot be read: {reason}; docs/audit.md shows the language") from None
+    if _depth(tree) > DEEPEST:
+        raise UserError(f"expression {text!r} is nested more than {DEEPEST} levels deep; split the claim")
+    _check(tree, text)
+    return Expression(text.strip(), tree)
+
+
+def _depth(tree: ast.AST) -> int:
+    level, depth = [tree], 0
+    while level:
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        depth += 1
+    return depth
+
+
+def _check(node: ast.expr, text: str) -> None:
+    """Refuse what the language does not have, before anything is computed."""
+    match node:
+        case ast.Constant(value=bool() | str()):
+            return
+        case ast.Constant(value=int() | float() as value) if abs(value) < LARGEST:
+            return
+        case ast.BinOp(left=left, op=operation, right=right) if isinstance(operation, ARITHMETIC):
+            parts = [left, right]
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() | ast.Not(), operand=operand):
+            parts = [operand]
+        case ast.BoolOp(values=values):
+            parts = values
+        case ast.Compare(left=left, ops=[operation], comparators=[right]) if isinstance(operation, COMPARISONS):
+            parts = [left, right]
+        case ast.Attribute(value=ast.Subscript() as cells, attr=name) if name in QUANTITIES:
+            parts = [cells]
+        case ast.Subscript(value=ast.Name(), slice=place) if _place(place):
+            return
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
+            _check_call(name, args, text)
+            parts = args[1:] if name in OF_TABLES else args
+        case ast.Name(id=name):
+            raise UserError(
+                f'expression {text!r}: {name!r} alone is no number; write {name}["row"] or {name}["row", "column"]'
+            )
+        case _:
+            raise UserError(
+                f"expression {text!r}: {ast.unparse(node)!r} is not in the language; allowed: numbers, + - * /, one "
+                f'comparison at a time, and, or, not, cells such as II["KD"], and {", ".join(FUNCTIONS)}'
+            )
+    for part in parts:
+        _check(part, text)
+
+
+def _check_call(name: str, args: Sequence[ast.expr], text: str) -> None:
+    if name not in FUNCTIONS:
+        raise UserError(f"expression {text!r}: {unknown_name('function', name, FUNCTIONS)}")
+    counts = {"max": 0, "min": 0, "all": 0, "any": 0, "has_network": 2, "nearest_subset_mean": 2}
+    wanted = counts.get(name, 1)
+    if not args or (wanted and len(args) != wanted) or any(isinstance(argument, ast.Starred) for argument in args):
+        raise UserError(f"expression {text!r}: {name} takes {wanted or 'one or more'} in its brackets")
+    if name in OF_TABLES and not isinstance(args[0], ast.Name):
+        raise UserError(f"expression {text!r}: {name} takes a table first, such as {name}(II)")
+
+
+def _place(node: ast.expr) -> tuple[str, str | None] | None:
+    """The row and the column in the brackets behind a table."""
+    match node:
+        case ast.Constant(value=str() as row):
+            return row, None
+        case ast.Tuple(elts=[ast.Constant(value=str() as row), ast.Constant(value=str() as column)]):
+            return row, column
+    return None
+
+
+def references_of(node: ast.AST, source: str | None, quantity: str | None = None) -> Iterator[Reference]:
+    """The rows and cells that a checked tree names."""
+    if isinstance(node, ast.Subscript):
+        place = _place(node.slice)
+        assert place
+        assert isinstance(node.value, ast.Name)
+        yield Reference(node.value.id, *place, source, quantity)
+        return
+    if isinstance(node, ast.Attribute):
+        quantity = node.attr
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SOURCES:
+        source = node.func.id
+    for child in ast.iter_child_nodes(node):
+        yield from references_of(child, source, quantity)

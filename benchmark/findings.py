@@ -1,0 +1,279 @@
+"""What is found of a claim: by the paper's own tables, by the literature, and by our runs (docs/audit.md)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmark.claims import Best, Claim
+from benchmark.errors import UserError
+from benchmark.expression_values import CLOSE, NoNumber, Numbers, Row, Step, Value, evaluate
+from benchmark.expressions import Expression, Reference, parse
+from benchmark.sources import Paper
+from benchmark.statistics import Difference
+from tables.page import TEACHER
+
+Verdict = Literal["holds", "does not hold", "contradicts itself", "cannot be checked", "not decided", "not run yet"]
+VERDICTS: tuple[Verdict, ...] = (
+    *("holds", "does not hold", "contradicts itself"),
+    *("cannot be checked", "not decided", "not run yet"),
+)
+LARGE = 1000
+"""Numbers from which nobody wants decimals."""
+MOST_STEPS = 3
+"""Comparisons that are told one by one; a number of them is told of more."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the numbers or comparisons behind an answer; `holds` where it is a comparison."""
+
+    label: str
+    text: str
+    value: float | None = None
+    difference: Difference | None = None
+    holds: bool | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one source says of a claim.
+
+    text: the number or the comparison in words, empty where there is none; reason: what must be known of the verdict;
+    value: the number; difference: the same over seeds, of our runs; setting: where these come from.
+    """
+
+    verdict: Verdict
+    text: str = ""
+    reason: str = ""
+    value: float | None = None
+    difference: Difference | None = None
+    parts: tuple[Part, ...] = ()
+    setting: str = ""
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another reading of a claim, what it gives, and whether that is the number claimed."""
+
+    says: str
+    text: str
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim with all that is found of it; `paper` is the verdict on the text, by its tables and the literature."""
+
+    claim: Claim
+    printed: Answer
+    published: Answer
+    measured: Answer
+    paper: Verdict
+    others: tuple[Other, ...] = ()
+
+    @property
+    def runs(self) -> Verdict:
+        """The verdict of our runs."""
+        return self.measured.verdict
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All findings; settings: where measured numbers were looked for, in words; generated_from: version and commit."""
+
+    title: str
+    findings: tuple[Finding, ...]
+    settings: tuple[str, ...]
+    generated_from: str
+
+    def counts(self, of: Literal["paper", "runs"]) -> dict[Verdict, int]:
+        """How often each verdict on the text, or of our runs, was found; those that never were are left out."""
+        found = Counter(finding.paper if of == "paper" else finding.runs for finding in self.findings)
+        return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
+
+
+def on_paper(claim: Claim, paper: Paper, source: Literal["printed", "published"]) -> Answer:
+    """What the paper's tables or the literature say of a claim.
+
+    Raises:
+        UserError: the claim's expression cannot be computed.
+    """
+    wrong: Verdict = "contradicts itself" if source == "printed" else "does not hold"
+    try:
+        if claim.statements:
+            return _statements(claim) if source == "printed" else Answer("cannot be checked")
+        if claim.best and claim.best.table in paper.claims.figures and source == "published":
+            return Answer("cannot be checked")
+        if claim.best:
+            return _best(claim.best, paper, source, wrong)
+        formula = claim.formulas.get(source)
+        if formula is None:
+            return Answer("cannot be checked", reason=claim.unchecked if source == "printed" else "")
+        if source == "published" and not _is_known(formula, claim, paper):
+            return Answer("cannot be checked", reason="none is known" if formula.references else "")
+        return _computed(claim, formula, paper.source(source), paper, wrong)
+    except NoNumber as reason:
+        return Answer("cannot be checked", reason=str(reason))
+    except UserError as error:
+        raise UserError(f"claim {claim.id}: {error}") from None
+
+
+def verdict_on_paper(printed: Verdict, published: Verdict) -> Verdict:
+    """The verdict on the text: its own tables come first, and the literature may refute what they bear out."""
+    if printed == "contradicts itself" or published == "cannot be checked":
+        return printed
+    return published
+
+
+def other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
+    """What other readings of a claim give.
+
+    Raises:
+        UserError: an expression cannot be computed.
+    """
+    found = []
+    for reading in claim.readings:
+        try:
+            value, steps = evaluate(parse(reading.expression), paper.source(reading.source), paper)
+        except NoNumber as reason:
+            found.append(Other(reading.says, str(reason), False))
+            continue
+        except UserError as error:
+            raise UserError(f"claim {claim.id}: {error}") from None
+        if isinstance(value, float):
+            found.append(
+                Other(reading.says, number_text(value, claim), claim.value is not None and agrees(value, claim))
+            )
+        else:
+            found.append(Other(reading.says, _steps_text(steps), value is True))
+    return tuple(found)
+
+
+def agrees(value: float, claim: Claim) -> bool:
+    """Whether a number is the one that is claimed, as far as that was printed, or stands to it as is claimed."""
+    assert claim.value is not None
+    claimed, tolerance = float(claim.value), claim.tolerance + CLOSE
+    return {
+        "=": abs(value - claimed) <= tolerance,
+        ">": value > claimed,
+        ">=": value >= claimed - tolerance,
+        "<": value < claimed,
+        "<=": value <= claimed + tolerance,
+    }[claim.relation]
+
+
+def number_text(value: float, claim: Claim) -> str:
+    """A number in the manner of the one claimed: with a sign where that has one or is a limit for a difference."""
+    signed = claim.value is not None and (claim.value[0] in "+-" or claim.relation != "=")
+    whole = abs(value) >= LARGE or (not signed and value == round(value))
+    return f"{value:{'+' if signed else ''},.{0 if whole else 2}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _statements(claim: Claim) -> Answer:
+    parts = tuple(Part(statement.where, statement.says) for statement in claim.statements)
+    said = list(dict.fromkeys(statement.says for statement in claim.statements))
+    text = f"{len(said)} different statements" if len(said) > 1 else "the same everywhere"
+    return Answer("contradicts itself" if len(said) > 1 else "holds", text, parts=parts)
+
+
+def _is_known(formula: Expression, claim: Claim, paper: Paper) -> bool:
+    """Whether there is anything in the literature that the formula asks for."""
+    references = [reference for reference in formula.references if reference.source is None]
+    return bool(claim.literature) or any(paper.published.known(reference) for reference in references)
+
+
+def _computed(claim: Claim, formula: Expression, numbers: Numbers, paper: Paper, wrong: Verdict) -> Answer:
+    value, steps = evaluate(formula, numbers, paper)
+    right = is_right(claim, formula, value)
+    verdict: Verdict = "holds" if right else wrong
+    if not isinstance(value, float):
+        parts = tuple(Part("", step.text, holds=step.holds) for step in steps)
+        return Answer(verdict, _steps_text(steps, right), parts=parts)
+    columns = columns_of(formula, numbers, paper)
+    parts = tuple(Part(column, number_text(number, claim), number) for column, number in columns.items())
+    counted = f" ({'; '.join(step.text for step in steps)})" if steps else ""
+    return Answer(verdict, number_text(value, claim) + counted, _coverage(formula, columns, paper), value, parts=parts)
+
+
+def is_right(claim: Claim, formula: Expression, value: Value) -> bool:
+    """Whether a value bears a claim out.
+
+    Raises:
+        UserError: it is neither a number where one is claimed nor a truth where none is.
+    """
+    if claim.value is not None and isinstance(value, float):
+        return agrees(value, claim)
+    if claim.value is None and isinstance(value, bool):
+        return value
+    wanted = (
+        "a number; mean() makes one of a row" if claim.value is not None else "true or false; all() makes one of a row"
+    )
+    raise UserError(f"expression {formula.text!r} gives something else than {wanted}")
+
+
+def columns_of(formula: Expression, numbers: Numbers, paper: Paper) -> Row:
+    """What a mean is taken over, by column; nothing where the formula is no mean."""
+    inner = formula.mean_of
+    value = evaluate(inner, numbers, paper)[0] if inner else None
+    return {column: float(number) for column, number in value.items()} if isinstance(value, dict) else {}
+
+
+def _coverage(formula: Expression, columns: Row, paper: Paper) -> str:
+    """Which columns a mean is over, where the table has more."""
+    tables = {reference.table for reference in formula.references} & paper.claims.loaded.keys()
+    if not columns or len(tables) != 1:
+        return ""
+    all_columns = [column.name for column in paper.claims.loaded[tables.pop()].columns]
+    return "" if len(columns) == len(all_columns) else f"over {', '.join(columns)} only"
+
+
+def _steps_text(steps: Sequence[Step], right: bool | None = None) -> str:
+    """The comparisons that speak for the outcome, or all of them."""
+    telling = [step.text for step in steps if right is None or step.holds == right] or [step.text for step in steps]
+    more = len(telling) - MOST_STEPS
+    return "; ".join(telling[:MOST_STEPS]) + (f"; and {more} more" if more > 0 else "")
+
+
+def rivals_of(best: Best, paper: Paper, source: Literal["printed", "published"]) -> list[str]:
+    """The rows that a row is to be above: those named, or else all of other methods that the source has numbers of."""
+    if best.than or best.table not in paper.claims.loaded:
+        return list(best.than)
+    rows = [row for row in paper.claims.rows(best.table) if row not in (*paper.claims.own, best.row, TEACHER)]
+    return [row for row in rows if paper.source(source).row(Reference(best.table, row, None))]
+
+
+def _best(best: Best, paper: Paper, source: Literal["printed", "published"], wrong: Verdict) -> Answer:
+    numbers = paper.source(source)
+    own = _row(numbers, Reference(best.table, best.row, None), best.columns)
+    rivals = {name: numbers.row(Reference(best.table, name, None)) for name in rivals_of(best, paper, source)}
+    for name in best.than:
+        if not rivals[name]:
+            raise NoNumber(numbers.missing(Reference(best.table, name, None)))
+    parts = []
+    for column, number in own.items():
+        against = {name: row[column] for name, row in rivals.items() if column in row}
+        if against:
+            strongest = max(against, key=lambda name: against[name])
+            margin = number - against[strongest]
+            text = f"{margin:+.2f}".replace("-", "\N{MINUS SIGN}") + f" against {strongest}"
+            parts.append(Part(column, text, margin, holds=margin > CLOSE))
+    if not parts:
+        raise NoNumber("there is nothing to compare with")
+    first = sum(bool(part.holds) for part in parts)
+    verdict: Verdict = "holds" if first == len(parts) else wrong
+    return Answer(verdict, first_in(first, len(parts)), parts=tuple(parts))
+
+
+def first_in(first: int, columns: int) -> str:
+    """In how many columns a row is above all others, in words."""
+    return f"above all in {first} of {columns} columns" if columns > 1 else ("above all" if first else "not above all")
+
+
+def _row(numbers: Numbers, reference: Reference, columns: Sequence[str]) -> Row:
+    row: Row = {name: number for name, number in numbers.row(reference).items() if not columns or name in columns}
+    if not row:
+        raise NoNumber(numbers.missing(reference))
+    return row

@@ -1,0 +1,176 @@
+"""Where the numbers of claims come from: the paper's tables, the literature, and our runs at one seed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from benchmark.claims import Claims
+from benchmark.expression_values import CLOSE, NoNumber, Numbers, Row
+from benchmark.expressions import Reference, title_of
+from tables.page import TEACHER
+from tables.result import Cell, TableResult
+from tables.specification import Table, number_at
+
+Results = Mapping[str, TableResult]
+"""What was measured in one setting (dataset, scale, protocol), by the name of the table, or of a figure's panel."""
+FACTS = Path(__file__).parent / "facts.json"
+NEVER = ("not in the suite", "no teacher")
+"""The states of cells that no run will ever fill."""
+
+
+def _by_column(table: Table, values: Sequence[float]) -> Row:
+    numbers = {column.name: number_at(values, position) for position, column in enumerate(table.columns)}
+    return {column: number for column, number in numbers.items() if number is not None}
+
+
+class Printed:
+    """What the paper prints: the tables' files, and what the claims' file adds to them."""
+
+    def __init__(self, claims: Claims) -> None:
+        self.claims = claims
+        self._rows: dict[tuple[str, str], Row] = {}
+        for table in claims.loaded.values():
+            for row in table.rows:
+                self._rows[table.name, row.name] = _by_column(table, row.printed)
+        for numbers in claims.numbers:
+            if numbers.kind == "printed":
+                more = _by_column(claims.loaded[numbers.table], numbers.values)
+                self._rows[numbers.table, numbers.row] = self._rows.get((numbers.table, numbers.row), {}) | more
+
+    def row(self, reference: Reference) -> Row:
+        """The printed numbers of a row, in %, by column."""
+        return {} if reference.quantity else self._rows.get((reference.table, reference.row), {})
+
+    def missing(self, reference: Reference) -> str:
+        """Why there is none."""
+        if reference.table in self.claims.figures:
+            return f"{title_of(reference.table)} prints no numbers"
+        if reference.quantity:
+            return f"the paper prints no {reference.quantity.replace('_', '-')}"
+        if reference.column is None or not self.row(reference):
+            return f"{title_of(reference.table)} prints no row {reference.row}"
+        return f"{title_of(reference.table)} prints no {reference.row} for {reference.column}"
+
+
+class Published:
+    """What was published elsewhere; of the paper's own method, which nobody else did, what the paper prints."""
+
+    def __init__(self, claims: Claims, printed: Printed) -> None:
+        self.claims, self.printed = claims, printed
+        self.all: dict[tuple[str, str], list[Row]] = {}
+        """Every publication of a row; where two have a number for a cell, the first one counts."""
+        for numbers in claims.numbers:
+            if numbers.kind == "published":
+                found = _by_column(claims.loaded[numbers.table], numbers.values)
+                self.all.setdefault((numbers.table, numbers.row), []).append(found)
+        for table in claims.loaded.values():
+            teachers = [(TEACHER, table.teachers)] if table.teachers else []
+            for name, published in (*((row.name, row.published) for row in table.rows), *teachers):
+                if published:
+                    self.all.setdefault((table.name, name), []).append(_by_column(table, published.mean))
+
+    def known(self, reference: Reference) -> bool:
+        """Whether anybody but the paper published a number for a row or cell."""
+        rows = self.all.get((reference.table, reference.row), [])
+        return any(reference.column is None or reference.column in row for row in rows)
+
+    def row(self, reference: Reference) -> Row:
+        """The published numbers of a row, in %, by column."""
+        if reference.quantity:
+            return {}
+        if reference.row in self.claims.own:
+            return self.printed.row(reference)
+        publications = self.all.get((reference.table, reference.row), [])
+        found = {column: number for row in reversed(publications) for column, number in row.items()}
+        order = self.claims.loaded[reference.table].columns if reference.table in self.claims.loaded else ()
+        return {column.name: found[column.name] for column in order if column.name in found}
+
+    def missing(self, reference: Reference) -> str:
+        """Why there is none."""
+        if reference.row in self.claims.own:
+            return "none is known"
+        return f"no published {reference.row}" + (f" for {reference.column}" if reference.column else "")
+
+
+class Measured:
+    """What our runs of one setting say at one seed, or over all of them."""
+
+    def __init__(self, rows: Mapping[Reference, Row]) -> None:
+        """rows: what is known of every row or cell that may be asked for."""
+        self.rows = rows
+
+    def row(self, reference: Reference) -> Row:
+        """The measured numbers of a row, by column."""
+        return self.rows.get(reference, {})
+
+    def missing(self, reference: Reference) -> str:
+        """Why there is none."""
+        return f"{reference.name}: not run yet"
+
+
+def cells_of(result: TableResult, row: str) -> dict[str, Cell]:
+    """The cells of a row by column; those of the teachers for the row of that name."""
+    names = [column.name for column in result.table.columns]
+    return {name: result.teacher(name) if row == TEACHER else result.cell(row, name) for name in names}
+
+
+def by_seed(cell: Cell, quantity: str | None = None) -> dict[int, float]:
+    """A cell's values by seed: accuracy in %, or what its student costs at inference."""
+    if quantity is None:
+        return cell.by_seed()
+    attribute = {"parameters": "parameters", "multiply_adds": "inference_multiply_adds"}[quantity]
+    costs = {run.seed: getattr(run.price, attribute) for run in cell.finished}
+    return {seed: float(cost) for seed, cost in costs.items() if cost is not None}
+
+
+class Paper:
+    """The paper with its literature: all that can be asked without a run."""
+
+    def __init__(self, claims: Claims) -> None:
+        self.claims = claims
+        self.printed = Printed(claims)
+        self.published = Published(claims, self.printed)
+
+    def source(self, name: str) -> Numbers:
+        """`printed` or `published`."""
+        return self.printed if name == "printed" else self.published
+
+    def networks(self, table: str) -> list[str]:
+        """The networks that the columns of a table are named after."""
+        names: Iterable[str] = (column.name for column in self.claims.loaded[table].columns)
+        return list(dict.fromkeys(part for name in names for part in name.split(">")))
+
+    def copied(self, table: str) -> tuple[int, int]:
+        """How many printed cells of other methods equal a number published elsewhere, and how many there are."""
+        equal, cells = 0, 0
+        for row in self.claims.rows(table):
+            if row in self.claims.own:
+                continue
+            published = self.published.all.get((table, row), [])
+            for column, number in self.printed.row(Reference(table, row, None)).items():
+                cells += 1
+                equal += any(abs(other.get(column, math.inf) - number) < CLOSE for other in published)
+        return equal, cells
+
+    def of_method(self, name: str, method: str) -> float:
+        """`cost`: multiply-adds of a training step, a teacher's forward included, as a multiple of Baseline's;
+        `extra_parameters`: that learn beside the student's."""
+        known = _known_methods()
+        if method not in known:
+            raise NoNumber(f"what {method} costs was not counted")
+        return known[method][name]
+
+
+@functools.cache
+def _known_methods() -> dict[str, dict[str, float]]:
+    """What `python -m benchmark.catalogue` counted."""
+    facts = json.loads(FACTS.read_text(encoding="utf-8"))
+    baseline = facts["Baseline"]["multiply_adds"]
+    return {
+        name: {"cost": found["multiply_adds"] / baseline, "extra_parameters": float(found["extra_parameters"])}
+        for name, found in facts.items()
+    }
