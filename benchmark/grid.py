@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import benchmark
 from benchmark.backbones import network_names
 from benchmark.cells import FindRecord, cell_of
 from benchmark.errors import UserError, unknown_name
 from benchmark.plan import TEACHER_SEED, Request, as_long_as
 from benchmark.protocols import base_scale, protocol_named
-from benchmark.provenance import commit
+from benchmark.provenance import made_by
 from benchmark.registry import all_methods, method_class, method_names
 from benchmark.remarks import precision_remark, variant_of
 from benchmark.results import Record
@@ -149,7 +148,7 @@ def results_of(
         dataset=request.dataset,
         cells={key: cell for key, cell in cells.items() if key[0] in kept},
         teachers=_teachers(grid, request, look_up, find, released_accuracy or {}, teacher_seeds, lost or {}),
-        generated_from=f"kd-benchmark {benchmark.__version__}, commit {(commit() or 'unknown')[:12]}",
+        generated_from=made_by(),
         comparable=request.scale.name == "paper" and standard,
         remarks=(*remarks, *precision_remark(precisions, request.scale.name)),
         variant=variant_of(request),

@@ -31,6 +31,11 @@ def commit() -> str | None:
         return None
 
 
+def made_by() -> str:
+    """Who rendered something: the suite with its version and commit."""
+    return f"kd-benchmark {benchmark.__version__}, commit {(commit() or 'unknown')[:12]}"
+
+
 def provenance(command: str, device: torch.device) -> dict[str, Any]:
     """Version and commit, command, libraries, device, host and time."""
     return {

@@ -97,7 +97,9 @@ class Protocol(Frozen):
 
     def changes_from(self, other: Protocol) -> dict[str, Any]:
         """The fields in which this protocol differs from another, with its own values."""
-        return {name: value for name, value in self if value != getattr(other, name)}
+        # Iterating over the model itself would also yield what is cached on it.
+        fields = type(self).model_fields
+        return {name: getattr(self, name) for name in fields if getattr(self, name) != getattr(other, name)}
 
 
 class Scale(Frozen):

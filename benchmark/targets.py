@@ -159,6 +159,9 @@ class FigureTarget:
         for pair in wish.pairs:
             if pair not in titles:
                 raise unknown_name(f"panel of figure {figure.name}", pair, titles)
+        if wish.dataset:
+            images = load(wish.dataset, f"figure {figure.name}")
+            figure = figure.on(images.name, wish.scale) if images else figure
         points: dict[str, Points] = {}
         parts: list[Part] = []
         for panel in figure.panels:

@@ -28,20 +28,21 @@ from benchmark.data import load_dataset
 from benchmark.data.described import Description, read_description
 from benchmark.grid import grid_of
 from benchmark.plan import with_dependencies
-from benchmark.protocols import PROTOCOLS, SCALES
+from benchmark.protocols import PROTOCOLS, SCALES, SEEDS
 from benchmark.registry import all_methods, method_class, method_names, resolve_options
 from benchmark.results import Store
-from benchmark.run import SEEDS
+from benchmark.run import ALL
 from benchmark.spec import Scale
 from benchmark.streams import generator
 from benchmark.training.job import execute
 from benchmark.tune import parse_grid
+from figures.specification import figure_names
 from tables.specification import Column, Row, Table, load_table, table_names
 from tests import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
-COMMANDS = ("run", "tune", "speed", "catalogue")
+COMMANDS = ("run", "report", "audit", "export", "tune", "speed", "catalogue")
 README = ROOT / "README.md"
 OWN_FILES = ROOT / "docs" / "own-files.md"
 LEDGER = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
@@ -179,8 +180,10 @@ def test_the_protocols_page_states_what_each_scale_makes_of_each_schedule() -> N
     header, *rows = table_after(PROTOCOLS_PAGE, "What that makes of the schedules, as epochs (milestones):")
     assert [cell.strip("`") for cell in header[1:]] == list(SCALES)
     schedules = {name: protocol.schedule for name, protocol in PROTOCOLS.items()}
-    for protocol in PROTOCOLS.values():
-        schedules |= protocol.method_schedules
+    usual = PROTOCOLS["lsskd"].method_schedules
+    for name, protocol in PROTOCOLS.items():
+        for stage, schedule in protocol.method_schedules.items():
+            schedules[stage if schedule == usual[stage] else f"{stage} ({name})"] = schedule
     assert {row[0] for row in rows} == set(schedules)
     for name, *cells in rows:
         for cell, scale in zip(cells, SCALES.values(), strict=True):
@@ -239,12 +242,15 @@ def commands(document: Path) -> list[tuple[str, list[str]]]:
     """The module and the arguments of every command of the suite in a document's indented and inline code."""
     text = document.read_text(encoding="utf-8")
     found = re.findall(r"^    python -m benchmark\.(\w+)(.*)$|`python -m\s+benchmark\.(\w+)([^`]*)`", text, flags=re.M)
-    return [(module or inline, shlex.split(rest or more)) for module, rest, inline, more in found]
+    return [(module or inline, shlex.split(rest or more, comments=True)) for module, rest, inline, more in found]
 
 
 def command_of(module: str) -> Any:
     """The command line of `python -m benchmark.<module>`."""
-    return typer.main.get_command(importlib.import_module(f"benchmark.{module}").app)
+    found = importlib.import_module(f"benchmark.{module}")
+    if not hasattr(found, "app"):
+        found = importlib.import_module(f"benchmark.{module}.__main__")
+    return typer.main.get_command(found.app)
 
 
 @pytest.fixture
@@ -270,8 +276,10 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
             if not arguments:
                 continue
             given = command_of(module).make_context(module, arguments).params
-            assert given.get("table", "II") in {*table_names(), "", *shown}, arguments
-            assert given.get("scale", "demo") in SCALES, arguments
+            tables = given.get("table") or ""
+            assert set(names(tables) if isinstance(tables, str) else tables) <= {*table_names(), ALL, *shown}, arguments
+            assert set(names(given.get("figure") or "")) <= {*figure_names(), ALL}, arguments
+            assert given.get("scale", "demo") in {*SCALES, ""}, arguments
             assert set(names(given.get("methods") or "")) <= set(method_names()), arguments
             for pair in names(given.get("pairs") or ""):
                 assert parse_pair(pair) in {(column.teacher, column.student) for column in load_table("II").columns}

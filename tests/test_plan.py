@@ -331,3 +331,10 @@ def test_heads_have_schedules_of_their_own() -> None:
 def test_a_protocol_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="learning_rat\n"):
         Protocol.model_validate(PROTOCOLS["lsskd"].model_dump() | {"learning_rat": 0.1})
+
+
+def test_what_is_cached_on_a_protocol_is_no_change_of_it() -> None:
+    usual, other = PROTOCOLS["lsskd"].changed(), PROTOCOLS["lsskd"].changed(weight_decay=1e-4)
+    assert other.content != usual.content
+    assert other.changes_from(usual) == {"weight_decay": 1e-4}
+    assert usual.changes_from(PROTOCOLS["lsskd"]) == {}

@@ -1,0 +1,213 @@
+"""Accuracy over the share of the training images that students learn from, a line a method."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from benchmark.statistics import summarise
+from figures.result import FigureResult, PanelResult, by_seed_of
+from figures.specification import PublishedMarks
+from figures.style import (
+    GREY,
+    NORMAL,
+    Style,
+    failure_mark,
+    gaps_sentence,
+    lines_of,
+    page_for,
+    seeds_sentence,
+    styles_for,
+)
+from tables.specification import number_at
+
+HEIGHT, UNDER = 2.45, 0.44
+"""Inches of the axes, and of what is written under them."""
+LEAST_SPAN = 10.0
+"""Points of accuracy that the vertical axis spans at least, so that it magnifies no noise."""
+STEP = 5.0
+CLUSTER, NEIGHBOUR = 0.42, 0.045
+"""Of the distance to the next share: how far apart all marks of one share may stand, and two neighbours, so that error
+bars do not hide each other."""
+
+
+def draw(result: FigureResult) -> Drawing:
+    """The figure; call it and save it within `figures.style.settings`."""
+    styles = styles_for(result.methods, result.figure.highlight)
+    published = _published(result)
+    measured = [(_handle(styles[method]), result.figure.title(method)) for method in _measured(result)]
+    marks = [(_handle(styles[one.method], published=True), one.name) for one in published]
+    count = len(result.panels)
+    lines = [("measured", line) for line in lines_of(measured, count, named=True)]
+    lines += [("published", line) for line in lines_of(marks, count, named=True)]
+    limits = [_limits(result, panel) for panel in result.panels]
+    sentences = _sentences(result, published, cut=any(low > 0 for low, _ in limits))
+    page = page_for(result, [(HEIGHT, UNDER)], len(lines), sentences)
+    for number, (ax, panel) in enumerate(zip(page.axes[0], result.panels, strict=True)):
+        _draw_panel(ax, result, panel, styles, limits[number])
+        ax.set_xlabel("share of the training images, %", labelpad=2)
+        if number % 2 == 0:
+            ax.set_ylabel("top-1 accuracy, %", labelpad=3)
+    before = ""
+    for place, (name, entries) in enumerate(lines):
+        page.legend(place, name if name != before else " ", entries)
+        before = name
+    return page.drawing
+
+
+def _draw_panel(
+    ax: Axes, result: FigureResult, panel: PanelResult, styles: dict[str, Style], limits: tuple[float, float]
+) -> None:
+    shares = [100 * fraction for fraction in result.figure.fractions]
+    gap = min((after - before for before, after in itertools.pairwise(shares)), default=25.0)
+    drawn, marks = _measured(result), [one for one in panel.published if one.method in result.methods]
+    slots = len(drawn) + len(marks)
+    step = gap * min(CLUSTER / max(slots - 1, 1), NEIGHBOUR)
+    ax.set_xlim(shares[0] - 0.45 * gap, shares[-1] + 0.45 * gap)
+    ax.set_ylim(*limits)
+    ax.set_xticks(shares, [f"{share:g}" for share in shares])
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    ax.yaxis.grid(True, linewidth=0.5, color="0.9", zorder=0)
+    ax.set_axisbelow(True)
+    for place, method in enumerate(drawn):
+        offset = (place - (slots - 1) / 2) * step
+        _draw_method(ax, result, panel, method, [share + offset for share in shares], styles[method])
+    for place, one in enumerate(marks):
+        offset = (len(drawn) + place - (slots - 1) / 2) * step
+        _draw_published(ax, one, [share + offset for share in shares], styles[one.method])
+    if not panel.has_values():
+        ax.text(0.98, 0.04, "no runs yet", transform=ax.transAxes, ha="right", fontsize=NORMAL, color=GREY)
+
+
+def _draw_method(
+    ax: Axes, result: FigureResult, panel: PanelResult, method: str, places: Sequence[float], style: Style
+) -> None:
+    points = []
+    bottom, top = ax.get_ylim()
+    for x, fraction in zip(places, result.figure.fractions, strict=True):
+        cell = panel.cell(method, fraction)
+        values = by_seed_of(cell).values()
+        summary = summarise(values) if values else None
+        # A point that is not there leaves a gap in the line.
+        points.append((x, summary.mean if summary else math.nan, summary.std if summary else None))
+        if cell.status == "failed":
+            ax.plot([x], [bottom + 0.03 * (top - bottom)], linestyle="none", **failure_mark(style))
+    ax.plot(
+        [x for x, _, _ in points],
+        [mean for _, mean, _ in points],
+        color=style.colour,
+        linestyle=style.line,
+        linewidth=style.width,
+        marker=style.marker,
+        markersize=style.size,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        zorder=style.level,
+    )
+    spread = [(x, mean, std) for x, mean, std in points if std is not None]
+    _draw_errors(ax, spread, style, style.level - 0.5)
+
+
+def _draw_published(ax: Axes, marks: PublishedMarks, places: Sequence[float], style: Style) -> None:
+    points = [
+        (x, mean, number_at(marks.std, place))
+        for place, x in enumerate(places)
+        if (mean := number_at(marks.mean, place)) is not None
+    ]
+    _draw_errors(ax, [(x, mean, std) for x, mean, std in points if std is not None], style, 2.0)
+    ax.plot(
+        [x for x, _, _ in points],
+        [mean for _, mean, _ in points],
+        linestyle="none",
+        marker=style.marker,
+        markersize=4.6,
+        markerfacecolor="white",
+        markeredgecolor=style.colour,
+        markeredgewidth=1.0,
+        zorder=2.5,
+    )
+
+
+def _draw_errors(ax: Axes, points: Sequence[tuple[float, float, float]], style: Style, level: float) -> None:
+    if points:
+        x, mean, std = zip(*points, strict=True)
+        ax.errorbar(
+            x, mean, std, fmt="none", ecolor=style.colour, elinewidth=1.0, capsize=2.0, capthick=1.0, zorder=level
+        )
+
+
+def _handle(style: Style, published: bool = False) -> Artist:
+    if published:
+        return Line2D(
+            [], [], linestyle="none", marker=style.marker, markersize=4.6, color=style.colour, markerfacecolor="white"
+        )
+    return Line2D(
+        [],
+        [],
+        color=style.colour,
+        linestyle=style.line,
+        linewidth=style.width,
+        marker=style.marker,
+        markersize=style.size,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+    )
+
+
+def _measured(result: FigureResult) -> list[str]:
+    """The methods of which there is anything to draw."""
+    found = {
+        method
+        for panel in result.panels
+        for (method, _), cell in panel.cells.items()
+        if cell.values or cell.status == "failed"
+    }
+    return [method for method in result.methods if method in found]
+
+
+def _published(result: FigureResult) -> list[PublishedMarks]:
+    """The published series of all panels, each name once, of the methods that are shown."""
+    found = {one.name: one for panel in result.panels for one in panel.published if one.method in result.methods}
+    return list(found.values())
+
+
+def _limits(result: FigureResult, panel: PanelResult) -> tuple[float, float]:
+    """The ends of the vertical axis: all values with their errors, in steps of 5, and not less than 10 points."""
+    ends: list[float] = []
+    for number in result.numbers():
+        if number.panel is not panel:
+            continue
+        if number.summary:
+            std = number.summary.std or 0.0
+            ends += [number.summary.mean - std, number.summary.mean + std]
+        ends += [end for _, mean, std in number.published for end in (mean - (std or 0.0), mean + (std or 0.0))]
+    if not ends:
+        return 0.0, 100.0
+    low, high = min(ends), max(ends)
+    missing = max(0.0, LEAST_SPAN - (high - low)) / 2
+    margin = 0.04 * max(high - low, LEAST_SPAN)
+    low = STEP * math.floor((low - missing - margin) / STEP)
+    high = STEP * math.ceil((high + missing + margin) / STEP)
+    # A little over 100, so that the marks of a perfect score are whole.
+    return max(0.0, low), min(101.0, high)
+
+
+def _sentences(result: FigureResult, published: Sequence[PublishedMarks], cut: bool) -> list[str]:
+    sentences = [result.statement, seeds_sentence(result), gaps_sentence(result)]
+    learnt = "all the images" if result.teacher_data == "all" else "the same images as their students"
+    sentences.append(f"Teachers learn from {learnt}.")
+    if published:
+        sources = "; ".join(dict.fromkeys(one.source for one in published))
+        spread = " \N{PLUS-MINUS SIGN} standard deviation" if any(one.std for one in published) else ""
+        sentences.append(f"Open marks: published{spread} ({sources}).")
+    if cut:
+        alone = len(result.panels) == 1
+        sentences.append(f"The vertical {'axis does' if alone else 'axes do'} not start at 0.")
+    return [sentence for sentence in sentences if sentence]

@@ -1,0 +1,264 @@
+"""What was measured for a figure, as the drawings and their tables take it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmark.protocols import base_scale
+from benchmark.statistics import BySeed, Summary, summarise
+from figures.specification import Figure, Panel, PublishedMarks
+from tables.result import Cell
+from tables.specification import number_at
+
+StageMetric = Literal["stages", "stages_joint"]
+STAGE_METRICS: tuple[StageMetric, ...] = ("stages", "stages_joint")
+KINDS: dict[StageMetric, str] = {
+    "stages": "the class, on upright images (a branch's joint logits summed over the rotations)",
+    "stages_joint": "class and rotation together, on the four rotated views",
+}
+"""What each of them is the accuracy of."""
+FINAL = "final"
+"""The place of the backbone's own classifier, behind the last stage."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of a figure, with all that stands behind it.
+
+    metric: `top1`, `stages` or `stages_joint`; place: a fraction, the number of a stage or `final`; values: by seed, in
+    %; published: what was published for it, mean and (where there is one) standard deviation in %.
+    """
+
+    panel: PanelResult
+    method: str
+    metric: str
+    place: str
+    cell: Cell
+    values: BySeed
+    published: tuple[tuple[PublishedMarks, float, float | None], ...] = ()
+
+    @property
+    def summary(self) -> Summary | None:
+        """Mean and spread over seeds; None of nothing."""
+        return summarise(self.values.values()) if self.values else None
+
+
+@dataclass(frozen=True)
+class PanelResult:
+    """The cells of one panel, by method and fraction; a missing one counts as not run yet.
+
+    dataset: its name; epochs: of the main schedule at this scale; comparable: whether the runs follow the figure's
+    protocol in full.
+    """
+
+    panel: Panel
+    scale: str
+    dataset: str
+    epochs: str
+    cells: Mapping[tuple[str, float], Cell]
+    comparable: bool
+
+    def cell(self, method: str, fraction: float = 1.0) -> Cell:
+        """The cell of a method at a fraction of the training images."""
+        return self.cells.get((method, fraction)) or Cell(method, self.panel.title, (), "not run yet")
+
+    def has_values(self) -> bool:
+        """Whether anything of it was measured."""
+        return any(cell.values for cell in self.cells.values())
+
+    @property
+    def on_its_dataset(self) -> bool:
+        """Whether this is the dataset that the panel has at scale `paper`."""
+        intended = self.panel.dataset_for("paper") or self.panel.datasets[-1]
+        # A dataset file says its own name only when it is read, so a path cannot be compared with it.
+        return intended.endswith(".toml") or intended == self.dataset
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether its dataset or its networks are others than those that its title names."""
+        return not self.on_its_dataset or base_scale(self.scale) in self.panel.at_scale
+
+    @property
+    def heading(self) -> str:
+        """What stands over it: the title, of which it may be a stand-in."""
+        return f"In place of {self.panel.title}" if self.stands_in else self.panel.title
+
+    @property
+    def subject(self) -> str:
+        """The networks and the dataset behind its numbers."""
+        return f"{self.panel.pair} on {self.dataset}"
+
+    @property
+    def reproduces(self) -> bool:
+        """Whether its numbers may be set against the paper's: the whole protocol on the paper's dataset."""
+        return self.comparable and self.scale == "paper" and not self.stands_in
+
+    @property
+    def published(self) -> tuple[PublishedMarks, ...]:
+        """The published numbers, unless this is another dataset than theirs."""
+        return self.panel.published if self.on_its_dataset else ()
+
+    def stages(self, method: str, metric: StageMetric) -> tuple[BySeed, ...]:
+        """Accuracy in % of each auxiliary classifier by seed, from the first stage on; empty if there is none.
+
+        stages: of the class, on upright images; stages_joint: of class and rotation, on the four rotated views.
+        """
+        by_seed = {seed.seed: seed.figures[metric] for seed in self.cell(method).finished if seed.figures.get(metric)}
+        count = max((len(values) for values in by_seed.values()), default=0)
+        return tuple(
+            {seed: float(values[stage]) for seed, values in by_seed.items() if stage < len(values)}
+            for stage in range(count)
+        )
+
+    def stage_count(self, methods: Sequence[str]) -> int:
+        """The number of stages that any of the methods has a classifier after."""
+        counts = [len(self.stages(method, metric)) for method in methods for metric in STAGE_METRICS]
+        return max(counts, default=0)
+
+    def numbered_stages(self, method: str, metric: StageMetric, count: int) -> dict[int, BySeed]:
+        """Accuracy by the number of the stage, 1 to `count`; whoever has fewer classifiers has those of the deepest."""
+        values = self.stages(method, metric)
+        return {count - len(values) + place + 1: by_seed for place, by_seed in enumerate(values)}
+
+
+@dataclass(frozen=True)
+class FigureResult:
+    """A figure at one scale.
+
+    methods: those that are shown, in order; generated_from: the version and commit that rendered it; remarks: what
+    differs from the default; teacher_data: whether teachers learnt from all images or from the students' part;
+    variant: what tells its files from those of another result of the same scale and datasets, "" for the usual one.
+    """
+
+    figure: Figure
+    scale: str
+    panels: tuple[PanelResult, ...]
+    methods: tuple[str, ...]
+    generated_from: str
+    remarks: tuple[str, ...] = ()
+    protocol: str = "lsskd"
+    teacher_data: Literal["all", "same"] = "all"
+    variant: str = ""
+
+    @property
+    def reproduces(self) -> bool:
+        """Whether every number of it may be set against the paper's."""
+        return all(panel.reproduces for panel in self.panels)
+
+    @property
+    def stem(self) -> str:
+        """What its files are called, so that another scale, dataset or protocol overwrites nothing."""
+        base = base_scale(self.scale)
+        usual = {named(dataset) for panel in self.figure.panels if (dataset := panel.dataset_for(base)) is not None}
+        parts = ["figure", self.figure.name, self.scale]
+        parts += dict.fromkeys(panel.dataset for panel in self.panels if panel.dataset not in usual)
+        if self.protocol != self.figure.protocol:
+            parts.append(self.protocol)
+        if self.teacher_data == "same":
+            parts.append("teacher-on-same")
+        if self.variant:
+            parts.append(self.variant)
+        return "_".join(parts)
+
+    def has_values(self) -> bool:
+        """Whether anything of it was measured."""
+        return any(panel.has_values() for panel in self.panels)
+
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """The fractions of its cells: those of the figure, or all of the images."""
+        return self.figure.fractions or (1.0,)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells of all methods that are shown."""
+        places = [(method, fraction) for method in self.methods for fraction in self.fractions]
+        return [panel.cell(*place) for panel in self.panels for place in places]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """How many seeds stand behind its numbers, ascending, each count once."""
+        return tuple(sorted({len(cell.values) for cell in self.cells if cell.values}))
+
+    @property
+    def statement(self) -> str:
+        """In one line: where the numbers come from, and whether they may be compared with the paper's.
+
+        The words are those of `tables.page.statement`.
+        """
+        datasets = list(dict.fromkeys(panel.dataset for panel in self.panels))
+        epochs = self.panels[0].epochs
+        after = f"{epochs} epoch" if epochs == "1" else f"{epochs} epochs"
+        on = f"{'dataset' if len(datasets) == 1 else 'datasets'} {' and '.join(datasets)}"
+        origin = f"scale {self.scale}, on {on}, after {after}"
+        if not self.has_values():
+            return f"No runs yet at scale {self.scale}, on {on}."
+        if self.reproduces:
+            return f"Measured at {origin}."
+        published = any(panel.panel.published for panel in self.panels)
+        against = "are not comparable with the paper's" if published else "are no results of the full protocol"
+        return f"These numbers are from {origin}, and {against}."
+
+    @property
+    def counts(self) -> str:
+        """How many of its points (or series of stages) are done, and how many are not."""
+        found = Counter(cell.status for cell in self.cells)
+        what = "points" if self.figure.kind == "few-shot" else "series"
+        parts = [f"{found.pop('done', 0)} of {len(self.cells)} {what} done"]
+        return f"{', '.join([*parts, *(f'{count} {status}' for status, count in sorted(found.items()))])}."
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be said of it apart from its footnotes: whom the teachers learnt from, failures, what stands in."""
+        texts = [*self.figure.footnotes]
+        if self.figure.kind == "few-shot":
+            data = "all the images" if self.teacher_data == "all" else "the same part of the images as their students"
+            texts.append(f"Teachers, and what is trained on them, learn from {data}.")
+        for panel in self.panels:
+            if panel.stands_in:
+                texts.append(f"{panel.subject} stands in for {panel.panel.title}.")
+            if panel.panel.published and not panel.published:
+                texts.append(
+                    f"Numbers that were published for {panel.panel.title} are not drawn beside another dataset."
+                )
+        failures = dict.fromkeys(note for cell in self.cells for note in cell.notes)
+        return (*texts, *failures)
+
+    def numbers(self) -> Iterator[Number]:
+        """Every number that the figure has or could have, in reading order."""
+        for panel in self.panels:
+            for method in self.methods:
+                yield from self._shares(panel, method) if self.figure.fractions else self._stages(panel, method)
+
+    def _shares(self, panel: PanelResult, method: str) -> Iterator[Number]:
+        marks = [marks for marks in panel.published if marks.method == method]
+        for position, fraction in enumerate(self.figure.fractions):
+            cell = panel.cell(method, fraction)
+            found = tuple(
+                (one, mean, number_at(one.std, position))
+                for one in marks
+                if (mean := number_at(one.mean, position)) is not None
+            )
+            yield Number(panel, method, "top1", f"{fraction:g}", cell, by_seed_of(cell), found)
+
+    def _stages(self, panel: PanelResult, method: str) -> Iterator[Number]:
+        cell, count = panel.cell(method), panel.stage_count(self.methods)
+        for metric in STAGE_METRICS:
+            for stage, values in panel.numbered_stages(method, metric, count).items():
+                yield Number(panel, method, metric, str(stage), cell, values)
+            if metric == "stages":
+                yield Number(panel, method, metric, FINAL, cell, by_seed_of(cell))
+
+
+def by_seed_of(cell: Cell) -> BySeed:
+    """The values of a cell by seed; by their place where nothing tells the seeds."""
+    return cell.by_seed() or dict(enumerate(cell.values))
+
+
+def named(dataset: str) -> str:
+    """The name of a dataset, or of the file that describes one."""
+    return Path(dataset).stem if dataset.endswith(".toml") else dataset

@@ -1,0 +1,280 @@
+"""What a figure shows: its panels, methods, caption and published numbers, read from a TOML file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from benchmark.errors import UserError, nearest, unknown_name
+from benchmark.protocols import PROTOCOLS, SCALES
+from tables.specification import DEFAULT_PROTOCOL, Name, Networks, Published
+
+FOLDER = Path(__file__).parent
+EXAMPLE = "figures/figure_5.toml"
+
+Kind = Literal["few-shot", "stages"]
+
+
+def _file_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("it names files; allowed: letters, digits, '.', '_' and '-', the first a letter or a digit")
+    return value
+
+
+def _share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise ValueError("a share of the training images; allowed: above 0, at most 1")
+    return value
+
+
+Fractions = tuple[Annotated[float, Field(strict=True), AfterValidator(_share)], ...]
+
+
+def _known_scales(scales: Iterable[str]) -> None:
+    for scale in scales:
+        if scale not in SCALES:
+            raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
+
+
+def _once(kind: str, entries: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        if entry in seen:
+            raise ValueError(f"{kind}: {entry!r} stands there twice; allowed: once")
+        seen.add(entry)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PublishedMarks(Published):
+    """Numbers of one method from elsewhere, one for each fraction of the figure (nan: none), in %.
+
+    method: the method of the figure whose colour and shape they take; title: what they are called where they are not
+    quite that method's.
+    """
+
+    method: Name
+    title: Name | None = None
+
+    @property
+    def name(self) -> str:
+        """The title, or else the method's name."""
+        return self.title or self.method
+
+
+class Panel(_Frozen):
+    """One pair of axes: a pair of networks on a dataset. At a scale without a dataset it is not drawn.
+
+    at_scale: other networks at some scales; published: only in a figure of kind few-shot.
+    """
+
+    title: Name
+    student: Name
+    teacher: Name | None = None
+    dataset: Name | dict[str, Name]
+    at_scale: dict[Name, Networks] = {}
+    published: tuple[PublishedMarks, ...] = ()
+
+    @property
+    def pair(self) -> str:
+        """The networks as people write them."""
+        return f"{self.teacher}>{self.student}" if self.teacher else self.student
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
+        entries = value if isinstance(value, Mapping) else {"any scale": value}
+        if not entries or not all(isinstance(entry, str) and entry for entry in entries.values()):
+            raise ValueError(f"allowed: a name or a path, or one for some of the scales {', '.join(SCALES)}")
+        if isinstance(value, Mapping):
+            _known_scales(value)
+        folder = (info.context or {}).get("folder", Path())
+        located = {scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()}
+        return located if isinstance(value, Mapping) else located["any scale"]
+
+    @field_validator("at_scale")
+    @classmethod
+    def _check_scales(cls, value: dict[str, Networks]) -> dict[str, Networks]:
+        _known_scales(value)
+        return value
+
+    def dataset_for(self, scale: str) -> str | None:
+        """The name of the dataset, or the path of its file, at a scale; None where the panel is not drawn."""
+        return self.dataset if isinstance(self.dataset, str) else self.dataset.get(scale)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The datasets of all scales."""
+        return (self.dataset,) if isinstance(self.dataset, str) else tuple(self.dataset.values())
+
+    def at(self, scale: str) -> Panel:
+        """The panel with its networks of a scale."""
+        networks = self.at_scale.get(scale)
+        if networks is None:
+            return self
+        return self.model_copy(update={"student": networks.student, "teacher": networks.teacher})
+
+
+class Figure(_Frozen):
+    """A figure as its TOML file says; the format is told at the top of `figure_5.toml`.
+
+    fractions: shares of the training images, ascending, of kind few-shot; optional_methods: drawn where there are runs
+    of them, trained only when they are named; titles: of methods that are called otherwise in the figure; highlight:
+    the method that is drawn to stand out.
+    """
+
+    name: Annotated[str, AfterValidator(_file_name)]
+    caption: str
+    kind: Kind
+    protocol: Name = DEFAULT_PROTOCOL
+    methods: tuple[Name, ...] = Field(min_length=1)
+    optional_methods: tuple[Name, ...] = ()
+    titles: dict[Name, Name] = {}
+    highlight: Name | None = None
+    fractions: Fractions = ()
+    panels: tuple[Panel, ...] = Field(min_length=1)
+    footnotes: tuple[str, ...] = ()
+
+    @field_validator("protocol")
+    @classmethod
+    def _check_protocol(cls, value: str) -> str:
+        if value not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {value!r}; allowed: {', '.join(PROTOCOLS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> Self:
+        _once("methods", self.all_methods)
+        _once("panels", (panel.title for panel in self.panels))
+        for field, method in (*(("titles", name) for name in self.titles), ("highlight", self.highlight)):
+            if method is not None and method not in self.all_methods:
+                raise ValueError(f"{field}: {method!r} is no method of the figure; {self._allowed_methods}")
+        if self.kind == "stages":
+            if self.fractions or any(panel.published for panel in self.panels):
+                raise ValueError("fractions and published: allowed in a figure of kind few-shot only")
+            return self
+        if not self.fractions or list(self.fractions) != sorted(set(self.fractions)):
+            raise ValueError("fractions: a figure of kind few-shot needs one or more; allowed: ascending, each once")
+        for panel in self.panels:
+            self._check_published(panel)
+        return self
+
+    def _check_published(self, panel: Panel) -> None:
+        place = f"published numbers of panel {panel.title}"
+        _once(place, (marks.name for marks in panel.published))
+        for marks in panel.published:
+            if marks.method not in self.all_methods:
+                raise ValueError(f"{place}: {marks.method!r} is no method of the figure; {self._allowed_methods}")
+            for field, numbers in (("mean", marks.mean), ("std", marks.std)):
+                if numbers and len(numbers) != len(self.fractions):
+                    raise ValueError(
+                        f"{place}: {len(numbers)} given as {field} of {marks.name}; allowed: {len(self.fractions)}, "
+                        "one for each fraction, nan where there is none"
+                    )
+
+    @property
+    def all_methods(self) -> tuple[str, ...]:
+        """The methods, those that are trained only when named last."""
+        return (*self.methods, *self.optional_methods)
+
+    @property
+    def _allowed_methods(self) -> str:
+        return f"allowed: {', '.join(self.all_methods)}"
+
+    def title(self, method: str) -> str:
+        """What a method is called in the figure."""
+        return self.titles.get(method, method)
+
+    def at(self, scale: str) -> Figure:
+        """The figure with the panels that are drawn at a scale, and their networks there.
+
+        Raises:
+            UserError: none is.
+        """
+        panels = tuple(panel.at(scale) for panel in self.panels if panel.dataset_for(scale) is not None)
+        if not panels:
+            known = [name for name in SCALES if any(panel.dataset_for(name) for panel in self.panels)]
+            raise UserError(
+                f"figure {self.name} has no dataset for scale {scale!r}; allowed: {', '.join(known)}; "
+                "choose one of these or pass --dataset"
+            )
+        return self.model_copy(update={"panels": panels})
+
+    def on(self, dataset: str, scale: str) -> Figure:
+        """The figure at a scale, on one dataset by name: its panels of it, or else all on it, no pair twice."""
+        panels = [panel for panel in self.panels if dataset in panel.datasets] or self.panels
+        by_pair = {panel.pair: panel for panel in reversed([panel.at(scale) for panel in panels])}
+        return self.model_copy(update={"panels": tuple(reversed(by_pair.values()))})
+
+
+def figure_names() -> list[str]:
+    """The names of the figures that come with the suite."""
+    return sorted(path.stem.removeprefix("figure_") for path in FOLDER.glob("figure_*.toml"))
+
+
+def load_figure(name_or_path: str | Path) -> Figure:
+    """A figure by name (`5` or `figure_5`), or from the TOML file at a path.
+
+    Raises:
+        UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
+    """
+    name = str(name_or_path).removeprefix("figure_")
+    path = Path(name_or_path)
+    if name in figure_names():
+        path = FOLDER / f"figure_{name}.toml"
+    elif path.suffix != ".toml" and not path.is_file():
+        raise unknown_name("figure", str(name_or_path), [*figure_names(), "the path of a TOML file"])
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"figure file {path} cannot be read: {error.strerror}; check the path") from error
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"figure file {path} is no valid TOML in UTF-8: {reason}; {EXAMPLE} shows the format"
+        ) from error
+    try:
+        return Figure.model_validate(content, context={"folder": path.parent})
+    except ValidationError as error:
+        raise UserError(f"figure file {path}: {_complaint(error)}") from None
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first complaint of a validation in one line: the field, what is wrong, and what is allowed."""
+    found = error.errors()
+    # A misspelt field is also a missing one; the misspelling is what the user wants to hear of.
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    parts = first["loc"]
+    place = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(str(part) for part in parts))
+    if first["type"] == "extra_forbidden":
+        owner = next((_OWNERS[part] for part in reversed(parts[:-1]) if part in _OWNERS), Figure)
+        near = nearest(str(parts[-1]), owner.model_fields)
+        hint = f" (did you mean {near!r}?)" if near else ""
+        return f"unknown field {place!r}{hint}; allowed: {', '.join(owner.model_fields)}"
+    if first["type"] == "missing":
+        return f"field {place!r} is missing; add it ({EXAMPLE} shows the format)"
+    message = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    given = " ".join(repr(first["input"]).split())
+    given = given if len(given) <= 60 else f"{given[:57]}..."
+    return f"field {place!r} = {given} is refused: {message[:1].lower()}{message[1:]}"
+
+
+_OWNERS = cast(dict[int | str, type[BaseModel]], {"at_scale": Networks, "panels": Panel, "published": PublishedMarks})

@@ -1,0 +1,137 @@
+"""Accuracy of the classifier after every stage, bars from 0: of the class, and of class and rotation together."""
+
+from __future__ import annotations
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.patches import Patch
+
+from benchmark.statistics import BySeed, summarise
+from figures.result import FINAL, KINDS, STAGE_METRICS, FigureResult, PanelResult, StageMetric, by_seed_of
+from figures.style import (
+    GREY,
+    NORMAL,
+    SMALL,
+    Style,
+    failure_mark,
+    gaps_sentence,
+    inner_width,
+    lines_of,
+    page_for,
+    seeds_sentence,
+    styles_for,
+)
+
+HEIGHT, UNDER = 1.75, 0.32
+"""Inches of each axes, and of what is written under it."""
+GROUP = 0.9
+"""Of the distance from a stage to the next: the width of all its bars."""
+APART = 0.15
+"""How much further than a stage's distance the backbone's classifier stands behind the last stage."""
+NUMBER = 0.25
+"""Inches that a number over a bar needs to stand upright."""
+ROOM = 1.14
+"""How far the axis reaches over the highest bar, for the number on it."""
+TITLES: dict[StageMetric, str] = {
+    "stages": "class accuracy, %",
+    "stages_joint": "joint accuracy, %",
+}
+
+
+def draw(result: FigureResult) -> Drawing:
+    """The figure; call it and save it within `figures.style.settings`."""
+    styles = styles_for(result.methods, result.figure.highlight)
+    entries: list[tuple[Artist, str]] = [
+        (_patch(styles[method]), result.figure.title(method)) for method in result.methods
+    ]
+    lines = lines_of(entries, len(result.panels), named=False)
+    page = page_for(result, [(HEIGHT, UNDER)] * len(STAGE_METRICS), len(lines), _sentences(result))
+    for metric, row in zip(STAGE_METRICS, page.axes, strict=True):
+        top = max((end for panel in result.panels for end in _ends(result, panel, metric)), default=100.0 / ROOM)
+        for number, (ax, panel) in enumerate(zip(row, result.panels, strict=True)):
+            _draw_panel(ax, result, panel, metric, styles, top)
+            if number % 2 == 0:
+                ax.set_ylabel(TITLES[metric], labelpad=3)
+    for place, line in enumerate(lines):
+        page.legend(place, "", line)
+    return page.drawing
+
+
+def _draw_panel(
+    ax: Axes, result: FigureResult, panel: PanelResult, metric: StageMetric, styles: dict[str, Style], top: float
+) -> None:
+    ax.set_ylim(0, top * ROOM)
+    ax.set_yticks([tick for tick in range(0, 101, 20) if tick <= top * ROOM])
+    ax.yaxis.grid(True, linewidth=0.5, color="0.9", zorder=0)
+    ax.set_axisbelow(True)
+    count = panel.stage_count(result.methods)
+    stages = [*range(1, count + 1), *([count + 1] if metric == "stages" and count else [])]
+    places = {stage: stage + (APART if stage > count else 0.0) for stage in stages}
+    # Both rows keep room for the backbone's classifier, so that a stage stands under itself.
+    breadth = max(count, 1) + 1 + APART
+    ax.set_xlim(0.5, 0.5 + breadth)
+    ax.set_xticks([*places.values()], [f"stage {stage}" if stage <= count else FINAL for stage in stages])
+    ax.tick_params(axis="x", length=0)
+    width = GROUP / max(len(result.methods), 1)
+    inches = width * inner_width(result) / breadth
+    for number, method in enumerate(result.methods):
+        offset = (number - (len(result.methods) - 1) / 2) * width
+        for stage, by_seed in _bars(result, panel, method, metric).items():
+            _draw_bar(ax, places[stage] + offset, by_seed, width, styles[method], upright=inches >= NUMBER)
+        if panel.cell(method).status == "failed":
+            for place in places.values() or [1.0]:
+                ax.plot([place + offset], [0.03 * top], linestyle="none", **failure_mark(styles[method]))
+    if not count:
+        ax.text(0.5, 0.45, "no runs yet", transform=ax.transAxes, ha="center", fontsize=NORMAL, color=GREY)
+
+
+def _draw_bar(ax: Axes, x: float, by_seed: BySeed, width: float, style: Style, upright: bool) -> None:
+    summary = summarise(by_seed.values())
+    face = style.colour if style.highlighted else "white"
+    edge = "white" if style.highlighted else style.colour
+    ax.bar(x, summary.mean, 0.92 * width, facecolor=face, edgecolor=edge, hatch=style.hatch, linewidth=0.8, zorder=2)
+    if summary.std is not None:
+        ax.errorbar(x, summary.mean, summary.std, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.6, zorder=4)
+    ax.annotate(
+        f"{summary.mean:.1f}",
+        (x, summary.mean + (summary.std or 0.0)),
+        xytext=(0, 1.5),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        rotation=0 if upright else 90,
+        fontsize=SMALL,
+        zorder=5,
+    )
+
+
+def _patch(style: Style) -> Patch:
+    if style.highlighted:
+        return Patch(facecolor=style.colour, edgecolor="white", hatch=style.hatch, linewidth=0.8)
+    return Patch(facecolor="white", edgecolor=style.colour, hatch=style.hatch, linewidth=0.8)
+
+
+def _bars(result: FigureResult, panel: PanelResult, method: str, metric: StageMetric) -> dict[int, BySeed]:
+    """Values by the place of their bar: the stages from 1 on, and behind them the backbone's classifier."""
+    count = panel.stage_count(result.methods)
+    bars = panel.numbered_stages(method, metric, count)
+    final = by_seed_of(panel.cell(method))
+    return bars | {count + 1: final} if metric == "stages" and final and count else bars
+
+
+def _ends(result: FigureResult, panel: PanelResult, metric: StageMetric) -> list[float]:
+    """The upper ends of all bars and their error bars."""
+    summaries = [
+        summarise(by_seed.values())
+        for method in result.methods
+        for by_seed in _bars(result, panel, method, metric).values()
+    ]
+    return [summary.mean + (summary.std or 0.0) for summary in summaries]
+
+
+def _sentences(result: FigureResult) -> list[str]:
+    kinds = "; lower row: ".join(KINDS[metric] for metric in STAGE_METRICS)
+    sentences = [result.statement, seeds_sentence(result), gaps_sentence(result), f"Upper row: {kinds}."]
+    sentences.append(f"{FINAL}: the backbone's own classifier, all that is left at inference.")
+    return [sentence for sentence in sentences if sentence]

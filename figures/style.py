@@ -1,0 +1,324 @@
+"""What the drawings share: colours and shapes, the page with its panels, legends, caption and watermark."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import seaborn
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.textpath import TextPath
+
+from figures.result import FigureResult, PanelResult
+from tables.escaping import plain
+
+LineStyle = tuple[int, tuple[float, ...]]
+
+SMALL, NORMAL, LARGE = 7.0, 8.0, 9.0
+"""Sizes of text in points, at the width of the drawing."""
+WIDTHS = {1: 4.8, 2: 7.0}
+"""Inches, by panels in a row: a report's text is 7 inches wide."""
+LEFT, RIGHT, BETWEEN, HEADING = 0.52, 0.1, 0.5, 0.46
+"""Inches: margins, between panels, over a panel for its heading."""
+LINE, LEGEND_LINE = 0.135, 0.2
+"""Inches from a line of the caption, or of the legend, to the next."""
+EDGE, INDENT = 0.22, 0.72
+"""Inches to the left of legend and caption, and from there to the legend's entries."""
+LONGEST = 24
+"""Characters of a name in the legend."""
+GREY = "0.35"
+
+_DASHES: tuple[LineStyle, ...] = (
+    (0, ()),
+    (0, (5, 1.6)),
+    (0, (1, 1.2)),
+    (0, (4, 1.4, 1, 1.4)),
+    (0, (7, 1.4, 1, 1.4, 1, 1.4)),
+)
+_MORE_DASHES: tuple[LineStyle, ...] = ((0, (2.5, 1.2)), (0, (1, 2.4)), (0, (9, 2)), (0, (3, 3)), (0, (2, 1, 6, 1)))
+_HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "----", "||||", "oooo", "++++", "****")
+# Without its pale ones, which white paper swallows.
+_BLUE, _ORANGE, _GREEN, _VERMILION, _PINK, _BROWN, _, _, _, _SKY = seaborn.color_palette("colorblind").as_hex()
+_COLOURS = (_BLUE, _ORANGE, _GREEN, _VERMILION, _PINK, _BROWN, _SKY)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one method is drawn; no two methods of a figure share marker, line or hatch, so grey tells them apart."""
+
+    colour: str
+    marker: str
+    line: LineStyle
+    hatch: str
+    highlighted: bool = False
+
+    @property
+    def width(self) -> float:
+        """Of its line, in points."""
+        return 2.2 if self.highlighted else 1.2
+
+    @property
+    def size(self) -> float:
+        """Of its marker, in points."""
+        return 6.0 if self.highlighted else 4.8
+
+    @property
+    def level(self) -> int:
+        """Its place in the drawing order."""
+        return 5 if self.highlighted else 3
+
+
+_KNOWN = {
+    "LSSKD": Style(_VERMILION, "o", _DASHES[0], _HATCHES[0]),
+    "HSSAKD": Style(_BLUE, "v", _DASHES[1], _HATCHES[1]),
+    "KD": Style("#4d4d4d", "^", _DASHES[2], _HATCHES[2]),
+    "CRD": Style(_SKY, "s", _DASHES[3], _HATCHES[3]),
+    "SSKD": Style(_BROWN, "D", _DASHES[4], _HATCHES[4]),
+    "HSSAKD-teacher": Style(_PINK, "X", _MORE_DASHES[0], _HATCHES[5]),
+}
+_OTHERS = tuple(
+    Style(colour, marker, line, hatch)
+    for colour, marker, line, hatch in zip(
+        (_ORANGE, _GREEN, "#222255", "#6b6b1f"), ("P", "p", "<", ">"), _MORE_DASHES[1:], _HATCHES[6:], strict=True
+    )
+)
+
+
+def styles_for(methods: Sequence[str], highlight: str | None = None) -> dict[str, Style]:
+    """A style for each method: its own where it has one, else the next of the others.
+
+    More methods than there are others take these again, in another colour.
+    """
+    others = [method for method in methods if method not in _KNOWN]
+    styles = {}
+    for method in methods:
+        style = _KNOWN.get(method)
+        if style is None:
+            turn, place = divmod(others.index(method), len(_OTHERS))
+            style = _OTHERS[place]
+            if turn:
+                style = Style(_COLOURS[(place + 3 * turn) % len(_COLOURS)], style.marker, style.line, style.hatch)
+        styles[method] = style if method != highlight else Style(*_looks(style), highlighted=True)
+    return styles
+
+
+def _looks(style: Style) -> tuple[str, str, LineStyle, str]:
+    return style.colour, style.marker, style.line, style.hatch
+
+
+@contextlib.contextmanager
+def settings(name: str = "kd-benchmark") -> Iterator[None]:
+    """matplotlib's settings for drawing and saving; those of the caller come back afterwards.
+
+    name: of the drawing, from which the ids in its SVG file are derived, so that a page may hold several.
+    """
+    chosen = {
+        **seaborn.axes_style("ticks"),
+        "font.family": ["sans-serif"],
+        # The first comes with matplotlib, so every machine draws the same; a browser takes the next that it has.
+        "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+        "font.size": NORMAL,
+        "axes.labelsize": NORMAL,
+        "axes.linewidth": 0.7,
+        "xtick.labelsize": NORMAL,
+        "ytick.labelsize": NORMAL,
+        "xtick.major.width": 0.7,
+        "ytick.major.width": 0.7,
+        "xtick.major.size": 3.0,
+        "ytick.major.size": 3.0,
+        "hatch.linewidth": 0.6,
+        "text.parse_math": False,
+        "text.usetex": False,
+        "path.simplify": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "pdf.fonttype": 42,
+        "savefig.bbox": None,
+        "savefig.facecolor": "white",
+    }
+    with mpl.rc_context(chosen), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; the table beside the drawing has it in full.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+        yield
+
+
+def shown(text: str, limit: int = 200) -> str:
+    """Text on one line, without what would turn or break it, and no longer than the limit."""
+    line = plain(text)
+    return line if len(line) <= limit else f"{line[: limit - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A drawing with empty axes, by row and panel, and what lies under them: legend lines and the caption's lines."""
+
+    drawing: Drawing
+    axes: tuple[tuple[Axes, ...], ...]
+    bottom: float
+    """Inches from the lower edge up to where the legend begins."""
+
+    def legend(self, line: int, name: str, entries: Sequence[tuple[Artist, str]]) -> None:
+        """Entries in one line of the legend, counted from 0, after the name of them all."""
+        width, height = self.drawing.get_size_inches()
+        y = (self.bottom - (line + 0.5) * LEGEND_LINE) / height
+        indent = INDENT if name else 0.0
+        if name:
+            self.drawing.text(EDGE / width, y, name, fontsize=SMALL, color=GREY, va="center")
+        self.drawing.legend(
+            [handle for handle, _ in entries],
+            # matplotlib leaves out labels that begin with an underscore.
+            [f" {shown(label, LONGEST)}" if label.startswith("_") else shown(label, LONGEST) for _, label in entries],
+            loc="center left",
+            bbox_to_anchor=((EDGE + indent) / width, y),
+            ncols=len(entries),
+            frameon=False,
+            fontsize=7.5,
+            handlelength=2.6,
+            handletextpad=0.5,
+            columnspacing=1.3,
+            borderpad=0,
+            borderaxespad=0,
+        )
+
+
+def lines_of(entries: Sequence[tuple[Artist, str]], panels: int, named: bool) -> list[list[tuple[Artist, str]]]:
+    """The entries of a legend in lines that the drawing has room for."""
+    room = WIDTHS[min(panels, 2)] - EDGE - RIGHT - (INDENT if named else 0.0)
+    lines: list[list[tuple[Artist, str]]] = [[]]
+    used = 0.0
+    for entry in entries:
+        width = 0.48 + 0.066 * len(shown(entry[1], LONGEST))
+        if lines[-1] and used + width > room:
+            lines.append([])
+            used = 0.0
+        lines[-1].append(entry)
+        used += width
+    return [line for line in lines if line]
+
+
+def page_for(
+    result: FigureResult, heights: Sequence[tuple[float, float]], legend_lines: int, sentences: Sequence[str]
+) -> Page:
+    """A page with the panels, two in a row, and a caption under the legend.
+
+    heights: of the axes of a panel, which stand over one another, and of what is written under each, in inches.
+    """
+    panels = len(result.panels)
+    columns = min(panels, 2)
+    width = WIDTHS[columns]
+    caption = _balanced(shown(" ".join(sentences), 2000), width - 2 * EDGE)
+    under = legend_lines * LEGEND_LINE + 0.08 + len(caption) * LINE + 0.08
+    bands = -(-panels // columns)
+    band = HEADING + sum(map(sum, heights))
+    whole = bands * band + under
+    drawing = Drawing(figsize=(width, whole))
+    breadth = inner_width(result)
+    axes = []
+    for row, (height, _) in enumerate(heights):
+        line, above = [], HEADING + sum(map(sum, heights[:row]))
+        for number, panel in enumerate(result.panels):
+            x = LEFT + (number % columns) * (breadth + BETWEEN)
+            top = whole - (number // columns) * band - above
+            ax = drawing.add_axes((x / width, (top - height) / whole, breadth / width, height / whole))
+            seaborn.despine(ax=ax)
+            _watermark(ax, result, panel, f"watermark-{row + 1}-{number + 1}")
+            if row == 0:
+                _head(ax, panel, height)
+            line.append(ax)
+        axes.append(tuple(line))
+    for place, text in enumerate(caption):
+        y = under - legend_lines * LEGEND_LINE - 0.08 - (place + 0.5) * LINE
+        drawing.text(EDGE / width, y / whole, text, fontsize=SMALL, color=GREY, va="center")
+    return Page(drawing, tuple(axes), under)
+
+
+def inner_width(result: FigureResult) -> float:
+    """Inches of the axes of one panel."""
+    columns = min(len(result.panels), 2)
+    return (WIDTHS[columns] - LEFT - RIGHT - (columns - 1) * BETWEEN) / columns
+
+
+def _head(ax: Axes, panel: PanelResult, height: float) -> None:
+    place: dict[str, Any] = {"transform": ax.transAxes, "ha": "left", "va": "baseline"}
+    ax.text(0, 1 + 0.24 / height, shown(panel.heading, 44), fontsize=LARGE, fontweight="bold", **place)
+    ax.text(0, 1 + 0.1 / height, shown(panel.subject, 58), fontsize=SMALL, color=GREY, **place)
+
+
+def _balanced(text: str, inches: float) -> list[str]:
+    """The text in as few lines as fit in so many inches, the last of them not much shorter than the others."""
+    least = len(_wrapped(text, inches))
+    widths = (inches * share / 20 for share in range(14, 20))
+    return next((lines for width in widths if len(lines := _wrapped(text, width)) == least), _wrapped(text, inches))
+
+
+def _wrapped(text: str, inches: float) -> list[str]:
+    """The text in lines no wider than this, in small print; a word that is wider is broken."""
+    lines, used, space = [""], 0.0, _breadth("a a") - _breadth("aa")
+    for word in text.split():
+        for part in [word] if _breadth(word) <= inches else [word[at : at + 60] for at in range(0, len(word), 60)]:
+            breadth = _breadth(part)
+            if lines[-1] and used + space + breadth > inches:
+                lines.append(part)
+                used = breadth
+            else:
+                lines[-1] = f"{lines[-1]} {part}" if lines[-1] else part
+                used += breadth + (space if used else 0.0)
+    return lines
+
+
+@functools.lru_cache(maxsize=4096)
+def _breadth(text: str) -> float:
+    """Inches of a text in small print."""
+    return float(TextPath((0, 0), text, size=SMALL).get_extents().width) / 72
+
+
+def _watermark(ax: Axes, result: FigureResult, panel: PanelResult, gid: str) -> None:
+    """The scale across a panel that reproduces nothing, in front of bars and behind all that is written."""
+    if panel.reproduces:
+        return
+    text = result.scale if result.scale != "paper" else "no reproduction"
+    ax.text(
+        *(0.5, 0.5, shown(text, LONGEST)),
+        transform=ax.transAxes,
+        fontsize=30 if len(text) < 8 else 18,
+        fontweight="bold",
+        color="black",
+        alpha=0.13,
+        rotation=20,
+        ha="center",
+        va="center",
+        zorder=2.2,
+        gid=gid,
+    )
+
+
+def seeds_sentence(result: FigureResult) -> str:
+    """What stands behind the values, in a sentence; "" if there are none."""
+    counts = result.seeds
+    if not counts:
+        return ""
+    if counts == (1,):
+        return "n=1 seed, so no error bars."
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    alone = "; none where n=1" if counts[0] == 1 else ""
+    return f"Mean over n={n} seeds; error bars: standard deviation over seeds{alone}."
+
+
+def gaps_sentence(result: FigureResult) -> str:
+    """How many points are missing, in a sentence; "" if none is."""
+    missing = any(cell.status not in ("done", "no teacher", "not in the suite") for cell in result.cells)
+    failed = any(cell.status == "failed" for cell in result.cells)
+    text = result.counts[:1].upper() + result.counts[1:] if missing and result.has_values() else ""
+    return f"{text} \N{MULTIPLICATION SIGN}: failed." if failed else text
+
+
+def failure_mark(style: Style) -> dict[str, Any]:
+    """How a point that failed is marked on the axis."""
+    return {"marker": "x", "color": style.colour, "markersize": 6, "markeredgewidth": 1.6, "zorder": 6}
