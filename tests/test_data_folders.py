@@ -232,7 +232,7 @@ def test_a_missing_description_and_an_unknown_name_are_refused(tmp_path: Path) -
 
 def test_the_digits_need_no_file_and_are_stratified() -> None:
     digits = load_dataset("digits")
-    assert dataset_names() == ("digits", "cifar100")
+    assert dataset_names() == ("digits", "cifar100", "tiny-imagenet", "imagenet")
     assert (digits.num_classes, digits.image_size, digits.padding, digits.flip) == (10, 8, 1, False)
     assert len(digits.train) + len(digits.test) == 1797
     counts = [torch.bincount(split.labels) for split in (digits.train, digits.test)]

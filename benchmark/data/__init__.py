@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmark.data import cifar100, digits
-from benchmark.data.dataset import Dataset, ImageSet
+from benchmark.data import cifar100, digits, imagenet, tiny_imagenet
+from benchmark.data.dataset import Dataset, Images, ImageSet
 from benchmark.data.described import load_described
 from benchmark.errors import unknown_name
 
-__all__ = ["Dataset", "ImageSet", "dataset_names", "load_dataset"]
+__all__ = ["Dataset", "ImageSet", "Images", "dataset_names", "load_dataset"]
 
-LOADERS = {digits.NAME: digits.load, cifar100.NAME: cifar100.load}
+LOADERS = {module.NAME: module.load for module in (digits, cifar100, tiny_imagenet, imagenet)}
 
 
 def dataset_names() -> tuple[str, ...]:

@@ -8,14 +8,15 @@ RandomHorizontalFlip, ToTensor and Normalize give for the same offsets and flips
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from benchmark.data.dataset import Colour, ImageSet
+from benchmark.data.dataset import Colour, Images, ImageSet
 from benchmark.data.mixing import Mix, Mixture, cut_out, draw_mix, mixed
 from benchmark.streams import Name, generator
 
@@ -49,10 +50,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """All random choices of one epoch, on the device of the images.
+    """All random choices of one epoch, where the images live.
 
     order: positions of the images in the order they are visited, int64 [images];
-    offsets: row and column of the crop's corner in the padded image, int64 [images, crops, 2], with 1 crop or 4;
+    offsets: row and column of the crop's corner in the padded image, int64 [images, crops, 2], with 1 crop or 4; of
+    images that stay on disk, the seed of the crop's box, int64 [images, crops];
     flips: whether the image is mirrored, bool [images]. Offsets and flips are by position, not by order of visit;
     drawn: what only some views need, by name, drawn at first use.
     """
@@ -70,10 +72,16 @@ class Batch:
     mixture: what a box of each image was replaced by, in all views alike; None where nothing was.
     """
 
-    def __init__(self, source: TrainingSource, plan: EpochPlan, index: Tensor, mix: Mix | None = None) -> None:
-        self.index = index
-        self.labels = source.labels[index]
-        self.mixture = Mixture(self.labels[mix.partner], index[mix.partner], mix.share) if mix else None
+    def __init__(self, source: Source, plan: EpochPlan, index: Tensor, mix: Mix | None = None) -> None:
+        """index: of the images that are needed, int64; in a mixed batch the last ones may be there as partners only."""
+        needed = index.to(source.device)
+        self.index = needed if mix is None else needed[: len(mix.partner)]
+        self.labels = source.labels[self.index]
+        self.mixture = None
+        if mix is not None:
+            partners = needed[mix.partner]
+            self.mixture = Mixture(source.labels[partners], partners, mix.share)
+        self._places = index
         self._mix = mix
         self._source = source
         self._plan = plan
@@ -108,41 +116,61 @@ class Batch:
             # Turned after hole and mix, which is the same as turning the image, the hole and the box.
             return rotations(self.view("plain"))
         turns = ROTATIONS if name == "rotated" else 1
-        images = source.view(plan, name, self.index, turns)
+        images = self._crops(name, turns)
         if source.recipe.cutout:
-            images = cut_out(images, source.holes(plan, name, self.index), source.recipe.cutout, turns)
+            images = cut_out(images, source.holes(plan, name, self._places), source.recipe.cutout, turns)
         return images if self._mix is None else mixed(images, self._mix, turns)
 
+    def _crops(self, name: View, turns: int) -> Tensor:
+        """Normalised images [turns * batch, 3, height, width] of a view before holes and mixes."""
+        return self._source.view(self._plan, name, self._places, turns)
 
-class TrainingSource:
-    """An image set on a device, and the batches of each epoch.
+
+class Source(ABC):
+    """Labelled images, and the batches of each epoch; where the images live is up to the subclass.
 
     Random choices are drawn on the CPU from streams named by `names`, the epoch and what they are for, so every device
     gets the same ones, and those of an epoch need nothing from the epochs before it.
     """
 
     def __init__(
-        self, images: ImageSet, recipe: Recipe, batch_size: int, device: torch.device | str, names: tuple[Name, ...]
+        self,
+        images: Images,
+        recipe: Recipe,
+        batch_size: int,
+        device: torch.device | str,
+        names: tuple[Name, ...],
+        choices: torch.device | str | None = None,
     ) -> None:
-        count, height, width, channels = images.images.shape
-        if batch_size < 2 or count < 1 or height != width:
-            raise ValueError(f"{count} images of {height}x{width} cannot be trained on in batches of {batch_size}")
+        """choices: the device where the random choices are used, that of the batches by default."""
+        if batch_size < 2 or not len(images):
+            raise ValueError(f"{len(images)} images cannot be trained on in batches of {batch_size}")
         self.recipe = recipe
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.names = names
-        self.size = height
-        self.padded_size = height + 2 * recipe.padding
-        inside = slice(recipe.padding, recipe.padding + height)
-        padded = torch.zeros((count, self.padded_size, self.padded_size, channels), dtype=torch.uint8)
-        padded[:, inside, inside] = images.images
-        self._pixels = padded.to(self.device).view(-1, channels)
+        self.size = images.image_size
         self.labels = images.labels.to(self.device)
-        self._normalise = Normalisation(recipe, height, width, self.device)
-        self._lines = torch.arange(height, device=self.device)
-        self._by_class = torch.argsort(self.labels, stable=True)
-        sizes = torch.bincount(self.labels)
+        self.rows: Callable[[int], slice] = slice
+        """Which rows of a batch of so many images are learned from here: all, unless other processes have the rest."""
+        self._choices = self.device if choices is None else torch.device(choices)
+        self._normalise = Normalisation(recipe, self.size, self.size, self.device)
+        self._classes = images.labels.to(self._choices)
+        self._by_class = torch.argsort(self._classes, stable=True)
+        sizes = torch.bincount(self._classes)
         self._class_size, self._class_start = sizes, sizes.cumsum(0) - sizes
+
+    @abstractmethod
+    def draw_offsets(self, crops: int, stream: torch.Generator) -> Tensor:
+        """Where so many random crops of each image are, int64 [images, crops, ...]; see `EpochPlan.offsets`."""
+
+    @abstractmethod
+    def crops(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+        """Normalised crops [turns * batch, 3, height, width] of the images `index`, int64 [batch].
+
+        offsets: [batch, turns, ...], one crop an image, or one for each of its rotations, which is then turned;
+        flips: whether the image is mirrored, bool [batch].
+        """
 
     @property
     def batches(self) -> int:
@@ -160,13 +188,11 @@ class TrainingSource:
         count, recipe = len(self.labels), self.recipe
         crops = ROTATIONS if recipe.rotated_crop == "per_rotation" else 1
         order = torch.randperm(count, generator=generator(*self.names, epoch, "order"))
-        offsets = torch.randint(
-            2 * recipe.padding + 1, (count, crops, 2), generator=generator(*self.names, epoch, "crop")
-        )
+        offsets = self.draw_offsets(crops, generator(*self.names, epoch, "crop"))
         flips = torch.zeros(count, dtype=torch.bool)
         if recipe.flip:
             flips = torch.rand(count, generator=generator(*self.names, epoch, "flip")) < 0.5
-        return EpochPlan(epoch, order.to(self.device), offsets.to(self.device), flips.to(self.device))
+        return EpochPlan(epoch, order.to(self._choices), offsets.to(self._choices), flips.to(self._choices))
 
     def batch(self, plan: EpochPlan, step: int) -> Batch:
         """The batch of a step, counted from 0.
@@ -174,16 +200,48 @@ class TrainingSource:
         Raises:
             IndexError: the epoch has no such step.
         """
+        return Batch(self, plan, self.members(plan, step), self.mix(plan, step))
+
+    def members(self, plan: EpochPlan, step: int) -> Tensor:
+        """Positions of the images that a step needs here, int64: its `rows` of the batch, and then their partners.
+
+        Partners are listed only where a batch is mixed of which other processes have a part.
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
+        whole = self.whole(plan, step)
+        rows = self.rows(len(whole))
+        mix = None if rows == slice(len(whole)) else self._mix_of_whole(plan, step, len(whole))
+        if mix is None:
+            return whole[rows]
+        return torch.cat((whole[rows], whole[mix.partner[rows].to(whole.device)]))
+
+    def whole(self, plan: EpochPlan, step: int) -> Tensor:
+        """Positions of the images of a step's batch, whoever learns from them, int64 [images].
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
         if not 0 <= step < self.batches:
             raise IndexError(f"step {step} of an epoch of {self.batches} batches")
         start = step * self.batch_size
-        stop = None if step == self.batches - 1 else start + self.batch_size
-        index = plan.order[start:stop]
-        mix = None
-        if self.recipe.cutmix:
-            stream = generator(*self.names, plan.epoch, "cutmix", step)
-            mix = draw_mix(len(index), self.size, self.recipe.cutmix, stream, self.device)
-        return Batch(self, plan, index, mix)
+        return plan.order[start : None if step == self.batches - 1 else start + self.batch_size]
+
+    def mix(self, plan: EpochPlan, step: int) -> Mix | None:
+        """How the images of a step are mixed, partners by their place in `members`; None where they are left alone."""
+        images = len(self.whole(plan, step))
+        mix, rows = self._mix_of_whole(plan, step, images), self.rows(images)
+        if mix is None or rows == slice(images):
+            return mix
+        own = len(mix.partner[rows])
+        return replace(mix, partner=torch.arange(own, 2 * own, device=self.device))
+
+    def _mix_of_whole(self, plan: EpochPlan, step: int, images: int) -> Mix | None:
+        if not self.recipe.cutmix:
+            return None
+        stream = generator(*self.names, plan.epoch, "cutmix", step)
+        return draw_mix(images, self.size, self.recipe.cutmix, stream, self.device)
 
     def view(self, plan: EpochPlan, name: View, index: Tensor, turns: int) -> Tensor:
         """Normalised images [turns * batch, 3, height, width] of a view before holes and mixes; `index`: [batch].
@@ -191,59 +249,82 @@ class TrainingSource:
         Raises:
             ValueError: there is no such view.
         """
+        return self.crops(*self.choices(plan, name, index, turns))
+
+    def choices(self, plan: EpochPlan, name: View, index: Tensor, turns: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Which images a view shows, where their crops are and which are mirrored: what `crops` takes.
+
+        Raises:
+            ValueError: there is no such view.
+        """
         if name in ("plain", "rotated"):
-            return self._crops(index, plan.offsets[index, :turns], plan.flips[index])
+            return index, plan.offsets[index, :turns], plan.flips[index]
         if name not in ("second", "same_class"):
             raise ValueError(f"unknown view {name!r}; allowed: plain, rotated, second, same_class")
-        count = len(self.labels)
-        offsets = self._drawn(
-            plan,
-            f"{name} crop",
-            lambda stream: torch.randint(2 * self.recipe.padding + 1, (count, 2), generator=stream),
-        )
+        offsets = self._drawn(plan, f"{name} crop", lambda stream: self.draw_offsets(1, stream))
         flips = plan.flips
         if self.recipe.flip:
-            flips = self._drawn(plan, f"{name} flip", lambda stream: torch.rand(count, generator=stream) < 0.5)
+            flips = self._drawn(
+                plan, f"{name} flip", lambda stream: torch.rand(len(plan.flips), generator=stream) < 0.5
+            )
         shown = index if name == "second" else self._partners(plan)[index]
-        return self._crops(shown, offsets[index, None], flips[index])
+        return shown, offsets[index], flips[index]
 
     def holes(self, plan: EpochPlan, name: View, index: Tensor) -> Tensor:
         """Row and column of the centre of each image's hole in an upright view, int64 [batch, 2]."""
         kind = name if name in ("second", "same_class") else "plain"
         shape = (len(self.labels), 2)
-        return self._drawn(plan, f"{kind} hole", lambda stream: torch.randint(self.size, shape, generator=stream))[
-            index
-        ]
+        drawn = self._drawn(plan, f"{kind} hole", lambda stream: torch.randint(self.size, shape, generator=stream))
+        return drawn[index].to(self.device)
 
     def _partners(self, plan: EpochPlan) -> Tensor:
         """For each image the position of one of its class, int64 [images]."""
         uniform = self._drawn(
             plan, "partner", lambda stream: torch.rand(len(self.labels), generator=stream, dtype=torch.float64)
         )
-        place = (uniform * self._class_size[self.labels]).long()
-        return self._by_class[self._class_start[self.labels] + place]
+        place = (uniform * self._class_size[self._classes]).long()
+        return self._by_class[self._class_start[self._classes] + place]
 
     def _drawn(self, plan: EpochPlan, name: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         if name not in plan.drawn:
-            plan.drawn[name] = draw(generator(*self.names, plan.epoch, name)).to(self.device)
+            plan.drawn[name] = draw(generator(*self.names, plan.epoch, name)).to(self._choices)
         return plan.drawn[name]
 
-    def _crops(self, index: Tensor, offsets: Tensor, flipped: Tensor) -> Tensor:
-        """Normalised crops of the images `index` [batch] at one rotation for each of the offsets [batch, turns, 2].
 
-        Each rotation has its own crop if there are four an image. Rotations of one crop are `rotations`' work.
-        """
+class TrainingSource(Source):
+    """A source whose images live on the device of the batches, as uint8 with their padding of zeros."""
+
+    def __init__(
+        self, images: ImageSet, recipe: Recipe, batch_size: int, device: torch.device | str, names: tuple[Name, ...]
+    ) -> None:
+        super().__init__(images, recipe, batch_size, device, names)
+        count, height, width, channels = images.images.shape
+        if height != width:
+            raise ValueError(f"images of {height}x{width} cannot be trained on; they must be square")
+        self.padded_size = height + 2 * recipe.padding
+        inside = slice(recipe.padding, recipe.padding + height)
+        padded = torch.zeros((count, self.padded_size, self.padded_size, channels), dtype=torch.uint8)
+        padded[:, inside, inside] = images.images
+        self._pixels = padded.to(self.device).view(-1, channels)
+        self._lines = torch.arange(height, device=self.device)
+
+    def draw_offsets(self, crops: int, stream: torch.Generator) -> Tensor:
+        """Row and column of each crop's corner in the padded image, int64 [images, crops, 2]."""
+        return torch.randint(2 * self.recipe.padding + 1, (len(self.labels), crops, 2), generator=stream)
+
+    def crops(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+        """See `Source.crops`. Rotations that share one crop are `rotations`' work."""
         turns = offsets.shape[1]
         row = (offsets[..., 0, None] + self._lines)[..., :, None]
         column = (offsets[..., 1, None] + self._lines)[..., None, :]
-        flips = flipped[:, None, None]
+        mirrored = flips[:, None, None]
         first_pixel = (index * self.padded_size**2)[:, None, None]
         if turns == 1 and self.recipe.rotated_crop == "shared":
             # torchvision's usual order crops first, so the mirror is inside the crop.
-            column = torch.where(flips[..., None], column.flip(-1), column)
+            column = torch.where(mirrored[..., None], column.flip(-1), column)
             turned = [(row[:, 0], column[:, 0])]
         else:
-            turned = [self._before_turn(row[:, turn], column[:, turn], turn, flips) for turn in range(turns)]
+            turned = [self._before_turn(row[:, turn], column[:, turn], turn, mirrored) for turn in range(turns)]
         read = torch.stack([first_pixel + y * self.padded_size + x for y, x in turned], dim=1)
         pixels = self._pixels.index_select(0, read.view(-1))
         return self._normalise(pixels.view(-1, self.size, self.size, 3))
@@ -286,12 +367,13 @@ def rotations(images: Tensor) -> Tensor:
 
 
 def evaluation_batches(
-    image_set: ImageSet, recipe: Recipe, batch_size: int, device: torch.device | str
+    image_set: Images, recipe: Recipe, batch_size: int, device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images, float32 [batch, 3, height, width] in channels_last, and labels, in order, as they are."""
+    """Normalised images, float32 [batch, 3, height, width] in channels_last, and labels, in order.
+
+    Images in memory are shown as they are; of those on disk see `benchmark.data.image_files.ImageFiles.batches`.
+    """
     device = torch.device(device)
-    height, width = image_set.images.shape[1:3]
-    normalise = Normalisation(recipe, height, width, device)
-    batches = zip(image_set.images.split(batch_size), image_set.labels.split(batch_size), strict=True)
-    for images, labels in batches:
+    normalise = Normalisation(recipe, image_set.image_size, image_set.image_size, device)
+    for images, labels in image_set.batches(batch_size):
         yield normalise(images.to(device)), labels.to(device)

@@ -6,19 +6,16 @@ with the same result: the archive as torchvision unpacks it, or class folders.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import socket
-import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from benchmark.data.cache import Content, place_for, read_or_build
 from benchmark.data.dataset import Dataset, fingerprint_of
+from benchmark.data.download import DEFAULT_DATA_ROOT, downloading, network_timeout
 from benchmark.data.folders import canonical, list_class_folders, read_class_folders
 from benchmark.data.torchvision_operators import import_torchvision
 from benchmark.errors import UserError
@@ -26,15 +23,12 @@ from benchmark.errors import UserError
 NAME = "cifar100"
 ARCHIVE_FOLDER = "cifar-100-python"
 ARCHIVE_FILES = ("train", "test", "meta")
-DEFAULT_DATA_ROOT = Path("data")
 NUM_CLASSES = 100
 IMAGE_SIZE = 32
 PADDING = 4
 # The values that the published implementations normalise with, most of which take them from RepDistiller.
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
-NETWORK_TIMEOUT = 30.0
-"""Seconds without an answer after which a download is given up."""
 
 
 def load(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
@@ -122,27 +116,5 @@ def _read_archive(root: Path) -> Content:
 def _download(root: Path) -> None:
     """Have torchvision fetch and unpack the archive; one process does while others wait."""
     cifar = import_torchvision("datasets").CIFAR100
-    existed = root.is_dir()
-    lock_path = root / f".{ARCHIVE_FOLDER}.lock"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock_path), _network_timeout():
-            cifar(str(root), download=True)
-    except (OSError, RuntimeError, urllib.error.URLError) as error:
-        cause = getattr(error, "reason", error)
-        reason = getattr(cause, "strerror", None) or cause
-        with contextlib.suppress(OSError):
-            lock_path.unlink(missing_ok=True)
-            if not existed:
-                root.rmdir()
-        raise UserError(_not_found(root, f"downloading it failed ({reason})")) from error
-
-
-@contextlib.contextmanager
-def _network_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    with downloading(root, ARCHIVE_FOLDER, lambda why: _not_found(root, why)), network_timeout():
+        cifar(str(root), download=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -18,6 +20,26 @@ LEVELS = 256
 
 Colour = tuple[float, float, float]
 """One value for each of red, green and blue."""
+
+
+class Images(Protocol):
+    """Labelled square images, in memory (`ImageSet`) or on disk (`benchmark.data.image_files.ImageFiles`)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each image, int64 [images]."""
+
+    @property
+    def image_size(self) -> int:
+        """Height, which is also the width, in pixels, as a network is shown them."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, index: Tensor) -> Self:
+        """The images at the positions `index`, int64 [images]."""
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images as they are evaluated, uint8 [batch, height, width, 3], and their labels, in order."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,19 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_size(self) -> int:
+        """Height, in pixels."""
+        return self.images.shape[1]
+
+    def subset(self, index: Tensor) -> ImageSet:
+        """The images at the positions `index`, int64 [images]."""
+        return ImageSet(self.images[index], self.labels[index])
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images as they are, uint8 [batch, height, width, 3], and their labels, in order."""
+        return zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -49,8 +84,8 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    train: ImageSet
-    test: ImageSet
+    train: Images
+    test: Images
     mean: Colour
     std: Colour
     padding: int
@@ -65,7 +100,7 @@ class Dataset:
     @property
     def image_size(self) -> int:
         """Height, which is also the width, in pixels."""
-        return self.train.images.shape[1]
+        return self.train.image_size
 
 
 def content_hash(images: Tensor | np.ndarray) -> str:

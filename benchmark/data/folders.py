@@ -71,7 +71,7 @@ def list_class_folders(root: Path) -> ClassFolders:
     for split in SPLITS:
         files[split], labels[split] = [], []
         for label, name in enumerate(classes[split]):
-            found = _image_files(root / split / name)
+            found = image_files(root / split / name)
             if not found:
                 allowed = ", ".join(suffix[1:] for suffix in SUFFIXES)
                 raise UserError(f"class folder {root / split / name} has no images; it needs at least one ({allowed})")
@@ -186,8 +186,12 @@ def _subfolders(folder: Path) -> list[str]:
         raise UserError(f"cannot read folder {folder}: {error.strerror}") from error
 
 
-def _image_files(folder: Path) -> list[tuple[str, int, int]]:
-    """Path, size in bytes and time of writing in ns of each image file, by name."""
+def image_files(folder: Path) -> list[tuple[str, int, int]]:
+    """Path, size in bytes and time of writing in ns of each image file, by name.
+
+    Raises:
+        UserError: the folder is not there or cannot be read.
+    """
     found = []
     try:
         with os.scandir(folder) as entries:

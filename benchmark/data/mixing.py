@@ -67,10 +67,14 @@ def _turned(masks: Tensor, turns: int) -> Tensor:
 
 
 def mixed(images: Tensor, mix: Mix, turns: int) -> Tensor:
-    """Images [turns * batch, channels, size, size], image-major, with the box replaced by the partner's pixels."""
+    """Images [turns * batch, channels, size, size], image-major, with the box replaced by the partner's pixels.
+
+    images: [turns * (batch or more), ...]; those after the batch are there as partners only.
+    """
     rows = mix.partner[:, None] * turns + torch.arange(turns, device=images.device)
     boxes = _turned(mix.box[None].expand(len(mix.partner), -1, -1), turns)
-    return torch.where(boxes, images[rows.flatten()], images).contiguous(memory_format=torch.channels_last)
+    own = images[: len(boxes)]
+    return torch.where(boxes, images[rows.flatten()], own).contiguous(memory_format=torch.channels_last)
 
 
 def cut_out(images: Tensor, centres: Tensor, side: int, turns: int) -> Tensor:

@@ -15,7 +15,7 @@ from benchmark.backbones.network import Network
 from benchmark.backbones.released import apply_to, load_released
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Recipe
-from benchmark.data.dataset import Dataset, ImageSet
+from benchmark.data.dataset import Dataset, Images
 from benchmark.data.mixing import HOLE, MIXED_BATCHES
 from benchmark.data.subsets import held_out, stratified_fraction
 from benchmark.errors import UserError
@@ -50,8 +50,8 @@ class Material:
     """The images of a cohort: what it learns from and what it is evaluated on."""
 
     dataset: Dataset
-    train: ImageSet
-    evaluation: ImageSet
+    train: Images
+    evaluation: Images
 
 
 @functools.lru_cache(maxsize=2)
@@ -71,10 +71,10 @@ def training_material(run: Run, dataset: Dataset) -> Material:
     train, evaluation = dataset.train, dataset.test
     if run.validation:
         kept, held = held_out(train.labels, run.validation, run.dataset, "validation", run.validation_seed)
-        train, evaluation = _subset(train, kept), _subset(train, held)
+        train, evaluation = train.subset(kept), train.subset(held)
     if run.fraction < 1:
-        index = stratified_fraction(train.labels, run.fraction, run.dataset, "fraction", run.seed)
-        train = _subset(train, index)
+        index = stratified_fraction(train.labels, run.fraction, run.dataset, "fraction", run.fraction_seed)
+        train = train.subset(index)
     return Material(dataset, train, evaluation)
 
 
@@ -168,7 +168,3 @@ def stand_in_for_head(run: Run) -> Run:
     assert name is not None
     assert isinstance(run.head, ReleasedTeacher)
     return run.changed(method=name, student=run.head.network, options={})
-
-
-def _subset(images: ImageSet, index: torch.Tensor) -> ImageSet:
-    return ImageSet(images.images[index], images.labels[index])

@@ -1,0 +1,68 @@
+"""Labelled image files of any size, decoded when they are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmark.data.decoding import Task, decoded
+
+CHUNK = 32
+"""Images that one worker decodes at a time: few, so that many workers share the next batch."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files in class folders, and the class of each.
+
+    root: holds the class folders; folders: their names, by label; names: of the files, as the bytes that the file
+    system knows them by, [images]; labels: int64 [images]; image_size: of the square that is cut out, in pixels.
+    """
+
+    root: Path
+    folders: tuple[str, ...]
+    names: np.ndarray
+    labels: Tensor
+    image_size: int
+
+    def __post_init__(self) -> None:
+        if self.names.dtype.kind != "S" or self.names.ndim != 1:
+            raise ValueError(f"names are {self.names.dtype} {self.names.shape}, not bytes [images]")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.names.shape:
+            raise ValueError(f"labels are {self.labels.dtype} {tuple(self.labels.shape)}, not int64 [images]")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def paths(self, index: Tensor) -> tuple[str, ...]:
+        """The files at the positions `index`, int64 [images]."""
+        places = zip(self.labels[index].tolist(), self.names[index.numpy()].tolist(), strict=True)
+        return tuple(os.path.join(self.root, self.folders[label], os.fsdecode(name)) for label, name in places)
+
+    def subset(self, index: Tensor) -> ImageFiles:
+        """The images at the positions `index`, int64 [images]."""
+        return ImageFiles(self.root, self.folders, self.names[index.numpy()], self.labels[index], self.image_size)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The middle of each image (`decoding.evaluation_crop`), uint8 [batch, size, size, 3], and its label, in order.
+
+        Raises:
+            UserError: an image cannot be decoded.
+        """
+        chunk = min(CHUNK, batch_size)
+        pieces = decoded(self._tasks(batch_size, chunk), ahead=2 * -(-batch_size // chunk))
+        for labels in self.labels.split(batch_size):
+            crops = [next(pieces)[:, 0] for _ in range(-(-len(labels) // chunk))]
+            yield torch.cat(crops), labels
+
+    def _tasks(self, batch_size: int, chunk: int) -> Iterator[Task]:
+        for batch in torch.arange(len(self)).split(batch_size):
+            for index in batch.split(chunk):
+                flips = np.zeros((len(index), 1), dtype=bool)
+                yield Task(self.paths(index), None, flips, self.image_size)

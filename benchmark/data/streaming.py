@@ -1,0 +1,165 @@
+"""Training on images that stay on disk: every batch is decoded by workers while the ones before it are learned."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from benchmark.data.augmentation import ROTATIONS, Batch, EpochPlan, Recipe, Source, TrainingSource, View
+from benchmark.data.dataset import Images, ImageSet
+from benchmark.data.decoding import Task, decoded, decoded_now
+from benchmark.data.image_files import CHUNK, ImageFiles
+from benchmark.data.mixing import Mix
+from benchmark.streams import Name
+
+AHEAD = 3
+"""Batches that are decoded before they are needed."""
+SEEDS = 2**63 - 1
+"""One more than the largest seed of a crop's box."""
+
+Decoded = dict[View, Tensor]
+"""The crops of a batch by view, uint8 [batch, turns, size, size, 3]."""
+
+
+def training_source(
+    images: Images, recipe: Recipe, batch_size: int, device: torch.device | str, names: tuple[Name, ...]
+) -> Source:
+    """The source of training batches for images in memory or on disk; the arguments are those of `Source`."""
+    if isinstance(images, ImageFiles):
+        return StreamedSource(images, recipe, batch_size, device, names)
+    assert isinstance(images, ImageSet)
+    return TrainingSource(images, recipe, batch_size, device, names)
+
+
+class StreamedSource(Source):
+    """A source whose images stay on disk and are decoded `AHEAD` batches before they are needed.
+
+    Each crop is a random box of the image, made square (`decoding.training_crop`), in place of the crop from a padded
+    image that images in memory have. Its seed is drawn like any other random choice, for all images of an epoch at
+    once, so that it depends on the image's position, the names and the epoch, and on no batch or worker. With
+    `rotated_crop = "per_rotation"` each rotation has a box of its own and is turned after it.
+    """
+
+    def __init__(
+        self, images: ImageFiles, recipe: Recipe, batch_size: int, device: torch.device | str, names: tuple[Name, ...]
+    ) -> None:
+        # What is to be decoded is told to the workers, so it is chosen on the CPU.
+        super().__init__(images, recipe, batch_size, device, names, choices="cpu")
+        self.images = images
+        self._views: tuple[View, ...] = ("plain",)
+        self._stream: Iterator[Decoded] = iter(())
+        self._coming: tuple[EpochPlan, int] | None = None
+
+    def draw_offsets(self, crops: int, stream: torch.Generator) -> Tensor:
+        """A seed for the box of each crop, int64 [images, crops]."""
+        return torch.randint(SEEDS, (len(self.images), crops), generator=stream)
+
+    def batch(self, plan: EpochPlan, step: int) -> Batch:
+        """The batch of a step, counted from 0. Steps that follow each other are decoded ahead.
+
+        Raises:
+            IndexError: the epoch has no such step.
+            UserError: an image cannot be decoded.
+        """
+        index = self.members(plan, step)
+        if self._coming is None or self._coming[0] is not plan or self._coming[1] != step:
+            # The source must not be held by its own stream: who drops it wants the workers gone at once.
+            self._stream = _read_ahead(weakref.proxy(self), plan, step)
+        self._coming = None
+        crops = next(self._stream)
+        if step + 1 < self.batches:
+            self._coming = plan, step + 1
+        else:
+            self._stream = iter(())
+        return _StreamedBatch(self, plan, index, self.mix(plan, step), crops)
+
+    def crops(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+        """See `Source.crops`; offsets: seeds, [batch, turns]."""
+        return self.finished(torch.cat(decoded_now(self._cut(index, offsets, _each(flips, offsets)))))
+
+    def finished(self, crops: Tensor) -> Tensor:
+        """Normalised images [turns * batch, 3, size, size] of crops, uint8 [batch, turns, size, size, 3]."""
+        crops = crops.to(self.device)
+        if crops.shape[1] == ROTATIONS:
+            crops = torch.stack([crops[:, turn].rot90(turn, (1, 2)) for turn in range(ROTATIONS)], dim=1)
+        return self._normalise(crops.flatten(0, 1))
+
+    def remember(self, view: View) -> None:
+        """Have this view decoded ahead from now on: somebody asked for it, and will again."""
+        self._views = tuple(dict.fromkeys((*self._views, view)))
+
+    def tasks(self, plan: EpochPlan, step: int) -> list[tuple[Task, dict[View, slice]]]:
+        """The tasks of a batch, and which of a task's crops belong to which view."""
+        index = self.members(plan, step)
+        # Views of the same images are cut from one decoded image.
+        of_itself: list[View] = [view for view in self._views if view != "same_class"]
+        groups = [of_itself] + [["same_class"] for view in self._views if view == "same_class"]
+        found = []
+        for views in groups:
+            choices = [self.choices(plan, view, index, self._turns(view)) for view in views]
+            ends = list(itertools.accumulate(self._turns(view) for view in views))
+            places = {view: slice(end - self._turns(view), end) for view, end in zip(views, ends, strict=True)}
+            offsets = torch.cat([offsets for _, offsets, _ in choices], dim=1)
+            flips = torch.cat([_each(flips, offsets) for _, offsets, flips in choices], dim=1)
+            found += [(task, places) for task in self._cut(choices[0][0], offsets, flips)]
+        return found
+
+    def _turns(self, view: View) -> int:
+        return ROTATIONS if view == "rotated" else 1
+
+    def _cut(self, index: Tensor, seeds: Tensor, flips: Tensor) -> list[Task]:
+        """The tasks for crops of the images `index` [batch]; seeds and flips: [batch, crops]."""
+        parts = zip(index.split(CHUNK), seeds.split(CHUNK), flips.split(CHUNK), strict=True)
+        return [Task(self.images.paths(part), box.numpy(), flip.numpy(), self.size) for part, box, flip in parts]
+
+
+def _each(flips: Tensor, offsets: Tensor) -> Tensor:
+    """The flip of an image, bool [batch], for each of its crops: [batch, crops]."""
+    return flips[:, None].expand(offsets.shape)
+
+
+class _StreamedBatch(Batch):
+    """A batch with the crops that were decoded ahead for it; other views are decoded when they are asked for."""
+
+    def __init__(self, source: StreamedSource, plan: EpochPlan, index: Tensor, mix: Mix | None, crops: Decoded) -> None:
+        super().__init__(source, plan, index, mix)
+        self._decoded = crops
+
+    def _crops(self, name: View, turns: int) -> Tensor:
+        source = cast(StreamedSource, self._source)
+        if name in self._decoded:
+            return source.finished(self._decoded.pop(name))
+        images = super()._crops(name, turns)
+        source.remember(name)
+        return images
+
+
+def _read_ahead(source: StreamedSource, plan: EpochPlan, first: int) -> Iterator[Decoded]:
+    """The crops of each batch of an epoch from the step `first` on, on the source's device."""
+    asked: deque[tuple[dict[View, slice], bool]] = deque()
+
+    def tasks() -> Iterator[Task]:
+        for step in range(first, source.batches):
+            *others, last = source.tasks(plan, step)
+            for task, places in others:
+                asked.append((places, False))
+                yield task
+            asked.append((last[1], True))
+            yield last[0]
+
+    pieces: dict[View, list[Tensor]] = {}
+    ahead = AHEAD * -(-source.batch_size // CHUNK)
+    for crops in decoded(tasks(), ahead, pinned=source.device.type == "cuda"):
+        crops = crops.to(source.device, non_blocking=True)
+        places, complete = asked.popleft()
+        for view, columns in places.items():
+            pieces.setdefault(view, []).append(crops[:, columns])
+        if complete:
+            yield {view: torch.cat(parts) for view, parts in pieces.items()}
+            pieces = {}
