@@ -113,14 +113,14 @@ def results_of(
     request: Request,
     look_up: LookUp,
     find: FindRecord,
-    released_accuracy: Mapping[str, float] | None = None,
+    released_accuracy: Mapping[str, Mapping[str, float]] | None = None,
     remarks: Sequence[str] = (),
     lost: Mapping[str, str] | None = None,
 ) -> TableResult:
     """What there is for a grid.
 
-    look_up: the records of a cell's runs; find: the record of a run that they depend on; released_accuracy: of teachers
-    that came from files; lost: by run id, why a run left no record.
+    look_up: the records of a cell's runs; find: the record of a run that they depend on; released_accuracy: the figures
+    of teachers that came from files; lost: by run id, why a run left no record.
     """
     cells = {}
     for row in grid.table.rows:
@@ -172,7 +172,7 @@ def _teachers(
     request: Request,
     look_up: LookUp,
     find: FindRecord,
-    released_accuracy: Mapping[str, float],
+    released_accuracy: Mapping[str, Mapping[str, float]],
     seeds: Sequence[int],
     lost: Mapping[str, str],
 ) -> dict[str, Cell]:
@@ -183,7 +183,7 @@ def _teachers(
             continue
         if column.teacher in request.released:
             accuracy = released_accuracy.get(column.teacher)
-            values = () if accuracy is None or column.metric != "top1" else (accuracy,)
+            values = () if accuracy is None else (accuracy[column.metric],)
             notes = (f"teacher {column.teacher} comes from a file",)
             status: Status = "done" if values else "not run yet"
             cells[column.name] = Cell("Teacher", column.name, values, status, (), notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
@@ -12,9 +13,10 @@ from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from benchmark.backbones import network_names
+from benchmark.backbones.pretrained import torchvision_teacher
 from benchmark.catalogue import to_terminal
 from benchmark.command_line import command, names, processors, run_app
-from benchmark.data import Dataset, dataset_names, load_dataset
+from benchmark.data import Dataset, dataset_names, imagenet, load_dataset
 from benchmark.errors import UserError, unknown_name
 from benchmark.executor import Report
 from benchmark.files import check_writable
@@ -82,6 +84,9 @@ def main(
     teacher_checkpoint: Annotated[
         list[str] | None, typer.Option(help="A teacher of your own: WRN-40-2=FILE (may be repeated).")
     ] = None,
+    train_teachers: Annotated[
+        bool, typer.Option("--train-teachers", help="Train ImageNet's teacher too, instead of fetching torchvision's.")
+    ] = False,
     teacher_seeds: Annotated[
         Literal["shared", "paired"], typer.Option(help="One teacher for all seeds, or one for each.")
     ] = "shared",
@@ -128,7 +133,8 @@ def main(
     check_writable(reports, "--reports")
     make_deterministic(wish.device, threads)
     library = Library(data_root, download=not dry_run, forgiving=ALL in (table, figure))
-    targets, teachers = planned_targets(wanted, wish, teacher_checkpoint or [], library, console)
+    brought = Brought(tuple(teacher_checkpoint or ()), released=not train_teachers, measured=not dry_run)
+    targets, teachers = planned_targets(wanted, wish, brought, library, console)
     store = Store(runs)
     parts = [part for target in targets for part in target.parts]
     for part in parts:
@@ -225,8 +231,17 @@ def wanted_targets(table: str, figure: str, wish: Wish) -> list[Table | Figure]:
     ]
 
 
+@dataclass(frozen=True)
+class Brought:
+    """Teachers that need not be trained: files of the user's; torchvision's; whether their accuracy is measured."""
+
+    files: tuple[str, ...]
+    released: bool
+    measured: bool
+
+
 def planned_targets(
-    wanted: Sequence[Table | Figure], wish: Wish, checkpoints: Sequence[str], library: Library, console: Console
+    wanted: Sequence[Table | Figure], wish: Wish, brought: Brought, library: Library, console: Console
 ) -> tuple[list[Target], Teachers]:
     """The targets with their data and runs, and the teachers that came from files.
 
@@ -234,20 +249,21 @@ def planned_targets(
         UserError: something in it is refused, or no data is there for any of them.
     """
     tables = [entry for entry in wanted if isinstance(entry, Table)]
-    files = named_files(checkpoints, [selected(entry, wish.methods, wish.pairs) for entry in tables])
-    if files and len(wanted) > 1:
+    named = named_files(brought.files, [selected(entry, wish.methods, wish.pairs) for entry in tables])
+    if named and len(wanted) > 1:
         raise UserError("--teacher-checkpoint speaks of one table; name one table")
     targets: list[Target] = []
-    teachers = Teachers()
+    all_teachers = Teachers()
     for entry in wanted:
         if isinstance(entry, Table):
             source = wish.dataset or entry.dataset_for(wish.scale)
             images = library.get(source, f"table {entry.name}")
             if images is None:
                 continue
-            if files:
-                recipe = wish.request(entry.protocol_for(wish.scale), images).protocol
-                teachers = read_teachers(files, images, recipe, wish.device, console)
+            files = released_files(entry, images, library, console) | named if brought.released else named
+            recipe = wish.request(entry.protocol_for(wish.scale), images).protocol
+            teachers = read_teachers(files, images, recipe, wish.device, console, brought.measured)
+            all_teachers = all_teachers.joined(teachers)
             targets.append(TableTarget.planned(entry, wish, source, images, teachers))
         else:
             drawn = FigureTarget.planned(entry, wish, library.get)
@@ -255,7 +271,20 @@ def planned_targets(
     if not targets:
         missing = "; ".join(dict.fromkeys(library.missing.values()))
         raise UserError(missing or f"nothing is drawn at scale {wish.scale}; choose another --scale or --pairs")
-    return targets, teachers
+    return targets, all_teachers
+
+
+def released_files(table: Table, images: Dataset, library: Library, console: Console) -> dict[str, Path]:
+    """The files of teachers that torchvision has released for a table's dataset, as far as they can be had."""
+    if images.name != imagenet.NAME or images.num_classes != imagenet.NUM_CLASSES:
+        return {}
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    networks = dict.fromkeys(column.teacher for column in table.columns if column.teacher)
+    found = {name: torchvision_teacher(name, library.data_root, say, library.download) for name in networks}
+    return {name: path for name, path in found.items() if path}
 
 
 def plans_of(parts: Sequence[Part], store: Store, workers: int, retry_failed: bool) -> dict[str, list[Job]]:

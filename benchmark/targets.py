@@ -115,7 +115,7 @@ class TableTarget:
     request: Request
     part: Part
     remarks: tuple[str, ...] = ()
-    accuracy: Mapping[str, float] = field(default_factory=dict)
+    accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Of teachers that came from files, on this dataset's test images."""
 
     @classmethod

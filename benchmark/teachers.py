@@ -27,16 +27,22 @@ from tables.specification import Table
 
 @dataclass(frozen=True)
 class Teachers:
-    """Teachers from files, all by network: where they are, what the planner knows of them, and their accuracy in %."""
+    """Teachers from files, all by network: where they are, what the planner knows of them, and their figures."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
     released: Mapping[str, ReleasedFile] = field(default_factory=dict)
-    accuracy: Mapping[str, float] = field(default_factory=dict)
+    accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def by_hash(self) -> tuple[tuple[str, Path], ...]:
         """The files by the sha256 of their content."""
         return tuple((item.teacher.sha256, self.files[network]) for network, item in self.released.items())
+
+    def joined(self, other: Teachers) -> Teachers:
+        """These and others."""
+        return Teachers(
+            {**self.files, **other.files}, {**self.released, **other.released}, {**self.accuracy, **other.accuracy}
+        )
 
 
 def named_files(assignments: Sequence[str], tables: Iterable[Table]) -> dict[str, Path]:
@@ -64,31 +70,35 @@ def named_files(assignments: Sequence[str], tables: Iterable[Table]) -> dict[str
 
 
 def read_teachers(
-    files: Mapping[str, Path], dataset: Dataset, protocol: Protocol, device: torch.device, console: Console
+    files: Mapping[str, Path],
+    dataset: Dataset,
+    protocol: Protocol,
+    device: torch.device,
+    console: Console,
+    measured: bool = True,
 ) -> Teachers:
-    """Read the files, and measure and print the accuracy that each has on this dataset's test images.
+    """Read the files, and (if asked to) measure and print the accuracy of each on this dataset's test images.
 
     Raises:
         UserError: a file cannot be read, or does not fit its network or the dataset.
     """
-    released, accuracy = {}, {}
+    released: dict[str, ReleasedFile] = {}
+    accuracy: dict[str, dict[str, float]] = {}
     for name, path in files.items():
         weights = load_released(path)
         network = build_network(name, dataset.num_classes)
         apply_to(network, weights, name)
         if weights.auxiliary is not None:
             apply_to(build_branches(name, ROTATIONS * dataset.num_classes), weights, name)
-        placed(network, device)
-        batches = evaluation_batches(dataset.test, recipe_for(protocol, dataset), BATCH_SIZE, device)
-        accuracy[name] = evaluate(network, batches, "fp32")["top1"]
+        branches = ", with branches" if weights.auxiliary is not None else ""
+        line = f"teacher {name} from {path} ({weights.layout}{branches})"
+        if measured:
+            placed(network, device)
+            batches = evaluation_batches(dataset.test, recipe_for(protocol, dataset), BATCH_SIZE, device)
+            accuracy[name] = evaluate(network, batches, "fp32")
+            line += f": {accuracy[name]['top1']:.2f} % on the test images of {dataset.name}"
+        console.print(line, highlight=False, soft_wrap=True)
         released[name] = ReleasedFile(
             ReleasedTeacher(network=name, sha256=weights.sha256), weights.auxiliary is not None
-        )
-        branches = ", with branches" if weights.auxiliary is not None else ""
-        console.print(
-            f"teacher {name} from {path} ({weights.layout}{branches}): "
-            f"{accuracy[name]:.2f} % on the test images of {dataset.name}",
-            highlight=False,
-            soft_wrap=True,
         )
     return Teachers(files, released, accuracy)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmark.data.torchvision_operators import import_torchvision
 from benchmark.method import joint_labels
-from benchmark.training.evaluation import Calibration, evaluate
+from benchmark.training.evaluation import Calibration, Evaluation, evaluate
 from methods.lsskd import LSSKD
 from tests.support import TinyNetwork, stub_context, tiny_network
 
@@ -48,7 +48,11 @@ def test_stage_accuracies_are_those_counted_image_by_image(size: int) -> None:
     network = tiny_network()
     method = LSSKD(stub_context(TinyNetwork.SHAPE), LSSKD.Options())
     batches = zip(images.split(size), labels.split(size), strict=True)
-    figures = evaluate(network, batches, "fp32", method, rotated=True)
+    whole, plain = Evaluation(network, "fp32", method, rotated=True), Evaluation(network, "fp32", method)
+    for rows, of_rows in batches:
+        whole.add(rows, of_rows)
+        plain.add(rows, of_rows)
+    figures = whole.figures
     upright = [0, 0, 0]
     joint = [0, 0, 0]
     for image, label in zip(images, labels, strict=True):
@@ -61,4 +65,7 @@ def test_stage_accuracies_are_those_counted_image_by_image(size: int) -> None:
                     upright[stage] += int(logits.view(3, 4).sum(1).argmax() == label)
     assert figures["stages"] == pytest.approx([100 * count / 9 for count in upright])
     assert figures["stages_joint"] == pytest.approx([100 * count / 36 for count in joint])
-    assert "stages_joint" not in evaluate(network, [(images, labels)], "fp32", method)
+    assert plain.figures == {name: value for name, value in figures.items() if name != "stages_joint"}
+    assert evaluate(network, [(images, labels)], "fp32") == {
+        name: pytest.approx(figures[name]) for name in ("top1", "top5", "nll", "ece")
+    }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmark.backbones.network import Network
 from benchmark.data.augmentation import rotations
-from benchmark.method import Method, class_scores, joint_labels
+from benchmark.method import ROTATIONS, Method, class_scores, joint_labels
 from benchmark.spec import Precision
 from benchmark.training.devices import autocast
 
@@ -21,55 +21,70 @@ BINS = 15
 """Of confidence, for the calibration error."""
 
 
-@torch.no_grad()
-def evaluate(
-    network: Network,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    precision: Precision,
-    method: Method | None = None,
-    rotated: bool = False,
-) -> dict[str, Any]:
-    """Figures over all images: top-1 and top-5 accuracy in %, negative log-likelihood in nats, calibration error in %.
+class Evaluation:
+    """The figures of one network, gathered batch by batch: several networks can share a pass over the images.
 
-    With a method that has auxiliary classifiers also the top-1 accuracy of each, from the first stage on: `stages`, its
-    class scores on upright images (the four joint logits of a class summed); and with `rotated`, which costs four
-    forwards more, `stages_joint`, the accuracy of class and rotation at once over the four rotated views.
-    Network and method are put in evaluation mode, so that they learn nothing from these images, not even statistics.
+    top-1 and top-5 accuracy in %, negative log-likelihood in nats, calibration error in %. With a method that has
+    auxiliary classifiers also the top-1 accuracy of each, from the first stage on: `stages`, its class scores on
+    upright images (the four joint logits of a class summed); and with `rotated`, which costs four forwards more,
+    `stages_joint`, the accuracy of class and rotation at once over the four rotated views.
     """
-    network.eval()
-    if method is not None:
-        method.eval()
-    sums = dict.fromkeys(("top1", f"top{TOP}", "nll"), 0.0)
-    calibration, images = Calibration(), 0
-    stages: list[int] = []
-    joint: list[int] = []
-    for inputs, labels in batches:
-        with autocast(inputs.device, precision):
-            outputs = network(inputs)
-            branches = () if method is None else method.stage_logits(outputs)
+
+    def __init__(
+        self, network: Network, precision: Precision, method: Method | None = None, rotated: bool = False
+    ) -> None:
+        """Puts network and method in evaluation mode, so that they learn nothing, not even statistics."""
+        self.network = network.eval()
+        self.method = None if method is None else method.eval()
+        self.precision = precision
+        self.rotated = rotated
+        self._images = 0
+        self._right, self._right_in_top, self._nll = 0, 0, 0.0
+        self._calibration = Calibration()
+        self._stages: list[int] = []
+        self._joint: list[int] = []
+
+    @torch.no_grad()
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Count in normalised images [batch, 3, height, width] and their labels [batch]."""
+        with autocast(images.device, self.precision):
+            outputs = self.network(images)
+            branches = () if self.method is None else self.method.stage_logits(outputs)
         logits = outputs.logits.float()
         hits = logits.topk(min(TOP, logits.shape[1]), dim=1).indices == labels[:, None]
-        sums["top1"] += int(hits[:, 0].sum())
-        sums[f"top{TOP}"] += int(hits.sum())
-        sums["nll"] += float(F.cross_entropy(logits, labels, reduction="sum"))
-        calibration.add(logits, labels)
-        images += len(labels)
-        stages = _added(stages, [_right(class_scores(scores), labels) for scores in branches])
-        if rotated and branches and method is not None:
-            with autocast(inputs.device, precision):
-                turned = method.stage_logits(network(rotations(inputs)))
-            joint = _added(joint, [_right(scores, joint_labels(labels)) for scores in turned])
-    figures: dict[str, Any] = {
-        "top1": 100 * sums["top1"] / images,
-        f"top{TOP}": 100 * sums[f"top{TOP}"] / images,
-        "nll": sums["nll"] / images,
-        "ece": 100 * calibration.error,
-    }
-    if stages:
-        figures["stages"] = [100 * count / images for count in stages]
-    if joint:
-        figures["stages_joint"] = [100 * count / (4 * images) for count in joint]
-    return figures
+        self._right += int(hits[:, 0].sum())
+        self._right_in_top += int(hits.sum())
+        self._nll += float(F.cross_entropy(logits, labels, reduction="sum"))
+        self._calibration.add(logits, labels)
+        self._images += len(labels)
+        self._stages = _added(self._stages, [_right(class_scores(scores), labels) for scores in branches])
+        if self.rotated and branches and self.method is not None:
+            with autocast(images.device, self.precision):
+                turned = self.method.stage_logits(self.network(rotations(images)))
+            self._joint = _added(self._joint, [_right(scores, joint_labels(labels)) for scores in turned])
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Of all images so far, by name."""
+        figures: dict[str, Any] = {
+            "top1": 100 * self._right / self._images,
+            f"top{TOP}": 100 * self._right_in_top / self._images,
+            "nll": self._nll / self._images,
+            "ece": 100 * self._calibration.error,
+        }
+        if self._stages:
+            figures["stages"] = [100 * count / self._images for count in self._stages]
+        if self._joint:
+            figures["stages_joint"] = [100 * count / (ROTATIONS * self._images) for count in self._joint]
+        return figures
+
+
+def evaluate(network: Network, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> dict[str, Any]:
+    """The figures of one network over all images (see `Evaluation`)."""
+    evaluation = Evaluation(network, precision)
+    for images, labels in batches:
+        evaluation.add(images, labels)
+    return evaluation.figures
 
 
 class Calibration:
