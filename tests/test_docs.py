@@ -28,6 +28,7 @@ from benchmark.data import load_dataset
 from benchmark.data.described import Description, read_description
 from benchmark.grid import grid_of
 from benchmark.plan import with_dependencies
+from benchmark.points import points_of
 from benchmark.protocols import PROTOCOLS, SCALES, SEEDS
 from benchmark.registry import all_methods, method_class, method_names, resolve_options
 from benchmark.results import Store
@@ -36,7 +37,7 @@ from benchmark.spec import Scale
 from benchmark.streams import generator
 from benchmark.training.job import execute
 from benchmark.tune import parse_grid
-from figures.specification import figure_names
+from figures.specification import figure_names, load_figure
 from tables.specification import Column, Row, Table, load_table, table_names
 from tests import engine
 
@@ -48,7 +49,7 @@ OWN_FILES = ROOT / "docs" / "own-files.md"
 LEDGER = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
 PROTOCOLS_PAGE = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
 
-METHODS_OF_THE_SUITE = {row.method for row in load_table("II").rows}
+METHODS_OF_THE_SUITE = {row.method for row in load_table("II").at("demo").rows}
 
 
 def prose(text: str) -> str:
@@ -269,7 +270,7 @@ def example_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 def test_every_command_in_the_documents_is_accepted_with_its_values(example_method: Any) -> None:
     seen = set()
-    shown = {"mine.toml"}
+    shown = {"mine.toml", "few.toml"}
     for document in DOCUMENTS:
         for module, arguments in commands(document):
             seen.add(module)
@@ -278,7 +279,7 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
             given = command_of(module).make_context(module, arguments).params
             tables = given.get("table") or ""
             assert set(names(tables) if isinstance(tables, str) else tables) <= {*table_names(), ALL, *shown}, arguments
-            assert set(names(given.get("figure") or "")) <= {*figure_names(), ALL}, arguments
+            assert set(names(given.get("figure") or "")) <= {*figure_names(), ALL, *shown}, arguments
             assert given.get("scale", "demo") in {*SCALES, ""}, arguments
             assert set(names(given.get("methods") or "")) <= set(method_names()), arguments
             for pair in names(given.get("pairs") or ""):
@@ -321,6 +322,10 @@ def test_every_toml_example_is_read(document: Path, tmp_path: Path) -> None:
             table = load_table(file)
             grid = grid_of(table, engine.request(), [0])
             assert set(grid.runs) == {(row.method, column.name) for row in table.rows for column in table.columns}
+        elif "[[panels]]" in text:
+            figure = load_figure(file)
+            planned = [points_of(figure, panel, engine.request(), [0]) for panel in figure.panels]
+            assert all(points.to_train() for points in planned)
         else:
             size = read_description(file).image_size
             for split, name in itertools.product(("train", "test"), ("ash", "oak")):
@@ -331,8 +336,8 @@ def test_every_toml_example_is_read(document: Path, tmp_path: Path) -> None:
             dataset = load_dataset(str(file))
             assert dataset.classes == ("ash", "oak")
             assert dataset.train.images.shape == (2, size, size, 3)
-        kinds.add("[[columns]]" in text)
-    assert kinds == {True, False}
+        kinds |= set(re.findall(r"\[\[(columns|panels)\]\]|^(folder)", text, flags=re.MULTILINE))
+    assert kinds >= {("columns", ""), ("", "folder")}
 
 
 def test_the_page_on_own_files_names_every_field() -> None:

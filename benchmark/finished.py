@@ -1,0 +1,121 @@
+"""A finished run by its folder, its record or the start of its id, with the network that it trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from benchmark.backbones import build_network
+from benchmark.backbones.network import Network
+from benchmark.errors import UserError, nearest
+from benchmark.results import Record, Store
+from benchmark.spec import Run
+
+SHOWN = 5
+"""How many of the runs that a prefix may mean are named."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run that has a student: its folder, its record and its trained network."""
+
+    folder: Path
+    run: Run
+    record: Record
+    weights: dict[str, Tensor]
+
+
+def finished_run(name: str, root: Path) -> Finished:
+    """The run that a folder, a record or the beginning of an id names, with its weights verified.
+
+    Raises:
+        UserError: there is no such run, or more than one; it is not finished, failed, is damaged or has no student.
+    """
+    folder = run_folder(name, root)
+    run = _specification(folder)
+    store = Store(folder.resolve().parent.parent)
+    if store.folder(run) != folder.resolve():
+        place = Path(run.dataset, run.id)
+        raise UserError(
+            f"{folder} was renamed or moved, or is of another version of the suite: this run's place is {place} in a "
+            "folder of runs; put it there, or train it again"
+        )
+    record = store.record(run)
+    if record is None:
+        raise UserError(f"{run.id} is not finished; call the command that trains it again, which goes on with it")
+    if record["status"] == "failed":
+        raise UserError(f"{run.id} has failed ({record['reason']}) and left no student; choose another run")
+    if "student" not in record["weights"]:
+        raise UserError(f"{run.id} is a head on a teacher and has no student; choose a run that trains one")
+    return Finished(folder, run, record, store.weights(run))
+
+
+def run_folder(name: str, root: Path) -> Path:
+    """The folder of the run that a folder, a record or the beginning of an id under `root` names.
+
+    Raises:
+        UserError: it names none, or more than one.
+    """
+    path = Path(name)
+    folder = path.parent if path.name in ("record.json", "run.json") and path.is_file() else path
+    if _holds_run(folder):
+        return folder
+    found = {entry.name: entry for part in _folders(root) for entry in _folders(part) if _holds_run(entry)}
+    chosen = [found[name]] if name in found else [found[known] for known in sorted(found) if known.startswith(name)]
+    if len(chosen) == 1:
+        return chosen[0]
+    if not chosen:
+        near = nearest(name, found)
+        hint = f" (did you mean {near}?)" if near else ""
+        raise UserError(
+            f"no run {name!r}{hint}: it is neither a run's folder, nor its record.json, nor the start of the id of one "
+            f"of the {len(found)} runs in {root}; name one, or their folder with --runs"
+        )
+    more = ", ..." if len(chosen) > SHOWN else ""
+    shown = ", ".join(folder.name for folder in chosen[:SHOWN])
+    raise UserError(f"{name!r} is the start of {len(chosen)} runs: {shown}{more}; give more of the id")
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir())
+    except OSError:
+        return []
+
+
+def _holds_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("record.json", "run.json"))
+
+
+def _specification(folder: Path) -> Run:
+    """The run in a folder, from its record or, where there is none yet, from what was written when it began."""
+    record = folder / "record.json"
+    path = record if record.is_file() else folder / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Run.model_validate(content["run"] if path == record else content)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}); delete its folder to train the run again"
+        ) from error
+
+
+def trained_network(finished: Finished, num_classes: int) -> Network:
+    """The plain network of a run's student with its trained weights, in evaluation mode.
+
+    Raises:
+        UserError: the weights are of another network than the one of this name.
+    """
+    network = build_network(finished.run.student, num_classes)
+    try:
+        network.load_state_dict(finished.weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights of {finished.run.id} are not those of {finished.run.student} for {num_classes} classes; "
+            "delete its folder to train the run again"
+        ) from error
+    return network.eval()
