@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from benchmark.plan import with_dependencies
 from benchmark.results import Record
-from benchmark.spec import Run
+from benchmark.spec import ReleasedTeacher, Run
 from tables.result import Cell, Price, Seed, Status
 from tables.specification import Column
 
@@ -41,7 +41,9 @@ def cell_of(
         column=column.name,
         values=tuple(float(seed.figures[column.metric]) for seed in seeds),
         status=status,
-        best=tuple(float(record["best_on_test"][column.metric]) for record in finished.values()),
+        best=tuple(
+            float(record["best_on_test"][column.metric]) for record in finished.values() if "best_on_test" in record
+        ),
         notes=notes,
         seeds=len(records),
         finished=seeds,
@@ -56,13 +58,18 @@ def seed_of(run: Run, record: Record, find: FindRecord) -> Seed:
 
 def price_of(run: Run, record: Record, find: FindRecord) -> Price:
     """What a finished run cost, and all that it depends on."""
-    needed = [find(other) for other in with_dependencies([run]) if other != run]
+    needed = with_dependencies([run])[:-1]
+    records = [find(other) for other in needed]
+    # Nobody knows what a teacher from a file has cost.
+    known = not any(
+        isinstance(part, ReleasedTeacher) for other in (*needed, run) for part in (other.teacher, other.head)
+    )
     own = record.get("cost", {})
     return Price(
         multiply_adds=own.get("training_multiply_adds"),
-        teacher_multiply_adds=_total([_cost(other) for other in needed]) if needed else 0,
-        seconds=_seconds(record),
-        teacher_seconds=_total([_seconds(other) for other in needed]) if needed else 0.0,
+        teacher_multiply_adds=_total([_cost(other) for other in records], 0) if known else None,
+        seconds=_device_seconds(record),
+        teacher_seconds=_total([_device_seconds(other) for other in records], 0.0) if known else None,
         epochs=run.schedule.epochs,
         parameters=own.get("parameters"),
         parameters_in_training=own.get("parameters_in_training"),
@@ -75,18 +82,23 @@ def _cost(record: Record | None) -> int | None:
     return None if record is None else record.get("cost", {}).get("training_multiply_adds")
 
 
-def _seconds(record: Record | None) -> float | None:
+def _device_seconds(record: Record | None) -> float | None:
+    """Seconds times devices. On a GPU, whose work the host's clock cannot tell apart, those of the whole cohort."""
     if record is None:
         return None
     made = record["provenance"]
-    own, teacher = made.get("seconds_of_its_own"), made.get("seconds_of_its_teacher", 0.0)
-    return None if own is None else float(own) + float(teacher)
+    if made.get("device") == "cuda":
+        seconds = made.get("seconds")
+    else:
+        own, teacher = made.get("seconds_of_its_own"), made.get("seconds_of_its_teacher", 0.0)
+        seconds = None if own is None else own + teacher
+    return None if seconds is None else float(seconds) * int(made.get("processes", 1))
 
 
-def _total(values: Sequence[Number | None]) -> Number | None:
+def _total(values: Sequence[Number | None], nothing: Number) -> Number | None:
     """The sum; None where a part of it is not known."""
     known = [value for value in values if value is not None]
-    return sum(known, start=type(known[0])(0)) if known and len(known) == len(values) else None
+    return sum(known, start=nothing) if len(known) == len(values) else None
 
 
 def _failure(run: Run, record: Record | None, lost: Mapping[str, str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -131,7 +132,14 @@ def results_of(
             else:
                 cells[key] = Cell(*key, (), "no teacher" if row.method in all_methods() else "not in the suite")
     shown = {row for row, _ in grid.chosen} | {row for (row, _), cell in cells.items() if cell.values}
-    rows = tuple(_with_remark(row) for row in grid.table.rows if row.name in shown or not _runs_when_named(row))
+    shown |= {row.name for row in grid.table.rows if not _runs_when_named(row)}
+    cells |= {
+        key: dataclasses.replace(cell, status="runs when named")
+        for key, cell in cells.items()
+        if key[0] not in shown and cell.status == "not run yet"
+    }
+    # What runs when it is named has a row if it was run, or if others have printed numbers for it.
+    rows = tuple(_with_remark(row) for row in grid.table.rows if row.name in shown or row.printed or row.published)
     table = grid.table.model_copy(update={"rows": rows})
     kept = {row.name for row in rows}
     epochs = request.protocol.schedule.scaled(request.scale.factor).epochs

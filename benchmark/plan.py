@@ -17,7 +17,7 @@ from benchmark.backbones.cost import multiply_adds
 from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError
 from benchmark.method import ROTATIONS
-from benchmark.protocols import PROTOCOLS
+from benchmark.protocols import PROTOCOLS, base_scale
 from benchmark.registry import method_class, resolve_options
 from benchmark.results import Store
 from benchmark.spec import Augmentation, Precision, Protocol, ReleasedTeacher, Run, Scale, cohort_key, teacher_key
@@ -81,7 +81,7 @@ class Request:
         if self.precision != "auto":
             return self.precision
         fast = supports_bf16(self.device) and (self.device.type == "cuda" or not uses_grouped_convolutions(network))
-        return "bf16" if fast and self.scale.name != "paper" else "fp32"
+        return "bf16" if fast and base_scale(self.scale.name) != "paper" else "fp32"
 
     def run(
         self, method: str, student: str, teacher: str | None, seed: int, augmentation: Augmentation | None = None
@@ -354,6 +354,9 @@ def training_multiply_adds(run: Run, image_size: int) -> int:
         )
     if run.teacher_network:
         total += views * network_cost(run.teacher_network, _reads_branches(run), image_size)[0]
+    if run.options.get("past") == "previous_weights":
+        # The student of the epoch before, asked once more.
+        total += views * network_cost(run.student, cls.student_branches, image_size)[0]
     return total
 
 

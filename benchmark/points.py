@@ -183,7 +183,8 @@ def _variants(
         # Without a record of a run that only this figure has, it would be another's once more.
         if any(collection.like(run) for run in runs - planned):
             remarks = _remarks_of(figure, list(points.values()), settings)
-            yield figure_result(figure, points, collection.records_like, collection.find, remarks)
+            cells = [runs for some in points.values() for runs in some.runs.values()]
+            yield figure_result(figure, points, collection.look_up(cells), collection.find, remarks)
         planned |= runs
         usual = False
 

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,18 @@ class Store:
             raise UserError(f"{path} is damaged (its checksum differs); delete its folder to train the run again")
         return safetensors.torch.load_file(path)
 
+    def keep_released_figures(self, dataset: str, sha256: str, figures: Mapping[str, float]) -> None:
+        """Remember what a teacher from a file reaches on a dataset's test images."""
+        write_text(self.root / dataset / "teachers" / f"{sha256}.json", json.dumps(dict(figures)) + "\n")
+
+    def released_figures(self) -> dict[str, dict[str, float]]:
+        """What teachers from files reach, by their file's sha256, as far as it was measured."""
+        found = {}
+        for path in sorted(self.root.glob("*/teachers/*.json")):
+            with contextlib.suppress(OSError, ValueError):
+                found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
     def forget_failure(self, run: Run) -> None:
         """Remove the record of a failed run, so that it is trained again; any other stays."""
         record = self.record(run)
@@ -123,13 +136,19 @@ class Store:
             yield _read_record(path)
 
     def readable(self) -> tuple[list[Record], list[str]]:
-        """Every record that can be read, and a line on each that cannot."""
+        """Every record that can be read and lies in its dataset's folder, and a line on each other one."""
         records, damaged = [], []
         for path in sorted(self.root.glob("*/*/record.json")):
             try:
-                records.append(_read_record(path))
+                record = _read_record(path)
             except UserError as error:
                 damaged.append(str(error))
+                continue
+            # Reports name their files after datasets; a crafted name could lead them out of their folder.
+            if path.parent.parent.name == record["run"]["dataset"]:
+                records.append(record)
+            else:
+                damaged.append(f"record {path} is of another dataset than its folder; move it to where it belongs")
         return records, damaged
 
 

@@ -44,6 +44,7 @@ from benchmark.teachers import Teachers, named_files, read_teachers
 from benchmark.training.devices import make_deterministic, resolve_device
 from benchmark.training.job import remove_finished_checkpoints
 from benchmark.training.material import Settings
+from benchmark.training.processes import check_sharing
 from figures.specification import Figure, figure_names, load_figure
 from tables.specification import Table, load_table, table_names
 
@@ -134,11 +135,13 @@ def main(
     make_deterministic(wish.device, threads)
     library = Library(data_root, download=not dry_run, forgiving=ALL in (table, figure))
     brought = Brought(tuple(teacher_checkpoint or ()), released=not train_teachers, measured=not dry_run)
-    targets, teachers = planned_targets(wanted, wish, brought, library, console)
     store = Store(runs)
+    targets, teachers = planned_targets(wanted, wish, brought, library, store, console)
     parts = [part for target in targets for part in target.parts]
     for part in parts:
         check_methods(part.runs, part.images)
+        for run in part.runs:
+            check_sharing(run, device, workers or 1)
     processes = workers or (1 if wish.device.type == "cuda" or processes_per_run > 1 else processors())
     plans = plans_of(parts, store, processes, retry_failed)
     if dry_run:
@@ -241,7 +244,7 @@ class Brought:
 
 
 def planned_targets(
-    wanted: Sequence[Table | Figure], wish: Wish, brought: Brought, library: Library, console: Console
+    wanted: Sequence[Table | Figure], wish: Wish, brought: Brought, library: Library, store: Store, console: Console
 ) -> tuple[list[Target], Teachers]:
     """The targets with their data and runs, and the teachers that came from files.
 
@@ -263,6 +266,8 @@ def planned_targets(
             files = released_files(entry, images, library, console) | named if brought.released else named
             recipe = wish.request(entry.protocol_for(wish.scale), images).protocol
             teachers = read_teachers(files, images, recipe, wish.device, console, brought.measured)
+            for name, figures in teachers.accuracy.items():
+                store.keep_released_figures(images.name, teachers.released[name].teacher.sha256, figures)
             all_teachers = all_teachers.joined(teachers)
             targets.append(TableTarget.planned(entry, wish, source, images, teachers))
         else:

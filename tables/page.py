@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmark.statistics import Summary, summarise
-from tables.result import Cell, Status, TableResult
+from tables.result import ABSENT, Cell, Status, TableResult
 from tables.specification import Column, Row, number_at
 
 TEACHER = "Teacher"
@@ -63,7 +63,7 @@ class PageRow:
     @property
     def absent(self) -> bool:
         """Whether the suite does not have this method."""
-        return all(entry.status == "not in the suite" for entry in self.entries)
+        return all(entry.status in ABSENT for entry in self.entries)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Page:
     @property
     def has_absent(self) -> bool:
         """Whether the suite lacks a method of the table."""
-        return any(entry.status == "not in the suite" for entry in self.entries)
+        return any(entry.status in ABSENT for entry in self.entries)
 
     @property
     def has_ranks(self) -> bool:
@@ -188,7 +188,9 @@ def counts(result: TableResult) -> str:
     for status in ("partial", "failed", "not run yet"):
         if found[status]:
             parts.append(f"{found[status]} {status}")
+    named = found.pop("runs when named", 0)
     ending = f"; {absent} are of methods that are not in the suite" if absent else ""
+    ending += f"; {named} are of methods that run when they are named" if named else ""
     ending += f"; {untaught} are of methods that need a teacher, in columns without one" if untaught else ""
     return f"{', '.join(parts)}{ending}."
 
@@ -223,7 +225,8 @@ def _reference(row: Row, position: int, footnotes: _Footnotes) -> tuple[str, str
         return "", "", ()
     std = number_at(published.std, position)
     runs = f", mean of {published.runs} runs" if published.runs else ""
-    marks = footnotes.marks([f"Not printed in this table, but published: {published.source}{runs}."])
+    origin = "Printed" if published.printed else "Not printed in this table, but published"
+    marks = footnotes.marks([f"{origin}: {published.source}{runs}."])
     return f"{mean:.2f}", "" if std is None else f"{std:.2f}", marks
 
 

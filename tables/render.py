@@ -14,7 +14,7 @@ from benchmark.files import write_text
 from benchmark.statistics import summarise
 from tables.escaping import Markup, environment, escape_latex, escape_markdown, plain
 from tables.page import BEST_EXPLANATION, BEST_TITLE, TEACHER, Entry, Marks, Page, PageRow, page_of
-from tables.result import Cell, TableResult
+from tables.result import ABSENT, Cell, TableResult
 from tables.specification import Column, Row, number_at
 from tables.terminal import superscript, to_terminal
 
@@ -175,7 +175,7 @@ def _markdown_cell(entry: Entry) -> str:
         text = f"{entry.mean} ± {entry.std}" if entry.std else entry.mean
         measured = f"{f'**{text}**' if entry.rank == 1 else text} ({entry.seeds})"
     else:
-        measured = "\N{EN DASH}" if entry.status in ("", "not in the suite") else entry.status
+        measured = "\N{EN DASH}" if entry.status in ("", *ABSENT) else entry.status
     measured += superscript(entry.marks)
     if not entry.reference:
         return measured
@@ -233,7 +233,7 @@ def _latex_row(row: PageRow, beside: bool, usual: str) -> Markup:
 def _latex_measured(entry: Entry, usual: str) -> str:
     marks = _latex_marks(entry.marks)
     if not entry.summary:
-        return {"not in the suite": "--", "not run yet": "not run"}.get(
+        return {"not in the suite": "--", "runs when named": "--", "not run yet": "not run"}.get(
             entry.status, escape_latex(entry.status)
         ) + marks
     command = {1: "\\textbf", 2: "\\underline"}.get(entry.rank, "")

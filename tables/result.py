@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from tables.specification import Table
 
-Status = Literal["done", "partial", "failed", "not run yet", "not in the suite", "no teacher"]
+Status = Literal["done", "partial", "failed", "not run yet", "runs when named", "not in the suite", "no teacher"]
+ABSENT: tuple[Status, ...] = ("not in the suite", "runs when named")
+"""Of cells for which there is nothing to say but what others printed."""
 
 
 @dataclass(frozen=True)

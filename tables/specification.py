@@ -93,9 +93,13 @@ class Column(_Frozen):
 
 
 class Published(_Frozen):
-    """Numbers from elsewhere than the table's own paper, one for each column (nan: none), in %."""
+    """Numbers from elsewhere than the table's own paper, one for each column (nan: none), in %.
+
+    printed: whether the table's own paper prints them too, which of teachers cannot be said otherwise.
+    """
 
     source: Name
+    printed: bool = False
     mean: Percentages
     std: Percentages = ()
     runs: int | None = Field(None, ge=1)

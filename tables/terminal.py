@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tables.escaping import plain
 from tables.page import Entry, Page, PageRow, page_of
-from tables.result import TableResult
+from tables.result import ABSENT, TableResult
 
 WIDEST_GAP = 3
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -107,7 +107,7 @@ def _name(row: PageRow) -> Text:
 def _cell(entry: Entry) -> Text:
     """Measured over printed; on one line for a method that the suite lacks."""
     reference = Text.assemble((entry.reference, "cyan"), (superscript(entry.reference_marks), "dim"))
-    if entry.status == "not in the suite":
+    if entry.status in ABSENT:
         return Text.assemble(("\N{EN DASH}   ", "dim"), reference)
     # The printed numbers stand under each other, whether or not a number of seeds stands before them.
     below = Text(f"{entry.seeds.replace(' of ', '/'):<3} " if entry.reference else entry.seeds, style="dim")
@@ -132,7 +132,7 @@ def _legend(page: Page) -> str:
     if page.has_ranks:
         sentences.append("Bold: best measured of the column; underlined: second.")
     if page.has_absent:
-        sentences.append("\N{EN DASH}: not in the suite.")
+        sentences.append("\N{EN DASH}: not in the suite, or run only when named.")
     if page.best:
         sentences.append("The best epochs on the test set stand in the reports, apart.")
     return " ".join(sentences)

@@ -67,8 +67,6 @@ def test_seeds_of_two_precisions_are_not_mixed() -> None:
         kd(0, augmentation="cutmix"),
         kd(0, validation=0.1),
         kd(0, fraction=0.5),
-        kd(1, teacher_seeds="paired"),
-        kd(0, processes=2),
     ],
 )
 def test_a_run_that_is_another_fills_no_cell(other: Run) -> None:
@@ -82,11 +80,48 @@ def test_a_teacher_is_found_by_the_column_it_teaches_in() -> None:
     assert result.cell("Baseline", COLUMN.name).values == ()
 
 
-def test_students_of_a_teacher_from_a_file_are_found_where_there_are_more_of_them() -> None:
-    file = ReleasedFile(ReleasedTeacher(network="WRN-16-2", sha256="0" * 64), has_branches=False)
-    own, released = kd(0), [kd(seed, released={"WRN-16-2": file}) for seed in range(2)]
-    assert table_of([own, *released]).cell("KD", COLUMN.name).by_seed() == {0: 50.0, 1: 51.0}
-    assert table_of([own, released[1]]).cell("KD", COLUMN.name).by_seed() == {0: 50.0}
+def tables_of(runs: Sequence[Run], **figures: dict[str, float]) -> list[TableResult]:
+    collection = Collection([record(run, 50.0 + run.seed) for run in runs], figures)
+    return [collection.table(TABLE, setting) for setting in collection.settings()]
+
+
+def test_students_of_a_teacher_from_a_file_stand_in_a_table_of_their_own() -> None:
+    sha = "0" * 64
+    file = ReleasedFile(ReleasedTeacher(network="WRN-16-2", sha256=sha), has_branches=False)
+    released = [kd(seed, released={"WRN-16-2": file}) for seed in range(2)]
+    baseline = request().run("Baseline", "ResNet20", None, 0)
+    own, of_file = tables_of([kd(0), *released, baseline], **{sha: {"top1": 76.4}})
+    assert own.cell("KD", COLUMN.name).by_seed() == {0: 50.0}
+    assert of_file.cell("KD", COLUMN.name).by_seed() == {0: 50.0, 1: 51.0}
+    assert [result.cell("Baseline", COLUMN.name).values for result in (own, of_file)] == [(50.0,)] * 2
+    assert of_file.teacher(COLUMN.name).values == (76.4,)
+    (price,) = {seed.price for seed in of_file.cell("KD", COLUMN.name).finished if seed.seed == 0}
+    assert price.teacher_seconds is None
+    assert own.cell("Baseline", COLUMN.name).finished[0].price.teacher_seconds == 0.0
+    (alone,) = tables_of(released)
+    assert alone.cell("KD", COLUMN.name).by_seed() == {0: 50.0, 1: 51.0}
+
+
+def test_teachers_of_each_seed_make_a_table_of_their_own() -> None:
+    paired = [kd(seed, teacher_seeds="paired") for seed in range(3)]
+    (result,) = [table for table in tables_of(paired) if len(table.cell("KD", COLUMN.name).values) == 3]
+    assert result.remarks == ("Each seed has a teacher of its own.",)
+    shared, of_each = tables_of([kd(0), kd(1), *paired[1:]])
+    assert shared.cell("KD", COLUMN.name).by_seed() == {0: 50.0, 1: 51.0}
+    assert of_each.cell("KD", COLUMN.name).by_seed() == {0: 50.0, 1: 51.0, 2: 52.0}
+
+
+def test_batches_shared_by_processes_make_a_table_of_their_own() -> None:
+    (result,) = tables_of([kd(seed, processes=2) for seed in range(3)])
+    assert result.cell("KD", COLUMN.name).status == "done"
+    assert result.remarks[0].startswith("2 processes shared each batch")
+
+
+def test_all_cells_of_a_student_are_of_one_precision() -> None:
+    baselines = [request(precision="bf16").run("Baseline", "ResNet20", None, seed) for seed in range(2)]
+    (result,) = tables_of([kd(0), kd(1), kd(2), *baselines])
+    assert result.cell("KD", COLUMN.name).status == "done"
+    assert result.cell("Baseline", COLUMN.name).values == ()
 
 
 def test_each_dataset_scale_and_changed_protocol_is_a_setting_of_its_own() -> None:

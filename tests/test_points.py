@@ -122,7 +122,7 @@ def test_a_method_that_is_named_and_not_in_the_figure_comes_last() -> None:
     found = points(methods=("PS-KD", "KD"))
     assert found.methods == (*FIVE.methods, "PS-KD")
     assert {run.method for run in found.to_train()} == {"PS-KD", "KD"}
-    result = figure_result(FIVE.at("demo"), {"CIFAR-100": found}, Collection([]).records_like, lambda run: None)
+    result = figure_result(FIVE.at("demo"), {"CIFAR-100": found}, Collection([]).look_up([]), lambda run: None)
     assert result.methods == (*FIVE.methods, "PS-KD")
 
 
@@ -184,7 +184,7 @@ def test_only_the_whole_protocol_on_the_papers_dataset_reproduces() -> None:
             )
             for number, panel in enumerate(figure.panels)
         }
-        return figure_result(figure, panels, Collection([]).records_like, lambda run: None).reproduces
+        return figure_result(figure, panels, Collection([]).look_up([]), lambda run: None).reproduces
 
     assert result()
     assert not result(scale="quick")

@@ -1,0 +1,97 @@
+"""Report whatever runs there are: `python -m benchmark.report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from benchmark.audit import write_audit
+from benchmark.audit_pages import summary
+from benchmark.command_line import run_app
+from benchmark.files import check_writable, replacing, write_text
+from benchmark.findings import Audit
+from benchmark.options import Reports, Runs
+from benchmark.report import attachments, text
+from benchmark.report.attachments import Drawing
+from benchmark.report.data import OWN_METHOD, Report, collect
+from benchmark.report.html import to_html
+from benchmark.report.pdf import to_pdf
+from benchmark.report.words import records_line
+from benchmark.results import frame_of
+from tables.render import write_reports
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    runs: Runs = Path("runs"),
+    reports: Reports = Path("reports"),
+    scale: Annotated[str, typer.Option(help="Only runs of this scale: demo, quick or paper. [all]")] = "",
+    table: Annotated[
+        list[str] | None, typer.Option(help="Only this table, by name or TOML file (may be repeated). [the suite's]")
+    ] = None,
+    method: Annotated[str, typer.Option(help="The method that is compared with all others.")] = OWN_METHOD,
+) -> int:
+    """Write index.html, report.pdf, report.md, tables.tex, every table and figure, the audit, and all records."""
+    console = Console()
+    check_writable(reports, "--reports")
+    with console.status("reading records"):
+        report = collect(runs, method, scale, table or ())
+    written = []
+    with console.status("drawing figures"):
+        drawings = attachments.draw(report, reports)
+        written += [path for drawing in drawings for path in drawing.files.values()]
+    with console.status("judging claims"):
+        audit = attachments.audit(report, drawings)
+    with console.status("writing"):
+        written += _write(report, drawings, audit, reports)
+    _print(console, report, audit, reports, len(written))
+    return 0
+
+
+def _write(report: Report, drawings: list[Drawing], audit: Audit, folder: Path) -> list[Path]:
+    written = write_audit(audit, folder)
+    for table in report.tables:
+        written += write_reports(table.result, folder, table.stem)
+    frame = frame_of(report.records)
+    with replacing(folder / "records.parquet") as file:
+        frame.to_parquet(file.temporary)
+    write_text(folder / "records.csv", frame.to_csv(index=False, lineterminator="\n"))
+    for name, content in (
+        ("report.md", text.to_markdown(report, drawings, audit)),
+        ("tables.tex", text.to_latex(report, drawings, audit)),
+        ("index.html", to_html(report, drawings, audit)),
+    ):
+        write_text(folder / name, content)
+        written.append(folder / name)
+    with replacing(folder / "report.pdf") as file:
+        file.temporary.write_bytes(to_pdf(report, drawings, audit))
+    return [*written, folder / "records.parquet", folder / "records.csv", folder / "report.pdf"]
+
+
+def _print(console: Console, report: Report, audit: Audit, folder: Path, files: int) -> None:
+    def say(line: str, style: str = "") -> None:
+        console.print(Text(line, style=style), soft_wrap=True)
+
+    say(f"{report.headline}.", "bold")
+    for sentence in (*report.sentences, records_line(report)):
+        say(sentence)
+    for covered in report.covered:
+        parts = [f"{covered.done} of {covered.cells} cells done"]
+        parts += [f"{covered.partial} partial"] if covered.partial else []
+        parts += [f"{covered.failed} failed"] if covered.failed else []
+        say(f"  Table {covered.table}, {covered.scale}, {covered.dataset}, {covered.protocol}: {', '.join(parts)}")
+    for line in report.damaged:
+        say(f"left out: {line}", "yellow")
+    for sentence in summary(audit):
+        say(sentence)
+    say(f"Written: {files} files in {folder}; open {folder / 'index.html'} or {folder / 'report.pdf'}")
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmark.report")

@@ -1,0 +1,223 @@
+"""Everything that a report says, collected from a store of records once, before any format is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import benchmark
+from benchmark.collection import Collection, Setting
+from benchmark.protocols import SCALES, base_scale, protocol_named, scale_named
+from benchmark.provenance import commit
+from benchmark.report import coverage, measurements, runs
+from benchmark.report.coverage import PAPER, Coverage
+from benchmark.report.listing import Listing
+from benchmark.results import Record, Store
+from tables.escaping import Markup
+from tables.page import Page, page_of
+from tables.result import TableResult
+from tables.specification import Table, load_table, table_names
+
+TITLE = "Knowledge distillation, reproduced"
+OWN_METHOD = "LSSKD"
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """One table in one setting: its page, and what stands behind its cells."""
+
+    result: TableResult
+    page: Page
+    stem: str
+    differences: Listing | None
+    figures: Listing | None
+    costs: Listing | None
+    prices: Listing | None
+
+    def file(self, ending: str) -> Markup:
+        """The name of one of its files, which holds nothing that a format would read (letters, digits and `._-`)."""
+        return Markup(f"{self.stem}.{ending}")
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything was run."""
+        return self.figures is not None
+
+    @property
+    def title(self) -> str:
+        """The table and the setting in a few words."""
+        return f"Table {self.page.name}, {self.page.scale}" if self.measured else f"Table {self.page.name}"
+
+    @property
+    def setting(self) -> str:
+        """Scale, dataset and protocol."""
+        return f"scale {self.page.scale}, dataset {self.page.dataset}, protocol {self.result.protocol}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is reported.
+
+    method: whose differences are shown; scale: the only one that was asked for, "" for all; tables: in the order in
+    which they are shown; damaged: a line on each file that could not be read; curves: what is drawn of each run, by its
+    key on the page; written: when, UTC.
+    """
+
+    method: str
+    scale: str
+    collection: Collection
+    tables: tuple[TableReport, ...]
+    covered: tuple[Coverage, ...]
+    runs: Listing
+    provenance: Listing
+    exported: Listing | None
+    curves: dict[str, dict[str, Any]]
+    damaged: tuple[str, ...]
+    generated_from: str
+    written: str
+
+    @property
+    def records(self) -> list[Record]:
+        """Every record that could be read."""
+        return self.collection.records
+
+    @property
+    def headline(self) -> str:
+        """`7 of 90 cells at paper scale`."""
+        return coverage.headline(self.covered)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What may be concluded."""
+        return coverage.sentences(self.covered)
+
+    @property
+    def coverage(self) -> Listing:
+        """A line for each table and setting."""
+        return coverage.listed(self.covered)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many records there are, by status."""
+        return Counter(record["status"] for record in self.records)
+
+
+def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Sequence[str | Path] = ()) -> Report:
+    """Collect a report from the records under `root`, which may hold none.
+
+    scale: only this one, and what was stretched from it; tables: by name or path, the suite's own for none.
+
+    Raises:
+        UserError: there is no such scale or table.
+    """
+    if scale:
+        scale_named(base_scale(scale))
+    specifications = [load_table(table) for table in tables or table_names()]
+    records, damaged = Store(root).readable()
+    collection = Collection(records)
+    pairs = list(zip(collection.runs, collection.records, strict=True))
+    settings = [
+        found
+        for found in collection.settings()
+        if not scale or scale in (found.scale.name, base_scale(found.scale.name))
+    ]
+    settings.sort(key=_order)
+    results = [result for table in specifications for result in results_for(table, collection, settings)]
+    edges, unreadable = runs.edges(pairs, {run.id: Store(root).folder(run) for run in collection.runs})
+    return Report(
+        method=method,
+        scale=scale,
+        collection=collection,
+        tables=tuple(_reports(results, method, edges)),
+        covered=tuple(_covered(specifications, results)),
+        runs=runs.listed_runs(pairs),
+        provenance=runs.provenance(collection.records),
+        exported=runs.listed_edges(pairs, edges),
+        curves=runs.curves(pairs),
+        damaged=(*damaged, *unreadable),
+        generated_from=f"kd-benchmark {benchmark.__version__}, commit {(commit() or 'unknown')[:12]}",
+        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def results_for(table: Table, collection: Collection, settings: Sequence[Setting]) -> list[TableResult]:
+    """The table in every setting that has a run of it; once with nothing measured where none has."""
+    results = [_result(table, collection, setting) for setting in settings]
+    return [result for result in results if _has_cells(result)] or [empty_result(table)]
+
+
+def empty_result(table: Table) -> TableResult:
+    """The table at paper scale without a run: what was printed, and what is not run yet."""
+    scale = PAPER if isinstance(table.dataset, str) or PAPER in table.dataset else next(iter(table.dataset))
+    protocol = protocol_named(table.protocol_for(scale))
+    setting = Setting(Path(table.dataset_for(scale)).stem, "", protocol, SCALES[scale])
+    return _result(table, Collection([]), setting)
+
+
+def _result(table: Table, collection: Collection, setting: Setting) -> TableResult:
+    """The table in a setting.
+
+    How long a run `as_long_as` another is takes seconds to count for each network, so rows of such runs are looked up
+    only where a run has a schedule of its own; elsewhere they are not run yet.
+    """
+    stretched = {run.method for run in collection.runs if run.protocol.schedule != setting.protocol.schedule}
+    looked_up = tuple(row for row in table.rows if row.as_long_as is None or row.method in stretched)
+    result = collection.table(table.model_copy(update={"rows": looked_up}), setting)
+    found = {row.name: row for row in result.table.rows}
+    left_out = {row.name: row for row in table.at(base_scale(setting.scale.name)).rows if row not in looked_up}
+    rows = [found.get(row.name) or left_out.get(row.name) for row in table.rows]
+    kept = tuple(row for row in rows if row is not None)
+    return dataclasses.replace(result, table=result.table.model_copy(update={"rows": kept}))
+
+
+def _has_cells(result: TableResult) -> bool:
+    return any(cell.values or cell.status == "failed" for cell in result.cells.values())
+
+
+def _reports(results: Sequence[TableResult], method: str, edges: runs.Edges) -> list[TableReport]:
+    used: Counter[str] = Counter()
+    reports = []
+    for result in results:
+        # A record may say anything of its dataset; a file's name, which formats take as it is, may not.
+        stem = re.sub(r"[^A-Za-z0-9._-]", "+", result.stem)
+        used[stem] += 1
+        # Settings that differ in more than a name says (other images of the same name) must not share a file.
+        stem = stem if used[stem] == 1 else f"{stem}_{used[stem]}"
+        own = method if any(row.name == method for row in result.table.rows) else None
+        reports.append(
+            TableReport(
+                result=result,
+                page=page_of(result),
+                stem=stem,
+                differences=measurements.differences(result, own) if own else None,
+                figures=measurements.figures(result),
+                costs=measurements.costs(result, edges),
+                prices=measurements.prices(result),
+            )
+        )
+    return reports
+
+
+def _covered(tables: Sequence[Table], results: Sequence[TableResult]) -> list[Coverage]:
+    """Each result's coverage, with a line at paper scale also for tables that were run at others only."""
+    covered = []
+    for table in tables:
+        own = [coverage.coverage_of(result) for result in results if result.table.name == table.name]
+        if not any(base_scale(one.scale) == PAPER for one in own):
+            own.insert(0, coverage.coverage_of(empty_result(table)))
+        covered += own
+    return covered
+
+
+def _order(setting: Setting) -> tuple[int, str, str, str]:
+    """Paper scale first."""
+    names = [*reversed(SCALES)]
+    base = base_scale(setting.scale.name)
+    place = names.index(base) if base in names else len(names)
+    return place, setting.scale.name, setting.dataset, setting.protocol.content

@@ -1,0 +1,225 @@
+"""All runs of a store: one line each, their curves, what made them, and what was measured of exported ones."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark.command_line import CHANGEABLE
+from benchmark.errors import UserError
+from benchmark.plan import label
+from benchmark.protocols import PROTOCOLS
+from benchmark.report.listing import Datum, Heading, Listing, count, counted, number, power, word
+from benchmark.results import Record
+from benchmark.spec import Protocol, Run
+from tables.escaping import plain
+
+MEBIBYTE = 2**20
+
+Pairs = Sequence[tuple[Run, Record]]
+Edges = dict[str, dict[str, Any]]
+
+
+def key_of(run_id: str) -> str:
+    """What names a run on the page: the digits that its id ends with."""
+    return run_id.rpartition("-")[2]
+
+
+def name_of(run: Run) -> str:
+    """The method of a run with all that is not usual about it; of a method that is no longer there, its name alone."""
+    try:
+        return label(run)
+    except UserError:
+        return run.method
+
+
+def protocol_changes(protocol: Protocol) -> str:
+    """What was changed of a named protocol: `weight_decay = 0.0001`; empty for nothing."""
+    usual = PROTOCOLS.get(protocol.name, protocol)
+    changes = {name: value for name, value in protocol.changes_from(usual).items() if name in CHANGEABLE}
+    return ", ".join(f"{name} = {value}" for name, value in changes.items())
+
+
+def listed_runs(pairs: Pairs) -> Listing:
+    """Every record, newest last as they are stored, with what is not usual about it."""
+    headings = (
+        Heading("run", numeric=False),
+        Heading("student", numeric=False),
+        Heading("teacher", numeric=False),
+        Heading("dataset", numeric=False),
+        Heading("scale", numeric=False),
+        Heading("protocol", numeric=False),
+        Heading("epochs"),
+        Heading("precision", numeric=False),
+        Heading("seed"),
+        Heading("status", numeric=False),
+        Heading("top-1, %", "after the last epoch"),
+        Heading("written", numeric=False),
+    )
+    return Listing("All runs", headings, tuple(_line(run, record) for run, record in pairs))
+
+
+def _line(run: Run, record: Record) -> tuple[Datum, ...]:
+    changes = protocol_changes(run.protocol)
+    made = record["provenance"]
+    name = name_of(run)
+    return (
+        Datum(name, name.casefold(), "", key_of(run.id) if has_curves(record) else ""),
+        word(run.student),
+        word(run.teacher_network or "", "from a file" if run.teacher and not isinstance(run.teacher, Run) else ""),
+        word(run.dataset, f"{run.validation:.0%} held out" if run.validation else ""),
+        word(run.scale.name),
+        word(run.protocol.name, changes),
+        number(run.schedule.epochs, 0),
+        word(run.precision),
+        number(run.seed, 0),
+        word(record["status"], str(record.get("reason", ""))),
+        number(record.get("final", {}).get("top1")),
+        word(str(made.get("written", ""))[:10]),
+    )
+
+
+def has_curves(record: Record) -> bool:
+    """Whether there is more than a point to draw."""
+    return len(record.get("epochs", ())) > 1
+
+
+def curves(pairs: Pairs) -> dict[str, dict[str, Any]]:
+    """By run, what is drawn of it: its name `n`, and for every epoch the loss `l` and the test accuracy `a` in %.
+
+    Numbers are rounded to what a drawing can show.
+    """
+    drawn = {}
+    for run, record in pairs:
+        if not has_curves(record):
+            continue
+        epochs = record["epochs"]
+        name = f"{name_of(run)}, {run.student}, {run.scale.name}, seed {run.seed}"
+        curve: dict[str, Any] = {"n": plain(name), "l": [_rounded(figures.get("loss")) for figures in epochs]}
+        if any("top1" in figures for figures in epochs):
+            curve["a"] = [_hundredths(figures.get("top1")) for figures in epochs]
+        drawn[key_of(run.id)] = curve
+    return drawn
+
+
+def _rounded(value: float | None) -> float | None:
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
+
+
+def _hundredths(value: float | None) -> float | None:
+    return round(value, 2) if value is not None and math.isfinite(value) else None
+
+
+def provenance(records: Iterable[Record]) -> Listing:
+    """What made the runs, a line for each different environment. Hosts and commands stay in the records."""
+    fields = ("version", "commit", "torch", "cuda", "python", "device_name", "threads", "precision")
+    found: Counter[tuple[str, ...]] = Counter()
+    times: dict[tuple[str, ...], list[str]] = {}
+    for record in records:
+        made = record["provenance"]
+        values = tuple("" if made.get(field) is None else str(made[field]) for field in fields)
+        found[values] += 1
+        times.setdefault(values, []).append(str(made.get("written", ""))[:10])
+    lines = []
+    for values, runs in found.most_common():
+        version, commit, *rest = values
+        short = commit[:12] + ("+dirty" if commit.endswith("+dirty") else "")
+        written = sorted(times[values])
+        days = written[0] if written[0] == written[-1] else f"{written[0]} to {written[-1]}"
+        lines.append((word(version), word(short), *map(word, rest), number(runs, 0), word(days)))
+    headings = (
+        Heading("version", numeric=False),
+        Heading("commit", "+dirty: files differed from it", numeric=False),
+        Heading("torch", numeric=False),
+        Heading("CUDA", numeric=False),
+        Heading("Python", numeric=False),
+        Heading("device", numeric=False),
+        Heading("threads"),
+        Heading("precision", numeric=False),
+        Heading("runs"),
+        Heading("written", numeric=False),
+    )
+    return Listing("What made the runs", headings, tuple(lines))
+
+
+def edges(pairs: Pairs, folders: Mapping[str, Path]) -> tuple[Edges, list[str]]:
+    """What `benchmark.export` measured, by run id, and a line on each of its files that cannot be read.
+
+    folders: of the runs, by id.
+    """
+    found: Edges = {}
+    damaged = []
+    exported = [run for run, _ in pairs if (folders[run.id] / "edge.json").is_file()]
+    if exported:
+        # Takes a second to import, for onnxruntime, and most stores have nothing that was exported.
+        from benchmark.edge import load_edge
+
+        for run in exported:
+            try:
+                edge = load_edge(folders[run.id])
+                if edge is not None:
+                    _edge_line(run, edge)
+                    found[run.id] = edge
+            except UserError as error:
+                damaged.append(str(error))
+            except (KeyError, TypeError, ValueError) as error:
+                path = folders[run.id] / "edge.json"
+                damaged.append(f"{path} cannot be read ({type(error).__name__}); delete it and export the run again")
+    return found, damaged
+
+
+def listed_edges(pairs: Pairs, found: Edges) -> Listing | None:
+    """A line for each exported run; None for none."""
+    lines = [_edge_line(run, found[run.id]) for run, _ in pairs if run.id in found]
+    return Listing("Exported networks", _EDGE_HEADINGS, tuple(lines)) if lines else None
+
+
+_EDGE_HEADINGS = (
+    Heading("run", numeric=False),
+    Heading("student", numeric=False),
+    Heading("seed"),
+    Heading("scale", numeric=False),
+    Heading("parameters", "in the file, equal to the Baseline network's"),
+    Heading("per\nimage", "multiply-adds, equal to the Baseline network's"),
+    Heading("logits\noff by", "largest difference between the file's logits and the training network's"),
+    Heading("fp32,\nMiB"),
+    Heading("int8,\nMiB"),
+    Heading("fp32\ntop-1, %"),
+    Heading("int8\ntop-1, %"),
+    Heading("lost,\npoints", "top-1 in fp32 minus top-1 in int8"),
+    Heading("fp32, ms,\nbatch 1", "median milliseconds for a batch of one image; below, 10th to 90th percentile"),
+    Heading("int8, ms,\nbatch 1", "the same in int8"),
+    Heading("fp32, ms,\nbatch 64", "the same for a batch of 64"),
+    Heading("int8, ms,\nbatch 64", "the same in int8"),
+    Heading("processor", "with the threads used and the version of onnxruntime", numeric=False),
+)
+
+
+def _edge_line(run: Run, edge: Mapping[str, Any]) -> tuple[Datum, ...]:
+    small, large = edge["int8"], edge["fp32"]
+    threads = counted(edge["threads"], "thread")
+    return (
+        word(name_of(run)),
+        word(run.student),
+        number(run.seed, 0),
+        word(run.scale.name),
+        count(edge["parameters"]),
+        power(edge["multiply_adds"]),
+        Datum(f"{edge['logits']['difference']:.1e}".replace("-", "\N{MINUS SIGN}"), edge["logits"]["difference"]),
+        number(large["bytes"] / MEBIBYTE),
+        number(small["bytes"] / MEBIBYTE),
+        number(large["top1"]),
+        number(small["top1"]),
+        number(edge["loss"]["top1"]),
+        *(_milliseconds(kind["latency"][batch]) for batch in ("1", "64") for kind in (large, small)),
+        word(edge["processor"], f"{threads}, onnxruntime {edge['onnxruntime']}"),
+    )
+
+
+def _milliseconds(latency: dict[str, float]) -> Datum:
+    return Datum(
+        f"{latency['median_ms']:.3g}", latency["median_ms"], f"{latency['p10_ms']:.3g} to {latency['p90_ms']:.3g}"
+    )

@@ -1,0 +1,329 @@
+"""What a report collects: coverage, differences, prices, runs and curves, whatever state the records are in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmark.errors import UserError
+from benchmark.report.coverage import Coverage, at_paper_scale, coverage_of, headline, sentences
+from benchmark.report.data import Report, collect, empty_result
+from benchmark.report.listing import Datum, Listing, count, number, power, spread, word
+from benchmark.report.measurements import costs, differences, figures, prices
+from benchmark.results import Store, frame_of
+from benchmark.statistics import paired_difference, pooled_difference
+from tables.result import Cell, Price, Seed, TableResult
+from tables.specification import Column, Row, Table, load_table
+from tests.report_records import failed, fill, record_of, request, write
+
+METHODS = ("Baseline", "KD", "LSSKD")
+PAIRS = ("WRN-40-2>WRN-16-2", "ResNet56>ResNet20")
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """Records of three methods and two pairs at paper scale with three seeds, and the report of them."""
+    root = tmp_path_factory.mktemp("filled") / "runs"
+    fill(root, methods=METHODS, pairs=PAIRS, epochs=4)
+    return root, collect(root)
+
+
+def column(listing: Listing, title: str) -> dict[str, Datum]:
+    """What stands in a column, by the name of the row."""
+    place = [heading.name for heading in listing.headings].index(title)
+    return {row[0].text: row[place] for row in listing.rows}
+
+
+def seed(number: int, top1: float, **price: float | None) -> Seed:
+    paid = {field.name: None for field in dataclasses.fields(Price)} | {"epochs": 2} | price
+    return Seed(number, f"run-{number}", {"top1": top1}, Price(**paid), "fp32")  # type: ignore[arg-type]
+
+
+def result_of(values: dict[tuple[str, str], dict[int, float]], **price: float | None) -> TableResult:
+    """A table of two columns that share a teacher, with these values by row and column, and then by seed."""
+    columns = (Column(teacher="WRN-40-2", student="WRN-16-2"), Column(teacher="WRN-40-2", student="WRN-40-1"))
+    rows = tuple(Row(method=name) for name in dict.fromkeys(row for row, _ in values))
+    cells = {
+        key: Cell(
+            *key, tuple(by_seed.values()), "done", finished=tuple(seed(*item, **price) for item in by_seed.items())
+        )
+        for key, by_seed in values.items()
+    }
+    table = Table(name="x", caption="", dataset="cifar100", columns=columns, rows=rows)
+    return TableResult(table, "paper", "240", "cifar100", cells, {}, "here", True)
+
+
+def test_a_store_without_records_still_gives_every_table_with_its_printed_numbers(tmp_path: Path) -> None:
+    report = collect(tmp_path / "none")
+    assert [table.page.name for table in report.tables] == ["I", "II", "III", "IV"]
+    assert not any(table.measured for table in report.tables)
+    second = report.tables[1].page
+    assert any(entry.reference == "76.89" for row in second.rows for entry in row.entries)
+    assert report.headline.startswith("0 of ")
+    assert "Nothing was run yet" in report.sentences[0]
+    assert (report.runs.rows, report.provenance.rows, report.curves, report.records) == ((), (), {}, [])
+
+
+def test_rows_of_longer_schedules_are_not_run_yet_where_no_run_has_a_schedule_of_its_own() -> None:
+    result = empty_result(load_table("II"))
+    names = [row.name for row in result.table.rows]
+    assert names[:3] == ["Baseline", "Baseline (long)", "Rotated (long)"]
+    assert result.cell("Baseline (long)", PAIRS[0]).status == "not run yet"
+
+
+def test_the_report_shows_what_the_records_hold(filled: tuple[Path, Report]) -> None:
+    root, report = filled
+    tops = {record["id"]: record["final"].get("top1") for record in Store(root).records()}
+    second = next(table for table in report.tables if table.page.name == "II")
+    cell = second.result.cell("KD", PAIRS[0])
+    assert cell.values == tuple(tops[run.run] for run in cell.finished)
+    assert (len(cell.values), cell.status) == (3, "done")
+    assert second.figures is not None
+    mean = sum(cell.values) / 3
+    measured = [row for row in second.figures.rows if (row[0].text, row[1].text) == ("KD", PAIRS[0])]
+    assert measured[0][3].text.startswith(f"{mean:.2f} ± ")
+    assert report.headline.startswith(f"{coverage_of(second.result).done + 4} of ")  # and four cells of Table IV
+
+
+def test_runs_that_tables_share_are_counted_in_each_of_them(filled: tuple[Path, Report]) -> None:
+    done = {covered.table: covered.done for covered in filled[1].covered}
+    assert done == {"I": 0, "II": 6, "III": 0, "IV": 4}
+
+
+def test_another_scale_is_covered_apart_and_reproduces_nothing(tmp_path: Path) -> None:
+    fill(tmp_path, scale="demo", dataset="digits", seeds=1, methods=METHODS, pairs=PAIRS[:1], epochs=2)
+    report = collect(tmp_path)
+    scales = [(covered.scale, covered.done) for covered in report.covered if covered.table == "II"]
+    assert scales == [("paper", 0), ("demo", 3)]
+    assert report.headline.startswith("0 of ")
+    assert any("confirms or refutes" in sentence for sentence in report.sentences)
+    assert any("scale demo" in sentence for sentence in report.sentences)
+
+
+def test_only_the_scale_that_is_asked_for_is_shown(tmp_path: Path) -> None:
+    fill(tmp_path, scale="demo", dataset="digits", seeds=1, methods=METHODS, pairs=PAIRS[:1], epochs=2)
+    assert not any(table.measured for table in collect(tmp_path, scale="quick").tables)
+    assert any(table.measured for table in collect(tmp_path, scale="demo").tables)
+    with pytest.raises(UserError, match="unknown scale"):
+        collect(tmp_path, scale="dmo")
+
+
+def test_a_damaged_record_is_named_and_the_rest_is_reported(tmp_path: Path) -> None:
+    fill(tmp_path, methods=("Baseline", "KD"), pairs=PAIRS[:1], seeds=2, epochs=2)
+    path = next(tmp_path.glob("*/KD_*/record.json"))
+    path.write_text(path.read_text(encoding="utf-8")[:100], encoding="utf-8")
+    report = collect(tmp_path)
+    assert len(report.damaged) == 1
+    assert str(path) in report.damaged[0]
+    assert "delete its folder" in report.damaged[0]
+    assert len(report.records) == len(list(tmp_path.glob("*/*/record.json"))) - 1
+
+
+def test_a_failed_run_is_listed_with_its_reason(tmp_path: Path) -> None:
+    failed(tmp_path, request().run("KD", "WRN-16-2", "WRN-40-2", 0), "loss not finite")
+    report = collect(tmp_path)
+    assert column(report.runs, "status")["KD"].text == "failed"
+    assert column(report.runs, "status")["KD"].below == "loss not finite"
+    assert [covered.failed for covered in report.covered if covered.table == "II"] == [1]
+    assert report.curves == {}
+
+
+def test_what_was_changed_of_a_run_stands_in_its_line(tmp_path: Path) -> None:
+    changed = request(options={"LSSKD": {"alpha": 0.3}})
+    write(tmp_path, changed.run("LSSKD", "WRN-16-2", None, 0), 2)
+    slower = dataclasses.replace(request(), protocol=request().protocol.changed(weight_decay=1e-4))
+    write(tmp_path, slower.run("Baseline", "WRN-16-2", None, 0), 2)
+    runs = collect(tmp_path).runs
+    assert "LSSKD (alpha=0.3)" in column(runs, "run")
+    assert column(runs, "protocol")["Baseline"].below == "weight_decay = 0.0001"
+
+
+def test_a_method_that_is_no_longer_there_is_still_listed(tmp_path: Path) -> None:
+    run = request().run("Baseline", "WRN-16-2", None, 0)
+    record = record_of(run, 2)
+    gone = run.changed(method="Gone")
+    Store(tmp_path).begin(gone)
+    Store(tmp_path).finish(gone, record, {})
+    assert "Gone" in column(collect(tmp_path).runs, "run")
+
+
+def test_hosts_and_commands_are_not_reported(filled: tuple[Path, Report]) -> None:
+    text = repr([filled[1].provenance, filled[1].runs])
+    assert "A processor" in text
+    assert "secret-host-name" not in text
+    assert "python -m" not in text
+
+
+def test_curves_hold_no_more_than_a_drawing_shows(tmp_path: Path) -> None:
+    run = request().run("Baseline", "WRN-16-2", None, 0)
+    epochs = [
+        {"epoch": 1, "loss": 1.23456789, "top1": 12.3456},
+        {"epoch": 2, "loss": float("nan"), "top1": 50.0},
+    ]
+    write(tmp_path, run, 2, epochs=epochs)
+    (curve,) = collect(tmp_path).curves.values()
+    assert (curve["l"], curve["a"]) == ([1.235, None], [12.35, 50.0])
+    json.dumps(curve, allow_nan=False)
+
+
+def test_every_record_is_a_row_with_its_lists_as_json(filled: tuple[Path, Report]) -> None:
+    frame = frame_of(filled[1].records)
+    assert len(frame) == len(filled[1].records)
+    row = frame[frame["method"] == "LSSKD"].iloc[0]
+    assert len(json.loads(row["stages"])) == 3
+    assert row["cost_training_multiply_adds"] > 0
+    assert frame_of([]).empty
+
+
+def test_differences_are_those_of_the_paired_statistics() -> None:
+    mine, other = {0: 75.0, 1: 76.0, 2: 75.5}, {0: 74.0, 1: 74.5, 2: 74.8}
+    first, second = "WRN-40-2>WRN-16-2", "WRN-40-2>WRN-40-1"
+    values = {("LSSKD", first): mine, ("KD", first): other, ("LSSKD", second): other, ("KD", second): mine}
+    listing = differences(result_of(values), "LSSKD")
+    assert listing is not None
+    expected = paired_difference(mine, other)
+    shown = column(listing, first)["KD"]
+    assert expected.interval is not None
+    assert shown.key == expected.mean
+    assert shown.text == f"{expected.mean:+.2f}"
+    low, high = expected.interval
+    assert shown.below == f"[{low:.2f}, {high:.2f}]\np = {expected.p_value:.3f}, n=3".replace("-", "\N{MINUS SIGN}")
+    pooled = pooled_difference([(mine, other), (other, mine)])
+    assert column(listing, "mean of the columns")["KD"].key == pooled.mean
+    assert len(listing.notes) == 1
+
+
+def test_fewer_than_three_seeds_give_no_interval_and_the_reason() -> None:
+    values = {("LSSKD", PAIRS[0]): {0: 75.0, 1: 76.0}, ("KD", PAIRS[0]): {0: 74.0, 1: 74.5, 2: 74.8}}
+    listing = differences(result_of(values), "LSSKD")
+    assert listing is not None
+    assert column(listing, PAIRS[0])["KD"].below == "n=2"
+    assert "fewer than 3 seeds" in listing.notes[-1]
+
+
+def test_runs_without_a_common_seed_are_not_compared() -> None:
+    values = {("LSSKD", PAIRS[0]): {0: 75.0}, ("KD", PAIRS[0]): {1: 74.0}}
+    assert differences(result_of(values), "LSSKD") is None
+    assert differences(result_of({("KD", PAIRS[0]): {0: 74.0}}), "LSSKD") is None
+
+
+def test_columns_of_different_metrics_are_not_averaged() -> None:
+    values = {(row, name): {0: 75.0} for row in ("LSSKD", "KD") for name in ("top-1", "top-5")}
+    result = result_of(values)
+    columns = (
+        Column(teacher="WRN-40-2", student="WRN-16-2", title="top-1"),
+        Column(teacher="WRN-40-2", student="WRN-16-2", title="top-5", metric="top5"),
+    )
+    table = result.table.model_copy(update={"columns": columns})
+    listing = differences(dataclasses.replace(result, table=table), "LSSKD")
+    assert listing is not None
+    assert [heading.name for heading in listing.headings] == ["minus", "top-1", "top-5"]
+
+
+def test_a_price_counts_the_teacher_and_is_a_multiple_of_baseline() -> None:
+    first = "WRN-40-2>WRN-16-2"
+    cheap = result_of({("Baseline", first): {0: 70.0}}, multiply_adds=100, teacher_multiply_adds=0, seconds=7200.0)
+    dear = result_of(
+        {("LSSKD", first): {0: 72.0}},
+        **{"multiply_adds": 900, "teacher_multiply_adds": 100, "seconds": 7200.0, "teacher_seconds": 3600.0},
+    )
+    rows = (*cheap.table.rows, *dear.table.rows)
+    both = dataclasses.replace(
+        dear, table=dear.table.model_copy(update={"rows": rows}), cells={**cheap.cells, **dear.cells}
+    )
+    paid, per_cell = prices(both), costs(both)
+    assert paid is not None
+    assert per_cell is not None
+    assert column(paid, "training")["LSSKD"].text == "9.00\N{MULTIPLICATION SIGN}"
+    assert column(paid, "with teacher")["LSSKD"].text == "10.00\N{MULTIPLICATION SIGN}"
+    assert column(paid, "gain, points")["LSSKD"].text == "+2.00"
+    assert column(paid, "device hours")["LSSKD"].key == pytest.approx(3.0)
+    assert column(paid, "device hours")["Baseline"].key is None  # a teacher's seconds are not known
+    assert column(per_cell, "s/epoch")["LSSKD"].key == pytest.approx(3600)
+    assert column(per_cell, "with teacher")["LSSKD"].key == pytest.approx(5400)
+
+
+def test_stages_are_listed_only_where_a_run_has_them() -> None:
+    plain = figures(result_of({("KD", PAIRS[0]): {0: 70.0}}))
+    assert plain is not None
+    assert "stages, %" not in [heading.name for heading in plain.headings]
+
+
+def exported(top1: float) -> dict[str, object]:
+    """What `benchmark.export` leaves of a run without weights."""
+    latency = {batch: {"median_ms": float(batch) / 4, "p10_ms": 0.2, "p90_ms": 0.9} for batch in ("1", "64")}
+    kind = {"top1": top1, "top5": 90.0, "latency": latency, "bytes": 2**20}
+    return {
+        **{"format": 1, "weights": None, "parameters": 703284, "multiply_adds": 101_000_000, "loss": {"top1": 0.5}},
+        **{"logits": {"difference": 1e-6}, "fp32": kind, "int8": kind, "threads": 1, "onnxruntime": "1.30"},
+        "processor": "A processor",
+    }
+
+
+def test_an_exported_run_has_a_line_and_its_latency_stands_with_its_cost(tmp_path: Path) -> None:
+    folder = write(tmp_path, request().run("Baseline", "WRN-16-2", None, 0), 2)
+    (folder / "edge.json").write_text(json.dumps(exported(71.25)))
+    report = collect(tmp_path)
+    assert report.exported is not None
+    assert column(report.exported, "fp32, ms, batch 64")["Baseline"].text == "16"
+    assert column(report.exported, "int8 top-1, %")["Baseline"].text == "71.25"
+    per_cell = next(table.costs for table in report.tables if table.page.name == "II")
+    assert per_cell is not None
+    assert column(per_cell, "int8, ms")["Baseline"].text == "0.250"
+
+
+@pytest.mark.parametrize("content", ["{", '{"format": 1, "weights": null, "fp32": {}}'])
+def test_a_damaged_file_of_an_export_is_named_and_costs_nothing_else(tmp_path: Path, content: str) -> None:
+    folder = write(tmp_path, request().run("Baseline", "WRN-16-2", None, 0), 2)
+    (folder / "edge.json").write_text(content)
+    report = collect(tmp_path)
+    assert report.exported is None
+    assert len(report.records) == 1
+    assert "edge.json cannot be read" in report.damaged[0]
+    per_cell = next(table.costs for table in report.tables if table.page.name == "II")
+    assert per_cell is not None
+    assert "fp32, ms" not in [heading.name for heading in per_cell.headings]
+
+
+def covered(table: str, scale: str, done: int, comparable: bool, cells: int = 10) -> Coverage:
+    return Coverage(table, scale, "cifar100", "lsskd", cells, done, 0, 0, comparable)
+
+
+def test_the_headline_counts_what_may_be_compared_once_for_each_table() -> None:
+    several = [
+        covered("II", "paper", 7, True),
+        covered("II", "paper", 9, False),
+        covered("II", "demo", 10, False),
+        covered("III", "paper", 0, True),
+    ]
+    assert at_paper_scale(several) == (7, 20)
+    assert headline(several) == "7 of 20 cells at paper scale"
+
+
+def test_what_may_be_concluded_depends_on_what_was_measured() -> None:
+    assert "Nothing was run yet" in sentences([covered("II", "paper", 0, True)])[0]
+    assert "confirms or refutes" in sentences([covered("II", "demo", 3, False)])[0]
+    assert sentences([covered("II", "paper", 10, True)]) == []
+
+
+@pytest.mark.parametrize(
+    ("datum", "text"),
+    [
+        (number(-1.5), "\N{MINUS SIGN}1.50"),
+        (number(None), "\N{EN DASH}"),
+        (number(0.0), "0.00"),
+        (power(3.64e15), "3.64\N{MULTIPLICATION SIGN}10¹⁵"),
+        (power(9.999e5), "1.00\N{MULTIPLICATION SIGN}10⁶"),
+        (power(0), "0"),
+        (count(703284), "703.28 k"),
+        (count(12.3e6), "12.30 M"),
+        (spread([70.0, 72.0]), "71.00 ± 1.41"),
+        (spread([70.0]), "70.00"),
+        (word(""), "\N{EN DASH}"),
+    ],
+)
+def test_numbers_are_written_as_people_read_them(datum: Datum, text: str) -> None:
+    assert datum.text == text

@@ -1,0 +1,247 @@
+"""`python -m benchmark.report` from outside, and what it writes beside the page: PDF, Markdown, LaTeX, records."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import typst
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from benchmark.errors import UserError
+from benchmark.report import attachments
+from benchmark.report.__main__ import app
+from benchmark.report.data import Report, collect
+from benchmark.report.listing import Datum, Heading, Listing
+from benchmark.report.pdf import listing_markup, to_pdf, to_typst
+from benchmark.report.text import markdown_listing, to_latex, to_markdown
+from benchmark.report.typst_markup import escape_typst
+from benchmark.results import Store
+from tables.escaping import plain
+from tables.render import write_reports
+from tests.commands import arguments, run_command, small_dataset, small_table
+from tests.report_records import fill, request
+from tests.report_records import record_of as made_up
+
+METHODS = ("Baseline", "KD", "LSSKD")
+PAIR = "WRN-40-2>WRN-16-2"
+NASTY = "#eval(1) $x$ *a* _b_ `c` <d> @e [f] = g // h /* i */ \\ \" ' ; .foo() -- ~ ... 100% & { } ^ |"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A small table really trained, one more record damaged, and what the command said of it."""
+    place = tmp_path_factory.mktemp("trained")
+    small_dataset(place)
+    table = small_table(place, ("Baseline", "LSSKD"))
+    done = run_command(*arguments(table, place))
+    assert done.returncode == 0, done.stderr
+    damaged = place / "runs" / "blocks" / "KD_damaged" / "record.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{}")
+    reported = run_command(
+        *("--runs", str(place / "runs"), "--reports", str(place / "out"), "--table", str(table)),
+        module="benchmark.report",
+    )
+    return place, reported
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report, list[attachments.Drawing]]:
+    """A report of made-up records, with its tables and figures written."""
+    place = tmp_path_factory.mktemp("filled")
+    fill(place / "runs", methods=METHODS, pairs=(PAIR,), epochs=3)
+    report = collect(place / "runs")
+    for table in report.tables:
+        write_reports(table.result, place / "reports", table.stem)
+    return place / "reports", report, attachments.draw(report, place / "reports")
+
+
+def test_the_command_writes_every_format(trained) -> None:  # type: ignore[no-untyped-def]
+    place, reported = trained
+    assert reported.returncode == 0, reported.stderr
+    written = {path.name for path in (place / "out").iterdir()}
+    assert {"index.html", "report.pdf", "report.md", "tables.tex", "records.csv", "records.parquet"} <= written
+    assert {"audit.md", "audit.csv", "audit.json", "figure_5_paper.svg", "figure_6_paper.png"} <= written
+    assert {f"table_small_demo-2-epochs.{ending}" for ending in ("md", "tex", "csv")} <= written
+    assert not [name for name in written if name.endswith(".tmp")]
+    assert f"Written: {len(written)} files" in reported.stdout
+
+
+def test_the_command_says_in_short_what_there_is(trained) -> None:  # type: ignore[no-untyped-def]
+    _, reported = trained
+    assert "0 of 2 cells at paper scale." in reported.stdout
+    assert "Table small, demo-2-epochs, blocks, lsskd: 2 of 2 cells done" in reported.stdout
+    assert "show that the suite works" in reported.stdout
+
+
+def test_a_damaged_record_is_named_and_costs_nothing_else(trained) -> None:  # type: ignore[no-untyped-def]
+    place, reported = trained
+    assert reported.stderr == ""
+    (line,) = (line for line in reported.stdout.splitlines() if line.startswith("left out:"))
+    assert "KD_damaged" in line
+    assert "KD_damaged" in (place / "out" / "index.html").read_text(encoding="utf-8")
+    assert "KD\\_damaged" in (place / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_what_was_trained_stands_in_the_page_and_in_the_records(trained) -> None:  # type: ignore[no-untyped-def]
+    place, _ = trained
+    page = (place / "out" / "index.html").read_text(encoding="utf-8")
+    for frame in (pd.read_csv(place / "out" / "records.csv"), pd.read_parquet(place / "out" / "records.parquet")):
+        (row,) = (row for _, row in frame.iterrows() if row["method"] == "LSSKD")
+        record = record_of_readable(place, "LSSKD")
+        assert row["top1"] == pytest.approx(record["final"]["top1"])
+        assert json.loads(row["stages"]) == record["final"]["stages"]
+        assert row["cost_parameters"] == record["cost"]["parameters"]
+    assert f"{record['final']['top1']:.2f}" in page
+
+
+def record_of_readable(place: Path, method: str) -> dict:  # type: ignore[type-arg]
+    records, _ = Store(place / "runs").readable()
+    return next(record for record in records if record["run"]["method"] == method)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["--scale", "papr"], "did you mean 'paper'"), (["--table", "V"], "unknown table")],
+)
+def test_bad_input_writes_nothing(tmp_path: Path, more: list[str], message: str) -> None:
+    folders = ["--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")]
+    with pytest.raises(UserError, match=message):
+        app([*folders, *more], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("")
+    ended = run_command("--reports", "a-file/reports", module="benchmark.report", folder=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "is no folder; choose another folder with --reports" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_two_reports_of_the_same_name_keep_files_of_their_own(tmp_path: Path) -> None:
+    for fingerprint in ("one", "two"):
+        run = request().run("Baseline", "WRN-16-2", None, 0).changed(fingerprint=fingerprint)
+        Store(tmp_path).begin(run)
+        Store(tmp_path).finish(run, made_up(run, 2), {})
+    stems = [table.stem for table in collect(tmp_path).tables if table.page.name == "II"]
+    assert stems == ["table_II_paper", "table_II_paper_2"]
+
+
+def test_a_dataset_of_an_odd_name_gives_files_of_plain_names(tmp_path: Path) -> None:
+    run = request(dataset="x & {y}").run("Baseline", "WRN-16-2", None, 0)
+    Store(tmp_path).begin(run)
+    Store(tmp_path).finish(run, made_up(run, 2), {})
+    (table,) = (table for table in collect(tmp_path).tables if table.page.name == "II")
+    assert table.measured
+    assert table.stem == "table_II_paper_x++++y+"
+
+
+def test_a_crafted_record_leads_no_file_out_of_its_folder(tmp_path: Path) -> None:
+    run = request(dataset="odd/../../x").run("LSSKD", "ResNet20", None, 0)
+    store = Store(tmp_path / "runs")
+    store.begin(run)
+    store.finish(run, made_up(run, 2), {})
+    (tmp_path / "runs" / "odd").mkdir(parents=True, exist_ok=True)
+    shutil.move(store.folder(run), tmp_path / "runs" / "odd" / "run")
+    report = collect(tmp_path / "runs")
+    assert report.records == []
+    assert "is of another dataset than its folder" in report.damaged[0]
+
+
+def words(text: str) -> str:
+    return "".join(text.split())
+
+
+def test_the_pdf_holds_the_tables_the_differences_the_audit_and_the_figures(filled, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    _, report, drawings = filled
+    audit = attachments.audit(report, drawings)
+    pdf = to_pdf(report, drawings, audit)
+    assert pdf.startswith(b"%PDF")
+    if shutil.which("pdftotext") is None:
+        pytest.skip("there is no pdftotext here (on Debian: poppler-utils)")
+    (tmp_path / "report.pdf").write_bytes(pdf)
+    done = subprocess.run(["pdftotext", "-layout", "report.pdf", "-"], cwd=tmp_path, capture_output=True, check=True)
+    text = words(done.stdout.decode())
+    for part in (report.headline, "Table II, paper", "76.89", "LSSKD minus the others", "price of each method"):
+        assert words(part) in text, part
+    for finding in audit.findings:
+        assert words(finding.claim.in_words)[:20] in text or finding.claim.id[:8] in text, finding.claim.id
+    assert "Figure5" in text
+
+
+def texts_in(document: str) -> str:
+    """What Typst lays out of some markup, its spaces and line breaks as one space."""
+    found = json.loads(typst.query(f"#[{document}] <all>".encode(), "<all>"))
+    return " ".join("".join(_texts(found)).split())
+
+
+def _texts(node: object) -> list[str]:
+    if isinstance(node, list):
+        return [text for part in node for text in _texts(part)]
+    if not isinstance(node, dict):
+        return []
+    if node.get("func") == "text":
+        return [str(node["text"])]
+    assert node.get("func") in (None, "sequence", "space", "styled"), node
+    return [" "] if node.get("func") == "space" else [text for part in node.values() for text in _texts(part)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=40))
+@example(NASTY)
+@example("1. x")
+@example("https://x.org")
+@example("\\")
+@example('"')
+def test_typst_sets_any_text_as_it_stands(text: str) -> None:
+    assert texts_in(f"before {escape_typst(text)} after") == " ".join(f"before {plain(text)} after".split())
+
+
+def test_typst_takes_every_name_in_a_document(filled) -> None:  # type: ignore[no-untyped-def]
+    _, report, drawings = filled
+    listing = Listing(NASTY, (Heading(NASTY), Heading("n")), ((Datum(NASTY, 1.0, NASTY), Datum("2")),), (NASTY,))
+    defined = "#let hair = table.hline()\n#let thick = hair\n#let thin = hair\n#let small(body) = body\n"
+    assert typst.compile((defined + listing_markup(listing, 8)).encode()).startswith(b"%PDF")
+    assert "{{" not in to_typst(report, drawings, attachments.audit(report, drawings))
+
+
+def test_markdown_links_lead_to_what_is_written(filled) -> None:  # type: ignore[no-untyped-def]
+    folder, report, drawings = filled
+    text = to_markdown(report, drawings, attachments.audit(report, drawings))
+    assert not re.search(r"\n\n\n", text)
+    targets = set(re.findall(r"\]\(([^)]+)\)", text))
+    by_others = {"index.html", "report.pdf", "records.csv", "records.parquet", "audit.md"}
+    assert {target for target in targets - by_others if not (folder / target).is_file()} == set()
+    assert "table_II_paper.tex" in targets
+    assert sum(token.type == "table_open" for token in MarkdownIt("commonmark").enable("table").parse(text)) >= 3
+
+
+def test_a_listing_in_markdown_keeps_its_cells_whatever_they_hold() -> None:
+    listing = Listing("x", (Heading("a|b", numeric=False), Heading("n")), ((Datum("c | d\n", None, "e"), Datum("2")),))
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown_listing(listing))
+    cells = [token.content for token in tokens if token.type == "inline"]
+    assert [cell.replace("\\", "") for cell in cells] == ["a|b", "n", "c | d e", "2"]
+
+
+def test_the_latex_document_compiles_with_its_tables_and_figures(filled) -> None:  # type: ignore[no-untyped-def]
+    folder, report, drawings = filled
+    text = to_latex(report, drawings, attachments.audit(report, drawings))
+    assert text.isascii()
+    assert text.count(r"\input{table_") == len(report.tables)
+    if shutil.which("pdflatex") is None:
+        pytest.skip("there is no pdflatex here (on Debian: texlive-latex-recommended)")
+    (folder / "tables.tex").write_text(text, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "tables.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=False)
+    output = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, output[-2000:]
+    assert "Overfull" not in output, re.findall("Overfull.*", output)
