@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from benchmark.errors import UserError
+
 ScaleName = Annotated[str, typer.Option(help="demo, quick or paper: how much of the protocol is spent.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Scale to so many epochs instead.")]
 ProtocolName = Annotated[str, typer.Option(help="The training recipe (docs/protocols.md).")]
@@ -20,4 +22,15 @@ Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="LSSKD.alpha=0.3 or protocol.weight_decay=1e-4 (repeatable).")
 ]
 Runs = Annotated[Path, typer.Option(help="Where the records are kept.")]
+DEFAULT_RUNS = Path("runs")
 Reports = Annotated[Path, typer.Option(help="Where tables and rankings are written.")]
+
+
+def check_there(runs: Path) -> None:
+    """Refuse a folder of records that was named and is not there; that there is none by default is no mistake.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if runs != DEFAULT_RUNS and not runs.is_dir():
+        raise UserError(f"--runs {runs} is no folder; give the one that holds the records, or leave --runs out")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -19,20 +17,15 @@ from pydantic import (
     model_validator,
 )
 
-from benchmark.errors import UserError, nearest, unknown_name
+from benchmark.errors import UserError, unknown_name
 from benchmark.protocols import PROTOCOLS, SCALES
-from tables.specification import DEFAULT_PROTOCOL, Name, Networks, Published
+from tables.fields import Frozen, Name, complaint, file_name, known_scales, located_datasets
+from tables.specification import DEFAULT_PROTOCOL, Networks, Published
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "figures/figure_5.toml"
 
 Kind = Literal["few-shot", "stages"]
-
-
-def _file_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise ValueError("it names files; allowed: letters, digits, '.', '_' and '-', the first a letter or a digit")
-    return value
 
 
 def _share(value: float) -> float:
@@ -44,22 +37,12 @@ def _share(value: float) -> float:
 Fractions = tuple[Annotated[float, Field(strict=True), AfterValidator(_share)], ...]
 
 
-def _known_scales(scales: Iterable[str]) -> None:
-    for scale in scales:
-        if scale not in SCALES:
-            raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
-
-
 def _once(kind: str, entries: Iterable[str]) -> None:
     seen: set[str] = set()
     for entry in entries:
         if entry in seen:
             raise ValueError(f"{kind}: {entry!r} stands there twice; allowed: once")
         seen.add(entry)
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PublishedMarks(Published):
@@ -78,7 +61,7 @@ class PublishedMarks(Published):
         return self.title or self.method
 
 
-class Panel(_Frozen):
+class Panel(Frozen):
     """One pair of axes: a pair of networks on a dataset. At a scale without a dataset it is not drawn.
 
     at_scale: other networks at some scales; published: only in a figure of kind few-shot.
@@ -88,7 +71,7 @@ class Panel(_Frozen):
     student: Name
     teacher: Name | None = None
     dataset: Name | dict[str, Name]
-    at_scale: dict[Name, Networks] = {}
+    at_scale: dict[Name, Networks] = Field(default={})
     published: tuple[PublishedMarks, ...] = ()
 
     @property
@@ -99,19 +82,12 @@ class Panel(_Frozen):
     @field_validator("dataset", mode="before")
     @classmethod
     def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
-        entries = value if isinstance(value, Mapping) else {"any scale": value}
-        if not entries or not all(isinstance(entry, str) and entry for entry in entries.values()):
-            raise ValueError(f"allowed: a name or a path, or one for some of the scales {', '.join(SCALES)}")
-        if isinstance(value, Mapping):
-            _known_scales(value)
-        folder = (info.context or {}).get("folder", Path())
-        located = {scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()}
-        return located if isinstance(value, Mapping) else located["any scale"]
+        return located_datasets(value, info)
 
     @field_validator("at_scale")
     @classmethod
     def _check_scales(cls, value: dict[str, Networks]) -> dict[str, Networks]:
-        _known_scales(value)
+        known_scales(value)
         return value
 
     def dataset_for(self, scale: str) -> str | None:
@@ -131,7 +107,7 @@ class Panel(_Frozen):
         return self.model_copy(update={"student": networks.student, "teacher": networks.teacher})
 
 
-class Figure(_Frozen):
+class Figure(Frozen):
     """A figure as its TOML file says; the format is told at the top of `figure_5.toml`.
 
     fractions: shares of the training images, ascending, of kind few-shot; optional_methods: drawn where there are runs
@@ -139,13 +115,13 @@ class Figure(_Frozen):
     the method that is drawn to stand out.
     """
 
-    name: Annotated[str, AfterValidator(_file_name)]
+    name: Annotated[str, AfterValidator(file_name)]
     caption: str
     kind: Kind
     protocol: Name = DEFAULT_PROTOCOL
     methods: tuple[Name, ...] = Field(min_length=1)
     optional_methods: tuple[Name, ...] = ()
-    titles: dict[Name, Name] = {}
+    titles: dict[Name, Name] = Field(default={})
     highlight: Name | None = None
     fractions: Fractions = ()
     panels: tuple[Panel, ...] = Field(min_length=1)
@@ -252,29 +228,7 @@ def load_figure(name_or_path: str | Path) -> Figure:
     try:
         return Figure.model_validate(content, context={"folder": path.parent})
     except ValidationError as error:
-        raise UserError(f"figure file {path}: {_complaint(error)}") from None
-
-
-def _complaint(error: ValidationError) -> str:
-    """The first complaint of a validation in one line: the field, what is wrong, and what is allowed."""
-    found = error.errors()
-    # A misspelt field is also a missing one; the misspelling is what the user wants to hear of.
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-    parts = first["loc"]
-    place = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(str(part) for part in parts))
-    if first["type"] == "extra_forbidden":
-        owner = next((_OWNERS[part] for part in reversed(parts[:-1]) if part in _OWNERS), Figure)
-        near = nearest(str(parts[-1]), owner.model_fields)
-        hint = f" (did you mean {near!r}?)" if near else ""
-        return f"unknown field {place!r}{hint}; allowed: {', '.join(owner.model_fields)}"
-    if first["type"] == "missing":
-        return f"field {place!r} is missing; add it ({EXAMPLE} shows the format)"
-    message = first["msg"].removeprefix("Value error, ")
-    if not place:
-        return message
-    given = " ".join(repr(first["input"]).split())
-    given = given if len(given) <= 60 else f"{given[:57]}..."
-    return f"field {place!r} = {given} is refused: {message[:1].lower()}{message[1:]}"
+        raise UserError(f"figure file {path}: {complaint(error, Figure, _OWNERS, EXAMPLE)}") from None
 
 
 _OWNERS = cast(dict[int | str, type[BaseModel]], {"at_scale": Networks, "panels": Panel, "published": PublishedMarks})

@@ -18,6 +18,7 @@ from matplotlib.textpath import TextPath
 
 from figures.result import FigureResult, PanelResult
 from tables.escaping import plain
+from tables.result import NEVER
 
 LineStyle = tuple[int, tuple[float, ...]]
 
@@ -313,7 +314,7 @@ def seeds_sentence(result: FigureResult) -> str:
 
 def gaps_sentence(result: FigureResult) -> str:
     """How many points are missing, in a sentence; "" if none is."""
-    missing = any(cell.status not in ("done", "no teacher", "not in the suite") for cell in result.cells)
+    missing = any(cell.status not in ("done", *NEVER) for cell in result.cells)
     failed = any(cell.status == "failed" for cell in result.cells)
     text = result.counts[:1].upper() + result.counts[1:] if missing and result.has_values() else ""
     return f"{text} \N{MULTIPLICATION SIGN}: failed." if failed else text

@@ -11,6 +11,8 @@ from tables.specification import Table
 Status = Literal["done", "partial", "failed", "not run yet", "runs when named", "not in the suite", "no teacher"]
 ABSENT: tuple[Status, ...] = ("not in the suite", "runs when named")
 """Of cells for which there is nothing to say but what others printed."""
+NEVER: tuple[Status, ...] = (*ABSENT, "no teacher")
+"""Of cells that no run will fill, unless its method is named."""
 
 
 @dataclass(frozen=True)

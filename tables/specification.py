@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -20,11 +18,13 @@ from pydantic import (
     model_validator,
 )
 
-from benchmark.errors import UserError, nearest, unknown_name
-from benchmark.protocols import PROTOCOLS, SCALES
+from benchmark.errors import UserError, unknown_name
+from benchmark.protocols import PROTOCOLS
 from benchmark.spec import Augmentation
+from tables.fields import Frozen, Name, complaint, file_name, known_scales, located_datasets
 
 FOLDER = Path(__file__).parent
+EXAMPLE = "tables/table_II.toml"
 DEFAULT_PROTOCOL = "lsskd"
 
 
@@ -34,35 +34,18 @@ def _percentage(value: float) -> float:
     return value
 
 
-def _file_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise ValueError("it names files; allowed: letters, digits, '.', '_' and '-', the first a letter or a digit")
-    return value
-
-
-Name = Annotated[str, Field(min_length=1)]
 Metric = Literal["top1", "top5"]
 Percentages = tuple[Annotated[float, Field(strict=True), AfterValidator(_percentage)], ...]
 
 
-def _known_scales(scales: Iterable[str]) -> None:
-    for scale in scales:
-        if scale not in SCALES:
-            raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Networks(_Frozen):
+class Networks(Frozen):
     """The networks of a column at one scale."""
 
     student: Name
     teacher: Name | None = None
 
 
-class Column(_Frozen):
+class Column(Frozen):
     """A pair of networks, or a student without a teacher; `at_scale` has other networks at some scales.
 
     metric: what of its runs the column shows; two columns of one pair share their runs.
@@ -72,7 +55,7 @@ class Column(_Frozen):
     teacher: Name | None = None
     title: Name | None = None
     metric: Metric = "top1"
-    at_scale: dict[Name, Networks] = {}
+    at_scale: dict[Name, Networks] = Field(default={})
 
     @property
     def name(self) -> str:
@@ -88,11 +71,11 @@ class Column(_Frozen):
     @field_validator("at_scale")
     @classmethod
     def _check_scales(cls, value: dict[str, Networks]) -> dict[str, Networks]:
-        _known_scales(value)
+        known_scales(value)
         return value
 
 
-class Published(_Frozen):
+class Published(Frozen):
     """Numbers from elsewhere than the table's own paper, one for each column (nan: none), in %.
 
     printed: whether the table's own paper prints them too, which of teachers cannot be said otherwise.
@@ -105,7 +88,7 @@ class Published(_Frozen):
     runs: int | None = Field(None, ge=1)
 
 
-class Row(_Frozen):
+class Row(Frozen):
     """A method, with what was printed for it (one number for each column, nan: none) in %, or published elsewhere.
 
     title: what the row is called where the method's name is not enough; augment: added to the images of its runs;
@@ -130,14 +113,14 @@ class Row(_Frozen):
     @field_validator("scales")
     @classmethod
     def _check_scales(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        _known_scales(value)
+        known_scales(value)
         return value
 
 
-class Table(_Frozen):
+class Table(Frozen):
     """A table as its TOML file says; the format is told at the top of `table_II.toml`."""
 
-    name: Annotated[str, AfterValidator(_file_name)]
+    name: Annotated[str, AfterValidator(file_name)]
     caption: str
     metric: str = "top-1 accuracy, %"
     dataset: Name | dict[str, Name]
@@ -150,21 +133,13 @@ class Table(_Frozen):
     @field_validator("dataset", mode="before")
     @classmethod
     def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
-        entries = value if isinstance(value, Mapping) else {"any scale": value}
-        if not entries or not all(isinstance(entry, str) and entry for entry in entries.values()):
-            raise ValueError(f"allowed: a name or a path, or one for each of the scales {', '.join(SCALES)}")
-        for scale in entries:
-            if isinstance(value, Mapping) and scale not in SCALES:
-                raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
-        folder = (info.context or {}).get("folder", Path())
-        located = {scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()}
-        return located if isinstance(value, Mapping) else located["any scale"]
+        return located_datasets(value, info)
 
     @field_validator("protocol")
     @classmethod
     def _check_protocol(cls, value: str | dict[str, str]) -> str | dict[str, str]:
         if isinstance(value, dict):
-            _known_scales(value)
+            known_scales(value)
         for name in value.values() if isinstance(value, dict) else [value]:
             if name not in PROTOCOLS:
                 raise ValueError(f"unknown protocol {name!r}; allowed: {', '.join(PROTOCOLS)}")
@@ -259,27 +234,7 @@ def load_table(name_or_path: str | Path) -> Table:
     try:
         return Table.model_validate(content, context={"folder": path.parent})
     except ValidationError as error:
-        raise UserError(f"table file {path}: {_complaint(error)}") from None
-
-
-def _complaint(error: ValidationError) -> str:
-    """The first complaint of a validation in one line: the field, what is wrong, and what is allowed."""
-    first = error.errors()[0]
-    parts = first["loc"]
-    place = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(str(part) for part in parts))
-    if first["type"] == "extra_forbidden":
-        owner = next((_OWNERS[part] for part in reversed(parts[:-1]) if part in _OWNERS), Table)
-        near = nearest(str(parts[-1]), owner.model_fields)
-        hint = f" (did you mean {near!r}?)" if near else ""
-        return f"unknown field {place!r}{hint}; allowed: {', '.join(owner.model_fields)}"
-    if first["type"] == "missing":
-        return f"field {place!r} is missing; add it (tables/table_II.toml shows the format)"
-    message = first["msg"].removeprefix("Value error, ")
-    if not place:
-        return message
-    given = " ".join(repr(first["input"]).split())
-    given = given if len(given) <= 60 else f"{given[:57]}..."
-    return f"field {place!r} = {given} is refused: {message[:1].lower()}{message[1:]}"
+        raise UserError(f"table file {path}: {complaint(error, Table, _OWNERS, EXAMPLE)}") from None
 
 
 _OWNERS = cast(

@@ -12,12 +12,13 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from benchmark.audit import audit_of, main
-from benchmark.audit_pages import to_csv, to_json, to_markdown, to_terminal
-from benchmark.claims import Claim
+from benchmark.audit.__main__ import main
+from benchmark.audit.claims import Claim
+from benchmark.audit.findings import Audit, Verdict, agrees, on_paper
+from benchmark.audit.judgement import audit_of
+from benchmark.audit.pages import to_csv, to_json, to_markdown, to_terminal
+from benchmark.audit.sources import Paper
 from benchmark.errors import UserError
-from benchmark.findings import Audit, Verdict, agrees, on_paper
-from benchmark.sources import Paper
 from tables.specification import load_table
 from tests.audits import SHIPPED, ahead_by, audited, finding, measured, with_printed
 from tests.commands import run_command
@@ -291,12 +292,14 @@ def test_the_command_takes_claims_of_ones_own(tmp_path: Path, capsys: pytest.Cap
     claims = next(text for text in examples if "[[claims]]" in text and "tables =" in text)
     (tmp_path / "mine.toml").write_text(table, encoding="utf-8")
     (tmp_path / "claims.toml").write_text(claims, encoding="utf-8")
-    assert main(claims=tmp_path / "claims.toml", only="", runs=tmp_path / "runs", reports=tmp_path / "reports") == 0
+    assert main(claims=tmp_path / "claims.toml", only="", runs=tmp_path, reports=tmp_path / "reports") == 0
     shown = capsys.readouterr().out
     assert "contradicts itself" in shown
     assert "holds" in shown
     assert main(claims=tmp_path / "claims.toml", only="average", runs=tmp_path, reports=tmp_path / "reports") == 0
     assert "1 claim. The text" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is no folder; give the one that holds the records"):
+        main(claims=tmp_path / "claims.toml", only="", runs=tmp_path / "run", reports=tmp_path / "reports")
 
 
 def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmark.findings import Answer, Verdict
-from benchmark.findings_of_runs import judged
+from benchmark.audit.findings import Answer, Verdict
+from benchmark.audit.of_runs import judged
 from benchmark.statistics import difference_of, paired_difference, pooled_difference
 from tables.specification import load_table
 from tests.audits import PRICE, SHIPPED, Values, ahead_by, audited, measured, panel

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.claims import load_claims
+from benchmark.audit.claims import load_claims
+from benchmark.audit.expressions import FUNCTIONS, Reference, parse
+from benchmark.audit.values import NoNumber, Numbers, Row, Value, evaluate
 from benchmark.errors import UserError
-from benchmark.expression_values import NoNumber, Numbers, Row, Value, evaluate
-from benchmark.expressions import FUNCTIONS, Reference, parse
 
 ROWS = {
     ("II", "KD"): {"a": 75.0, "b": 70.0, "c": 71.0},

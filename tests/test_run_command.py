@@ -75,7 +75,8 @@ def test_a_table_is_trained_to_its_end_and_reported(trained) -> None:
     assert ended.stderr == ""
     assert "3 of 3 cells done" in ended.stdout
     assert len(records_in(place)) == 3
-    markdown, latex = ((place / "reports" / f"table_small_demo-2-epochs.{ending}").read_text() for ending in ("md", "tex"))
+    reports = place / "reports"
+    markdown, latex = ((reports / f"table_small_demo-2-epochs.{ending}").read_text() for ending in ("md", "tex"))
     for method in ("Baseline", "KD", "LSSKD"):
         top1 = record_of(place, method)["final"]["top1"]
         assert f"{top1:.2f} (n=1)" in markdown.replace("**", "")

@@ -170,7 +170,7 @@ def test_bytes_that_are_not_utf8_are_reported(tmp_path: Path) -> None:
     [
         ('caption = "Two methods."', "", ["'caption' is missing"]),
         ('name = "mine"', 'name = "../mine"', ["'name' = '../mine'", "allowed: letters"]),
-        ('method = "KD"', 'methd = "KD"', ["'rows[1].method' is missing"]),
+        ('method = "KD"', 'methd = "KD"', ["unknown field 'rows[1].methd' (did you mean 'method'?)"]),
         (
             'method = "KD"',
             'method = "KD"\nprintd = [1, 2]',

@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from benchmark.audit import write_audit
-from benchmark.audit_pages import summary
+from benchmark.audit.findings import Audit
+from benchmark.audit.judgement import write_audit
+from benchmark.audit.pages import summary
 from benchmark.command_line import run_app
 from benchmark.files import check_writable, replacing, write_text
-from benchmark.findings import Audit
-from benchmark.options import Reports, Runs
+from benchmark.options import Reports, Runs, check_there
 from benchmark.report import attachments, text
 from benchmark.report.attachments import Drawing
 from benchmark.report.data import OWN_METHOD, Report, collect
@@ -39,6 +39,7 @@ def main(
 ) -> int:
     """Write index.html, report.pdf, report.md, tables.tex, every table and figure, the audit, and all records."""
     console = Console()
+    check_there(runs)
     check_writable(reports, "--reports")
     with console.status("reading records"):
         report = collect(runs, method, scale, table or ())

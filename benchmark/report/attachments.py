@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.audit import audit_of
-from benchmark.audit_results import panels_of
-from benchmark.claims import Claims, load_claims
-from benchmark.findings import Audit
+from benchmark.audit.claims import Claims, load_claims
+from benchmark.audit.findings import Audit
+from benchmark.audit.judgement import audit_of
+from benchmark.audit.results import panels_of
 from benchmark.points import collected
 from benchmark.report.data import Report, results_for
 from figures.render import write_figure

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 from benchmark.protocols import SCALES, base_scale
 from benchmark.report.listing import Datum, Heading, Listing, number, word
-from tables.result import TableResult
+from tables.result import NEVER, TableResult
 
-NEVER = ("not in the suite", "no teacher")
-"""The states of cells that no run will ever fill."""
 PAPER = "paper"
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import benchmark
 from benchmark.collection import Collection, Setting
+from benchmark.errors import unknown_name
 from benchmark.protocols import SCALES, base_scale, protocol_named, scale_named
-from benchmark.provenance import commit
+from benchmark.provenance import made_by
 from benchmark.report import coverage, measurements, runs
 from benchmark.report.coverage import PAPER, Coverage
 from benchmark.report.listing import Listing
@@ -119,8 +119,11 @@ def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Seque
     if scale:
         scale_named(base_scale(scale))
     specifications = [load_table(table) for table in tables or table_names()]
+    rows = dict.fromkeys(row.name for table in specifications for row in table.rows)
+    if method != OWN_METHOD and method not in rows:
+        raise unknown_name("row of the tables", method, rows)
     records, damaged = Store(root).readable()
-    collection = Collection(records)
+    collection = Collection(records, Store(root).released_figures())
     pairs = list(zip(collection.runs, collection.records, strict=True))
     settings = [
         found
@@ -141,7 +144,7 @@ def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Seque
         exported=runs.listed_edges(pairs, edges),
         curves=runs.curves(pairs),
         damaged=(*damaged, *unreadable),
-        generated_from=f"kd-benchmark {benchmark.__version__}, commit {(commit() or 'unknown')[:12]}",
+        generated_from=made_by(),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

@@ -12,8 +12,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from benchmark.audit_pages import MEANINGS, in_brief, summary
-from benchmark.findings import Audit
+from benchmark.audit.findings import Audit
+from benchmark.audit.pages import MEANINGS, in_brief, summary
 from benchmark.report import prose, words
 from benchmark.report.attachments import Drawing
 from benchmark.report.data import TITLE, Report

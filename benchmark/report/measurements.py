@@ -75,7 +75,9 @@ def differences(result: TableResult, row: str) -> Listing | None:
 
 def _caveats(fewest: int, most: int) -> tuple[str, ...]:
     notes = [
-        "In percentage points. Both methods of a pair saw the same batches and started from the same weights. In "
+        "In percentage points. At one seed the two methods of a pair saw the same batches and started from the same "
+        "weights, as far as their rows allow: AB starts from a first stage of its own, rows with Cutout and CutMix see "
+        "other images, and rows that are as long as another go on for more epochs. In "
         f"brackets the {LEVEL:.0%} interval of the mean, by Student's t over seeds; p is two-sided, of no difference, "
         "and not corrected for the number of comparisons."
     ]

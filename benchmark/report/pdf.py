@@ -10,8 +10,8 @@ from pathlib import Path
 import jinja2
 import typst
 
-from benchmark.audit_pages import in_brief, summary
-from benchmark.findings import Audit
+from benchmark.audit.findings import Audit
+from benchmark.audit.pages import in_brief, summary
 from benchmark.report import words
 from benchmark.report.attachments import Drawing
 from benchmark.report.data import TITLE, Report
@@ -19,6 +19,7 @@ from benchmark.report.listing import Datum, Listing
 from benchmark.report.typst_markup import escape_typst, finalise, typst_string
 from tables.escaping import Markup
 from tables.page import Entry, Marks, Page
+from tables.result import ABSENT
 
 MOST_UPRIGHT = 6
 """Columns of results that an upright page has room for."""
@@ -125,7 +126,7 @@ def _entry(entry: Entry) -> str:
         spread = f" {escape_typst(f'± {entry.std}')}" if entry.std else ""
         first = f"{mean}{spread} #small[{escape_typst(entry.seeds)}]"
     else:
-        first = f"#small[{escape_typst(entry.status if entry.status != 'not in the suite' else '–')}]"  # noqa: RUF001
+        first = f"#small[{escape_typst('–' if entry.status in ABSENT else entry.status)}]"  # noqa: RUF001
     first += _marks(entry.marks)
     if not entry.reference:
         return f"[{first}]"

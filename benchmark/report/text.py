@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 from rich.cells import cell_len
 
-from benchmark.audit_pages import in_brief, summary
-from benchmark.findings import Audit
+from benchmark.audit.findings import Audit
+from benchmark.audit.pages import in_brief, summary
 from benchmark.report.attachments import Drawing
 from benchmark.report.data import TITLE, Report
 from benchmark.report.listing import Listing

@@ -8,18 +8,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmark.claims import Claims
-from benchmark.expression_values import CLOSE, NoNumber, Numbers, Row
-from benchmark.expressions import Reference, title_of
+from benchmark.audit.claims import Claims
+from benchmark.audit.expressions import Reference, title_of
+from benchmark.audit.values import CLOSE, NoNumber, Numbers, Row
 from tables.page import TEACHER
 from tables.result import Cell, TableResult
 from tables.specification import Table, number_at
 
 Results = Mapping[str, TableResult]
 """What was measured in one setting (dataset, scale, protocol), by the name of the table, or of a figure's panel."""
-FACTS = Path(__file__).parent / "facts.json"
-NEVER = ("not in the suite", "no teacher")
-"""The states of cells that no run will ever fill."""
+FACTS = Path(__file__).parents[1] / "facts.json"
 
 
 def _by_column(table: Table, values: Sequence[float]) -> Row:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmark.claims import Best, Claim
+from benchmark.audit.claims import Best, Claim
+from benchmark.audit.expressions import Expression, Reference, parse
+from benchmark.audit.sources import Paper
+from benchmark.audit.values import CLOSE, NoNumber, Numbers, Row, Step, Value, evaluate
 from benchmark.errors import UserError
-from benchmark.expression_values import CLOSE, NoNumber, Numbers, Row, Step, Value, evaluate
-from benchmark.expressions import Expression, Reference, parse
-from benchmark.sources import Paper
 from benchmark.statistics import Difference
 from tables.page import TEACHER
 

@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from benchmark.findings import Answer, Audit, Finding, Verdict
+from benchmark.audit.findings import Answer, Audit, Finding, Verdict
 from benchmark.statistics import Difference
 from tables.escaping import Markup, escape_markdown, plain
 

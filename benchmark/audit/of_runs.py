@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmark.claims import Best, Claim
+from benchmark.audit.claims import Best, Claim
+from benchmark.audit.expressions import Expression, Reference, title_of
+from benchmark.audit.findings import Answer, Part, Verdict, columns_of, first_in, is_right, number_text, rivals_of
+from benchmark.audit.sources import Measured, Paper, Results, by_seed, cells_of
+from benchmark.audit.values import NoNumber, Row, evaluate
 from benchmark.errors import UserError
-from benchmark.expression_values import NoNumber, Row, evaluate
-from benchmark.expressions import Expression, Reference, title_of
-from benchmark.findings import Answer, Part, Verdict, columns_of, first_in, is_right, number_text, rivals_of
 from benchmark.protocols import SCALES, base_scale
-from benchmark.sources import NEVER, Measured, Paper, Results, by_seed, cells_of
 from benchmark.statistics import (
     LEVEL,
     Difference,
@@ -23,7 +23,7 @@ from benchmark.statistics import (
     paired_difference,
     pooled_difference,
 )
-from tables.result import TableResult
+from tables.result import NEVER, TableResult
 
 Cells = dict[str, dict[int, float]]
 """Values by seed of the columns of a row."""

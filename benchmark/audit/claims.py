@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from benchmark.audit.expressions import Expression, Reference, parse
 from benchmark.errors import UserError, nearest, unknown_name
-from benchmark.expressions import Expression, Reference, parse
 from tables.page import TEACHER
 from tables.specification import Name, Percentages, Table, load_table
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmark.audit.claims import Claims
 from benchmark.backbones import network_names
-from benchmark.claims import Claims
 from benchmark.collection import Collection
 from benchmark.points import collected
 from benchmark.report.data import results_for
@@ -25,7 +25,7 @@ BRANCHES = "stages"
 def measured(claims: Claims, runs: Path) -> tuple[list[TableResult], tuple[str, ...]]:
     """What was measured, in every setting, and a line on each record that could not be read."""
     records, damaged = Store(runs).readable()
-    collection = Collection(records)
+    collection = Collection(records, Store(runs).released_figures())
     settings = collection.settings()
     tables = [table for table in claims.loaded.values() if _can_be_run(table)]
     results = [result for table in tables for result in results_for(table, collection, settings)]

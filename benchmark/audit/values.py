@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from benchmark.audit.expressions import OF_TABLES, SOURCES, Expression, Reference, references_of, title_of
 from benchmark.errors import UserError
-from benchmark.expressions import OF_TABLES, SOURCES, Expression, Reference, references_of, title_of
 
 MOST_COLUMNS_OF_SUBSETS = 16
 """2 to this power subsets are few enough to try."""

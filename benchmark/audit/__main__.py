@@ -1,0 +1,47 @@
+"""Hold a paper's text against its own tables, the literature and our runs: `python -m benchmark.audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmark.audit.claims import FILE, load_claims
+from benchmark.audit.judgement import audit_of, write_audit
+from benchmark.audit.pages import to_terminal
+from benchmark.audit.results import measured
+from benchmark.command_line import names, run_app
+from benchmark.files import check_writable
+from benchmark.options import Reports, Runs, check_there
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    claims: Annotated[Path, typer.Option(help="A file of claims (docs/audit.md). [those of the LSSKD paper]")] = FILE,
+    only: Annotated[str, typer.Option(help="Only these claims: a list of ids such as ps-kd-average,coc-boost.")] = "",
+    runs: Runs = Path("runs"),
+    reports: Reports = Path("reports"),
+) -> int:
+    """Judge every claim and write audit.md, audit.csv and audit.json; no run is needed."""
+    console = Console()
+    check_there(runs)
+    check_writable(reports, "--reports")
+    asked = load_claims(claims).selected(names(only))
+    results, damaged = measured(asked, runs)
+    for line in damaged:
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    found = audit_of(asked, results)
+    written: list[Path] = []
+    try:
+        written = write_audit(found, reports)
+    finally:
+        console.print(to_terminal(found, console.width, written))
+    return 0
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmark.audit")

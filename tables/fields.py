@@ -1,0 +1,86 @@
+"""What the TOML files of tables and figures have in common: their fields, and how one that is refused is told of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+
+from benchmark.errors import nearest
+from benchmark.protocols import SCALES
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Frozen(BaseModel):
+    """A part of a file: what it does not know is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def file_name(value: str) -> str:
+    """A name that is part of the names of files.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("it names files; allowed: letters, digits, '.', '_' and '-', the first a letter or a digit")
+    return value
+
+
+def known_scales(scales: Iterable[str]) -> None:
+    """Refuse a scale that is not there.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    for scale in scales:
+        if scale not in SCALES:
+            raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
+
+
+def located_datasets(value: Any, info: ValidationInfo) -> Any:
+    """A dataset's name or path, or one for each scale, with paths made relative to the file's folder.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    entries = value if isinstance(value, Mapping) else {"any scale": value}
+    if not entries or not all(isinstance(entry, str) and entry for entry in entries.values()):
+        raise ValueError(f"allowed: a name or a path, or one for some of the scales {', '.join(SCALES)}")
+    if isinstance(value, Mapping):
+        known_scales(value)
+    folder = (info.context or {}).get("folder", Path())
+    located = {scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()}
+    return located if isinstance(value, Mapping) else located["any scale"]
+
+
+def complaint(
+    error: ValidationError, whole: type[BaseModel], owners: Mapping[int | str, type[BaseModel]], example: str
+) -> str:
+    """The first complaint of a validation in one line: the field, what is wrong, and what is allowed.
+
+    whole: the model of the file; owners: the models of its parts, by the name of the field that holds them.
+    """
+    found = error.errors()
+    # A misspelt field is also a missing one; the misspelling is what the user wants to hear of.
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    parts = first["loc"]
+    place = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(str(part) for part in parts))
+    if first["type"] == "extra_forbidden":
+        owner = next((owners[part] for part in reversed(parts[:-1]) if part in owners), whole)
+        near = nearest(str(parts[-1]), owner.model_fields)
+        hint = f" (did you mean {near!r}?)" if near else ""
+        return f"unknown field {place!r}{hint}; allowed: {', '.join(owner.model_fields)}"
+    if first["type"] == "missing":
+        return f"field {place!r} is missing; add it ({example} shows the format)"
+    message = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
+    given = " ".join(repr(first["input"]).split())
+    given = given if len(given) <= 60 else f"{given[:57]}..."
+    return f"field {place!r} = {given} is refused: {message[:1].lower()}{message[1:]}"
