@@ -3,7 +3,9 @@
 A method is an `nn.Module` beside the student. It says what it needs, builds its extra modules from the shapes of
 student and teacher, and maps one training step to named loss terms; the sum of the terms, each times its weight, is
 the loss. Data, teacher, optimiser, schedule, precision and checkpoints belong to the engine. Everything a method must
-remember between steps lives in its parameters and buffers, which is all that a checkpoint holds of it.
+remember between steps lives in its parameters and buffers, which is all that a checkpoint holds of it. Where several
+processes share a batch, what is kept of single images passes through `gathered`, and what is kept of a mean over them
+through `averaged`.
 
 A new method is one file in `methods/` with one subclass of `Method`; nothing else needs to be told about it.
 """
@@ -25,6 +27,7 @@ from benchmark.backbones.network import Network, Outputs, Shape, statistics_kept
 from benchmark.data.augmentation import ROTATIONS, View
 from benchmark.data.mixing import Mixture
 from benchmark.errors import UserError
+from benchmark.training.distributed import averaged, gathered
 from benchmark.training.history import PastNetwork, PredictionHistory
 
 __all__ = [
@@ -41,7 +44,9 @@ __all__ = [
     "Step",
     "UserError",
     "View",
+    "averaged",
     "full_precision",
+    "gathered",
     "outside_autocast",
     "statistics_kept",
     "upright",
@@ -78,7 +83,7 @@ class Context:
     network: a fresh copy of a shape's network (for methods that keep past weights), equal to the student at its start.
     With a stream's name, network and branches get other first weights, from this method's streams of that name (for
     peers). A run that starts from another's weights (`Method.start`) starts the student from them, not these copies;
-    batch_size: images of a whole batch; an epoch's last one may have fewer, or one more.
+    batch_size: images of a whole batch, or of a process's part of it; an epoch's last one may have fewer, or one more.
     """
 
     student: Shape
@@ -187,6 +192,9 @@ class Method(nn.Module):
     """Name of the method that trains the head this one reads through `Step.teacher_head`."""
     teacher_method: ClassVar[str] = "Baseline"
     """Name of the method that trains this one's teacher. One that also has `represent` is its own head."""
+    compares_images: ClassVar[bool] = False
+    """Whether its loss compares the images of a batch with each other, so that it is no mean over them: where processes
+    share a batch, each compares its own, and the record says so."""
     student_branches: ClassVar[bool] = False
     """Whether it trains auxiliary branches on the student (or, for a head, on the teacher); for the cost of a run."""
     listed: ClassVar[bool] = True

@@ -20,7 +20,7 @@ from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training import cohort as cohort_module
 from benchmark.training.cohort import BrokenRuns
-from benchmark.training.evaluation import evaluate
+from benchmark.training.evaluation import Evaluation
 from benchmark.training.job import execute
 from benchmark.training.learner import Learner
 from methods.baseline import Baseline, cross_entropy
@@ -220,7 +220,9 @@ def test_evaluation_teaches_nothing(trained) -> None:
     learner = Learner(run, 10, 8, torch.arange(64) % 10, 1, torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in learner.state().items()}
     images = torch.randn(20, 3, 8, 8)
-    figures = evaluate(learner.student, [(images, torch.arange(20) % 10)], run.precision, learner.method)
+    evaluation = Evaluation(learner.student, run.precision, learner.method, rotated=True)
+    evaluation.add(images, torch.arange(20) % 10)
+    figures = evaluation.figures
     assert len(figures["stages"]) == 3
     for name, tensor in learner.state().items():
         assert torch.equal(tensor, before[name]), name

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmark.data.augmentation import EpochPlan, TrainingSource, evaluation_batches
+from benchmark.data.augmentation import EpochPlan, evaluation_batches
+from benchmark.data.streaming import training_source
+from benchmark.errors import UserError
 from benchmark.files import remove_leftovers
 from benchmark.provenance import provenance
 from benchmark.results import Store
@@ -23,7 +25,8 @@ from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training.cost import step_cost
 from benchmark.training.devices import make_deterministic, peak_memory, resolve_device
-from benchmark.training.evaluation import BATCH_SIZE, evaluate
+from benchmark.training.distributed import ALONE, Group
+from benchmark.training.evaluation import BATCH_SIZE, Evaluation
 from benchmark.training.learner import Learner, NonFiniteLoss
 from benchmark.training.material import (
     Material,
@@ -39,6 +42,8 @@ from benchmark.training.teacher import Teacher
 REPORT_SECONDS = 0.5
 COST_OF_A_CHECKPOINT = 20
 """A checkpoint is written at most once in so many times the seconds that the last one took."""
+GO_ON, SAVE, LEAVE = range(3)
+"""What follows a step; to leave is to save first."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,18 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+Say = Callable[[str], None]
+Stop = Callable[[], bool]
 
 
 def cohort_name(runs: Sequence[Run]) -> str:
     """A name for a set of runs, whatever their order."""
     return hashlib.sha256("".join(sorted(run.digest for run in runs)).encode()).hexdigest()[:16]
+
+
+def cohort_folder(store: Store, runs: Sequence[Run]) -> Path:
+    """Where the checkpoints of a cohort are."""
+    return store.cohorts(runs[0].dataset) / cohort_name(runs)
 
 
 def resume_folder(store: Store, runs: Sequence[Run]) -> Path | None:
@@ -94,9 +106,11 @@ class Cohort:
         teacher: Teacher | None,
         settings: Settings,
         listen: Listener = lambda progress: None,
+        group: Group = ALONE,
     ) -> None:
         first, dataset = runs[0], material.dataset
         self.settings = settings
+        self.group = group
         self.store = Store(settings.runs)
         self.listen = listen
         self.device = resolve_device(settings.device)
@@ -105,7 +119,9 @@ class Cohort:
         self.teacher = teacher
         self.recipe = recipe_for(first.protocol, dataset, first.augmentation)
         names = (first.dataset, first.fraction, first.validation, first.protocol.name, first.seed)
-        self.source = TrainingSource(material.train, self.recipe, first.protocol.batch_size, self.device, names)
+        self.source = training_source(material.train, self.recipe, first.protocol.batch_size, self.device, names)
+        if group.size > 1:
+            self.source.rows = group.rows
         labels = material.train.labels.to(self.device)
         self.learners = [
             Learner(
@@ -116,11 +132,12 @@ class Cohort:
                 self.source.batches,
                 self.device,
                 first_weights(run, settings),
+                group,
             )
             for run in runs
         ]
         self.members = [run.id for run in runs]
-        self.folder = self.store.cohorts(first.dataset) / cohort_name(runs)
+        self.folder = cohort_folder(self.store, runs)
         self.epoch, self.step = 0, 0
         self.seconds, self.resumed, self.images = 0.0, 0, 0
         self.last_top1: float | None = None
@@ -128,20 +145,29 @@ class Cohort:
         self._last_report, self._reported_step = time.perf_counter(), 0
 
     @classmethod
-    def from_store(cls, runs: Sequence[Run], settings: Settings, listen: Listener = lambda progress: None) -> Cohort:
+    def from_store(
+        cls, runs: Sequence[Run], settings: Settings, listen: Listener = lambda progress: None, group: Group = ALONE
+    ) -> Cohort:
         """The cohort of some runs with its images and, from the store or from files, its teacher and heads."""
         device = resolve_device(settings.device)
         make_deterministic(device, settings.threads)
         material = training_material(runs[0], loaded_dataset(settings.dataset, settings.data_root))
-        return cls(runs, material, load_teacher(runs, material, settings, device), settings, listen)
+        return cls(runs, material, load_teacher(runs, material, settings, device), settings, listen, group)
 
     def resume(self) -> bool:
-        """Take up the most advanced undamaged checkpoint that holds these runs; False where there is none."""
-        folders = resume_folders(self.store, [learner.run for learner in self.learners])
-        read = (checkpoints.read_checkpoint(folder, self.members) for folder in folders)
-        found = next((checkpoint for checkpoint in read if checkpoint is not None), None)
-        if found is None:
+        """Take up the most advanced undamaged checkpoint that holds these runs; False where there is none.
+
+        Raises:
+            UserError: of the processes that share the cohort, one cannot read what another one could.
+        """
+        found = self._latest() if self.group.leads else None
+        place = self.group.told(None if found is None else (found.epoch, found.step))
+        if place is None:
             return False
+        # Damaged ones have been put aside by now, so that the others find the same one.
+        found = found or self._latest()
+        if found is None or (found.epoch, found.step) != place:
+            raise UserError(f"the checkpoint in {self.store.cohorts(self.learners[0].run.dataset)} changed; try again")
         self.epoch, self.step = found.epoch, found.step
         self.resumed = found.notes["resumed"] + 1
         for learner in self.learners:
@@ -152,16 +178,24 @@ class Cohort:
         self.seconds, self.images = found.notes["seconds"], found.notes["images"]
         return True
 
+    def _latest(self) -> checkpoints.Checkpoint | None:
+        folders = resume_folders(self.store, [learner.run for learner in self.learners])
+        read = (checkpoints.read_checkpoint(folder, self.members) for folder in folders)
+        return next((checkpoint for checkpoint in read if checkpoint is not None), None)
+
     def train(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end and write the records; False if `stop` asked to leave, with a checkpoint written.
+
+        Of processes that share the cohort, the first one asks `stop` and writes.
 
         Raises:
             UserError: the disk is full or a folder cannot be written.
             BrokenRuns: some runs raised errors; all others have their records.
         """
-        remove_leftovers(self.folder)
-        for learner in self.learners:
-            self.store.begin(learner.run)
+        if self.group.leads:
+            remove_leftovers(self.folder)
+            for learner in self.learners:
+                self.store.begin(learner.run)
         last_checkpoint, cost = time.perf_counter(), 0.0
         self._last_report, self._reported_step = time.perf_counter(), self.step
         while self.learners:
@@ -169,11 +203,12 @@ class Cohort:
             while self.step < self.source.batches and self.learners:
                 self.one_step(plan)
                 now = time.perf_counter()
-                asked = stop()
-                if asked or now - last_checkpoint > max(self.settings.checkpoint_seconds, COST_OF_A_CHECKPOINT * cost):
+                due = now - last_checkpoint > max(self.settings.checkpoint_seconds, COST_OF_A_CHECKPOINT * cost)
+                order = self.group.decided(LEAVE if stop() else SAVE if due else GO_ON)
+                if order != GO_ON:
                     self._save()
                     last_checkpoint, cost = time.perf_counter(), time.perf_counter() - now
-                if asked:
+                if order == LEAVE:
                     return False
             self._finish_epoch()
         if self.broken:
@@ -184,12 +219,17 @@ class Cohort:
     def one_step(self, plan: EpochPlan) -> None:
         """The next batch of an epoch, for every learner."""
         started = time.perf_counter()
+        images = len(self.source.whole(plan, self.step))
         batch = self.source.batch(plan, self.step)
         teacher = self.teacher.on(batch) if self.teacher else None
         for learner in list(self.learners):
             try:
-                learner.timed_step(batch, teacher, self.epoch, self.step)
+                with self.group.sharing(images):
+                    learner.timed_step(batch, teacher, self.epoch, self.step)
             except Exception as error:
+                if self.group.size > 1:
+                    # The other processes wait for this one's part of the step.
+                    raise BrokenRuns(f"{learner.run.id}: {type(error).__name__}: {error}") from error
                 # Out of memory, say: this run cannot go on, the others can.
                 self.learners.remove(learner)
                 self.broken[learner.run.id] = error
@@ -198,7 +238,7 @@ class Cohort:
                 # Elsewhere looking at each loss would make the host wait; there it is looked at once an epoch.
                 self._drop_if_not_finite(learner, self.step + 1)
         self.step += 1
-        self.images += len(batch.labels)
+        self.images += images
         self.seconds += time.perf_counter() - started
         if time.perf_counter() - self._last_report > REPORT_SECONDS and self.learners:
             self._report()
@@ -208,6 +248,8 @@ class Cohort:
             learner.check_finite(self.epoch, steps_done)
         except NonFiniteLoss as failure:
             self.learners.remove(learner)
+            if not self.group.leads:
+                return
             self.store.finish(
                 learner.run,
                 {
@@ -223,24 +265,41 @@ class Cohort:
     def _finish_epoch(self) -> None:
         for learner in list(self.learners):
             self._drop_if_not_finite(learner, self.source.batches)
-        for learner in list(self.learners):
-            figures = learner.end_epoch(self.epoch)
-            # Of a stage that ends before the classifier there is nothing to measure.
-            if learner.student is not None and learner.method.trains == "student":
-                batches = evaluation_batches(self.material.evaluation, self.recipe, BATCH_SIZE, self.device)
-                last = self.epoch + 1 == learner.epochs
-                figures |= evaluate(learner.student, batches, learner.run.precision, learner.method, rotated=last)
-                self.last_top1 = figures["top1"]
-            learner.figures.append(figures)
-            self.store.write_epochs(learner.run, learner.figures)
+        of_training = {learner: learner.end_epoch(self.epoch) for learner in self.learners}
+        of_test = self._evaluated() if self.group.leads else {}
+        for learner, figures in of_training.items():
+            learner.figures.append(figures | of_test.get(learner, {}))
+            if self.group.leads:
+                self.store.write_epochs(learner.run, learner.figures)
             if self.epoch + 1 == learner.epochs:
                 self._finish(learner)
         self.epoch, self.step = self.epoch + 1, 0
         # Steps that were taken since the last report still count in the next one.
         self._reported_step -= self.source.batches
 
+    def _evaluated(self) -> dict[Learner, dict[str, Any]]:
+        """The figures of all students on the images that they are evaluated on, in one pass over these."""
+        evaluations = {
+            learner: Evaluation(
+                learner.student, learner.run.precision, learner.method, rotated=self.epoch + 1 == learner.epochs
+            )
+            for learner in self.learners
+            # Of a stage that ends before the classifier there is nothing to measure.
+            if learner.student is not None and learner.method.trains == "student"
+        }
+        if not evaluations:
+            return {}
+        for images, labels in evaluation_batches(self.material.evaluation, self.recipe, BATCH_SIZE, self.device):
+            for evaluation in evaluations.values():
+                evaluation.add(images, labels)
+        figures = {learner: evaluation.figures for learner, evaluation in evaluations.items()}
+        self.last_top1 = next(reversed(figures.values()))["top1"]
+        return figures
+
     def _finish(self, learner: Learner) -> None:
         self.learners.remove(learner)
+        if not self.group.leads:
+            return
         result: dict[str, Any] = {
             "status": "finished",
             "epochs": learner.figures,
@@ -274,6 +333,8 @@ class Cohort:
             "seconds_of_its_teacher": learner.teacher_seconds,
             "images_per_second": self.images / self.seconds if self.seconds else None,
             "peak_memory_bytes": peak_memory(self.device),
+            "processes": self.group.size,
+            "shared": learner.remark,
             "cohort": self.members,
             "resumed": self.resumed,
         }
@@ -281,7 +342,7 @@ class Cohort:
     def _save(self) -> None:
         for learner in list(self.learners):
             self._drop_if_not_finite(learner, self.step)
-        if not self.learners:
+        if not self.learners or not self.group.leads:
             return
         runs = {
             learner.run.id: {
@@ -297,6 +358,8 @@ class Cohort:
 
     def _report(self) -> None:
         now = time.perf_counter()
+        if not self.group.leads:
+            return
         steps = self.step - self._reported_step
         speed = steps / (now - self._last_report)
         epochs = max(learner.epochs for learner in self.learners)
@@ -315,3 +378,22 @@ class Cohort:
             )
         )
         self._last_report, self._reported_step = now, self.step
+
+
+def train(
+    runs: Sequence[Run],
+    settings: Settings,
+    stop: Stop = lambda: False,
+    listen: Listener = lambda progress: None,
+    say: Say = lambda line: None,
+    group: Group = ALONE,
+) -> bool:
+    """Train runs as one cohort from their latest checkpoint to their records; False if `stop` asked to leave before.
+
+    Raises:
+        UserError, BrokenRuns: see `Cohort.train`.
+    """
+    cohort = Cohort.from_store(runs, settings, listen, group)
+    if cohort.resume() and group.leads:
+        say(f"resumed at epoch {cohort.epoch + 1}, step {cohort.step}")
+    return cohort.train(stop)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.backbones import build_network
 from benchmark.backbones.cost import multiply_adds, parameters
-from benchmark.data.augmentation import TrainingSource
+from benchmark.data.streaming import training_source
 from benchmark.spec import Run
 from benchmark.training.learner import Learner
 from benchmark.training.material import recipe_for
@@ -41,25 +41,28 @@ class Rehearsal:
     def __init__(self, run: Run, num_classes: int, image_size: int, labels: Tensor) -> None:
         """labels: of the run's training images, int64 [images]; the whole set counts in a memory of it."""
         self.batch_size = min(BATCH, len(labels))
-        # Neither precision nor first weights nor the images change what is computed.
+        # Neither precision nor first weights nor the images nor who shares them change what is computed.
         run = run.changed(
             start=None,
             precision="fp32",
             teacher_precision="fp32" if run.teacher else None,
             augmentation="standard",
+            processes=1,
             protocol=run.protocol.changed(batch_size=self.batch_size),
         )
         images = random_images(max(num_classes, self.batch_size), image_size, num_classes)
-        source = TrainingSource(images.train, recipe_for(run.protocol, images), self.batch_size, CPU, ("rehearsal",))
+        source = training_source(images.train, recipe_for(run.protocol, images), self.batch_size, CPU, ("rehearsal",))
         self.batch = source.batch(source.epoch(0), 0)
         self.learner = Learner(run, num_classes, image_size, labels.cpu(), 1, CPU)
         self.teacher = untrained_teacher([run], num_classes, image_size, CPU)
 
     def multiply_adds(self) -> int:
-        """Take the step; returns its multiply-adds for an image."""
+        """Take a step of the second epoch, in which methods have a past; returns its multiply-adds for an image."""
         teacher = self.teacher.on(self.batch) if self.teacher else None
+        if self.learner.student is not None:
+            self.learner.method.end_epoch(0, self.learner.student)
         with FlopCounterMode(display=False) as counter:
-            self.learner.step(self.batch, teacher, 0, 0)
+            self.learner.step(self.batch, teacher, 1, 0)
         return int(counter.get_total_flops()) // 2 // self.batch_size
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.backbones.network import Network, Outputs
+from benchmark.training.distributed import gathered
 
 TableType = Literal["float16", "float32", "float64"]
 
@@ -44,8 +45,12 @@ class PredictionHistory(nn.Module):
 
     @torch.no_grad()
     def store(self, index: Tensor, predictions: Tensor) -> None:
-        """Keep `predictions` [batch, *shape] for the images `index` [batch], each image at most once."""
-        self.table.index_copy_(0, index, predictions.flatten(1).to(self.table.dtype))
+        """Keep `predictions` [batch, *shape] for the images `index` [batch], each image at most once.
+
+        Where processes share the batch, all of them keep what all of them store.
+        """
+        index, kept = gathered(index), gathered(predictions.flatten(1).to(self.table.dtype))
+        self.table.index_copy_(0, index, kept)
         self.seen.index_fill_(0, index, True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from filelock import FileLock, Timeout
 
@@ -11,8 +11,9 @@ from benchmark.errors import UserError
 from benchmark.results import Store
 from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.cohort import Cohort, Listener
+from benchmark.training.cohort import Listener, Say, Stop, cohort_folder, train
 from benchmark.training.material import Settings
+from benchmark.training.processes import train_together
 
 WAIT_SECONDS = 1.0
 
@@ -20,9 +21,9 @@ WAIT_SECONDS = 1.0
 def execute(
     runs: Sequence[Run],
     settings: Settings,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Stop = lambda: False,
     listen: Listener = lambda progress: None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> bool:
     """Bring the runs to their records; False if `stop` asked to leave before that.
 
@@ -38,13 +39,11 @@ def execute(
         try:
             mine = [run for run in pending if run.id in locks and store.record(run) is None]
             if mine:
-                cohort = Cohort.from_store(mine, settings, listen)
-                if cohort.resume():
-                    say(f"resumed at epoch {cohort.epoch + 1}, step {cohort.step}")
-                if not cohort.train(stop):
+                together = train_together if mine[0].processes > 1 else train
+                if not together(mine, settings, stop, listen, say):
                     return False
                 if settings.keep:
-                    checkpoints.keep_checkpoints(cohort.folder)
+                    checkpoints.keep_checkpoints(cohort_folder(store, mine))
                 remove_finished_checkpoints(store, mine[0].dataset)
                 continue
         finally:

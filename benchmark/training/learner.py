@@ -14,11 +14,13 @@ from benchmark.backbones import AuxiliaryBranches, build_branches, build_network
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs, Shape, shape_of, statistics_kept
 from benchmark.data.augmentation import Batch
+from benchmark.errors import UserError
 from benchmark.method import Context, Method, Step, View
 from benchmark.registry import method_class, resolve_options
 from benchmark.spec import Run
 from benchmark.streams import generator
 from benchmark.training.devices import autocast, placed
+from benchmark.training.distributed import ALONE, Group, averaged, fewest_rows, remark, share, weighted
 from benchmark.training.teacher import TeacherOnBatch
 
 
@@ -84,7 +86,7 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fi
         initialise=initialise,
         branches=branches,
         network=network,
-        batch_size=min(run.protocol.batch_size, len(labels)),
+        batch_size=fewest_rows(run.processes, min(run.protocol.batch_size, len(labels))),
     )
     return cls(context, resolve_options(cls, run.protocol, run.student, run.options))
 
@@ -101,8 +103,10 @@ class Learner:
         steps: int,
         device: torch.device,
         first_weights: dict[str, Tensor] | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.run = run
+        self.group = group
         self.device = device
         self.steps = steps
         self.epochs = run.schedule.epochs
@@ -137,6 +141,8 @@ class Learner:
         """Host time of its own steps, without the teacher's."""
         self.teacher_seconds = 0.0
         """Host time of what it asked of the teacher, whoever else asked for it too."""
+        self._draws = False
+        self._loss_of = group.loss_of(self.method, self.student)
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         student = [] if self.student is None else list(self.student.named_parameters("student"))
@@ -149,15 +155,18 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with autocast(self.device, self.run.precision):
-            loss, terms = self.method.loss(self._as_seen_by_method(batch, teacher, epoch, step))
-        loss.backward()
+            loss, terms = self._loss_of(self._as_seen_by_method(batch, teacher, epoch, step))
+        weighted(loss).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.student is not None:
             self.method.end_step(self.student)
         with torch.no_grad():
-            self.losses[step] = loss
-            self.terms += torch.stack([terms[name].double() for name in self.method.weights])
+            figures = averaged(
+                torch.stack([value.double() for value in (loss, *(terms[name] for name in self.method.weights))])
+            )
+            self.losses[step] = figures[0]
+            self.terms += figures[1:]
 
     def _train_mode(self) -> None:
         if not self.method.training:
@@ -197,8 +206,12 @@ class Learner:
             return teacher.head(head_key(run), view, widen)
 
         def stream(name: str) -> torch.Generator:
+            self._draws = True
             owner = (run.dataset, run.fraction, run.protocol.name, run.seed, run.method, run.student)
-            return generator("step", *owner, epoch, step, name, device=self.device)
+            part = share()
+            # Others' rows of the same batch must not get the same draws.
+            rank = (part.group.rank,) if part and part.counts and part.group.rank else ()
+            return generator("step", *owner, epoch, step, name, *rank, device=self.device)
 
         return Step(
             labels=batch.labels,
@@ -225,7 +238,18 @@ class Learner:
             raise NonFiniteLoss(epoch, int((~finite).nonzero()[0]))
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Tell the method, return the epoch's training figures, and start the next epoch's sums."""
+        """Tell the method, return the epoch's training figures, and start the next epoch's sums.
+
+        Raises:
+            UserError: the method keeps what is not the same on all processes that share its batches.
+        """
+        self.group.take_statistics(self.student, self.method)
+        if differing := self.group.differing(self.state()):
+            raise UserError(
+                f"{self.run.id}: the processes that share its batches have different {', '.join(differing[:3])} after "
+                f"epoch {epoch + 1}; what a method keeps of images must pass through gathered or averaged (see "
+                "docs/data-parallel.md); train this one with --processes-per-run 1"
+            )
         if self.student is not None:
             self.method.end_epoch(epoch, self.student)
         means = (self.terms / self.steps).tolist()
@@ -261,6 +285,11 @@ class Learner:
             self.optimizer.state[parameter]["momentum_buffer"].copy_(parts["momentum"][str(number)])
         self.losses.copy_(state["losses"])
         self.terms.copy_(state["terms"])
+
+    @property
+    def remark(self) -> str | None:
+        """What a reader must know of how its batches were shared; None where they were not."""
+        return remark(self.group, self.method, self.student, self._draws)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """What a finished run leaves: the plain student, and the method's modules where another run reads them."""

@@ -1,0 +1,273 @@
+"""A batch shared by several processes: each works on its rows, and gradients, losses and tables are those of all.
+
+The processes start from the same weights, average their gradients in every step (torch's DistributedDataParallel), and
+so stay equal. What a method keeps of single images must pass through `gathered`, and what it keeps of a batch's mean
+through `averaged`; see docs/data-parallel.md for what is a process's own all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from benchmark.method import Method, Step
+
+FEWEST_ROWS = 2
+"""A process needs so many rows of a batch: batch norm cannot be trained on one."""
+TIMEOUT = datetime.timedelta(hours=6)
+"""How long the others wait for one process, such as the first while it evaluates. Deaths are noticed otherwise."""
+LOOPBACK = ("lo", "lo0")
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their width in bytes."""
+
+Value = TypeVar("Value")
+LossOfStep = Callable[["Step"], tuple[Tensor, dict[str, Tensor]]]
+
+
+def rows_of(rank: int, size: int, images: int) -> slice:
+    """The rows of a batch of so many images that process `rank` of `size` works on.
+
+    Contiguous, the first processes one more where it does not go into equal parts. A batch so small that a process
+    would be left with fewer than two rows is not shared: every process works on all of it.
+    """
+    if size == 1 or images < FEWEST_ROWS * size:
+        return slice(images)
+    each, more = divmod(images, size)
+    start = rank * each + min(rank, more)
+    return slice(start, start + each + (rank < more))
+
+
+def fewest_rows(size: int, images: int) -> int:
+    """The rows of a batch of so many images that every one of `size` processes has."""
+    rows = rows_of(size - 1, size, images)
+    return len(range(images)[rows])
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a process has of the batch under way: rows of each process, or None where all have the whole batch."""
+
+    group: Group
+    counts: tuple[int, ...] | None
+
+    @property
+    def weight(self) -> float:
+        """What this process's mean counts in the mean over all processes: its rows over the average number of rows."""
+        if self.counts is None:
+            return 1.0
+        return self.counts[self.group.rank] * self.group.size / sum(self.counts)
+
+
+_share: Share | None = None
+"""Of the step under way; None where no batch is shared."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that share the batches of a cohort, as the one of number `rank`, from 0, knows them."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that evaluates, writes and decides."""
+        return self.rank == 0
+
+    def rows(self, images: int) -> slice:
+        """This process's rows of a batch of so many images."""
+        return rows_of(self.rank, self.size, images)
+
+    @contextlib.contextmanager
+    def sharing(self, images: int) -> Iterator[None]:
+        """Within it, the step under way is one on a batch of so many images that the processes share."""
+        global _share
+        if self.size == 1:
+            yield
+            return
+        counts = None
+        if self.rows(images) != slice(images):
+            slices = (rows_of(rank, self.size, images) for rank in range(self.size))
+            counts = tuple(rows.stop - rows.start for rows in slices)
+        _share = Share(self, counts)
+        try:
+            yield
+        finally:
+            _share = None
+
+    def loss_of(self, method: Method, student: nn.Module | None) -> LossOfStep:
+        """The method's loss of a step, on whose way back the gradients are averaged over the processes."""
+        if self.size == 1:
+            return method.loss
+        with warnings.catch_warnings():
+            # Its newer name means something else, and older versions of torch have not got it.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            # Some methods leave parameters out of some steps (SemCKD in the last one of an epoch). It also keeps the
+            # gradients in the same buckets after a resume, and with them the order in which they are added up.
+            return DistributedDataParallel(_Loss(method, student), broadcast_buffers=False, find_unused_parameters=True)
+
+    def decided(self, number: int) -> int:
+        """The number that the first process has."""
+        if self.size == 1:
+            return number
+        told = torch.tensor([number])
+        dist.broadcast(told, 0)
+        return int(told)
+
+    def told(self, value: Value) -> Value:
+        """The value that the first process has."""
+        if self.size == 1:
+            return value
+        told = [value]
+        dist.broadcast_object_list(told, 0, device=torch.device("cpu"))
+        return told[0]
+
+    def take_statistics(self, *modules: nn.Module | None) -> None:
+        """Give the norms of all processes the running statistics that those of the first have gathered."""
+        if self.size > 1:
+            for norm in norms_in(*modules):
+                for statistic in norm.buffers(recurse=False):
+                    dist.broadcast(statistic, 0)
+
+    def differing(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """The names of those tensors that are not the same on all processes."""
+        if self.size == 1 or not tensors:
+            return []
+        own = torch.stack([_checksum(tensor) for tensor in tensors.values()]).cpu()
+        of_all = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(of_all, own)
+        same = torch.stack([other == of_all[0] for other in of_all]).all(0).tolist()
+        return [name for name, alike in zip(tensors, same, strict=True) if not alike]
+
+
+ALONE = Group()
+
+
+class _Loss(nn.Module):
+    """A method beside its student as one module whose forward is a step's loss, which is what torch can share."""
+
+    def __init__(self, method: Method, student: nn.Module | None) -> None:
+        super().__init__()
+        self.method = method
+        self.student = student
+
+    def forward(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, terms = self.method.loss(step)
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+
+def share() -> Share | None:
+    """This process's share of the batch under way; None where it has all of it to itself."""
+    return _share
+
+
+def weighted(mean: Tensor) -> Tensor:
+    """A mean over this process's rows, times what it counts in the mean over the processes; with its graph."""
+    return mean if _share is None or _share.weight == 1 else mean * _share.weight
+
+
+@torch.no_grad()
+def gathered(values: Tensor) -> Tensor:
+    """Of values of this process's rows, [rows, ...], those of the whole batch, [batch, ...], the same on all processes.
+
+    Without a graph. Where no batch is shared these are the values themselves.
+
+    Raises:
+        ValueError: it is not one value for each of this process's images.
+    """
+    if _share is None or _share.counts is None:
+        return values.detach()
+    counts, rank = _share.counts, _share.group.rank
+    if len(values) != counts[rank]:
+        raise ValueError(f"{len(values)} values of {counts[rank]} images cannot be gathered")
+    # As bytes, whatever the type; and all of one length, which the transport asks for.
+    own = values.detach().reshape(len(values), -1).contiguous().view(torch.uint8)
+    padded = own.new_zeros(max(counts), own.shape[1])
+    padded[: len(own)] = own
+    of_all = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(of_all, padded)
+    rows = torch.cat([part[:count] for part, count in zip(of_all, counts, strict=True)])
+    return rows.view(values.dtype).view(-1, *values.shape[1:])
+
+
+@torch.no_grad()
+def averaged(mean: Tensor) -> Tensor:
+    """Of a mean over this process's rows, of any shape, the mean over the whole batch, the same on all processes.
+
+    Without a graph. Where no batch is shared it is the mean itself.
+    """
+    if _share is None:
+        return mean.detach()
+    total = mean.detach() * (_share.weight / _share.group.size)
+    dist.all_reduce(total)
+    return total
+
+
+def norms_in(*modules: nn.Module | None) -> list[nn.Module]:
+    """The norms in some modules that normalise by the statistics of a batch."""
+    return [
+        part for module in modules if module is not None for part in module.modules() if isinstance(part, _NormBase)
+    ]
+
+
+def remark(group: Group, method: Method, student: nn.Module | None, draws: bool) -> str | None:
+    """What a reader of a record must know of a run whose batches were shared, in a sentence; None if they were not.
+
+    draws: whether the method drew random numbers in its steps.
+    """
+    if group.size == 1:
+        return None
+    own = []
+    if norms_in(student, method):
+        own.append("batch norms take the statistics of each process's own rows and keep those of the first process")
+    if method.compares_images:
+        own.append("losses that compare images compare those of one process")
+    if draws:
+        own.append("each process draws the method's random numbers for its own rows")
+    shared = f"{group.size} processes share each batch"
+    return f"{shared}; {'; '.join(own)}" if own else f"{shared}, as if one had all of it"
+
+
+@contextlib.contextmanager
+def joined(rank: int, size: int, device: torch.device, meeting: Path) -> Iterator[Group]:
+    """Within it, this process is one of a group; nobody leaves it before the first process does.
+
+    device: the one that this process computes on; meeting: a file that only this group knows, not there before.
+    After an error the connections stay open until the process ends, so that the others wait instead of failing too.
+    """
+    for name in LOOPBACK:
+        if name in (interface for _, interface in socket.if_nameindex()):
+            # A machine's name may lead nowhere, or past a firewall.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # What is on the GPU goes from GPU to GPU; decisions never wait for one.
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(
+        backend, store=dist.FileStore(str(meeting), size), rank=rank, world_size=size, timeout=TIMEOUT
+    )
+    group = Group(rank, size)
+    yield group
+    group.decided(0)
+    dist.destroy_process_group()
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """A number, int64, that depends on every bit of a tensor, whatever its layout."""
+    bits = tensor.detach().view(BITS[tensor.element_size()])
+    return bits.sum(dtype=torch.int64)

@@ -1,0 +1,331 @@
+"""A batch shared by several processes gives what one process makes of it, and nothing is left hanging when one fails.
+
+The processes are real ones on the CPU, so some of these tests take seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from benchmark.data import load_dataset
+from benchmark.data.augmentation import Batch, Recipe, Source
+from benchmark.data.streaming import training_source
+from benchmark.errors import UserError
+from benchmark.executor import Watcher, run_jobs
+from benchmark.method import averaged, gathered
+from benchmark.plan import Job
+from benchmark.registry import method_class
+from benchmark.results import Store, outcome
+from benchmark.spec import Run, Schedule
+from benchmark.training import checkpoint as checkpoints
+from benchmark.training.cohort import cohort_folder, train
+from benchmark.training.distributed import FEWEST_ROWS, Group, fewest_rows, rows_of
+from benchmark.training.job import execute
+from benchmark.training.material import Settings
+from benchmark.training.processes import BrokenProcesses, check_sharing
+from benchmark.training.untrained import random_images
+from tests.engine import SHORT, request, settings, shrunk
+from tests.photographs import made_up_imagenet
+from tests.two_processes import (
+    FEW,
+    TOGETHER,
+    DyingSettings,
+    EagerSettings,
+    FailingSettings,
+    cohort_of,
+    exactly,
+    failures_of,
+    gatherings_of,
+    in_two_processes,
+    methods_to_compare,
+    place_of,
+    runs_of_cohort,
+    states_of,
+)
+
+SAME = 1e-12
+"""Relative to the largest magnitude: what float64 leaves of another order of sums after two steps of 1e-15 each."""
+SAME_AFTER_EPOCHS = 1e-9
+"""The same after 18 steps, each of which starts where the last one ended."""
+PATIENCE = 120.0
+"""Seconds."""
+
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes through /proc")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[Any]], Path]:
+    """What two processes made of everything that is asked of them, and the folder of their records."""
+    folder = tmp_path_factory.mktemp("shared")
+    return in_two_processes(folder, exactly, gatherings_of, failures_of, states_of, cohort_of), folder
+
+
+def difference(left: Tensor, right: Tensor) -> float:
+    """The largest difference, relative to the largest magnitude."""
+    if left.shape != right.shape:
+        return float("inf")
+    largest = float(left.double().abs().max())
+    return float((left.double() - right.double()).abs().max()) / (largest or 1.0)
+
+
+def worst(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(difference(left[name], right[name]) for name in left)
+
+
+@given(images=st.integers(1, 400), size=st.integers(1, 9))
+def test_every_row_of_a_batch_has_one_process_and_every_process_two_rows(images: int, size: int) -> None:
+    parts = [rows_of(rank, size, images) for rank in range(size)]
+    if images < FEWEST_ROWS * size or size == 1:
+        assert parts == [slice(images)] * size, "what is too small to be shared, all have"
+        assert fewest_rows(size, images) == images
+        return
+    counts = [part.stop - part.start for part in parts]
+    assert [row for part in parts for row in range(images)[part]] == list(range(images))
+    assert min(counts) == fewest_rows(size, images) >= FEWEST_ROWS
+    assert max(counts) <= min(counts) + 1
+
+
+def test_outside_a_shared_batch_nothing_is_gathered() -> None:
+    values = torch.rand(3, 2, requires_grad=True)
+    for same in (gathered(values), averaged(values)):
+        assert torch.equal(same, values)
+        assert not same.requires_grad
+
+
+def test_rows_and_means_of_all_processes_come_together(shared) -> None:
+    first, second = shared[0]["gatherings_of"]
+    for rank, found in enumerate((first, second)):
+        assert found["gathered"], "of every type and shape, in the order of the batch"
+        assert found["averaged"] == 4.0, "each row counts once, whoever has it"
+        assert found["refused"] == f"9 values of {5 - rank} images cannot be gathered"
+        assert found["small"] == ([0, 1, 2], 2.0)
+        assert found["outside"] == [rank]
+        assert found["decided"] == (7, {"rank": 0}), "the first process decides"
+        assert found["differing"] == ["other"]
+
+
+def test_what_is_wrong_in_one_process_all_find_out(shared) -> None:
+    for said in shared[0]["failures_of"]:
+        assert said["loss"] == "loss not finite at epoch 1, step 1"
+        assert re.search(r"different method\.own after epoch 1; .* --processes-per-run 1$", said["state"])
+
+
+@pytest.mark.parametrize("method", methods_to_compare())
+def test_two_processes_without_batch_norm_leave_what_one_leaves(shared, method: str) -> None:
+    """Weights, momentum, tables, memories, centres and losses, after a shared batch and one too small for it."""
+    compares = method_class(method).compares_images
+    for found in (states[method] for states in shared[0]["states_of"]):
+        assert found["differing"] == []
+        assert (worst(found["alone"], found["shared"]) > SAME) == compares
+        assert ("losses that compare images" in found["remark"]) == compares
+        assert found["remark"].startswith("2 processes share each batch")
+        assert "batch norms" not in found["remark"]
+
+
+@pytest.mark.parametrize("method", ["PS-KD", "LSSKD", "CRD"])
+def test_every_process_keeps_the_tables_that_one_would_have(shared, method: str) -> None:
+    for found in (states[method] for states in shared[0]["states_of"]):
+        tables = [name for name in found["shared"] if name.endswith((".table", ".seen")) or ".memory_" in name]
+        assert len(tables) == {"PS-KD": 2, "LSSKD": 4, "CRD": 2}[method]
+        for name in tables:
+            assert difference(found["alone"][name], found["shared"][name]) <= SAME, name
+            assert bool(found["shared"][name].any(dim=-1).all() if name.endswith(".table") else True)
+
+
+@pytest.mark.parametrize("method", TOGETHER)
+def test_two_processes_without_batch_norm_train_as_one_does_over_epochs(shared, method: str) -> None:
+    results, folder = shared
+    assert results["cohort_of"] == [True, True]
+    store = Store(place_of(folder).runs)
+    one, two = (runs_of_cohort(processes)[TOGETHER.index(method)] for processes in (1, 2))
+    assert one.id != two.id
+    assert worst(store.weights(one), store.weights(two)) <= SAME_AFTER_EPOCHS
+    alone, together = (outcome(store.record(run) or {}) for run in (one, two))
+    assert alone["cost"] == together["cost"]
+    for before, after in zip(alone["epochs"], together["epochs"], strict=True):
+        assert before.keys() == after.keys()
+        assert after["loss"] == pytest.approx(before["loss"], rel=SAME_AFTER_EPOCHS)
+        assert after["terms"] == pytest.approx(before["terms"], rel=SAME_AFTER_EPOCHS)
+        assert after["nll"] == pytest.approx(before["nll"], rel=SAME_AFTER_EPOCHS)
+        assert after["top1"] == before["top1"]
+
+
+RECIPE = Recipe(padding=2, flip=True, mean=(0.4,) * 3, std=(0.2,) * 3, cutout=3, cutmix=1.0)
+
+
+def small_source(recipe: Recipe, root: Path) -> Source:
+    return training_source(random_images(11, 8).train, recipe, 7, "cpu", ("test",))
+
+
+def streamed_source(recipe: Recipe, root: Path) -> Source:
+    images = load_dataset("imagenet", root).train.subset(torch.arange(11))
+    return training_source(replace(images, image_size=16), recipe, 7, "cpu", ("test",))
+
+
+@pytest.mark.parametrize("source_of", [small_source, streamed_source])
+@pytest.mark.parametrize(
+    "recipe", [RECIPE, replace(RECIPE, cutmix=0.0), replace(RECIPE, rotated_crop="per_rotation", cutmix=0.5)]
+)
+def test_each_process_is_shown_its_rows_of_the_batch(
+    source_of: Callable[[Recipe, Path], Source], recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    """Also of a mixed one, where partners may be another process's."""
+    monkeypatch.setenv("KD_DATA_WORKERS", "0")
+    made_up_imagenet(tmp_path)
+    whole_source, parts = source_of(recipe, tmp_path), [source_of(recipe, tmp_path) for _ in range(3)]
+    for rank, part in enumerate(parts):
+        part.rows = lambda images, rank=rank: rows_of(rank, 3, images)
+    for epoch in range(2):
+        for step in range(whole_source.batches):
+            whole = whole_source.batch(whole_source.epoch(epoch), step)
+            plans = [part.epoch(epoch) for part in parts]
+            for rank, (part, plan) in enumerate(zip(parts, plans, strict=True)):
+                assert_rows(part.batch(plan, step), whole, rows_of(rank, 3, len(whole.index)))
+
+
+def assert_rows(part: Batch, whole: Batch, rows: slice) -> None:
+    assert torch.equal(part.index, whole.index[rows])
+    assert torch.equal(part.labels, whole.labels[rows])
+    assert (part.mixture is None) == (whole.mixture is None)
+    if part.mixture and whole.mixture:
+        assert torch.equal(part.mixture.index, whole.mixture.index[rows])
+        assert torch.equal(part.mixture.labels, whole.mixture.labels[rows])
+        assert part.mixture.share == whole.mixture.share
+    images = len(whole.index)
+    for view in ("plain", "rotated", "second", "same_class"):
+        seen, all_of_it = part.view(view), whole.view(view).unflatten(0, (images, -1))
+        assert torch.equal(seen, all_of_it[rows].flatten(0, 1)), view
+        assert seen.is_contiguous(memory_format=torch.channels_last)
+
+
+def shared_runs(epochs: int = 3) -> list[Run]:
+    """Two runs with batch norm and a past: a table, and the network of the epoch before with its statistics."""
+    protocol = SHORT.changed(schedule=Schedule(epochs=epochs))
+    asked = request(protocol=protocol, options={"PS-KD": {"past": "previous_weights"}}, **FEW)
+    return [shrunk(asked.run(name, "ResNet8", None, 0)).changed(processes=2) for name in ("PS-KD", "LSSKD")]
+
+
+def trained(runs: list[Run], place: Settings, group: Group, folder: Path) -> None:
+    assert train(runs, place, group=group)
+
+
+def results_of(runs: list[Run], place: Settings) -> list[dict[str, Any]]:
+    return [outcome(Store(place.runs).record(run) or {}) for run in runs]
+
+
+def remade(kind: type[Settings], place: Settings, **changes: Any) -> Settings:
+    fields = {field.name: getattr(place, field.name) for field in dataclasses.fields(place)}
+    return kind(**fields | changes)
+
+
+def children_of(parent: int) -> set[int]:
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(entry.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.add(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.002)
+
+
+@on_linux
+def test_stopped_and_killed_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
+    runs, undisturbed, place = shared_runs(), settings(tmp_path / "undisturbed"), settings(tmp_path / "disturbed")
+    in_two_processes(tmp_path / "first", partial(trained, runs, undisturbed))
+    folder = cohort_folder(Store(place.runs), runs)
+
+    assert not execute(runs, place, stop=lambda: True)
+    stopped = checkpoints.latest_position(folder)
+    assert stopped is not None, "a stop leaves a checkpoint"
+
+    eager = remade(EagerSettings, place, checkpoint_seconds=0.0)
+    parent = multiprocessing.get_context("fork").Process(target=execute, args=(runs, eager))
+    parent.start()
+    assert parent.pid is not None
+    wait_for(lambda: (checkpoints.latest_position(folder) or stopped) >= (1, 4), "nothing is trained")
+    crew = children_of(parent.pid)
+    assert len(crew) >= 2
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    wait_for(lambda: not any(map(is_running, crew)), "processes outlive the one that started them")
+
+    in_two_processes(tmp_path / "last", partial(trained, runs, place))
+    assert results_of(runs, place) == results_of(runs, undisturbed)
+    for run in runs:
+        provenance = (Store(place.runs).record(run) or {})["provenance"]
+        assert provenance["processes"] == 2
+        assert provenance["resumed"] == 2
+        assert provenance["shared"] == (
+            "2 processes share each batch; batch norms take the statistics of each process's own rows and keep those "
+            "of the first process"
+        )
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (FailingSettings, r"^process 2 of 2: PS-KD_\S+: MemoryError: no room$"),
+        (DyingSettings, r"^process 2 of 2 died \(exit code -9\)$"),
+    ],
+)
+def test_the_failure_of_one_process_ends_all_with_one_reason(kind: type[Settings], reason: str, tmp_path: Path) -> None:
+    run = shared_runs()[0]
+    before = children_of(os.getpid())
+    with pytest.raises(BrokenProcesses, match=reason):
+        execute([run], remade(kind, settings(tmp_path)))
+    assert Store(tmp_path).record(run) is None
+    left = {child for child in children_of(os.getpid()) - before if is_running(child)}
+    trackers = {child for child in left if b"resource_tracker" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    assert left == trackers
+    assert all(not member.is_alive() for member in multiprocessing.active_children())
+
+
+def test_what_cannot_be_shared_is_refused(tmp_path: Path, monkeypatch) -> None:
+    run = shared_runs()[0]
+    with pytest.raises(UserError, match=r"batch of 16 images .* for 3 processes; .* from 1, 2, 4, 8$"):
+        check_sharing(run.changed(processes=3), "cpu")
+    with pytest.raises(UserError, match=r"equal parts of 2 or more for 16 processes"):
+        check_sharing(run.changed(processes=16), "cpu")
+    with pytest.raises(UserError, match=r"one after another; use --workers 1$"):
+        run_jobs([Job((run,), frozenset(), 1.0)], settings(tmp_path), 2, Watcher())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"2 processes need as many CUDA devices, and there is 1; .*--device cpu$"):
+        check_sharing(run, "cuda")
+    with pytest.raises(UserError, match=r"not 'cuda:0' alone; use --device cuda$"):
+        check_sharing(run, "cuda:0")
+    check_sharing(run.changed(processes=1), "cuda:0", workers=4)
