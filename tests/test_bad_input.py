@@ -145,7 +145,7 @@ def test_bad_input_is_one_line_and_nothing_happens(refused, given, said) -> None
 def test_an_unknown_table_is_named_with_the_known_ones(refused) -> None:
     refusal = refused("--table", "V", table=False)
     assert refusal.code == 2
-    assert refusal.line.startswith("error: unknown table 'V'; allowed: II, III, ")
+    assert refusal.line.startswith("error: unknown table 'V' (did you mean 'IV'?); allowed: I, II, III, IV, ")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_what_a_table_without_teachers_cannot_do_is_refused(refused, given, said
 def test_no_arguments_at_all_ask_for_a_table(refused) -> None:
     refusal = refused(table=False)
     assert refusal.code == 2
-    assert "pass --table with one of: II, III, or a TOML file" in refusal.line
+    assert "pass --table with one of: I, II, III, IV, all, or a TOML file" in refusal.line
 
 
 @pytest.mark.parametrize("networks", [("ResNet21", "ResNet20"), ("ResNet20", "ResNet21")])

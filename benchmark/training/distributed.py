@@ -112,7 +112,8 @@ class Group:
     def loss_of(self, method: Method, student: nn.Module | None) -> LossOfStep:
         """The method's loss of a step, on whose way back the gradients are averaged over the processes."""
         if self.size == 1:
-            return method.loss
+            # Looked up at each step: who watches a method replaces its loss.
+            return lambda step: method.loss(step)
         with warnings.catch_warnings():
             # Its newer name means something else, and older versions of torch have not got it.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
