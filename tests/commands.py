@@ -113,6 +113,12 @@ def records_in(place: Path) -> dict[str, Record]:
     return {record["id"]: record for record in Store(place / "runs").records()}
 
 
+def report_in(place: Path, ending: str) -> str:
+    """The one report with this ending that a command left of its table."""
+    (path,) = (place / "reports").glob(f"table_*.{ending}")
+    return path.read_text(encoding="utf-8")
+
+
 def record_of(place: Path, method: str, seed: int = 0) -> Record:
     """The one record of a method and a seed."""
     (record,) = (

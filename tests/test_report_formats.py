@@ -113,10 +113,11 @@ def record_of_readable(place: Path, method: str) -> dict:  # type: ignore[type-a
     [(["--scale", "papr"], "did you mean 'paper'"), (["--table", "V"], "unknown table")],
 )
 def test_bad_input_writes_nothing(tmp_path: Path, more: list[str], message: str) -> None:
+    (tmp_path / "runs").mkdir()
     folders = ["--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")]
     with pytest.raises(UserError, match=message):
         app([*folders, *more], standalone_mode=False)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

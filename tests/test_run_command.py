@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from tests.commands import (
     files_under,
     record_of,
     records_in,
+    report_in,
     run_command,
     small_dataset,
     small_table,
@@ -75,8 +77,7 @@ def test_a_table_is_trained_to_its_end_and_reported(trained) -> None:
     assert ended.stderr == ""
     assert "3 of 3 cells done" in ended.stdout
     assert len(records_in(place)) == 3
-    reports = place / "reports"
-    markdown, latex = ((reports / f"table_small_demo-2-epochs.{ending}").read_text() for ending in ("md", "tex"))
+    markdown, latex = (report_in(place, ending) for ending in ("md", "tex"))
     for method in ("Baseline", "KD", "LSSKD"):
         top1 = record_of(place, method)["final"]["top1"]
         assert f"{top1:.2f} (n=1)" in markdown.replace("**", "")
@@ -84,7 +85,7 @@ def test_a_table_is_trained_to_its_end_and_reported(trained) -> None:
         assert f"{top1:.2f}" in ended.stdout
     assert "n=1" in ended.stdout
     assert "n=1" in latex
-    with (place / "reports" / "table_small_demo-2-epochs.csv").open() as opened:
+    with io.StringIO(report_in(place, "csv")) as opened:
         rows = {row["row"]: row for row in csv.DictReader(opened)}
     assert float(rows["LSSKD"]["mean"]) == record_of(place, "LSSKD")["final"]["top1"]
     assert rows["LSSKD"]["n"] == "1"
@@ -165,7 +166,7 @@ def test_a_killed_worker_fails_its_job_only_and_the_next_call_finishes(trained, 
     assert process.returncode == 1, said
     assert "failed    ResNet20: LSSKD: its process died (exit code -9)" in said
     assert {record["run"]["method"] for record in records_in(tmp_path).values()} == {"Baseline", "KD"}
-    report = (tmp_path / "reports" / "table_small_demo-2-epochs.md").read_text()
+    report = report_in(tmp_path, "md")
     assert "seed 0: its process died (exit code -9)" in report
     ended = run_command(*command)
     assert ended.returncode == 0, ended.stdout
@@ -235,7 +236,7 @@ def test_a_loss_that_is_no_number_fails_its_cell_only(table, tmp_path) -> None:
     assert record["reason"] == f"loss not finite at epoch {where['epoch']}, step {where['step']}"
     assert f"KD (kd_weight=1e+38) failed ({record['reason']})" in ended.stdout
     assert record_of(tmp_path, "LSSKD")["status"] == "finished"
-    report = (tmp_path / "reports" / "table_small_demo-2-epochs.md").read_text()
+    report = report_in(tmp_path, "md")
     (row,) = (line for line in report.splitlines() if line.startswith("| KD"))
     assert "failed" in row
     assert f"KD, ResNet20>ResNet20, seed 0: {record['reason']}" in report
@@ -280,7 +281,7 @@ def test_a_failed_teacher_fails_what_needs_it_and_a_live_terminal_says_why(table
     (line,) = (line for line in said.splitlines() if "failed    ResNet20>ResNet20: KD: " in line)
     assert reason in line
     assert "Traceback" not in said
-    assert f"seed 0: {reason}" in (tmp_path / "reports" / "table_small_demo-2-epochs.md").read_text()
+    assert f"seed 0: {reason}" in report_in(tmp_path, "md")
 
 
 def test_a_teacher_from_a_file_is_measured_and_used(trained, table, tmp_path) -> None:
@@ -300,7 +301,7 @@ def test_a_teacher_from_a_file_is_measured_and_used(trained, table, tmp_path) ->
     assert "sha256" in record["run"]["teacher"]
     # The same teacher, from a run or from a file, gives the same student.
     assert record["final"] == record_of(place, "KD")["final"]
-    assert f"{top1:.2f}" in (tmp_path / "reports" / "table_small_demo-2-epochs.md").read_text()
+    assert f"{top1:.2f}" in report_in(tmp_path, "md")
 
 
 def test_branches_in_a_teachers_file_are_its_head(folder, tmp_path) -> None:
@@ -342,7 +343,7 @@ def test_seeds_with_a_teacher_each_on_held_out_images(table, tmp_path) -> None:
         # 3 of the 12 images of each class are held out, so accuracies are ninths.
         ninths = record["final"]["top1"] * 9 / 100
         assert ninths == pytest.approx(round(ninths))
-    report = (tmp_path / "reports" / "table_small_demo-2-epochs.md").read_text()
+    report = report_in(tmp_path, "md")
     row = next(line for line in report.splitlines() if line.startswith("| KD"))
     assert "n=2" in row
     assert "±" in row
