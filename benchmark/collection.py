@@ -17,7 +17,7 @@ from benchmark.plan import SELF_TEACHER_SEED, ReleasedFile, Request
 from benchmark.protocols import PROTOCOLS, base_scale, protocol_named, usual_seeds
 from benchmark.registry import method_names
 from benchmark.remarks import remarks_of
-from benchmark.results import Record, Store
+from benchmark.results import Record
 from benchmark.spec import Precision, Protocol, ReleasedTeacher, Run, Scale
 from tables.result import TableResult
 from tables.specification import Table
@@ -72,15 +72,6 @@ class Collection:
         for run, record in zip(self.runs, self.records, strict=True):
             for teacher_seeds in get_args(TeacherSeeds):
                 self._by_kin[_kin(run, teacher_seeds)].append((run, record))
-
-    @classmethod
-    def of(cls, store: Store) -> Collection:
-        """The records of a store as they stand now.
-
-        Raises:
-            UserError: a record is damaged.
-        """
-        return cls(store.records(), store.released_figures())
 
     def find(self, run: Run) -> Record | None:
         """The record of exactly this run."""

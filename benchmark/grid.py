@@ -10,10 +10,10 @@ from benchmark.backbones import network_names
 from benchmark.cells import FindRecord, cell_of
 from benchmark.errors import UserError, unknown_name
 from benchmark.plan import TEACHER_SEED, Request, as_long_as
-from benchmark.protocols import base_scale, protocol_named
+from benchmark.protocols import base_scale
 from benchmark.provenance import made_by
 from benchmark.registry import all_methods, method_class, method_names
-from benchmark.remarks import precision_remark, variant_of
+from benchmark.remarks import is_usual, precision_remark, variant_of
 from benchmark.results import Record
 from benchmark.spec import Run
 from tables.result import Cell, Status, TableResult
@@ -51,7 +51,7 @@ def grid_of(
         (row.name, column.name): tuple(run_of(request, row, column, seed) for seed in seeds)
         for row in rows
         for column in table.columns
-        if column.teacher or not needs_pair(row)
+        if column.teacher or not needs_pair(row.method)
     }
     wanted_rows = methods or [row.name for row in rows if method_class(row.method).in_default_grid]
     wanted_columns = pairs or [column.name for column in table.columns]
@@ -70,9 +70,9 @@ def grid_of(
     return Grid(table, runs, chosen)
 
 
-def needs_pair(row: Row) -> bool:
-    """Whether a row can only be run in columns that have a teacher."""
-    cls = method_class(row.method)
+def needs_pair(method: str) -> bool:
+    """Whether a method can only be run where there is a teacher beside the student."""
+    cls = method_class(method)
     return cls.needs_teacher and not cls.teaches_itself
 
 
@@ -146,9 +146,6 @@ def results_of(
     seeds = sorted({run.seed for runs in grid.runs.values() for run in runs})
     teacher_seeds = seeds if request.teacher_seeds == "paired" else [TEACHER_SEED]
     precisions = {run.precision for cell in cells.values() for run in cell.finished}
-    usual = protocol_named(table.protocol_for(base_scale(request.scale.name)))
-    standard = request.protocol == usual and request.validation == 0 and not request.options
-    standard = standard and request.augmentation == "standard" and request.fraction == 1
     return TableResult(
         table=table,
         scale=request.scale.name,
@@ -157,7 +154,8 @@ def results_of(
         cells={key: cell for key, cell in cells.items() if key[0] in kept},
         teachers=_teachers(grid, request, look_up, find, released_accuracy or {}, teacher_seeds, lost or {}),
         generated_from=made_by(),
-        comparable=request.scale.name == "paper" and standard,
+        comparable=request.scale.name == "paper"
+        and is_usual(request, table.protocol_for(base_scale(request.scale.name))),
         remarks=(*remarks, *precision_remark(precisions, request.scale.name)),
         variant=variant_of(request),
         protocol=request.protocol.name,

@@ -12,12 +12,12 @@ from benchmark.backbones import network_names
 from benchmark.cells import FindRecord, cell_of
 from benchmark.collection import Collection, Setting
 from benchmark.errors import UserError, unknown_name
-from benchmark.grid import LookUp
+from benchmark.grid import LookUp, needs_pair
 from benchmark.plan import Request
 from benchmark.protocols import base_scale, chosen_scale, protocol_named, usual_seeds
 from benchmark.provenance import made_by
 from benchmark.registry import all_methods, method_class, method_names
-from benchmark.remarks import precision_remark, remarks_of, variant_of
+from benchmark.remarks import is_usual, precision_remark, remarks_of, variant_of
 from benchmark.spec import Run
 from figures.result import FigureResult, PanelResult, named
 from figures.specification import Figure, Panel
@@ -68,7 +68,7 @@ def points_of(
             for seed in seeds
         )
         for method in shown
-        if method in all_methods() and (panel.teacher or not _needs_pair(method))
+        if method in all_methods() and (panel.teacher or not needs_pair(method))
         for fraction in (figure.fractions or (request.fraction,))
     }
     wanted = tuple(methods) or figure.methods
@@ -251,15 +251,8 @@ def _panel_result(
         dataset=request.dataset,
         epochs=_epochs(request),
         cells=cells,
-        comparable=request.scale.name == "paper" and _is_standard(request, figure),
+        comparable=request.scale.name == "paper" and is_usual(request, figure.protocol),
     )
-
-
-def _is_standard(request: Request, figure: Figure) -> bool:
-    """Whether the runs follow the figure's protocol in full, with no option changed."""
-    plain = not request.options and request.augmentation == "standard"
-    whole = request.validation == 0 and request.fraction == 1
-    return plain and whole and request.protocol == protocol_named(figure.protocol)
 
 
 def _empty_panel(figure: Figure, panel: Panel, scale: str, epochs: str) -> PanelResult:
@@ -278,16 +271,11 @@ def _check_method(figure: Figure, panel: Panel, method: str) -> None:
             )
     if method not in allowed or method not in all_methods():
         raise unknown_name("method", method, allowed)
-    if panel.teacher is None and _needs_pair(method):
+    if panel.teacher is None and needs_pair(method):
         raise UserError(
             f"{method} needs a teacher, which panel {panel.title} of figure {figure.name} does not have; "
             "give the panel one, or leave the method out"
         )
-
-
-def _needs_pair(method: str) -> bool:
-    cls = method_class(method)
-    return cls.needs_teacher and not cls.teaches_itself
 
 
 def _epochs(request: Request) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmark.plan import Request
-from benchmark.protocols import PROTOCOLS, base_scale
+from benchmark.protocols import PROTOCOLS, base_scale, protocol_named
 
 
 def remarks_of(request: Request, usual_protocol: str) -> list[str]:
@@ -31,6 +31,13 @@ def remarks_of(request: Request, usual_protocol: str) -> list[str]:
         values = ", ".join(f"{name} = {value}" for name, value in chosen.items())
         texts.append(f"{method} with {values}.")
     return texts
+
+
+def is_usual(request: Request, usual_protocol: str) -> bool:
+    """Whether the runs follow a protocol in full, on all images and the test set, with no option changed."""
+    plain = not request.options and request.augmentation == "standard"
+    whole = request.validation == 0 and request.fraction == 1
+    return plain and whole and request.protocol == protocol_named(usual_protocol)
 
 
 def precision_remark(precisions: Iterable[str], scale: str) -> list[str]:
