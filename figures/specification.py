@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -11,15 +10,14 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from benchmark.errors import UserError, unknown_name
+from benchmark.errors import UserError
 from benchmark.protocols import PROTOCOLS, SCALES
-from tables.fields import Frozen, Name, complaint, file_name, known_scales, located_datasets
+from tables.fields import Frozen, Name, file_name, known_scales, load, located_datasets, names_in
 from tables.specification import DEFAULT_PROTOCOL, Networks, Published
 
 FOLDER = Path(__file__).parent
@@ -201,7 +199,7 @@ class Figure(Frozen):
 
 def figure_names() -> list[str]:
     """The names of the figures that come with the suite."""
-    return sorted(path.stem.removeprefix("figure_") for path in FOLDER.glob("figure_*.toml"))
+    return names_in(FOLDER, "figure")
 
 
 def load_figure(name_or_path: str | Path) -> Figure:
@@ -210,25 +208,7 @@ def load_figure(name_or_path: str | Path) -> Figure:
     Raises:
         UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
     """
-    name = str(name_or_path).removeprefix("figure_")
-    path = Path(name_or_path)
-    if name in figure_names():
-        path = FOLDER / f"figure_{name}.toml"
-    elif path.suffix != ".toml" and not path.is_file():
-        raise unknown_name("figure", str(name_or_path), [*figure_names(), "the path of a TOML file"])
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"figure file {path} cannot be read: {error.strerror}; check the path") from error
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"figure file {path} is no valid TOML in UTF-8: {reason}; {EXAMPLE} shows the format"
-        ) from error
-    try:
-        return Figure.model_validate(content, context={"folder": path.parent})
-    except ValidationError as error:
-        raise UserError(f"figure file {path}: {complaint(error, Figure, _OWNERS, EXAMPLE)}") from None
+    return load(FOLDER, "figure", name_or_path, Figure, _OWNERS, EXAMPLE)
 
 
 _OWNERS = cast(dict[int | str, type[BaseModel]], {"at_scale": Networks, "panels": Panel, "published": PublishedMarks})

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
-from benchmark.errors import nearest
+from benchmark.errors import UserError, nearest, unknown_name
 from benchmark.protocols import SCALES
 
 Name = Annotated[str, Field(min_length=1)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Frozen(BaseModel):
@@ -59,7 +61,48 @@ def located_datasets(value: Any, info: ValidationInfo) -> Any:
     return located if isinstance(value, Mapping) else located["any scale"]
 
 
-def complaint(
+def names_in(folder: Path, kind: str) -> list[str]:
+    """The names of the files `<kind>_<name>.toml` in a folder."""
+    return sorted(path.stem.removeprefix(f"{kind}_") for path in folder.glob(f"{kind}_*.toml"))
+
+
+def load(
+    folder: Path,
+    kind: str,
+    name_or_path: str | Path,
+    model: type[Model],
+    owners: Mapping[int | str, type[BaseModel]],
+    example: str,
+) -> Model:
+    """What the file of a name (`II` or `table_II`) in a folder says, or the TOML file at a path.
+
+    kind: what it is, in words and in the files' names; owners: the models of its parts, by the name of the field that
+    holds them; example: a file that shows the format.
+
+    Raises:
+        UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
+    """
+    known, name, path = names_in(folder, kind), str(name_or_path).removeprefix(f"{kind}_"), Path(name_or_path)
+    if name in known:
+        path = folder / f"{kind}_{name}.toml"
+    elif path.suffix != ".toml" and not path.is_file():
+        raise unknown_name(kind, str(name_or_path), [*known, "the path of a TOML file"])
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{kind} file {path} cannot be read: {error.strerror}; check the path") from error
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{kind} file {path} is no valid TOML in UTF-8: {reason}; {example} shows the format"
+        ) from error
+    try:
+        return model.model_validate(content, context={"folder": path.parent})
+    except ValidationError as error:
+        raise UserError(f"{kind} file {path}: {_complaint(error, model, owners, example)}") from None
+
+
+def _complaint(
     error: ValidationError, whole: type[BaseModel], owners: Mapping[int | str, type[BaseModel]], example: str
 ) -> str:
     """The first complaint of a validation in one line: the field, what is wrong, and what is allowed.

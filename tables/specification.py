@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -12,16 +11,15 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from benchmark.errors import UserError, unknown_name
+from benchmark.errors import UserError
 from benchmark.protocols import PROTOCOLS
 from benchmark.spec import Augmentation
-from tables.fields import Frozen, Name, complaint, file_name, known_scales, located_datasets
+from tables.fields import Frozen, Name, file_name, known_scales, load, located_datasets, names_in
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "tables/table_II.toml"
@@ -208,7 +206,7 @@ def number_at(numbers: Sequence[float], position: int) -> float | None:
 
 def table_names() -> list[str]:
     """The names of the tables that come with the suite."""
-    return sorted(path.stem.removeprefix("table_") for path in FOLDER.glob("table_*.toml"))
+    return names_in(FOLDER, "table")
 
 
 def load_table(name_or_path: str | Path) -> Table:
@@ -217,24 +215,7 @@ def load_table(name_or_path: str | Path) -> Table:
     Raises:
         UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
     """
-    name = str(name_or_path).removeprefix("table_")
-    path = Path(name_or_path)
-    if name in table_names():
-        path = FOLDER / f"table_{name}.toml"
-    elif path.suffix != ".toml" and not path.is_file():
-        raise unknown_name("table", str(name_or_path), [*table_names(), "the path of a TOML file"])
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"table file {path} cannot be read: {error.strerror}; check the path") from error
-    except ValueError as error:
-        raise UserError(
-            f"table file {path} is no valid TOML in UTF-8: {error}; tables/table_II.toml shows the format"
-        ) from error
-    try:
-        return Table.model_validate(content, context={"folder": path.parent})
-    except ValidationError as error:
-        raise UserError(f"table file {path}: {complaint(error, Table, _OWNERS, EXAMPLE)}") from None
+    return load(FOLDER, "table", name_or_path, Table, _OWNERS, EXAMPLE)
 
 
 _OWNERS = cast(
