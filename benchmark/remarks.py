@@ -55,6 +55,7 @@ def variant_of(request: Request) -> str:
         "options": request.options,
         "augmentation": request.augmentation.removeprefix("standard"),
         "teachers": request.teacher_seeds.removeprefix("shared"),
+        "files": sorted(file.teacher.sha256 for file in request.released.values()),
         "validation": request.validation,
         "processes": request.processes - 1,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
@@ -147,32 +147,25 @@ def main(
     if dry_run:
         _print_plan(console, parts, plans, store, processes)
         return library.tell(console)
-    reports_of_training: list[Report] = []
-    for source, jobs in plans.items():
-        for run in (run for job in jobs for run in job.runs if retry_failed):
-            store.forget_failure(run)
-        place = Settings(
-            runs=runs,
-            dataset=source,
-            data_root=data_root,
-            device=str(wish.device),
-            threads=threads,
-            released=teachers.by_hash,
-            checkpoint_seconds=checkpoint_seconds,
-            keep=keep,
-            command=command(),
-        )
-        reports_of_training.append(train(jobs, place, processes, console))
-        if reports_of_training[-1].stopped:
-            break
-    report = Report.joined(reports_of_training)
+    place = Settings(
+        runs=runs,
+        dataset="",
+        data_root=data_root,
+        device=str(wish.device),
+        threads=threads,
+        released=teachers.by_hash,
+        checkpoint_seconds=checkpoint_seconds,
+        keep=keep,
+        command=command(),
+    )
+    report = trained(plans, place, processes, store, retry_failed, console)
     if not report.stopped:
         if not keep:
             for name in {part.images.name for part in parts}:
                 remove_finished_checkpoints(store, name)
         lost = _lost(report, store)
         for target in targets:
-            console.print(target.render(store, lost, reports, console.width))
+            target.render(store, lost, reports, console)
     return exit_code(report, console) or library.tell(console)
 
 
@@ -318,6 +311,25 @@ def augmentation_named(name: str) -> Augmentation:
 def _lost(report: Report, store: Store) -> dict[str, str]:
     """Why runs without a record have none, by run id."""
     return {run.id: reason for job, reason in report.failures.items() for run in job.runs if store.record(run) is None}
+
+
+def trained(
+    plans: Mapping[str, Sequence[Job]],
+    place: Settings,
+    processes: int,
+    store: Store,
+    retry_failed: bool,
+    console: Console,
+) -> Report:
+    """Train the jobs of each dataset in turn, until all are done or the user stops."""
+    reports: list[Report] = []
+    for source, jobs in plans.items():
+        for run in (run for job in jobs for run in job.runs if retry_failed):
+            store.forget_failure(run)
+        reports.append(train(jobs, replace(place, dataset=source), processes, console))
+        if reports[-1].stopped:
+            break
+    return Report.joined(reports)
 
 
 def _print_plan(

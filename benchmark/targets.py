@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from rich.console import RenderableType
+from rich.console import Console
 from rich.text import Text
 
 from benchmark.command_line import parse_settings
@@ -99,8 +99,8 @@ class Target(Protocol):
     def parts(self) -> Sequence[Part]:
         """What is to be trained for it."""
 
-    def render(self, store: Store, lost: Lost, reports: Path, width: int) -> RenderableType:
-        """Write its files from what the store holds, and return what a terminal so wide shows.
+    def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
+        """Write its files from what the store holds, and print it.
 
         Raises:
             UserError: the folder cannot be written.
@@ -134,9 +134,14 @@ class TableTarget:
     def parts(self) -> Sequence[Part]:
         return (self.part,)
 
-    def render(self, store: Store, lost: Lost, reports: Path, width: int) -> RenderableType:
+    def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
+        """Write the table's files and print it; it is printed also where they cannot be written."""
         result = results_of(self.grid, self.request, store.found, store.record, self.accuracy, self.remarks, lost)
-        return to_terminal(result, width, write_reports(result, reports))
+        written: list[Path] = []
+        try:
+            written = write_reports(result, reports)
+        finally:
+            console.print(to_terminal(result, console.width, written))
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,8 @@ class FigureTarget:
         texts = remarks_of(next(iter(points.values())).request, figure.protocol) if points else []
         return cls(figure, points, tuple(parts), tuple(texts))
 
-    def render(self, store: Store, lost: Lost, reports: Path, width: int) -> RenderableType:
-        """Write the figure's files."""
+    def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
+        """Write the figure's files and say where they are."""
         result = figure_result(self.figure, self.points, store.found, store.record, self.remarks, lost)
-        return Text(f"Written: {', '.join(str(path) for path in write_figure(result, reports))}", overflow="fold")
+        written = ", ".join(str(path) for path in write_figure(result, reports))
+        console.print(Text(f"Written: {written}", overflow="fold"))

@@ -92,6 +92,7 @@ def test_students_of_a_teacher_from_a_file_stand_in_a_table_of_their_own() -> No
     baseline = request().run("Baseline", "ResNet20", None, 0)
     own, of_file = tables_of([kd(0), *released, baseline], **{sha: {"top1": 76.4}})
     assert own.cell("KD", COLUMN.name).by_seed() == {0: 50.0}
+    assert own.stem != of_file.stem
     assert of_file.cell("KD", COLUMN.name).by_seed() == {0: 50.0, 1: 51.0}
     assert [result.cell("Baseline", COLUMN.name).values for result in (own, of_file)] == [(50.0,)] * 2
     assert of_file.teacher(COLUMN.name).values == (76.4,)
