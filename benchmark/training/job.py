@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from filelock import FileLock, Timeout
-
-from benchmark.errors import UserError
+from benchmark.claims import BEAT_SECONDS, Claim, Claims, Owner
 from benchmark.results import Store
 from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
@@ -16,6 +15,14 @@ from benchmark.training.material import Settings
 from benchmark.training.processes import train_together
 
 WAIT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of an attempt to train some runs: whether it was stopped, and who trains those that were left."""
+
+    stopped: bool = False
+    elsewhere: Mapping[Run, Owner] = field(default_factory=dict)
 
 
 def execute(
@@ -32,30 +39,72 @@ def execute(
     Raises:
         UserError: something that the user must mend, such as a full disk.
     """
-    store = Store(settings.runs)
     told = False
-    while pending := [run for run in runs if store.record(run) is None]:
-        locks = _claim(store, pending)
-        try:
-            mine = [run for run in pending if run.id in locks and store.record(run) is None]
-            if mine:
-                together = train_together if mine[0].processes > 1 else train
-                if not together(mine, settings, stop, listen, say):
-                    return False
-                if settings.keep:
-                    checkpoints.keep_checkpoints(cohort_folder(store, mine))
-                remove_finished_checkpoints(store, mine[0].dataset)
-                continue
-        finally:
-            for lock in locks.values():
-                lock.release()
+    while True:
+        came = attempt(runs, settings, stop, listen, say)
+        if came.stopped or not came.elsewhere:
+            return not came.stopped
         if stop():
             return False
         if not told:
-            say(f"waiting for another process that trains {pending[0].id}")
+            run, owner = next(iter(came.elsewhere.items()))
+            say(f"waiting for another process that trains {run.id} ({owner.words})")
             told = True
         time.sleep(WAIT_SECONDS)
-    return True
+
+
+def attempt(
+    runs: Sequence[Run],
+    settings: Settings,
+    stop: Stop = lambda: False,
+    listen: Listener = lambda progress: None,
+    say: Say = lambda line: None,
+    claims: Claims | None = None,
+) -> Attempt:
+    """Bring those runs to their records that nobody else trains, and say who trains the others.
+
+    Raises:
+        UserError: something that the user must mend, such as a full disk.
+    """
+    store = Store(settings.runs)
+    claims = claims or Claims(settings.runs, silent_seconds=settings.silent_seconds)
+    while True:
+        pending = [run for run in runs if store.record(run) is None]
+        held, elsewhere = _claimed(store, claims, pending)
+        try:
+            mine = [run for run in pending if run.id in held and store.record(run) is None]
+            if not mine:
+                # What another process ended since it was looked at has a record by now.
+                return Attempt(elsewhere={run: owner for run, owner in elsewhere.items() if store.record(run) is None})
+            watch = _Watch(list(held.values()), stop)
+            together = train_together if mine[0].processes > 1 else train
+            if not together(mine, settings, watch, listen, say) and not watch.lost:
+                return Attempt(stopped=True)
+            if watch.lost:
+                say("another process has taken this one for dead and trains on; leaving it to that one")
+            else:
+                if settings.keep:
+                    checkpoints.keep_checkpoints(cohort_folder(store, mine))
+                remove_finished_checkpoints(store, mine[0].dataset)
+        finally:
+            for run in pending:
+                if run.id in held:
+                    held[run.id].release(forget=store.has_record(run))
+
+
+class _Watch:
+    """Asks for a stop when the user does, or when another process holds what this one claimed."""
+
+    def __init__(self, claims: Sequence[Claim], stop: Stop) -> None:
+        self.claims, self.stop = claims, stop
+        self.lost = False
+        self._looked = time.monotonic()
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self._looked > BEAT_SECONDS:
+            self._looked = time.monotonic()
+            self.lost = not all(claim.is_held() for claim in self.claims)
+        return self.lost or self.stop()
 
 
 def remove_finished_checkpoints(store: Store, dataset: str) -> None:
@@ -71,20 +120,23 @@ def remove_finished_checkpoints(store: Store, dataset: str) -> None:
             checkpoints.remove_checkpoints(folder)
 
 
-def _claim(store: Store, runs: Sequence[Run]) -> dict[str, FileLock]:
-    """The locks, by run id, of those runs that no other process holds.
+def _claimed(store: Store, claims: Claims, runs: Sequence[Run]) -> tuple[dict[str, Claim], dict[Run, Owner]]:
+    """The claims, by run id, that could be had, and who holds the others.
 
     Raises:
-        UserError: a lock cannot be made there.
+        UserError: a claim cannot be made there.
     """
-    held: dict[str, FileLock] = {}
-    for run in sorted(runs, key=lambda run: run.id):
-        lock = store.lock(run)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        except (OSError, NotImplementedError) as error:
-            raise UserError(f"cannot lock {store.folder(run)}: {error}; choose another folder with --runs") from error
-        held[run.id] = lock
-    return held
+    held: dict[str, Claim] = {}
+    elsewhere: dict[Run, Owner] = {}
+    try:
+        for run in sorted(runs, key=lambda run: run.id):
+            taken = claims.take(store.folder(run))
+            if isinstance(taken, Claim):
+                held[run.id] = taken
+            else:
+                elsewhere[run] = taken
+    except BaseException:
+        for claim in held.values():
+            claim.release()
+        raise
+    return held, elsewhere

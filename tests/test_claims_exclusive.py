@@ -1,0 +1,235 @@
+"""Claims: one holds whoever asks at once, and one ends when its owner does, on any folder."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmark import claims
+from benchmark.claims import Claim, Claims, Owner, this_owner
+from benchmark.errors import UserError
+
+FORK = multiprocessing.get_context("fork")
+SILENT = 300.0
+
+
+def owner(**changes: Any) -> Owner:
+    """A process on another node, of no cluster."""
+    return Owner(token="x" * 32, machine="far away", node="n9", process=7, started=1.0).changed(**changes)
+
+
+def claimed_by(folder: Path, who: Owner, number: int = 1, seconds_ago: float = 0.0) -> Path:
+    """The claim of somebody else, as its file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"claim-{number:06d}.json"
+    path.write_text(who.model_dump_json())
+    aged(path, seconds_ago)
+    return path
+
+
+def aged(path: Path, seconds: float) -> None:
+    os.utime(path, (time.time() - seconds, time.time() - seconds))
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "no hard links here")
+
+
+def contend(folder: Path, rounds: int, barrier: Any, answers: Connection) -> None:
+    taken = []
+    for number in range(rounds):
+        barrier.wait()
+        taken.append(isinstance(Claims(folder).take(folder / str(number)), Claim))
+    # Until all have asked, those that hold must live.
+    barrier.wait()
+    answers.send(taken)
+
+
+def winners(folder: Path, rounds: int, processes: int = 6) -> list[int]:
+    """How many of several processes hold a claim after all have asked for it at the same moment, by round."""
+    barrier = FORK.Barrier(processes)
+    pairs = [FORK.Pipe() for _ in range(processes)]
+    children = [FORK.Process(target=contend, args=(folder, rounds, barrier, sends)) for _, sends in pairs]
+    for child in children:
+        child.start()
+    answers = [receives.recv() for receives, _ in pairs]
+    for child in children:
+        child.join()
+    return [sum(column) for column in zip(*answers, strict=True)]
+
+
+def test_of_many_processes_that_ask_at_once_exactly_one_holds(tmp_path: Path) -> None:
+    assert winners(tmp_path, 40) == [1] * 40
+
+
+def test_one_holds_too_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", no_links)
+    assert winners(tmp_path, 40) == [1] * 40
+
+
+def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path: Path) -> None:
+    for number in range(40):
+        claimed_by(tmp_path / str(number), owner(), seconds_ago=SILENT + 60)
+    assert winners(tmp_path, 40) == [1] * 40
+
+
+def hold(folder: Path, sends: Connection) -> None:
+    sends.send(isinstance(Claims(folder).take(folder / "run"), Claim))
+    time.sleep(60)
+
+
+def test_the_claim_of_a_killed_process_is_free_at_once_and_not_before(tmp_path: Path) -> None:
+    receives, sends = FORK.Pipe()
+    child = FORK.Process(target=hold, args=(tmp_path, sends))
+    child.start()
+    assert receives.recv()
+    holder = Claims(tmp_path).take(tmp_path / "run")
+    assert isinstance(holder, Owner)
+    assert holder.process == child.pid
+    # A process that is stopped is still there, whatever it says.
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGSTOP)
+    assert isinstance(Claims(tmp_path, silent_seconds=0).take(tmp_path / "run"), Owner)
+    child.kill()
+    child.join()
+    assert isinstance(Claims(tmp_path).take(tmp_path / "run"), Claim)
+
+
+def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path: Path) -> None:
+    mine = this_owner()
+    claimed_by(tmp_path / "run", mine.changed(token="other", started=mine.started - 3600))
+    assert isinstance(Claims(tmp_path).take(tmp_path / "run"), Claim)
+
+
+@pytest.mark.parametrize(("since_claim", "since_beat", "is_held"), [(10, 10, True), (900, 10, True), (900, 900, False)])
+def test_an_owner_that_nobody_can_ask_after_holds_as_long_as_it_beats(
+    tmp_path: Path, since_claim: float, since_beat: float, is_held: bool
+) -> None:
+    claimed_by(tmp_path / "run", owner(), seconds_ago=since_claim)
+    beat = tmp_path / claims.OWNERS / owner().token
+    beat.parent.mkdir()
+    beat.touch()
+    aged(beat, since_beat)
+    assert isinstance(Claims(tmp_path).take(tmp_path / "run"), Owner) == is_held
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds_ago", "is_held"),
+    [(True, 9999, True), (False, 0, False), (None, 0, True), (None, 9999, False)],
+)
+def test_what_the_cluster_says_of_a_job_comes_first(
+    tmp_path: Path, said: bool | None, seconds_ago: float, is_held: bool
+) -> None:
+    claimed_by(tmp_path / "run", owner(job="12_3"), seconds_ago=seconds_ago)
+    taken = Claims(tmp_path, lambda asked: said).take(tmp_path / "run")
+    assert isinstance(taken, Owner) == is_held
+
+
+@pytest.mark.parametrize(("restarts", "is_held"), [(0, False), (1, True), (2, True)])
+def test_a_job_that_was_started_again_takes_the_place_of_its_earlier_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int, is_held: bool
+) -> None:
+    claimed_by(tmp_path / "run", owner(job="12_3", restarts=restarts))
+    monkeypatch.setattr(claims, "_owner_of", lambda process: owner(token="me", job="12_3", restarts=1))
+    taken = Claims(tmp_path, lambda asked: True).take(tmp_path / "run")
+    assert isinstance(taken, Owner) == is_held
+
+
+def test_an_owner_that_was_wrongly_buried_notices(tmp_path: Path) -> None:
+    held = Claims(tmp_path).take(tmp_path / "run")
+    assert isinstance(held, Claim)
+    assert held.is_held()
+    claimed_by(tmp_path / "run", owner(), number=held.number + 1)
+    assert not held.is_held()
+    # What it gives up is its own claim, not that of its heir.
+    held.release()
+    assert isinstance(Claims(tmp_path).take(tmp_path / "run"), Owner)
+
+
+def test_a_claim_that_is_released_is_free_and_its_number_is_not_used_again(tmp_path: Path) -> None:
+    taking = Claims(tmp_path)
+    numbers = []
+    for _ in range(3):
+        held = taking.take(tmp_path / "run")
+        assert isinstance(held, Claim)
+        numbers.append(held.number)
+        held.release()
+        assert taking.holder(tmp_path / "run") is None
+    assert numbers == [1, 2, 3]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["claim-000003.json"]
+    assert not (tmp_path / claims.OWNERS).exists()
+
+
+def test_a_claim_on_what_is_done_leaves_no_file(tmp_path: Path) -> None:
+    held = Claims(tmp_path).take(tmp_path / "run")
+    assert isinstance(held, Claim)
+    held.release(forget=True)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize(("seconds_ago", "is_held"), [(0, True), (SILENT + 60, False)])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]", b'{"token": 3}'])
+def test_a_damaged_claim_is_somebodys_until_it_has_been_silent_for_long(
+    tmp_path: Path, content: bytes, seconds_ago: float, is_held: bool
+) -> None:
+    path = claimed_by(tmp_path / "run", owner())
+    path.write_bytes(content)
+    aged(path, seconds_ago)
+    assert isinstance(Claims(tmp_path).take(tmp_path / "run"), Owner) == is_held
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=300))
+def test_no_content_of_a_claim_does_harm(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    folder = tmp_path_factory.mktemp("claims")
+    path = claimed_by(folder / "run", owner())
+    path.write_bytes(content)
+    holder = Claims(folder).holder(folder / "run")
+    assert (holder is None) == (content == claims.RELEASED.encode())
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("method", ["write_text", "mkdir"])
+def test_a_folder_that_takes_nothing_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(Path, method, full)
+    with pytest.raises(UserError, match=r"cannot write .*run: No space left on device; choose another .*--runs"):
+        Claims(tmp_path).take(tmp_path / "run")
+
+
+def test_a_folder_in_which_nothing_can_be_made_is_told_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"cannot write /proc/nothing"):
+        Claims(Path("/proc")).take(Path("/proc/nothing"))
+
+
+def beats_and_release(folder: Path, change: Callable[[Claim], None]) -> float:
+    held = Claims(folder).take(folder / "run")
+    assert isinstance(held, Claim)
+    beat = folder / claims.OWNERS / this_owner().token
+    aged(beat, 1000)
+    change(held)
+    time.sleep(0.15)
+    age = time.time() - beat.stat().st_mtime if beat.exists() else 1000.0
+    held.release()
+    return age
+
+
+def test_an_owner_beats_while_it_holds_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.02)
+    assert beats_and_release(tmp_path, lambda held: None) < 10
+    assert beats_and_release(tmp_path, lambda held: held.release()) == 1000
