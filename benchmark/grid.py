@@ -48,7 +48,7 @@ def grid_of(
     seeds = tuple(seeds)
     rows = [row for row in table.rows if row.method in method_names()]
     runs = {
-        (row.name, column.name): tuple(run_of(request, row, column, seed) for seed in seeds)
+        (row.name, column.name): runs_of(request, row, column, seeds)
         for row in rows
         for column in table.columns
         if column.teacher or not needs_pair(row.method)
@@ -76,13 +76,17 @@ def needs_pair(method: str) -> bool:
     return cls.needs_teacher and not cls.teaches_itself
 
 
-def run_of(request: Request, row: Row, column: Column, seed: int) -> Run:
-    """The run of a cell and a seed."""
+def runs_of(request: Request, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
+    """The runs of a cell, one for each seed."""
     augmentation = None if row.augment == "standard" else row.augment
-    run = request.run(row.method, column.student, column.teacher, seed, augmentation)
-    if row.as_long_as is None:
-        return run
-    return as_long_as(run, request.run(row.as_long_as, column.student, column.teacher, seed, augmentation))
+
+    def run(method: str, seed: int) -> Run:
+        return request.run(method, column.student, column.teacher, seed, augmentation)
+
+    runs = tuple(run(row.method, seed) for seed in seeds)
+    if row.as_long_as is None or not runs:
+        return runs
+    return as_long_as(runs, run(row.as_long_as, runs[0].seed))
 
 
 def selected(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] = ()) -> Table:

@@ -7,21 +7,31 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from benchmark.backbones import build_branches, build_network, uses_grouped_convolutions
-from benchmark.backbones.cost import multiply_adds
+from benchmark.backbones import uses_grouped_convolutions
 from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError
-from benchmark.method import ROTATIONS
+from benchmark.estimate import cohort_seconds, training_multiply_adds
+from benchmark.grouping import Cohort, Place, depths_of, joined_teacher_free, split_for
 from benchmark.protocols import PROTOCOLS, base_scale
 from benchmark.registry import method_class, resolve_options
 from benchmark.results import Store
-from benchmark.spec import Augmentation, Precision, Protocol, ReleasedTeacher, Run, Scale, cohort_key, teacher_key
-from benchmark.training.cohort import resume_folder
+from benchmark.spec import (
+    Augmentation,
+    Precision,
+    Protocol,
+    ReleasedTeacher,
+    Run,
+    Scale,
+    Siblings,
+    cohort_key,
+    teacher_key,
+)
+from benchmark.training import checkpoint as checkpoints
 from benchmark.training.devices import supports_bf16
 from benchmark.training.learner import build_method
 
@@ -30,15 +40,12 @@ SELF_TEACHER_SEED = 1000
 """Added to the seed of a teacher that is a network like the student: from the same seed it would have had the student's
 first weights and batches, for some seeds and not for others."""
 
-# Rough costs of one thread of a current processor, for ordering jobs and for the estimate of a dry run:
-# arithmetic, and what each convolution with its norm costs whatever its size.
-MULTIPLY_ADDS_PER_SECOND = 8e10
-SECONDS_PER_CONVOLUTION = 3e-4
-
-
 Share = tuple[float, int]
 """A share of the training images, and the seed that names which."""
 ALL_IMAGES: Share = (1.0, 0)
+Grouping = Literal["run", "student", "cohort"]
+"""What one job of a cluster trains: one run; all runs of a student network that can share a pass over the data; all
+runs that can, of whatever network."""
 SIZE_FOR_LENGTH = 32
 """Image size at which two methods' costs are compared, so that how long a run is depends on no dataset."""
 
@@ -75,12 +82,19 @@ class Request:
     """Whether teachers and their heads are trained on all images or on the student's."""
     released: Mapping[str, ReleasedFile] = field(default_factory=dict)
     """Teachers that come from files, by network."""
+    bf16: bool | None = None
+    """Whether the device computes in bf16, where it is not one of this machine; None: it is asked."""
+    _siblings: dict[tuple[Any, ...], Siblings] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By what tells a run from others, apart from its seeds and what exactly taught it."""
+    _artifacts: dict[tuple[Any, ...], Run] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What runs depend on, made once for all of them."""
 
     def precision_of(self, network: str) -> Precision:
         """The precision in which a network is run: bf16 where it was measured to be faster and the scale allows it."""
         if self.precision != "auto":
             return self.precision
-        fast = supports_bf16(self.device) and (self.device.type == "cuda" or not uses_grouped_convolutions(network))
+        able = supports_bf16(self.device) if self.bf16 is None else self.bf16
+        fast = able and (self.device.type == "cuda" or not uses_grouped_convolutions(network))
         return "bf16" if fast and base_scale(self.scale.name) != "paper" else "fp32"
 
     def run(
@@ -110,14 +124,14 @@ class Request:
                 head = self._head(cls.teacher_head, cls.teacher_method, artifact, teacher_seed, share)
         own = (self.fraction, seed)
         if cls.start is not None:
-            start = self._run(cls.start, student, seed, own, artifact, augmentation=augmentation)
+            start = self._artifact(cls.start, student, seed, own, artifact, augmentation)
         return self._run(method, student, seed, own, artifact, head, start, augmentation)
 
     def _teacher(self, method: str, network: str, seed: int, share: Share) -> Run | ReleasedTeacher:
         released = self.released.get(network)
         if released and (method == "Baseline" or released.has_branches):
             return released.teacher
-        return self._run(method, network, seed, share)
+        return self._artifact(method, network, seed, share)
 
     def _head(
         self, head: str, teacher_method: str, teacher: Run | ReleasedTeacher, seed: int, share: Share
@@ -125,10 +139,24 @@ class Request:
         if head == teacher_method:
             return teacher
         if isinstance(teacher, Run):
-            return self._run(head, teacher.student, seed, share, teacher)
+            return self._artifact(head, teacher.student, seed, share, teacher)
         if head == "HSSAKD-branches" and self.released[teacher.network].has_branches:
             return teacher
-        return self._run(head, teacher.network, seed, share, teacher)
+        return self._artifact(head, teacher.network, seed, share, teacher)
+
+    def _artifact(
+        self,
+        method: str,
+        student: str,
+        seed: int,
+        share: Share,
+        teacher: Run | ReleasedTeacher | None = None,
+        augmentation: Augmentation = "standard",
+    ) -> Run:
+        key = (method, student, seed, share, teacher, augmentation)
+        if key not in self._artifacts:
+            self._artifacts[key] = self._run(method, student, seed, share, teacher, augmentation=augmentation)
+        return self._artifacts[key]
 
     def _run(
         self,
@@ -141,35 +169,48 @@ class Request:
         start: Run | None = None,
         augmentation: Augmentation = "standard",
     ) -> Run:
-        cls = method_class(method)
-        teacher_network = teacher.student if isinstance(teacher, Run) else teacher.network if teacher else None
-        return Run(
-            dataset=self.dataset,
-            fingerprint=self.fingerprint,
-            fraction=share[0],
-            fraction_seed=share[1] if share[0] < 1 else 0,
-            validation=self.validation,
-            student=student,
-            method=method,
-            method_version=cls.version,
-            options=resolve_options(cls, self.protocol, student, self.options.get(method, {})).model_dump(),
-            teacher=teacher,
-            head=head,
-            start=start,
-            augmentation=augmentation,
-            teacher_precision=self.precision_of(teacher_network) if teacher_network else None,
-            protocol=self.protocol.without_tables(method),
-            scale=self.scale,
-            precision=self.precision_of(student),
-            processes=self.processes,
-            seed=seed,
-        )
+        share = share if share[0] < 1 else ALL_IMAGES
+        teacher_network = None
+        if teacher is not None:
+            teacher_network = teacher.student if isinstance(teacher, Run) else teacher.network
+        key = (method, student, teacher_network, share[0], augmentation)
+        if key not in self._siblings or seed < 0:
+            cls = method_class(method)
+            first = Run(
+                dataset=self.dataset,
+                fingerprint=self.fingerprint,
+                fraction=share[0],
+                fraction_seed=share[1],
+                validation=self.validation,
+                student=student,
+                method=method,
+                method_version=cls.version,
+                options=resolve_options(cls, self.protocol, student, self.options.get(method, {})).model_dump(),
+                teacher=teacher,
+                head=head,
+                start=start,
+                augmentation=augmentation,
+                teacher_precision=self.precision_of(teacher_network) if teacher_network else None,
+                protocol=self.protocol.without_tables(method),
+                scale=self.scale,
+                precision=self.precision_of(student),
+                processes=self.processes,
+                seed=seed,
+            )
+            self._siblings[key] = Siblings(first)
+        return self._siblings[key].run(seed, share[1], teacher, head, start)
 
 
-def as_long_as(run: Run, other: Run) -> Run:
-    """The run with its main schedule stretched, so that training it takes the multiply-adds of the other one."""
-    factor = training_multiply_adds(other, SIZE_FOR_LENGTH) / training_multiply_adds(run, SIZE_FOR_LENGTH)
-    return run.changed(protocol=run.protocol.changed(schedule=run.protocol.schedule.scaled(factor)))
+def as_long_as(runs: Sequence[Run], other: Run) -> tuple[Run, ...]:
+    """The runs of a cell with their main schedule stretched, so that training one takes the multiply-adds of another.
+
+    runs: of one request, and the same but for their seeds.
+    """
+    first, schedule = runs[0], runs[0].protocol.schedule
+    factor = training_multiply_adds(other, SIZE_FOR_LENGTH) / training_multiply_adds(first, SIZE_FOR_LENGTH)
+    stretched = first.with_parts(protocol=first.protocol.changed(schedule=schedule.scaled(factor)))
+    siblings = Siblings(stretched)
+    return tuple(siblings.run(run.seed, run.fraction_seed, run.teacher, run.head, run.start) for run in runs)
 
 
 def with_dependencies(runs: Iterable[Run]) -> list[Run]:
@@ -205,10 +246,13 @@ def check_methods(runs: Iterable[Run], dataset: Dataset) -> None:
     Raises:
         UserError: a method refuses its options, the networks or the dataset.
     """
-    kinds = {
-        (run.method, run.student, run.teacher_network, json.dumps(run.options, sort_keys=True)): run
-        for run in with_dependencies(runs)
-    }
+    kinds: dict[tuple[str | None, ...], Run] = {}
+    texts: dict[int, str] = {}
+    for run in with_dependencies(runs):
+        # Runs that differ in their seed share their options.
+        text = texts.get(id(run.options)) or json.dumps(run.options, sort_keys=True)
+        texts[id(run.options)] = text
+        kinds[run.method, run.student, run.teacher_network, text] = run
     for run in kinds.values():
         build_method(run, dataset.num_classes, dataset.image_size, dataset.train.labels, fill=False)
 
@@ -243,6 +287,21 @@ class Job:
         return f"{what}{seed}"
 
 
+def longest_chains(jobs: Sequence[Job]) -> list[float]:
+    """Of each job its seconds and those of the longest row of jobs that waits for it."""
+    makers = {run.digest: place for place, job in enumerate(jobs) for run in job.runs}
+    followers: dict[int, set[int]] = defaultdict(set)
+    for place, job in enumerate(jobs):
+        for maker in {makers.get(digest, place) for digest in job.needs} - {place}:
+            followers[maker].add(place)
+
+    @functools.cache
+    def chain(place: int) -> float:
+        return jobs[place].seconds + max(map(chain, followers[place]), default=0.0)
+
+    return [chain(place) for place in range(len(jobs))]
+
+
 def jobs_for(
     runs: Sequence[Run], store: Store, workers: int, image_size: int, images: int, retry_failed: bool = False
 ) -> list[Job]:
@@ -251,144 +310,60 @@ def jobs_for(
     Runs share a cohort where they can; with several workers a cohort holds one student network only, and is split
     further where workers would otherwise be idle. Runs that stand at different checkpoints are kept apart.
     """
-
-    def is_missing(run: Run) -> bool:
-        return not store.is_finished(run) if retry_failed else store.record(run) is None
-
-    missing = [run for run in with_dependencies(runs) if is_missing(run)]
-    needed = {dependency.digest for run in missing for dependency in run.dependencies()}
-    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
-    for run in missing:
-        folder = resume_folder(store, [run])
-        # What others wait for is trained apart, so that they need not wait for anything else; and with several workers
-        # what can start earlier is not held up by what must wait for a head.
-        depth = _depth(run) if workers > 1 else 0
-        place = (depth, run.digest in needed, cohort_key(run), str(folder))
-        groups[*place, teacher_key(run), run.student if workers > 1 else None].append(run)
-    if workers == 1:
-        groups = _join_teacher_free(groups)
-    cohorts = _split_for(list(groups.values()), workers, image_size, images)
-    return [
-        Job(
-            runs=tuple(cohort),
-            needs=frozenset(dependency.digest for run in cohort for dependency in run.dependencies()),
-            seconds=_cohort_seconds(cohort, image_size, images),
-        )
-        for cohort in cohorts
-    ]
+    missing = _missing(with_dependencies(runs), store, retry_failed)
+    depths = depths_of(missing)
+    groups = _groups(missing, store, depths, "student" if workers > 1 else "cohort")
+    cohorts = [Cohort(tuple(group), cohort_seconds(group, image_size, images)) for group in groups]
+    return [_job(cohort) for cohort in split_for(cohorts, depths, workers, image_size, images)]
 
 
-def _depth(run: Run) -> int:
-    return 1 + max((_depth(dependency) for dependency in run.dependencies()), default=-1)
+def jobs_of_all(runs: Iterable[Run], store: Store, grouping: Grouping, image_size: int, images: int) -> list[Job]:
+    """Group the runs, also those that have records, with what they depend on into jobs: the plan of a cluster's sweep.
+
+    It is the same whatever of it is done, apart from runs that stand at different checkpoints, which are kept apart.
+    """
+    everything = with_dependencies(runs)
+    groups = [[run] for run in everything]
+    if grouping != "run":
+        groups = _groups(everything, store, depths_of(everything), grouping)
+    return [_job(Cohort(tuple(group), cohort_seconds(group, image_size, images))) for group in groups]
 
 
-def _join_teacher_free(groups: dict[tuple[Any, ...], list[Run]]) -> dict[tuple[Any, ...], list[Run]]:
-    """Let teacher-free runs that nobody waits for join a cohort with a teacher that is equal in the rest."""
-    joined = defaultdict(list, groups)
-    for key in groups:
-        _, needed, cohort, folder, teacher, _ = key
-        if teacher is not None or needed:
-            continue
-        hosts = [
-            other
-            for other in groups
-            if other[4] is not None
-            and other[1:4] == (False, cohort, folder)
-            and method_class(groups[other][0].method).listed
-        ]
-        if hosts:
-            joined[hosts[0]] = joined.pop(key) + joined[hosts[0]]
-    return joined
+def _groups(runs: Sequence[Run], store: Store, depths: Mapping[str, int], grouping: Grouping) -> list[list[Run]]:
+    """Runs that are trained together."""
+    needed = {dependency.digest for run in runs for dependency in run.dependencies()}
+    folders = {dataset: _folders_to_resume(store, dataset) for dataset in {run.dataset for run in runs}}
+    apart = grouping != "cohort"
+    groups: dict[Place, list[Run]] = defaultdict(list)
+    for run in runs:
+        folder = folders[run.dataset].get(run.id) if folders[run.dataset] else None
+        # What others wait for is trained apart, so that they need not wait for anything else; and where there are
+        # others to do it, what can start earlier is not held up by what must wait for a head.
+        depth = depths[run.digest] if apart else 0
+        student = run.student if apart else None
+        place = Place(depth, run.digest in needed, cohort_key(run), folder, teacher_key(run), student)
+        groups[place].append(run)
+    return list(groups.values()) if apart else list(joined_teacher_free(groups).values())
 
 
-def _split_for(cohorts: list[list[Run]], workers: int, image_size: int, images: int) -> list[list[Run]]:
-    """Halve the dearest cohorts of a depth until every worker has one (or nothing is left to halve)."""
-    by_depth: dict[int, list[list[Run]]] = defaultdict(list)
-    for cohort in cohorts:
-        by_depth[max(_depth(run) for run in cohort)].append(cohort)
-    for level in by_depth.values():
-        while len(level) < workers:
-            dearest = max(level, key=lambda cohort: (len(cohort) > 1, _cohort_seconds(cohort, image_size, images)))
-            if len(dearest) < 2:
-                break
-            level.remove(dearest)
-            halves: list[list[Run]] = [[], []]
-            for run in sorted(dearest, key=lambda run: -run_seconds(run, image_size, images)):
-                min(halves, key=lambda half: sum(run_seconds(member, image_size, images) for member in half)).append(
-                    run
-                )
-            level.extend([run for run in dearest if run in half] for half in halves)
-    return [cohort for level in by_depth.values() for cohort in level]
+def _job(cohort: Cohort) -> Job:
+    needs = frozenset(dependency.digest for run in cohort.runs for dependency in run.dependencies())
+    return Job(cohort.runs, needs, cohort.seconds)
 
 
-@functools.cache
-def network_cost(name: str, with_branches: bool, image_size: int) -> tuple[int, int]:
-    """Multiply-adds of one forward for one image, and the number of convolutions; branches for 4 labels a class."""
-    classes = 100
-    network = build_network(name, classes)
-    modules: list[nn.Module] = [network]
-    total = multiply_adds(network, torch.empty(1, 3, image_size, image_size))
-    if with_branches:
-        branches = build_branches(name, classes * ROTATIONS)
-        with torch.device("meta"):
-            maps = network.to("meta").eval()(torch.empty(1, 3, image_size, image_size)).branch_maps
-        total += multiply_adds(branches, maps)
-        modules.append(branches)
-    convolutions = sum(isinstance(part, nn.Conv2d) for module in modules for part in module.modules())
-    return total, convolutions
+def _missing(runs: Sequence[Run], store: Store, retry_failed: bool) -> list[Run]:
+    """Those of the runs that have no record, or no record of success."""
+    statuses = store.statuses(runs)
+    enough = ("finished",) if retry_failed else ("finished", "failed")
+    return [run for run in runs if statuses[run] not in enough]
 
 
-def training_multiply_adds(run: Run, image_size: int) -> int:
-    """Multiply-adds of training on one image once: three forwards' worth for what learns, one for the teacher."""
-    cls = method_class(run.method)
-    views = ROTATIONS if cls.view == "rotated" else 1
-    total = 0
-    if cls.trains_student:
-        passes = 3 * cls.student_passes * views
-        total += round(passes * network_cost(run.student, cls.student_branches, image_size)[0])
-    elif cls.student_branches:
-        total += (
-            3
-            * views
-            * (network_cost(run.student, True, image_size)[0] - network_cost(run.student, False, image_size)[0])
-        )
-    if run.teacher_network:
-        total += views * network_cost(run.teacher_network, _reads_branches(run), image_size)[0]
-    if run.options.get("past") == "previous_weights":
-        # The student of the epoch before, asked once more.
-        total += views * network_cost(run.student, cls.student_branches, image_size)[0]
-    return total
-
-
-def run_seconds(run: Run, image_size: int, images: int) -> float:
-    """A rough estimate of the seconds that a run takes on one thread, its teacher's forwards included."""
-    cls = method_class(run.method)
-    layers = 0.0
-    if cls.trains_student or cls.student_branches:
-        layers += 3 * cls.student_passes * network_cost(run.student, cls.student_branches, image_size)[1]
-    if run.teacher_network:
-        layers += network_cost(run.teacher_network, _reads_branches(run), image_size)[1]
-    images = round(run.fraction * images)
-    steps = -(-images // run.protocol.batch_size)
-    an_epoch = images * training_multiply_adds(run, image_size) / MULTIPLY_ADDS_PER_SECOND
-    return run.schedule.epochs * (an_epoch + steps * layers * SECONDS_PER_CONVOLUTION / 3)
-
-
-def _reads_branches(run: Run) -> bool:
-    head = method_class(run.method).teacher_head
-    return head is not None and method_class(head).student_branches
-
-
-def _cohort_seconds(cohort: Sequence[Run], image_size: int, images: int) -> float:
-    """The runs' seconds, with each view's teacher forward counted once."""
-    total = sum(run_seconds(run, image_size, images) for run in cohort)
-    shared: set[str] = set()
-    for run in cohort:
-        if run.teacher_network:
-            view = method_class(run.method).view
-            views = ROTATIONS if view == "rotated" else 1
-            if view in shared:
-                forward = network_cost(run.teacher_network, _reads_branches(run), image_size)[0]
-                total -= run.schedule.epochs * run.fraction * images * views * forward / MULTIPLY_ADDS_PER_SECOND
-            shared.add(view)
-    return total
+def _folders_to_resume(store: Store, dataset: str) -> dict[str, Path]:
+    """By run id, the folder of the most advanced checkpoint that holds the run."""
+    cohorts = store.cohorts(dataset)
+    found: list[tuple[tuple[int, int], Path]] = []
+    for folder in cohorts.iterdir() if cohorts.is_dir() else []:
+        position = checkpoints.latest_position(folder)
+        if position is not None:
+            found.append((position, folder))
+    return {run_id: folder for _, folder in sorted(found) for run_id in checkpoints.members(folder)}

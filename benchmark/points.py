@@ -62,14 +62,13 @@ def points_of(
     for method in methods:
         _check_method(figure, panel, method)
     shown = tuple(dict.fromkeys((*figure.all_methods, *methods)))
+    fractions = figure.fractions or (request.fraction,)
+    requests = {fraction: dataclasses.replace(request, fraction=fraction) for fraction in fractions}
     runs = {
-        (method, fraction): tuple(
-            dataclasses.replace(request, fraction=fraction).run(method, panel.student, panel.teacher, seed)
-            for seed in seeds
-        )
+        (method, fraction): tuple(requests[fraction].run(method, panel.student, panel.teacher, seed) for seed in seeds)
         for method in shown
         if method in all_methods() and (panel.teacher or not needs_pair(method))
-        for fraction in (figure.fractions or (request.fraction,))
+        for fraction in fractions
     }
     wanted = tuple(methods) or figure.methods
     chosen = frozenset(point for point in runs if point[0] in wanted)

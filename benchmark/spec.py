@@ -6,6 +6,7 @@ library versions); its id is a hash of all of it, so a run that means something 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -20,24 +21,79 @@ Augmentation = Literal["standard", "cutout", "cutmix", "cutout+cutmix"]
 
 
 class Frozen(BaseModel):
-    """A value: immutable, hashable by content, closed against unknown fields."""
+    """A value: immutable, hashable by content, closed against unknown fields.
+
+    A sweep holds a hundred thousand of them, so what is encoded of a part is kept with the part and taken over.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @cached_property
     def content(self) -> str:
-        """The whole value as canonical JSON."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """The whole value as canonical JSON: the keys sorted, nothing between the tokens."""
+        return _joined(self._entries())
+
+    @cached_property
+    def digest(self) -> str:
+        """The identity of the value: sha256 of its content, in hex."""
+        # The content is kept where it is a part of others' contents only: of every run it would fill the memory.
+        content = self.__dict__.get("content") or _joined(self._entries())
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def changed(self, **updates: Any) -> Self:
         """A validated copy with other values (pydantic's own copy would keep what is cached)."""
         return type(self).model_validate(self.model_dump() | updates)
 
+    def with_parts(self, **parts: Any) -> Self:
+        """A copy with other values that are known to be valid: parts of another value of this kind, or frozen ones.
+
+        It shares the parts of this one and is made in a hundredth of the time that `changed` takes.
+        """
+        return self._with_values(self._values() | parts)
+
+    def _values(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in type(self).model_fields}
+
+    def _with_values(self, values: dict[str, Any]) -> Self:
+        copy = type(self).__new__(type(self))
+        # What pydantic's own copy sets, less what is cached.
+        object.__setattr__(copy, "__dict__", values)
+        object.__setattr__(copy, "__pydantic_fields_set__", self.__pydantic_fields_set__)
+        object.__setattr__(copy, "__pydantic_extra__", None)
+        object.__setattr__(copy, "__pydantic_private__", None)
+        return copy
+
+    def _entries(self) -> list[tuple[str, str]]:
+        """Each field's name and its value as canonical JSON, sorted by name."""
+        return [(name, self._encoded(name)) for name in _sorted_fields(type(self))]
+
+    def _encoded(self, name: str) -> str:
+        value = getattr(self, name)
+        if type(value) in _PLAIN:
+            return _CANONICAL.encode(value)
+        if isinstance(value, Frozen):
+            return value.content
+        return _CANONICAL.encode(self.model_dump(mode="json", include={name})[name])
+
     def __hash__(self) -> int:
-        return hash(self.content)
+        return hash(self.digest)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.content == other.content
+        return self is other or (type(self) is type(other) and self.digest == other.digest)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_PLAIN = (str, int, float, bool, type(None))
+"""Whose values are their own JSON."""
+
+
+@functools.cache
+def _sorted_fields(kind: type[Frozen]) -> tuple[str, ...]:
+    return tuple(sorted(kind.model_fields))
+
+
+def _joined(entries: list[tuple[str, str]]) -> str:
+    return "{" + ",".join(f'"{name}":{value}' for name, value in entries) + "}"
 
 
 def scaled_count(epochs: int, factor: float) -> int:
@@ -56,12 +112,17 @@ class Schedule(Frozen):
 
         Milestones that would fall together stay an epoch apart; those past the last epoch are dropped.
         """
-        epochs = scaled_count(self.epochs, factor)
-        milestones: list[int] = []
-        for milestone in self.milestones:
-            after = milestones[-1] + 1 if milestones else 1
-            milestones.append(max(after, scaled_count(milestone, factor)))
-        return Schedule(epochs=epochs, milestones=tuple(milestone for milestone in milestones if milestone < epochs))
+        return _scaled(self, factor)
+
+
+@functools.lru_cache(maxsize=1024)
+def _scaled(schedule: Schedule, factor: float) -> Schedule:
+    epochs = scaled_count(schedule.epochs, factor)
+    milestones: list[int] = []
+    for milestone in schedule.milestones:
+        after = milestones[-1] + 1 if milestones else 1
+        milestones.append(max(after, scaled_count(milestone, factor)))
+    return Schedule(epochs=epochs, milestones=tuple(milestone for milestone in milestones if milestone < epochs))
 
 
 class Protocol(Frozen):
@@ -92,14 +153,24 @@ class Protocol(Frozen):
 
         Schedules and options of other methods are left out, so that adding one makes no run another.
         """
-        own = {name: schedule for name, schedule in self.method_schedules.items() if name == method}
-        return self.changed(method_schedules=own, method_options={})
+        return _without_tables(self, method)
+
+    @cached_property
+    def cohort_digest(self) -> str:
+        """What of the protocol decides a cohort, hashed."""
+        return self.without_tables().digest
 
     def changes_from(self, other: Protocol) -> dict[str, Any]:
         """The fields in which this protocol differs from another, with its own values."""
         # Iterating over the model itself would also yield what is cached on it.
         fields = type(self).model_fields
         return {name: getattr(self, name) for name in fields if getattr(self, name) != getattr(other, name)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _without_tables(protocol: Protocol, method: str | None) -> Protocol:
+    own = {name: schedule for name, schedule in protocol.method_schedules.items() if name == method}
+    return protocol.changed(method_schedules=own, method_options={})
 
 
 class Scale(Frozen):
@@ -120,6 +191,17 @@ class ReleasedTeacher(Frozen):
 
     network: str
     sha256: str
+
+
+@functools.lru_cache(maxsize=4096)
+def _readable(
+    method: str, augmentation: Augmentation, student: str, teacher: str | None, fraction: float, scale: str
+) -> str:
+    """The part of a run's id that people read, all but the seed."""
+    from_teacher = f"_from_{teacher}" if teacher is not None else ""
+    augmented = "" if augmentation == "standard" else f"_{augmentation}"
+    part = "" if fraction == 1 else f"_{fraction:g}"
+    return re.sub(r"[^A-Za-z0-9._-]", "+", f"{method}{augmented}_{student}{from_teacher}{part}_{scale}")
 
 
 class Run(Frozen):
@@ -153,25 +235,18 @@ class Run(Frozen):
     seed: int = Field(0, ge=0)
 
     @cached_property
-    def digest(self) -> str:
-        """The identity of the run: sha256 of its content, in hex."""
-        return hashlib.sha256(self.content.encode()).hexdigest()
-
-    @cached_property
     def id(self) -> str:
         """A readable, unique name, fit for a folder."""
-        from_teacher = f"_from_{self.teacher_network}" if self.teacher else ""
-        augmented = "" if self.augmentation == "standard" else f"_{self.augmentation}"
-        part = "" if self.fraction == 1 else f"_{self.fraction:g}"
-        readable = f"{self.method}{augmented}_{self.student}{from_teacher}{part}_{self.scale.name}_seed{self.seed}"
-        return f"{re.sub(r'[^A-Za-z0-9._-]', '+', readable)}-{self.digest[:12]}"
+        names = (self.method, self.augmentation, self.student, self.teacher_network, self.fraction, self.scale.name)
+        return f"{_readable(*names)}_seed{self.seed}-{self.digest[:12]}"
 
     @property
     def teacher_network(self) -> str | None:
         """Name of the teacher's network."""
-        if isinstance(self.teacher, Run):
-            return self.teacher.student
-        return self.teacher.network if self.teacher else None
+        # Whether None is a Run, pydantic finds out slowly.
+        if self.teacher is None:
+            return None
+        return self.teacher.student if isinstance(self.teacher, Run) else self.teacher.network
 
     @property
     def schedule(self) -> Schedule:
@@ -187,7 +262,10 @@ class Run(Frozen):
 
     def dependencies(self) -> tuple[Run, ...]:
         """The runs whose weights this one needs."""
-        return tuple(dict.fromkeys(run for run in (self.teacher, self.head, self.start) if isinstance(run, Run)))
+        teacher = self.teacher
+        if self.head is None and self.start is None:
+            return (teacher,) if teacher is not None and isinstance(teacher, Run) else ()
+        return tuple(dict.fromkeys(part for part in (teacher, self.head, self.start) if isinstance(part, Run)))
 
     def learning_rate(self, epoch: int, step: int, steps: int, mobile_network: bool) -> float:
         """The learning rate of a step (counted from 0) of an epoch of `steps` steps."""
@@ -202,13 +280,56 @@ class Run(Frozen):
         return base * protocol.decay ** sum(epoch >= milestone for milestone in self.schedule.milestones)
 
 
+class Siblings:
+    """The runs that differ from one run in their seeds and in what they depend on, and in nothing else.
+
+    They share all other parts and what is encoded of these, so that making one takes little longer than hashing it.
+    """
+
+    VARIED = ("fraction_seed", "head", "seed", "start", "teacher")
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._values = run, run._values()
+        self._between: list[str] = []
+        """What the content has before each of the values that vary; these follow each other as they are named above."""
+        text = ""
+        for name, value in run._entries():
+            text += f'{"," if text or self._between else "{"}"{name}":'
+            if name in self.VARIED:
+                self._between.append(text)
+                text = ""
+            else:
+                text += value
+        self._end = text + "}"
+
+    def run(
+        self,
+        seed: int,
+        fraction_seed: int,
+        teacher: Run | ReleasedTeacher | None,
+        head: Run | ReleasedTeacher | None,
+        start: Run | None,
+    ) -> Run:
+        """The run of these seeds (integers of at least 0) and parts."""
+        parts = {"seed": seed, "fraction_seed": fraction_seed, "teacher": teacher, "head": head, "start": start}
+        run = self._run._with_values(self._values | parts)
+        before = self._between
+        content = (
+            f"{before[0]}{fraction_seed}{before[1]}{'null' if head is None else head.content}{before[2]}{seed}"
+            f"{before[3]}{'null' if start is None else start.content}"
+            f"{before[4]}{'null' if teacher is None else teacher.content}{self._end}"
+        )
+        run.__dict__["digest"] = hashlib.sha256(content.encode()).hexdigest()
+        return run
+
+
 def cohort_key(run: Run) -> str:
     """Runs with equal keys (and the same teacher or none) can share one pass over the data."""
     data = (run.dataset, run.fingerprint, run.fraction, run.fraction_seed, run.validation, run.validation_seed)
-    how = (run.augmentation, run.processes)
-    return json.dumps([*data, *how, run.protocol.without_tables().content, run.scale.content, run.seed])
+    recipe = (run.protocol.cohort_digest, run.scale.digest)
+    return repr((*data, run.augmentation, run.processes, *recipe, run.seed))
 
 
 def teacher_key(run: Run) -> str | None:
     """Names the teacher of a run and the precision it is run in; None for a teacher-free run."""
-    return None if run.teacher is None else json.dumps([run.teacher.content, run.teacher_precision])
+    return None if run.teacher is None else f"{run.teacher.digest} {run.teacher_precision}"

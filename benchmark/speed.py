@@ -2,6 +2,8 @@
 
 Every figure is the median over rounds in which all contestants take turns, so a machine that is shared or changes its
 clock slows all of them alike and the ratios hold.
+
+With `--what planning` it is how long planning a large sweep and loading its records take (`benchmark.planning_speed`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ from benchmark.data.dataset import Dataset
 from benchmark.errors import unknown_name
 from benchmark.options import DeviceName
 from benchmark.plan import Request
+from benchmark.planning_speed import measure as measure_planning
 from benchmark.protocols import protocol_named
 from benchmark.registry import method_class, method_names
 from benchmark.spec import Precision, Run, Scale, teacher_key
@@ -68,9 +71,23 @@ def main(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [all processors]")] = None,
     image_size: Annotated[int, typer.Option(min=8, help="Height and width of the images.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 7,
+    what: Annotated[
+        Literal["training", "planning"],
+        typer.Option(help="Training steps, or planning a sweep and loading its records."),
+    ] = "training",
+    planned: Annotated[
+        int, typer.Option("--count", min=1, help="Runs that are planned, with --what planning.")
+    ] = 100_000,
 ) -> int:
-    """Print images per second of each method alone and in a cohort, and the ratios to the bare student step."""
+    """Print images per second of each method alone and in a cohort, and the ratios to the bare student step.
+
+    Or, with --what planning, seconds and memory of planning a large sweep of all tables and of loading its records,
+    which are made for it in the folder for temporary files.
+    """
     console = Console()
+    if what == "planning":
+        measure_planning(console, planned, workers=1)
+        return 0
     target = resolve_device(device)
     count = threads or processors()
     make_deterministic(target, count)

@@ -52,6 +52,8 @@ class Wish:
     teacher_data: Literal["all", "same"] = "all"
     processes: int = 1
     validation: float = 0.0
+    bf16: bool | None = None
+    """Whether the device computes in bf16, where it is not one of this machine."""
 
     def request(self, protocol: str, images: Dataset, teachers: Teachers | None = None) -> Request:
         """How the cells of a target with this protocol become runs on these images.
@@ -74,6 +76,7 @@ class Wish:
             teacher_data=self.teacher_data,
             processes=self.processes,
             released=teachers.released if teachers else {},
+            bf16=self.bf16,
         )
 
     @property

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.plan import Job, ReleasedFile, Request, jobs_for, label, run_seconds, with_dependencies
+from benchmark.estimate import run_seconds
+from benchmark.plan import Job, ReleasedFile, Request, jobs_for, label, with_dependencies
 from benchmark.protocols import PROTOCOLS, SCALES, chosen_scale
 from benchmark.registry import all_methods
 from benchmark.results import Store

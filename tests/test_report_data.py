@@ -118,7 +118,8 @@ def test_a_damaged_record_is_named_and_the_rest_is_reported(tmp_path: Path) -> N
     report = collect(tmp_path)
     assert len(report.damaged) == 1
     assert str(path) in report.damaged[0]
-    assert "delete its folder" in report.damaged[0]
+    assert "is damaged (it is no JSON)" in report.damaged[0]
+    assert path.exists()
     assert len(report.records) == len(list(tmp_path.glob("*/*/record.json"))) - 1
 
 
