@@ -9,67 +9,29 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from benchmark.errors import UserError
-from benchmark.plan import Job, label
-from benchmark.results import Record, Store
+from benchmark.plan import Job
+from benchmark.results import DamagedRun, Store
+from benchmark.schedule import Ending, Report, Schedule, Watcher
 from benchmark.spec import Run
 from benchmark.training.cohort import Progress
 from benchmark.training.job import execute
 from benchmark.training.material import Settings
 from benchmark.training.processes import check_sharing, ignored
 
+__all__ = ["Ending", "Report", "Watcher", "run_jobs"]
 
-@dataclass
-class Report:
-    """What came of a plan: which jobs ended well, which could not be trained and why, and whether it was stopped."""
-
-    stopped: bool = False
-    failures: dict[Job, str] = field(default_factory=dict)
-    """Why, for jobs that ended without records."""
-    user_errors: list[str] = field(default_factory=list)
-
-    @classmethod
-    def joined(cls, reports: Sequence[Report]) -> Report:
-        """What came of several plans, one after another."""
-        return cls(
-            stopped=any(report.stopped for report in reports),
-            failures={job: reason for report in reports for job, reason in report.failures.items()},
-            user_errors=[error for report in reports for error in report.user_errors],
-        )
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a job ended: for which reason if not well, whether it was stopped, and what each run reached."""
-
-    reason: str | None
-    stopped: bool
-    outcomes: dict[str, str]
-    """By method and changed options: final accuracy in %, or why there is none."""
-
-
-class Watcher:
-    """Hears what goes on; a display overrides what it shows."""
-
-    def started(self, job: Job) -> None:
-        """A job begins."""
-
-    def progress(self, job: Job, progress: Progress) -> None:
-        """A job tells where it is."""
-
-    def said(self, job: Job, line: str) -> None:
-        """A job has something to tell."""
-
-    def ended(self, job: Job, ending: Ending) -> None:
-        """A job ended."""
+START_METHOD = "spawn"
+"""How worker processes are started, as `multiprocessing` names it."""
 
 
 def run_jobs(jobs: Sequence[Job], settings: Settings, workers: int, watcher: Watcher) -> Report:
     """Train all jobs; those whose needs failed are reported and left, all others go on.
+
+    A run whose record or weights turn out to be damaged is put aside and trained again, once, and what needs it waits.
 
     Ctrl-C (or SIGTERM) lets each job write a checkpoint after the step under way and leave; a second one ends at once.
 
@@ -78,7 +40,7 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, workers: int, watcher: Wat
     """
     for job in jobs:
         check_sharing(job.runs[0], settings.device, workers)
-    schedule = _Schedule(jobs, Store(settings.runs))
+    schedule = Schedule(jobs, Store(settings.runs))
     with _stop_on_signals() as stopping:
         if workers == 1:
             _run_here(schedule, settings, watcher, stopping)
@@ -88,79 +50,7 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, workers: int, watcher: Wat
     return schedule.report
 
 
-class _Schedule:
-    """Which job may start next: of those whose needs are met, the one with the most work depending on it."""
-
-    def __init__(self, jobs: Sequence[Job], store: Store) -> None:
-        self.store = store
-        self.waiting = list(jobs)
-        self.report = Report()
-        self._lost: dict[str, str] = {}
-        self._priority = {id(job): self._chain(job) for job in jobs}
-
-    def _chain(self, job: Job) -> float:
-        produced = {run.digest for run in job.runs}
-        followers = [other for other in self.waiting if other.needs & produced]
-        return job.seconds + max((self._chain(follower) for follower in followers), default=0.0)
-
-    def next(self, watcher: Watcher) -> Job | None:
-        """Take the next job that can start; runs whose needs have failed are struck off on the way."""
-        for job in sorted(self.waiting, key=lambda job: -self._priority[id(job)]):
-            blocked = {run: reason for run in job.runs if (reason := self._blocked(run))}
-            if blocked:
-                self._strike_off(job, blocked, watcher)
-                return self.next(watcher)
-            if all(self.store.is_finished(needed) for run in job.runs for needed in run.dependencies()):
-                self.waiting.remove(job)
-                return job
-        return None
-
-    def _blocked(self, run: Run) -> str | None:
-        """Why a run can never start, where that is known by now."""
-        for needed in run.dependencies():
-            if reason := self._failure(needed):
-                return f"{needed.method} of {needed.student}, which it needs, has failed: {reason}"
-        return None
-
-    def _strike_off(self, job: Job, blocked: dict[Run, str], watcher: Watcher) -> None:
-        """Report the runs of a job that can never start; the rest of its runs go on waiting."""
-        self.waiting.remove(job)
-        rest = [run for run in job.runs if run not in blocked]
-        if rest:
-            remaining = job.with_runs(rest)
-            self.waiting.append(remaining)
-            self._priority[id(remaining)] = self._priority[id(job)]
-        lost = job.with_runs(list(blocked))
-        watcher.started(lost)
-        self.ended(lost, "; ".join(dict.fromkeys(blocked.values())), watcher)
-
-    def _failure(self, run: Run) -> str | None:
-        """Why a run will have no weights, where that is known by now."""
-        record = self.store.record(run)
-        if record is not None and record["status"] == "failed":
-            return str(record["reason"])
-        return self._lost.get(run.digest)
-
-    def ended(self, job: Job, reason: str | None, watcher: Watcher) -> None:
-        """Note how a job ended."""
-        if reason is not None:
-            self.report.failures[job] = reason
-            self._lost.update({run.digest: reason for run in job.runs if self.store.record(run) is None})
-        several = len({run.student for run in job.runs}) > 1
-        names = {run: f"{run.student} {label(run)}" if several else label(run) for run in job.runs}
-        records = {names[run]: self.store.record(run) for run in job.runs}
-        stopped = reason is None and None in records.values()
-        outcomes = {name: _outcome(record) for name, record in records.items() if record is not None}
-        watcher.ended(job, Ending(reason, stopped, outcomes))
-
-
-def _outcome(record: Record) -> str:
-    if record["status"] == "failed":
-        return f"failed ({record['reason']})"
-    return f"{record['final']['top1']:.1f} %" if "top1" in record["final"] else "trained"
-
-
-def _run_here(schedule: _Schedule, settings: Settings, watcher: Watcher, stopping: threading.Event) -> None:
+def _run_here(schedule: Schedule, settings: Settings, watcher: Watcher, stopping: threading.Event) -> None:
     while not stopping.is_set() and (job := schedule.next(watcher)):
         watcher.started(job)
         reason = _attempt(
@@ -170,6 +60,9 @@ def _run_here(schedule: _Schedule, settings: Settings, watcher: Watcher, stoppin
             lambda progress, job=job: watcher.progress(job, progress),  # type: ignore[misc]
             lambda line, job=job: watcher.said(job, line),  # type: ignore[misc]
         )
+        if isinstance(reason, DamagedRun):
+            schedule.met_damage(job, reason, watcher)
+            continue
         if isinstance(reason, UserError):
             schedule.report.user_errors.append(str(reason))
         schedule.ended(job, None if reason is None else str(reason), watcher)
@@ -198,10 +91,10 @@ class _Pool:
     """Worker processes, each of which trains one job after another."""
 
     def __init__(
-        self, schedule: _Schedule, settings: Settings, size: int, watcher: Watcher, stopping: threading.Event
+        self, schedule: Schedule, settings: Settings, size: int, watcher: Watcher, stopping: threading.Event
     ) -> None:
         self.schedule, self.settings, self.watcher, self.stopping = schedule, settings, watcher, stopping
-        self.context = multiprocessing.get_context("spawn")
+        self.context = multiprocessing.get_context(START_METHOD)
         self.size = size
         self.idle: list[_Worker] = []
         self.busy: dict[Connection, tuple[_Worker, Job]] = {}
@@ -259,13 +152,16 @@ class _Pool:
             self.watcher.said(job, value)
         else:
             del self.busy[connection]
-            reason, users, leaving = value
+            reason, users, damage, leaving = value
             if leaving:
                 worker.close()
                 if not self.stopping.is_set():
                     reason = reason or "its process was told to stop"
             else:
                 self.idle.append(worker)
+            if damage is not None:
+                self.schedule.met_damage(job, damage, self.watcher)
+                return
             if users:
                 self.schedule.report.user_errors.append(reason)
             self.schedule.ended(job, reason, self.watcher)
@@ -322,7 +218,8 @@ def _work(connection: Connection, settings: Settings) -> None:
         )
         reason = None if error is None else str(error) or type(error).__name__
         leaving = asked.is_set()
-        send("ended", (reason, isinstance(error, UserError), leaving))
+        damage = error if isinstance(error, DamagedRun) else None
+        send("ended", (reason, isinstance(error, UserError), damage, leaving))
         if leaving:
             return
 

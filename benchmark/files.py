@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import uuid
@@ -82,6 +83,43 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file to `damaged-<name>-<n>` beside it, n being free; None where it has gone, or cannot be renamed."""
+    for number in itertools.count(1):
+        target = path.with_name(f"damaged-{path.name}-{number}")
+        try:
+            # Whoever makes it owns the number: to rename onto a name takes the place of what another put aside there.
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            continue
+        except OSError:
+            return None
+        try:
+            os.replace(path, target)
+            return target
+        except OSError:
+            with contextlib.suppress(OSError):
+                target.unlink()
+            return None
+    raise AssertionError("numbers do not end")
+
+
+def put_back(moved: Path, path: Path) -> None:
+    """Rename a file back, unless there is another one by now; then it stays where it is."""
+    try:
+        # Unlike a renaming, a link never takes the place of a file.
+        os.link(moved, path)
+    except FileExistsError:
+        return
+    except OSError:
+        # A folder without hard links.
+        if not path.exists():
+            os.replace(moved, path)
+        return
+    with contextlib.suppress(OSError):
+        moved.unlink()
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -2,28 +2,95 @@
 
 `<root>/<dataset>/<run id>/` holds `run.json` (the spec), `epochs.jsonl` (a line an epoch, as training goes),
 `student.safetensors`, for heads and joint teachers `method.safetensors`, and `record.json`, written last.
+
+A record carries a checksum of itself and those of its weights. What does not match them is never used: who only reads
+says so; who trains renames it to `damaged-<name>-<n>` and trains the run again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import safetensors.torch
-from filelock import FileLock
 from pydantic import ValidationError
 from torch import Tensor
 
+from benchmark import index
 from benchmark.errors import UserError
-from benchmark.files import remove_leftovers, replacing, save_tensors, sha256_of, write_text
+from benchmark.files import put_back, remove_leftovers, replacing, save_tensors, set_aside, sha256_of, write_text
+from benchmark.frame import frame_of as frame_of
 from benchmark.spec import Run
 
-FORMAT = 1
+FORMAT = 2
+PARTS = ("student", "method")
+"""Whose weights a run may leave."""
+AGAIN = "the command that trained it puts it aside and trains the run again"
 Record = dict[str, Any]
+
+
+class DamagedRecord(UserError):
+    """A record that is not what was written."""
+
+
+class OtherVersion(UserError):
+    """A whole record of a format that is not read here."""
+
+
+class DamagedRun(DamagedRecord):
+    """The record or the weights of a run are not what was written, or have gone; it must be trained again."""
+
+    def __init__(self, run: Run, reason: str) -> None:
+        super().__init__(run, reason)
+        self.run, self.reason = run, reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def checksum_of(record: Mapping[str, Any]) -> str:
+    """The sha256, in hex, of a record without the field `sha256`, as canonical JSON."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parsed_record(text: str) -> Record:
+    """The record that a `record.json` holds, verified by its checksum.
+
+    Raises:
+        DamagedRecord: it is not what was written.
+        OtherVersion: it is whole, and of another format.
+    """
+    try:
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise DamagedRecord("it is no record")
+        right = checksum_of(record)
+    except (ValueError, RecursionError) as error:
+        raise DamagedRecord("it is no JSON") from error
+    written, form = record.get("sha256"), record.get("format")
+    # Format 1 had no checksum.
+    if (written is not None or form != 1) and written != right:
+        raise DamagedRecord("its checksum differs")
+    if form != FORMAT:
+        raise OtherVersion(f"it is of format {form!r}, and this version reads format {FORMAT}")
+    try:
+        if record["status"] not in ("finished", "failed"):
+            raise ValueError("unknown status")
+        for part in ("id", "digest", "provenance", "final" if record["status"] == "finished" else "reason"):
+            record[part]
+        if not set(record["weights"]) <= set(PARTS):
+            raise ValueError("unknown weights")
+        Run.model_validate(record["run"])
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
+        raise DamagedRecord(f"it is no record: {type(error).__name__}") from error
+    return record
 
 
 class Store:
@@ -40,36 +107,41 @@ class Store:
         """Where the checkpoints of a dataset's unfinished cohorts are."""
         return self.root / dataset / "cohorts"
 
-    def lock(self, run: Run) -> FileLock:
-        """The exclusive claim on training a run; it ends with the process that holds it.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        folder = self.folder(run)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder with --runs") from error
-        return FileLock(folder / "run.lock")
-
     def record(self, run: Run) -> Record | None:
         """The record of a finished or failed run, or None.
 
         Raises:
-            UserError: the record is damaged or belongs to another run.
+            DamagedRun: the record is damaged.
+            UserError: it is of another version, belongs to another run, or cannot be read.
         """
         path = self.folder(run) / "record.json"
-        if not path.exists():
+        try:
+            record = _read_record(path)
+        except FileNotFoundError:
             return None
-        record = _read_record(path)
+        except DamagedRecord as error:
+            raise DamagedRun(run, str(error)) from error
         if record["digest"] != run.digest:
             raise UserError(f"record {path} belongs to another run; delete its folder to train this one again")
         return record
 
+    def has_record(self, run: Run) -> bool:
+        """Whether the run has a record, of success or of failure; it is not read."""
+        return (self.folder(run) / "record.json").exists()
+
     def found(self, runs: Sequence[Run]) -> dict[Run, Record | None]:
         """The records of some runs, None for those that have none."""
         return {run: self.record(run) for run in runs}
+
+    def statuses(self, runs: Iterable[Run]) -> dict[Run, Literal["finished", "failed"] | None]:
+        """How some runs ended, None for those that have no record.
+
+        Fast for many: records that have been read before are taken from an index, as `load` does.
+
+        Raises:
+            UserError: see `record`.
+        """
+        return index.statuses(self.root, list(runs), self.record)
 
     def is_finished(self, run: Run) -> bool:
         """Whether the run has a record of success."""
@@ -77,7 +149,7 @@ class Store:
         return record is not None and record["status"] == "finished"
 
     def begin(self, run: Run) -> None:
-        """Write the spec of a run that is about to be trained, by the process that holds its lock."""
+        """Write the spec of a run that is about to be trained, by the process that holds its claim."""
         remove_leftovers(self.folder(run))
         write_text(self.folder(run) / "run.json", run.model_dump_json(indent=1) + "\n")
 
@@ -94,34 +166,100 @@ class Store:
                 save_tensors(file.temporary, tensors)
                 digests[part] = sha256_of(file.temporary)
         whole = {"format": FORMAT, "id": run.id, "digest": run.digest, "run": run.model_dump(mode="json")}
-        write_text(
-            self.folder(run) / "record.json", json.dumps({**whole, **record, "weights": digests}, indent=1) + "\n"
-        )
+        # What is summed is what a reader will have: JSON has no tuples, and no keys but texts.
+        written = json.loads(json.dumps({**whole, **record, "weights": digests}))
+        text = json.dumps(written | {"sha256": checksum_of(written)}, indent=1)
+        write_text(self.folder(run) / "record.json", text + "\n")
 
     def weights(self, run: Run, part: str = "student") -> dict[str, Tensor]:
         """The weights of a finished run, verified by checksum.
 
         Raises:
-            UserError: the run has none, or they are damaged.
+            DamagedRun: they or the record are damaged or have gone.
+            UserError: the run leaves no such weights.
         """
         record = self.record(run)
         path = self.folder(run) / f"{part}.safetensors"
-        if record is None or part not in record["weights"] or not path.exists():
-            raise UserError(f"{path} is not there; delete its folder to train the run again")
-        if sha256_of(path) != record["weights"][part]:
-            raise UserError(f"{path} is damaged (its checksum differs); delete its folder to train the run again")
-        return safetensors.torch.load_file(path)
+        if record is None:
+            raise DamagedRun(run, f"{path} has no record beside it; call the command that trains {run.id} again")
+        if part not in record["weights"]:
+            raise UserError(f"{run.id} left no {path.name}; choose another run")
+        try:
+            # Read once: what was verified is what is used.
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise DamagedRun(run, f"{path} is not there; delete its folder to train the run again") from None
+        if hashlib.sha256(content).hexdigest() != record["weights"][part]:
+            reason = f"{path} is damaged (its checksum differs); delete its folder to train the run again"
+            raise DamagedRun(run, reason)
+        return safetensors.torch.load(content)
+
+    def put_aside(self, run: Run) -> list[str]:
+        """Rename what is damaged of a run to `damaged-<name>-<n>`, so that the run counts as not trained.
+
+        A record whose weights are damaged or have gone is put aside with them. Nothing is deleted, and nothing is done
+        where all is whole, so that several processes may do this at once. Returns a line on each renamed file.
+        """
+        folder, path = self.folder(run), self.folder(run) / "record.json"
+        try:
+            record = self.record(run)
+        except DamagedRun:
+            return _put_aside(path, _is_damaged)
+        if record is None:
+            return []
+        lines: list[str] = []
+        for part in _damaged_parts(folder, record):
+            # Where another process has put the record aside meanwhile, the weights may be those of its next training.
+            differs = functools.partial(self._differs, run, part)
+            lines += _put_aside(folder / f"{part}.safetensors", differs)
+        return lines + _put_aside(
+            path, lambda moved: _is_damaged(moved) or bool(_damaged_parts(folder, _read_record(moved)))
+        )
+
+    def _differs(self, run: Run, part: str, weights: Path) -> bool:
+        """Whether a file is not the weights that the run's record names."""
+        try:
+            record = self.record(run)
+        except DamagedRun:
+            return True
+        return record is not None and sha256_of(weights) != record["weights"].get(part)
+
+    def heal(self, runs: Iterable[Run]) -> list[str]:
+        """Put aside every damaged record of some runs; returns a line on each. Weights are verified when they are used.
+
+        Records that have been read before, and whose files are as they were, are not read again.
+
+        Raises:
+            UserError: a record is of another version, belongs to another run, or cannot be read.
+        """
+        lines: list[str] = []
+
+        def read(run: Run) -> Record | None:
+            try:
+                return self.record(run)
+            except DamagedRun:
+                lines.extend(self.put_aside(run))
+                return None
+
+        index.statuses(self.root, list(runs), read)
+        return lines
 
     def keep_released_figures(self, dataset: str, sha256: str, figures: Mapping[str, float]) -> None:
         """Remember what a teacher from a file reaches on a dataset's test images."""
-        write_text(self.root / dataset / "teachers" / f"{sha256}.json", json.dumps(dict(figures)) + "\n")
+        summed = {**figures, "sha256": checksum_of(figures)}
+        write_text(self.root / dataset / "teachers" / f"{sha256}.json", json.dumps(summed) + "\n")
 
     def released_figures(self) -> dict[str, dict[str, float]]:
-        """What teachers from files reach, by their file's sha256, as far as it was measured."""
+        """What teachers from files reach, by their file's sha256, as far as it was measured.
+
+        Damaged figures are left out: they are measured and written again whenever the file is used.
+        """
         found = {}
         for path in sorted(self.root.glob("*/teachers/*.json")):
-            with contextlib.suppress(OSError, ValueError):
-                found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                figures = json.loads(path.read_text(encoding="utf-8"))
+                if isinstance(figures, dict) and figures.pop("sha256", None) == checksum_of(figures):
+                    found[path.stem] = figures
         return found
 
     def forget_failure(self, run: Run) -> None:
@@ -131,9 +269,18 @@ class Store:
             (self.folder(run) / "record.json").unlink(missing_ok=True)
 
     def records(self) -> Iterator[Record]:
-        """Every record in the store."""
+        """Every record in the store.
+
+        Raises:
+            UserError: one is damaged, of another version, or cannot be read.
+        """
         for path in sorted(self.root.glob("*/*/record.json")):
-            yield _read_record(path)
+            try:
+                record = _read_record(path)
+            except FileNotFoundError:
+                # Put aside since the folder was listed.
+                continue
+            yield record
 
     def readable(self) -> tuple[list[Record], list[str]]:
         """Every record that can be read and lies in its dataset's folder, and a line on each other one."""
@@ -141,6 +288,8 @@ class Store:
         for path in sorted(self.root.glob("*/*/record.json")):
             try:
                 record = _read_record(path)
+            except FileNotFoundError:
+                continue
             except UserError as error:
                 damaged.append(str(error))
                 continue
@@ -153,67 +302,62 @@ class Store:
 
 
 def outcome(record: Record) -> dict[str, Any]:
-    """What must be equal, bit by bit, when a run is repeated: everything but provenance."""
-    return {key: value for key, value in record.items() if key != "provenance"}
+    """What must be equal, bit by bit, when a run is repeated: everything but provenance, and the sum that covers it."""
+    return {key: value for key, value in record.items() if key not in ("provenance", "sha256")}
 
 
 def load(root: Path = Path("runs")) -> pd.DataFrame:
-    """Every record as one row, as `frame_of` has them.
+    """Every record as one row, as `frame_of` has them; those that have been read before are taken from an index.
 
     Raises:
-        UserError: a record is damaged.
+        UserError: a record that is read is damaged, of another version, or cannot be read.
     """
-    return frame_of(Store(root).records())
-
-
-def frame_of(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a record: the spec's main fields, final figures, best-on-test figures, cost and provenance.
-
-    What is a list or has fields of its own (`stages`, `terms`, `cohort`, ...) stands there as JSON.
-    """
-    rows = []
-    for record in records:
-        run = Run.model_validate(record["run"])
-        row = {
-            "id": run.id,
-            "status": record["status"],
-            "dataset": run.dataset,
-            "fraction": run.fraction,
-            "validation": run.validation,
-            "method": run.method,
-            "augmentation": run.augmentation,
-            "student": run.student,
-            "teacher": run.teacher_network,
-            "protocol": run.protocol.name,
-            "scale": run.scale.name,
-            "epochs": run.schedule.epochs,
-            "precision": run.precision,
-            "seed": run.seed,
-            "options": run.options,
-            "reason": record.get("reason"),
-            **record.get("final", {}),
-            **{f"best_{key}": value for key, value in record.get("best_on_test", {}).items()},
-            **{f"cost_{key}": value for key, value in record.get("cost", {}).items()},
-            **{f"provenance_{key}": value for key, value in record["provenance"].items()},
-        }
-        rows.append({key: _flat(value) for key, value in row.items()})
-    return pd.DataFrame(rows)
-
-
-def _flat(value: Any) -> Any:
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+    return index.load(root, _read_record)
 
 
 def _read_record(path: Path) -> Record:
     try:
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT or record["status"] not in ("finished", "failed"):
-            raise ValueError("unknown format or status")
-        for part in ("digest", "provenance", "weights", "final" if record["status"] == "finished" else "reason"):
-            record[part]
-        Run.model_validate(record["run"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise UserError(
-            f"record {path} cannot be read ({type(error).__name__}); delete its folder to train the run again"
+        return parsed_record(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"record {path} cannot be read: {error.strerror or error}; make it readable") from error
+    except (DamagedRecord, UnicodeDecodeError) as error:
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else error
+        raise DamagedRecord(f"record {path} is damaged ({reason}); {AGAIN}") from error
+    except OtherVersion as error:
+        raise OtherVersion(
+            f"record {path} was made by another version of the suite ({error}); use that version, or another --runs"
         ) from error
-    return record
+
+
+def _is_damaged(record: Path) -> bool:
+    try:
+        _read_record(record)
+    except DamagedRecord:
+        return True
+    return False
+
+
+def _damaged_parts(folder: Path, record: Record) -> list[str]:
+    """Whose weights, of those that a record names, are damaged or have gone."""
+
+    def is_whole(part: str) -> bool:
+        try:
+            return sha256_of(folder / f"{part}.safetensors") == record["weights"][part]
+        except FileNotFoundError:
+            return False
+
+    return [part for part in record["weights"] if not is_whole(part)]
+
+
+def _put_aside(path: Path, is_damaged: Callable[[Path], bool]) -> list[str]:
+    """Rename a file if it is damaged; returns a line on it, or none where it was not renamed."""
+    moved = set_aside(path)
+    if moved is None:
+        return []
+    if is_damaged(moved):
+        return [f"warning: {path} is damaged; it was put aside as {moved.name}, and the run is trained again"]
+    # Another process has healed the run since it was looked at, and this is its new file.
+    put_back(moved, path)
+    return []

@@ -44,7 +44,7 @@ from benchmark.options import (
     Threads,
     Workers,
 )
-from benchmark.plan import Request, check_methods, jobs_for
+from benchmark.plan import Request, check_methods, jobs_for, with_dependencies
 from benchmark.progress import exit_code, train
 from benchmark.protocols import chosen_scale, protocol_named
 from benchmark.registry import method_names
@@ -114,6 +114,8 @@ def main(
     place = Settings(runs, source, data_root, str(target), threads, command=command())
     processes = workers or (1 if target.type == "cuda" else processors())
     check_methods(list(itertools.chain(*planned)), images)
+    for line in store.heal(with_dependencies(itertools.chain(*planned))):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     jobs = jobs_for(list(itertools.chain(*planned)), store, processes, images.image_size, len(images.train.labels))
     report = train(jobs, place, processes, console)
     if report.stopped:

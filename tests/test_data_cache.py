@@ -67,7 +67,9 @@ def test_another_source_is_built_anew_and_takes_the_old_ones_place(place: Place)
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "empty"])
 @pytest.mark.parametrize("pattern", ["train-images-*", "test-labels-*"])
-def test_a_damaged_array_is_found(place: Place, pattern: str, damage: str) -> None:
+def test_a_damaged_array_is_told_and_built_again(
+    place: Place, pattern: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     read_or_build(place, "set", "source", content)
     (path,) = (place.preferred / "set").glob(pattern)
     whole = bytearray(path.read_bytes())
@@ -76,21 +78,31 @@ def test_a_damaged_array_is_found(place: Place, pattern: str, damage: str) -> No
         path.unlink()
     else:
         path.write_bytes({"flip": bytes(whole), "cut": bytes(whole[:-3]), "empty": b""}[damage])
-    with pytest.raises(UserError) as raised:
-        read_or_build(place, "set", "source", never)
-    message = str(raised.value)
-    assert str(place.preferred / "set") in message
-    assert path.name in message
-    assert "delete it and it is built again" in message
+    found = read_or_build(place, "set", "source", content)
+    assert torch.equal(found.content.train.images, content().train.images)
+    assert torch.equal(found.content.test.labels, content().test.labels)
+    (message,) = caplog.messages
+    assert f"the dataset cache {place.preferred / 'set'} is damaged ({path.name} " in message
+    read_or_build(place, "set", "source", never)
 
 
 @pytest.mark.parametrize("spoil", [lambda text: text[:-9], lambda text: "[]", lambda text: text.replace('"b"', '"c"')])
-def test_a_damaged_index_is_found(place: Place, spoil: Callable[[str], str]) -> None:
+def test_a_damaged_index_is_told_and_built_again(
+    place: Place, spoil: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
     read_or_build(place, "set", "source", content)
     path = place.preferred / "set" / "index.json"
     path.write_text(spoil(path.read_text()))
-    with pytest.raises(UserError, match=r"index\.json .*; delete it and it is built again"):
-        read_or_build(place, "set", "source", never)
+    found = read_or_build(place, "set", "source", content)
+    assert found.content.classes == ("a", "b")
+    assert "is damaged (index.json " in caplog.text
+    read_or_build(place, "set", "source", never)
+
+
+def test_a_cache_that_a_disk_spoils_as_it_is_written_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmark.data.cache.content_hash", lambda array: "another")
+    with pytest.raises(UserError, match=r"is damaged as it is written \(.*; mend that disk$"):
+        read_or_build(place, "set", "source", content)
 
 
 def test_an_interrupted_build_leaves_no_cache(place: Place) -> None:

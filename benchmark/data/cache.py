@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,14 @@ from filelock import FileLock
 from benchmark.data.dataset import Colour, ImageSet, content_hash, measured_normalisation, splits_hashes
 from benchmark.errors import UserError
 from benchmark.files import replacing, write_text
+from benchmark.foreign import Refused, bounded_text
 
 FOLDER = ".kd-cache"
 INDEX = "index.json"
 FORMAT = 1
 SPLITS = ("train", "test")
+LARGEST_INDEX = 2**24
+"""Bytes of an index, of which nearly all are names of classes."""
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +81,10 @@ def read_or_build(place: Place, key: str, source: str, build: Callable[[], Conte
     """The content cached under `key`, built first if it is not there or was built from another source.
 
     `source` identifies the state of what it is built from (see `folders.ClassFolders.state`). One process builds while
-    others wait.
+    others wait. A damaged cache is built again: the source is the truth.
 
     Raises:
-        UserError: the cache is damaged, or no folder can be written.
+        UserError: what was written cannot be read back, or no folder can be written.
     """
     for folder in filter(None, (place.preferred, place.fallback)):
         # Reading needs no lock, so a finished cache also serves from a disk that cannot be written. A cache that is
@@ -92,11 +96,17 @@ def read_or_build(place: Place, key: str, source: str, build: Callable[[], Conte
     with _locked(place, key) as folder:
         try:
             found = _read(folder, source)
-            if found is None:
-                _write(folder, source, build())
-                found = _read(folder, source)
         except DamagedCache as error:
-            raise UserError(f"dataset cache {folder} is damaged ({error}); delete it and it is built again") from error
+            log.warning("the dataset cache %s is damaged (%s); it is built again", folder, error)
+            found = None
+        if found is None:
+            _write(folder, source, build())
+            try:
+                found = _read(folder, source)
+            except DamagedCache as error:
+                raise UserError(
+                    f"the dataset cache {folder} is damaged as it is written ({error}); mend that disk"
+                ) from error
     assert found is not None
     return found
 
@@ -130,7 +140,7 @@ def _write(folder: Path, source: str, content: Content) -> None:
         image_set: ImageSet = getattr(content, split)
         arrays[f"{split}-images"], arrays[f"{split}-labels"] = image_set.images.numpy(), image_set.labels.numpy()
     hashes = splits_hashes(content.train, content.test)
-    files = {name: f"{name}-{hashes[name][:16]}.npy" for name in arrays}
+    files = {name: _file_name(name, hashes[name]) for name in arrays}
     for name, array in arrays.items():
         with replacing(folder / files[name]) as replacement, replacement.temporary.open("wb") as opened:
             np.save(opened, array)
@@ -166,15 +176,18 @@ def _read(folder: Path, source: str) -> CachedContent | None:
         DamagedCache: it is not what was written.
     """
     try:
-        checked: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        checked: dict[str, Any] = json.loads(bounded_text(folder / INDEX, LARGEST_INDEX))
         index = checked["index"]
         if _index_hash(index) != checked["sha256"]:
             raise DamagedCache(f"{INDEX} does not match its sha256")
         if index["format"] != FORMAT or index["source"] != source:
             return None
-        arrays = {name: _mapped(folder / file, index["sha256"][name]) for name, file in index["files"].items()}
+        # A data folder may come from elsewhere: what is a path in it is not used as one.
+        arrays = {name: _mapped(folder / _file_name(name, sha256), sha256) for name, sha256 in index["sha256"].items()}
         train, test = (ImageSet(arrays[f"{split}-images"], arrays[f"{split}-labels"]) for split in SPLITS)
         content = Content(tuple(index["classes"]), train, test)
+        if not all(0 <= label < len(content.classes) for part in (train, test) for label in part.labels.unique()):
+            raise DamagedCache("its labels are not those of its classes")
         return CachedContent(content, index["sha256"], tuple(index["mean"]), tuple(index["std"]))
     except (FileNotFoundError, NotADirectoryError) as error:
         if Path(error.filename).name == INDEX:
@@ -183,16 +196,32 @@ def _read(folder: Path, source: str) -> CachedContent | None:
     except PermissionError:
         # Somebody else's: as good as none, and another place is found for one's own.
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, Refused) as error:
         raise DamagedCache(f"{INDEX} cannot be read") from error
+
+
+def _file_name(name: str, sha256: str) -> str:
+    """The file of an array, named by its content.
+
+    Raises:
+        ValueError: these are not the names of an array and its content.
+    """
+    if not re.fullmatch("(train|test)-(images|labels)", name) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError("not the name of an array")
+    return f"{name}-{sha256[:16]}.npy"
 
 
 def _mapped(path: Path, sha256: str) -> torch.Tensor:
     """An array as a tensor on memory-mapped pages, after its content was compared with its sha256."""
+    if path.exists() and not path.is_file():
+        raise DamagedCache(f"{path.name} is no plain file")
     try:
         # Copy-on-write pages: torch wants memory that may be written, and the file must not change if someone does.
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
+    except OSError:
+        raise
+    except Exception as error:
+        # The header is a Python literal; damaged, it can fail in any of the ways in which one can be read.
         raise DamagedCache(f"{path.name} is no whole array") from error
     if content_hash(array) != sha256:
         raise DamagedCache(f"{path.name} does not match its sha256")

@@ -6,7 +6,6 @@ as JSON in its header. Nothing in it is ever executed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
@@ -20,7 +19,7 @@ import safetensors
 from torch import Tensor
 
 from benchmark.errors import UserError
-from benchmark.files import replacing, save_tensors, sha256_of
+from benchmark.files import replacing, save_tensors, set_aside, sha256_of
 
 FILE_NAME = re.compile(r"checkpoint-(\d{6})-(\d{8})-([0-9a-f]{64})\.safetensors")
 KEPT = 2
@@ -66,11 +65,13 @@ def read_checkpoint(folder: Path, run_ids: Collection[str] | None = None) -> Che
             if sha256_of(path) != digest:
                 raise ValueError("its checksum does not match its name")
             return _read(path, epoch, step, run_ids)
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
+        except FileNotFoundError:
+            # Removed meanwhile by a process that has finished these runs, or put aside by another one.
+            continue
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             warnings.warn(f"damaged checkpoint {path}: {error}; falling back to the one before it", stacklevel=2)
             # Under its old name it would count as one of those that are kept, and push out a good one.
-            with contextlib.suppress(OSError):
-                path.rename(path.with_name(f"damaged-{path.name}"))
+            set_aside(path)
     return None
 
 
@@ -86,7 +87,7 @@ def members(folder: Path) -> tuple[str, ...]:
         try:
             with safetensors.safe_open(path, "pt") as opened:
                 return tuple(json.loads((opened.metadata() or {})["notes"])["runs"])
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
             continue
     return ()
 

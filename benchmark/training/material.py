@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmark.backbones import AuxiliaryBranches, build_network
 from benchmark.backbones.network import Network
 from benchmark.backbones.released import apply_to, load_released
+from benchmark.claims import SILENT_SECONDS
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Recipe
 from benchmark.data.dataset import Dataset, Images
@@ -43,6 +44,8 @@ class Settings:
     checkpoint_seconds: float = 60.0
     keep: bool = False
     command: str = ""
+    silent_seconds: float = SILENT_SECONDS
+    """After so long without a sign of life, a process on another node that nobody can ask after is taken for dead."""
 
 
 @dataclass(frozen=True)

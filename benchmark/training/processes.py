@@ -28,6 +28,7 @@ import torch
 
 from benchmark.data.decoding import WORKERS, decode_workers
 from benchmark.errors import UserError
+from benchmark.results import DamagedRun
 from benchmark.spec import Run
 from benchmark.training.cohort import BrokenRuns, Listener, Say, Stop, train
 from benchmark.training.devices import resolve_device
@@ -59,6 +60,8 @@ class Failure:
 
     reason: str
     place: str | None
+    damage: DamagedRun | None = None
+    """The run that must be trained again, where that is why."""
 
 
 def check_sharing(run: Run, device_name: str, workers: int = 1) -> None:
@@ -195,6 +198,8 @@ class _Conversation:
             self._fail(rank, value)
 
     def _fail(self, rank: int, failure: Failure) -> None:
+        if failure.damage is not None:
+            raise failure.damage
         if failure.place is None:
             raise UserError(failure.reason)
         # Of one that died the others only notice that it no longer answers.
@@ -254,7 +259,8 @@ def _work(connection: Connection, rank: int, runs: tuple[Run, ...], settings: Se
     except BaseException as error:
         for_the_user = isinstance(error, UserError)
         reason = str(error) if isinstance(error, UserError | BrokenRuns) else f"{type(error).__name__}: {error}"
-        send("failed", Failure(reason, None if for_the_user else traceback.format_exc().rstrip()))
+        damage = error if isinstance(error, DamagedRun) else None
+        send("failed", Failure(reason, None if for_the_user else traceback.format_exc().rstrip(), damage))
         # To leave now would make the others fail too, and who was first could not be told.
         threading.Event().wait()
 

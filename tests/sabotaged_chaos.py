@@ -1,0 +1,69 @@
+"""The fault harness on a suite that is broken on purpose: run as a program, it prints a line of JSON for each breakage.
+
+Not imported by any test: workers are forked, which a process that has trained anything before cannot do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from benchmark.chaos import faults, sweep
+from benchmark.chaos.harness import Harness
+from benchmark.claims import Claims
+from benchmark.results import Store
+from benchmark.training import checkpoint
+
+hash_file, plan = checkpoint.sha256_of, sweep.jobs_for
+
+
+class Whatever(str):
+    """A checksum that is never another one."""
+
+    __hash__ = str.__hash__
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+
+def unverified(path: Path) -> str:
+    # What is written is still named after what it holds.
+    return hash_file(path) if path.suffix == ".tmp" else Whatever()
+
+
+def without_kd(runs: Any, *rest: Any) -> list[Any]:
+    kept = [(job, [run for run in job.runs if run.method != "KD"]) for job in plan(runs, *rest)]
+    return [job.with_runs(some) for job, some in kept if some]
+
+
+BROKEN: dict[str, tuple[Any, str, Callable[..., Any], dict[str, int], int]] = {
+    "nothing": (Store, "root", lambda: None, {"checkpoint": 1, "record": 1}, 8),
+    "records are not verified": (
+        sys.modules["benchmark.results"],
+        "checksum_of",
+        lambda record: record.get("sha256"),
+        {"record": 1},
+        24,
+    ),
+    "checkpoints are not verified": (checkpoint, "sha256_of", unverified, {"checkpoint": 1}, 8),
+    "claims are not respected": (Claims, "holder", lambda *_: None, {"run.json": 1}, 6),
+    "a run is forgotten": (sweep, "jobs_for", without_kd, {"run.json": 1}, 3),
+}
+"""What is replaced by what, which files are damaged then, and how many faults are to count."""
+
+
+def main(folder: Path) -> None:
+    harness = Harness(folder)
+    harness.train_undisturbed()
+    for name, (owner, attribute, replacement, damages, count) in BROKEN.items():
+        with patch.object(owner, attribute, replacement, create=True), patch.object(faults, "WAYS", {"flipped": 1}):
+            verdict = harness.disturb(folder / name.replace(" ", "-"), count, seconds=60, damages=damages)
+        print(json.dumps([name, verdict.counted.total(), verdict.problems]), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
