@@ -17,6 +17,7 @@ from rich.console import Console
 
 from benchmark.backbones import network_names
 from benchmark.errors import UserError, invalid_value, unknown_name
+from benchmark.foreign import shown
 from benchmark.registry import method_class, resolve_options
 from benchmark.spec import Protocol
 
@@ -59,7 +60,9 @@ def run_app(app: typer.Typer, program: str) -> NoReturn:
 
 def refuse(message: str) -> int:
     """Print one line on the error output; returns the exit code for bad input."""
-    Console(stderr=True, highlight=False).print(f"error: {' '.join(message.split())}", markup=False, soft_wrap=True)
+    # Names of files and what stands in them are part of messages; a terminal must not take them for commands.
+    line = shown(" ".join(message.split()), most=10_000)
+    Console(stderr=True, highlight=False).print(f"error: {line}", markup=False, soft_wrap=True)
     return BAD_INPUT
 
 

@@ -312,7 +312,7 @@ def load_edge(folder: Path) -> Edge | None:
         return edge if edge["weights"] == record["weights"].get("student") else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}); delete it and export the run again"
         ) from error

@@ -98,7 +98,7 @@ def _specification(folder: Path) -> Run:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Run.model_validate(content["run"] if path == record else content)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}); delete its folder to train the run again"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,8 @@ class FigureResult:
             parts.append("teacher-on-same")
         if self.variant:
             parts.append(self.variant)
-        return "_".join(parts)
+        # A record may say anything of its scale; a path must not be made of it.
+        return re.sub(r"[^A-Za-z0-9._-]", "+", "_".join(parts))
 
     def has_values(self) -> bool:
         """Whether anything of it was measured."""

@@ -11,7 +11,11 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
 from benchmark.errors import UserError, nearest, unknown_name
+from benchmark.foreign import Refused, bounded_text, check_strings
 from benchmark.protocols import SCALES
+
+LARGEST = 2**20
+"""Bytes of a TOML file."""
 
 Name = Annotated[str, Field(min_length=1)]
 Model = TypeVar("Model", bound=BaseModel)
@@ -88,10 +92,13 @@ def load(
     elif path.suffix != ".toml" and not path.is_file():
         raise unknown_name(kind, str(name_or_path), [*known, "the path of a TOML file"])
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(bounded_text(path, LARGEST))
+        check_strings(content)
     except OSError as error:
         raise UserError(f"{kind} file {path} cannot be read: {error.strerror}; check the path") from error
-    except ValueError as error:
+    except Refused as refusal:
+        raise UserError(f"{kind} file {path} {refusal}; {example} shows the format") from refusal
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{kind} file {path} is no valid TOML in UTF-8: {reason}; {example} shows the format"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import zipfile
@@ -172,6 +173,30 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(
     assert not exists or not list(root.iterdir())
     server.answer = sends(archive)
     assert load(root).num_classes == 200
+
+
+def test_a_download_without_end_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "LARGEST_ARCHIVE", 10_000)
+
+    def endless(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                request.wfile.write(b"\0" * 65_536)
+
+    server.answer = endless
+    with pytest.raises(UserError, match=r"downloading it failed \(more than 9\.8 KiB came\)"):
+        load(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_archive_that_leads_out_of_its_folder_is_refused_in_one_line(server: Server, tmp_path: Path) -> None:
+    server.answer = sends(zipped({"../outside": b"x", "tiny-imagenet-200/wnids.txt": b""}))
+    with pytest.raises(UserError, match=r"downloading it failed \(the archive has a file whose path leads out of it\)"):
+        load(tmp_path / "data")
+    assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_server_that_falls_silent_is_given_up(

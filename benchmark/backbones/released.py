@@ -3,16 +3,20 @@
 Four layouts are known: a dictionary with the weights under `model` (RepDistiller, SemCKD, mdistiller), `state_dict`
 (SSKD, Tf-KD, HSAKD's backbones) or `net` (HSAKD's teachers, PS-KD), and a bare state dict (torchvision); a
 `.safetensors` file is a bare state dict too. A checkpoint comes from strangers, so only its tensors are read: a file
-that needs code to be loaded is refused.
+that needs code to be loaded is refused, and so is one that takes more room than a network could need.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import math
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+import stat
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +29,17 @@ from torch import Tensor
 from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.network import Network
 from benchmark.errors import UserError
+from benchmark.foreign import shown, sized
 
 WRAPPING_KEYS = ("model", "state_dict", "net")
+LARGEST = 2 * 2**30
+"""Bytes of a file, and of its tensors: that of the largest network with branches and an optimiser's state has 1 GiB."""
+MOST_ENTRIES = 100_000
+"""Files in a checkpoint's archive: one for each tensor."""
+LARGEST_PICKLE = 2**24
+"""Bytes of the part of an archive that is no tensor; that of the largest network has 0.2 MiB."""
+WORKING_MEMORY = 2**30
+"""Bytes that reading a file may take beside three times its size."""
 _NAMED_AT_MOST = 4
 _COUNTER = "num_batches_tracked"
 
@@ -53,8 +66,8 @@ def load_released(path: Path | str) -> ReleasedWeights:
     The prefixes `module.` (of a parallel wrapper) and `backbone.` are removed, `auxiliary_classifier.*` is split off.
 
     Raises:
-        UserError: there is no such file, it is no checkpoint, it needs code to be loaded, or it holds weights that
-            are not finite floating-point numbers.
+        UserError: there is no such file, it is no checkpoint, it needs code or too much memory to be loaded, or it
+            holds weights that are not finite floating-point numbers.
     """
     path = Path(path)
     content = _read(path)
@@ -112,10 +125,15 @@ def apply_to(network: Network | AuxiliaryBranches, weights: ReleasedWeights, nam
 def _read(path: Path) -> bytes:
     if path.is_dir():
         raise UserError(f"{path} is a directory; give the checkpoint file inside it")
-    if not path.exists():
-        raise UserError(f"there is no checkpoint {path}; check the path")
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is no plain file; give a checkpoint file")
+        if status.st_size > LARGEST:
+            raise UserError(f"{path} has {sized(status.st_size)}; a checkpoint has at most {sized(LARGEST)}")
         return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}; check the path") from None
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from error
 
@@ -130,8 +148,13 @@ def _safetensors(content: bytes, path: Path) -> Any:
 def _unpickle(content: bytes, path: Path) -> Any:
     """The file's object, made of tensors, containers and numbers only."""
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with bounded_memory(3 * len(content) + WORKING_MEMORY), torch.serialization.safe_globals(_numpy_scalars()):
+            whole = _repacked(content, path) if content.startswith(b"PK") else content
+            return torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{path} takes more memory than a checkpoint of its size may; use another file") from error
     except Exception as error:  # Damaged bytes make an unpickler raise almost anything.
         refused = re.search(r"nsupported (?:global: )?GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and refused:
@@ -145,34 +168,102 @@ def _unpickle(content: bytes, path: Path) -> Any:
         ) from error
 
 
+def _repacked(content: bytes, path: Path) -> bytes:
+    """An archive of torch.save, written anew from what was checked, so that torch's reader sees nothing else in it.
+
+    Raises:
+        UserError: it is compressed, which torch.save never does, or its parts overlap, or are too many or too large.
+        Exception: it is damaged.
+    """
+    # Every entry of the directory begins like this; counted before each is made an object.
+    if content.count(b"PK\x01\x02") > MOST_ENTRIES:
+        raise UserError(f"{path} is an archive of more than {MOST_ENTRIES:,} files; a checkpoint has fewer")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = archive.infolist()
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > len(content):
+            raise UserError(f"{path} unpacks to more than its own size; save it by torch.save, which does not compress")
+        if any(entry.file_size > LARGEST_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
+            raise UserError(
+                f"{path} holds more than {sized(LARGEST_PICKLE)} that are no tensors; save the weights alone"
+            )
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise UserError(f"{path} is an archive with two files of one name; save it by torch.save")
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as written:
+            for entry in entries:
+                written.writestr(zipfile.ZipInfo(entry.filename), archive.read(entry))
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def bounded_memory(count: int) -> Iterator[None]:
+    """Within it this process can get so many bytes more, where the system has such a limit, and else a MemoryError.
+
+    A few bytes can tell an unpickler to make the same large thing again and again.
+    """
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        before = resource.getrlimit(resource.RLIMIT_AS)
+    except (ImportError, OSError):
+        yield
+        return
+    allowed = [limit for limit in (used + count, *before) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(allowed), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def _numpy_scalars() -> list[Any]:
     """What unpickling a NumPy number takes: trainers store the accuracy as one, and such a number runs no code."""
-    kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8, np.bool_)
-    scalar = np.float64(0).__reduce__()[0]
     # NumPy 2 renamed its core package; files keep the name that wrote them.
-    scalars = [(scalar, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
-    return [np.dtype, *scalars, *(type(np.dtype(kind)) for kind in kinds)]
+    scalars = [(_number, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
+    return [(_kind, "numpy.dtype"), *scalars, *(type(np.dtype(kind)) for kind in KINDS)]
+
+
+KINDS = {np.dtype(kind).str[1:]: kind for kind in ("f8", "f4", "f2", "i8", "i4", "u1", "b1")}
+"""NumPy's names of the kinds of number that are read."""
+
+
+def _kind(name: str, *flags: object) -> np.dtype[Any]:
+    """A kind of number. NumPy's own would make one of any size, and hand out the one that all arrays share."""
+    return np.dtype(KINDS[name], copy=True)
+
+
+def _number(kind: np.dtype[Any], content: bytes | str) -> Any:
+    """A number of a kind from its bytes, which Python 2 wrote as a text."""
+    raw = content.encode("latin1") if isinstance(content, str) else content
+    (value,) = np.frombuffer(raw, kind)
+    return value
 
 
 def _find_weights(stored: Any, path: Path) -> tuple[str, dict[str, Tensor]]:
     """The layout and the state dict of a loaded object."""
-    if isinstance(stored, Mapping):
+    if isinstance(stored, dict):
+        # What was loaded may have been given attributes that hide its methods, so the type's own are called.
+        found = dict(dict.items(stored))
         for key in WRAPPING_KEYS:
-            if _is_state_dict(stored.get(key)):
-                return key, dict(stored[key])
-        if _is_state_dict(stored):
-            return "state dict", dict(stored)
+            if (tensors := _state_dict(found.get(key))) is not None:
+                return key, tensors
+        if (tensors := _state_dict(found)) is not None:
+            return "state dict", tensors
     raise UserError(
         f"{path} holds no weights of a network; allowed: a state dict, bare or under {', '.join(WRAPPING_KEYS)}"
     )
 
 
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
-    )
+def _state_dict(value: Any) -> dict[str, Tensor] | None:
+    """The tensors by name, if the value is made of nothing else, without what may have been attached to them."""
+    if not isinstance(value, dict):
+        return None
+    items = dict(dict.items(value))
+    if not items or not all(type(key) is str and isinstance(tensor, Tensor) for key, tensor in items.items()):
+        return None
+    return {key: Tensor.detach(tensor) for key, tensor in items.items()}
 
 
 @dataclass(frozen=True)
@@ -193,7 +284,7 @@ def _split(tensors: Mapping[str, Tensor], path: Path) -> _Parts:
         if part is not parts.ignored:
             key = _unwrapped(key.removeprefix(prefix))
         if key in part:
-            raise UserError(f"{path} holds {key!r} twice, with and without a prefix; keep one of them")
+            raise UserError(f"{path} holds '{shown(key, 80)}' twice, with and without a prefix; keep one of them")
         part[key] = tensor
     return parts
 
@@ -206,14 +297,23 @@ def _unwrapped(key: str) -> str:
 
 def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
     for key, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            raise UserError(f"{path}: {key!r} is a sparse or quantised tensor; only dense weights are allowed")
+        ordinary = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if not ordinary or tensor.is_quantized:
+            raise UserError(
+                f"{path}: '{shown(key, 80)}' is a sparse or quantised tensor; only dense weights are allowed"
+            )
+    # A tensor may be a view that repeats one number without end.
+    if sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors.values()) > LARGEST:
+        raise UserError(f"{path} holds tensors of more than {sized(LARGEST)}; no network here is so large")
+    for key, tensor in tensors.items():
         if key.rpartition(".")[2] == _COUNTER:
             continue
         if not tensor.is_floating_point():
-            raise UserError(f"{path}: {key!r} is {tensor.dtype}; only floating-point weights are allowed")
+            raise UserError(f"{path}: '{shown(key, 80)}' is {tensor.dtype}; only floating-point weights are allowed")
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {key!r} holds values that are not finite; fetch the file again or use another")
+            raise UserError(
+                f"{path}: '{shown(key, 80)}' holds values that are not finite; fetch the file again or use another"
+            )
 
 
 def _rename_classifier(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -231,6 +331,6 @@ def _rename_classifier(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tenso
 
 def _listed(kind: str, names: Iterable[str]) -> str:
     """The first few names and a count of the rest; empty if there are none."""
-    names = list(names)
+    names = [shown(name, 80) for name in names]
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
     return f"{kind}: {', '.join(names[:_NAMED_AT_MOST])}{more}" if names else ""

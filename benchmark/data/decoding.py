@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from benchmark.data.folders import DAMAGE, FORMATS
+from benchmark.data.folders import DAMAGE, FORMATS, image_bytes
 from benchmark.errors import UserError
 
 SCALE = (0.08, 1.0)
@@ -43,6 +43,11 @@ MARGIN = 256 / 224
 """In evaluation the shorter side is made so many times as long as the crop from the middle."""
 MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr", "RGBA", "LA")
 """Pillow's names of the 8-bit kinds that are turned into colour; ImageNet has some grey and CMYK ones."""
+
+MOST_PIXELS = 100_000_000
+"""Of an image; the largest of ImageNet has 61 million. Some kilobytes of a file can unpack to any number."""
+MOST_RATIO = 100
+"""Of the longer side to the shorter one: to evaluate an image, it is enlarged until the shorter one is long enough."""
 
 WORKERS = "KD_DATA_WORKERS"
 """The environment variable that sets the number of workers."""
@@ -125,18 +130,29 @@ def read_image(path: str) -> Image.Image:
     # A name that is no text could not be printed.
     shown = os.fsencode(path).decode(errors="replace")
     try:
-        with open(path, "rb") as opened:
-            data = opened.read()
+        data = image_bytes(path)
     except OSError as error:
         raise UserError(f"cannot read image {shown}: {error.strerror}") from error
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.mode not in MODES:
                 raise UserError(f"image {shown} has mode {image.mode}; save it as 8-bit colour, grey or palette")
+            width, height = image.size
+            # Before any pixel is decoded.
+            if width * height > MOST_PIXELS or max(width, height) > MOST_RATIO * min(width, height):
+                raise UserError(f"image {shown} is {width}x{height} pixels; {_ALLOWED}")
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise UserError(f"image {shown} is far too large; {_ALLOWED}") from error
     except DAMAGE as error:
         raise UserError(f"image {shown} is damaged or no image; replace it or remove it") from error
+
+
+_ALLOWED = (
+    f"allowed: {MOST_PIXELS // 1_000_000} million pixels, and {MOST_RATIO} times as long as wide; "
+    "scale it down or remove it"
+)
 
 
 def decode(task: Task) -> Tensor:

@@ -25,6 +25,10 @@ from benchmark.data.cache import place_for, read_or_build
 from benchmark.data.dataset import Dataset, check_deviation, fingerprint_of
 from benchmark.data.folders import list_class_folders, read_class_folders
 from benchmark.errors import UserError, invalid_value, unknown_name
+from benchmark.foreign import Refused, bounded_text, check_strings
+
+LARGEST = 2**20
+"""Bytes of a TOML file."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
@@ -59,11 +63,14 @@ def read_description(path: Path, reserved: Iterable[str] = ()) -> Description:
         UserError: there is no such file, it is no TOML, a value is refused, or its name is one of `reserved`.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(bounded_text(path, LARGEST))
+        check_strings(values)
     except OSError as error:
         raise UserError(f"cannot read dataset file {path}: {error.strerror}; give the path of a .toml file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"dataset file {path} is no TOML: {error}") from error
+    except Refused as reason:
+        raise UserError(f"dataset file {path} {reason}; give the TOML file of a dataset") from reason
     for key in values:
         # A misspelt key is also a missing one; the misspelling is what the user wants to hear of.
         if key not in Description.model_fields:

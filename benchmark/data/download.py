@@ -8,16 +8,18 @@ import logging
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
 from benchmark.errors import UserError
+from benchmark.foreign import sized
 
 DEFAULT_DATA_ROOT = Path("data")
 """Where datasets are looked for, and fetched to, if the user names no other folder."""
@@ -25,6 +27,10 @@ NETWORK_TIMEOUT = 30.0
 """Seconds without an answer after which a download is given up."""
 PIECE = 1 << 20
 """Bytes that are read and written at a time."""
+LARGEST_ARCHIVE = 2**30
+"""Bytes that are fetched, and that an archive may unpack to; Tiny-ImageNet's has a quarter of that."""
+MOST_FILES = 200_000
+"""In an archive; Tiny-ImageNet's has 120,000 and some."""
 FAILURES = (
     OSError,
     RuntimeError,
@@ -97,6 +103,7 @@ def fetch_unpacked(url: str, root: Path, folder: str, needed: str) -> None:
         archive = Path(place, "archive.zip")
         _fetch(url, archive)
         with zipfile.ZipFile(archive) as opened:
+            _check_archive(opened)
             opened.extractall(Path(place, "content"))
         unpacked = Path(place, "content", folder)
         if not (unpacked / needed).is_file():
@@ -104,12 +111,33 @@ def fetch_unpacked(url: str, root: Path, folder: str, needed: str) -> None:
         os.rename(unpacked, root / folder)
 
 
+def _check_archive(archive: zipfile.ZipFile) -> None:
+    """Refuse an archive that would fill the disk, or that has files elsewhere than in its own folder.
+
+    Raises:
+        RuntimeError: it does.
+    """
+    entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > LARGEST_ARCHIVE or len(entries) > MOST_FILES:
+        raise RuntimeError(f"the archive has {len(entries):,} files that unpack to {sized(unpacked)}")
+    for entry in entries:
+        name = PurePosixPath(entry.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in entry.filename:
+            raise RuntimeError("the archive has a file whose path leads out of it")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise RuntimeError("the archive has a link in it")
+
+
 def _fetch(url: str, path: Path) -> None:
     with urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT) as answer, path.open("wb") as written:
         expected: int | None = answer.length
         size = "" if expected is None else f" ({expected / 1e6:.0f} MB)"
         log.warning("fetching %s%s", url, size)
-        shutil.copyfileobj(answer, written, PIECE)
+        while piece := answer.read(PIECE):
+            written.write(piece)
+            if written.tell() > LARGEST_ARCHIVE:
+                raise RuntimeError(f"more than {sized(LARGEST_ARCHIVE)} came")
         received = written.tell()
     if expected is not None and received != expected:
         raise RuntimeError(f"the connection ended after {received} of {expected} bytes")

@@ -21,6 +21,7 @@ from PIL import Image
 from benchmark.data.cache import SPLITS, Content
 from benchmark.data.dataset import ImageSet
 from benchmark.errors import UserError
+from benchmark.foreign import sized
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -29,6 +30,8 @@ MODES = ("RGB", "L", "P", "1")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises for files that are no whole image."""
+LARGEST_FILE = 2**28
+"""Bytes of an image file."""
 CHUNK = 500
 """Images decoded by one task of a worker process."""
 
@@ -136,8 +139,7 @@ def _decode_chunk(files: list[str], image_size: int) -> np.ndarray:
 
 def _decode(path: str, image_size: int) -> bytes:
     try:
-        with open(path, "rb") as opened:
-            data = opened.read()
+        data = image_bytes(path)
     except OSError as error:
         raise UserError(f"cannot read image {path}: {error.strerror}") from error
     try:
@@ -150,6 +152,20 @@ def _decode(path: str, image_size: int) -> bytes:
             return (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
     except DAMAGE as error:
         raise UserError(f"image {path} is damaged or no image; replace it or remove it") from error
+
+
+def image_bytes(path: str) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        UserError: it is larger than any image may be.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size > LARGEST_FILE:
+            raise UserError(f"image {path} has {sized(size)}; at most {sized(LARGEST_FILE)} are read, so replace it")
+        return opened.read()
 
 
 def _check_kind(path: str, image: Image.Image, image_size: int) -> None:

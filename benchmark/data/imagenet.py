@@ -230,14 +230,39 @@ def _images(folder: Path) -> list[tuple[bytes, int]]:
 
 def _read_listing(path: Path, state: str, classes: tuple[str, ...]) -> Listing | None:
     """A listing that was kept of this state of the folders; None if there is none, or it is damaged."""
-    damage = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+    damage = (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile)
+    with contextlib.suppress(*damage):
+        if not _is_stored(path):
+            return None
     with contextlib.suppress(*damage), np.load(path, allow_pickle=False) as arrays:
         if str(arrays["state"]) == state:
             counts, names, sizes = (
                 {split: arrays[f"{split}-{part}"] for split in SPLITS} for part in ("counts", "names", "sizes")
             )
-            return Listing(classes, counts, names, sizes)
+            listing = Listing(classes, counts, names, sizes)
+            return listing if _is_sound(listing) else None
     return None
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether a file is an archive that does not grow when it is read."""
+    if not path.is_file():
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist()) <= path.stat().st_size
+
+
+def _is_sound(listing: Listing) -> bool:
+    """Whether a listing that was kept says as many things of each file, and no name leads out of its class's folder."""
+    for split in SPLITS:
+        counts, names, sizes = listing.counts[split], listing.names[split], listing.sizes[split]
+        if (counts.shape, counts.dtype.kind) != ((len(listing.classes),), "i") or (counts < 1).any():
+            return False
+        if names.dtype.kind != "S" or names.shape != (counts.sum(),) or sizes.shape != names.shape:
+            return False
+        if b"/" in names.tobytes():
+            return False
+    return True
 
 
 def _keep_listing(paths: Sequence[Path], state: str, listing: Listing) -> None:

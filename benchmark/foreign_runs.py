@@ -1,0 +1,232 @@
+"""Runs that somebody else trained: their records are believed only as far as they can be checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from benchmark.errors import UserError
+from benchmark.foreign import Entry, ForeignFolder, Refused, bounded_json, shown
+from benchmark.foreign_weights import largest, read_weights
+from benchmark.results import FORMAT, Record, checksum_of, parsed_record
+from benchmark.spec import Run
+
+LARGEST_RECORD = 16 * 2**20
+"""Bytes: 100 times the record of 240 epochs of a method with four branches."""
+LARGEST_SPECIFICATION = 2**18
+"""Characters: 10 times that of a student with its teacher, its head and all their options."""
+LARGEST_FIGURES = 2**12
+"""Bytes of what a teacher from a file reaches."""
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What names of datasets, protocols and scales are made of: reports name files after them."""
+FIGURES_FILE = re.compile(r"([0-9a-f]{64})\.json")
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0)]
+Fact = str | int | float | bool | None | list[str]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Measured(_Closed):
+    """What `benchmark.training.evaluation` measures."""
+
+    top1: Percent | None = None
+    top5: Percent | None = None
+    nll: float | None = None
+    ece: Percent | None = None
+    stages: list[Percent] | None = Field(None, max_length=16)
+    stages_joint: list[Percent] | None = Field(None, max_length=16)
+
+
+class _Epoch(_Measured):
+    """A line of `epochs.jsonl`."""
+
+    epoch: int = Field(ge=1)
+    loss: float
+    terms: dict[str, float] = Field({}, max_length=64)
+
+
+class _Cost(_Closed):
+    images: Count
+    image_size: Count
+    parameters: Count
+    parameters_in_training: Count
+    multiply_adds: Count
+    training_multiply_adds: Count
+
+
+class _Moment(_Closed):
+    epoch: Count
+    step: Count
+
+
+class _Written(_Closed):
+    """A record as training writes it, of either status."""
+
+    format: int
+    sha256: Hash
+    id: str
+    digest: Hash
+    run: dict[str, Any]
+    status: Literal["finished", "failed"]
+    epochs: list[_Epoch]
+    weights: dict[Literal["student", "method"], Hash]
+    provenance: dict[Word, Fact] = Field(max_length=64)
+    final: _Epoch | None = None
+    best_on_test: _Epoch | None = None
+    cost: _Cost | None = None
+    reason: str | None = None
+    failed_at: _Moment | None = None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A run of somebody else's whose record is right as far as it can be checked without its weights.
+
+    sizes: the bytes of its weights, by part (`student`, `method`); size: of its record in bytes.
+    """
+
+    run: Run
+    record: Record
+    size: int
+
+
+def links_in(entries: list[Entry]) -> str | None:
+    """Why a folder with these entries is refused, if one of them is a link or no file or folder."""
+    for entry in entries:
+        if entry.kind == "link":
+            return f"{shown(entry.name)} is a link"
+        if entry.kind == "special":
+            return f"{shown(entry.name)} is neither a file nor a folder"
+    return None
+
+
+def read_offer(folder: ForeignFolder, dataset: str, name: str) -> Offer:
+    """The run in the folder `name` of a dataset's folder `dataset`.
+
+    Raises:
+        Refused: it has a link or a special file, or its record is not one that this version would write there.
+    """
+    if link := links_in(folder.entries()):
+        raise Refused(link)
+    text = folder.text("record.json", LARGEST_RECORD)
+    try:
+        record = _checked_record(text)
+    except Refused as reason:
+        raise Refused(f"record.json {reason}") from reason
+    return Offer(_checked_run(record, dataset, name), record, len(text))
+
+
+def _checked_record(text: str) -> Record:
+    record = bounded_json(text)
+    if not isinstance(record, dict):
+        raise Refused("is no record")
+    if record.get("format") != FORMAT:
+        raise Refused(f"is of format {shown(record.get('format'), 20)}, this version reads format {FORMAT}")
+    if record.get("sha256") != checksum_of(record):
+        raise Refused("does not match its checksum")
+    try:
+        written = _Written.model_validate(record)
+        parsed: Record = parsed_record(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise Refused(f"is no record: {shown(place, 80)}: {shown(first['msg'], 120)}") from error
+    except UserError as error:
+        raise Refused(f"is refused: {shown(error)}") from error
+    _check_consistent(written)
+    return parsed
+
+
+def _check_consistent(written: _Written) -> None:
+    """Refuse a record that contradicts itself, so that no report shows what training never wrote."""
+    if [figures.epoch for figures in written.epochs] != list(range(1, len(written.epochs) + 1)):
+        raise Refused("does not count its epochs from 1 on")
+    if written.status == "failed":
+        if written.reason is None or written.final or written.weights:
+            raise Refused("is of a failed run, and has no reason, or has results")
+        return
+    if written.reason is not None or not written.epochs or written.final != written.epochs[-1] or not written.weights:
+        raise Refused("is of a finished run, and its results are not those of its last epoch, or it names no weights")
+    if written.best_on_test is not None and written.best_on_test not in written.epochs:
+        raise Refused("names a best epoch that is none of its epochs")
+
+
+def _checked_run(record: Record, dataset: str, name: str) -> Run:
+    """The run of a record, if both it and where it lies are what the record says."""
+    specification = canonical(record["run"])
+    if len(specification) > LARGEST_SPECIFICATION:
+        raise Refused(f"its specification has {len(specification):,} characters")
+    run = Run.model_validate(record["run"])
+    if run.content != specification:
+        raise Refused("its specification is not written as this version writes it")
+    if record["digest"] != run.digest:
+        raise Refused("its digest is not that of its specification")
+    if record["id"] != run.id or name != run.id:
+        raise Refused(f"its folder is not named after its run, {shown(run.id)}")
+    for word in (run.dataset, run.protocol.name, run.scale.name):
+        if not FILE_NAME.fullmatch(word):
+            raise Refused(f"it names a dataset, protocol or scale {shown(word, 60)}, which could not name a file")
+    if run.dataset != dataset:
+        raise Refused(f"it is of dataset {run.dataset}, and lies in another's folder")
+    if record["status"] == "finished" and len(record["epochs"]) != run.schedule.epochs:
+        raise Refused(f"it has {len(record['epochs'])} epochs, its schedule {run.schedule.epochs}")
+    if len(record["epochs"]) > run.schedule.epochs:
+        raise Refused(f"it has more epochs than its schedule, {run.schedule.epochs}")
+    return run
+
+
+def check_weights(folder: ForeignFolder, offer: Offer) -> int:
+    """Read all weights that a record names and check them; returns their size in bytes.
+
+    Raises:
+        Refused: some are missing, too large, damaged, of another network, or not finite.
+    """
+    return sum(read_part(folder, offer, part) for part in offer.record["weights"])
+
+
+def read_part(folder: ForeignFolder, offer: Offer, part: str, target: Any = None) -> int:
+    """Read the weights of a part, check them, and copy them to a file that is open for writing, if there is one.
+
+    Raises:
+        Refused: see `check_weights`.
+    """
+    name = f"{part}.safetensors"
+    with folder.file(name, largest(offer.run, part)) as source:
+        try:
+            return read_weights(source, offer.run, part, offer.record["weights"][part], target)
+        except Refused as reason:
+            raise Refused(f"{name} {reason}") from reason
+
+
+def read_figures(folder: ForeignFolder, name: str) -> tuple[str, dict[str, float]]:
+    """The sha256 of a teacher's file and what that teacher reaches, from a file of a dataset's folder `teachers`.
+
+    Raises:
+        Refused: it is not what the suite writes there.
+    """
+    match = FIGURES_FILE.fullmatch(name)
+    if match is None:
+        raise Refused("its name is not a sha256")
+    try:
+        figures = bounded_json(folder.text(name, LARGEST_FIGURES), deepest=2)
+        if not isinstance(figures, dict) or figures.pop("sha256", None) != checksum_of(figures):
+            raise Refused("does not match its checksum")
+        _Measured.model_validate(figures)
+    except ValidationError as error:
+        raise Refused(f"holds no figures of a teacher: {shown(error.errors()[0]['loc'], 80)}") from error
+    return match[1], figures
+
+
+def canonical(value: Any) -> str:
+    """A value as JSON, one text for equal values; 1, 1.0 and true are three."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
