@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
+import torch
 import typer
 from rich.console import Console
-from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from benchmark.backbones import network_names
 from benchmark.backbones.pretrained import torchvision_teacher
 from benchmark.catalogue import to_terminal
-from benchmark.command_line import command, names, processors, run_app
+from benchmark.command_line import command, names, run_app
 from benchmark.data import Dataset, dataset_names, imagenet, load_dataset
 from benchmark.errors import UserError, unknown_name
-from benchmark.executor import Report
+from benchmark.executors import ExecutorName, Left, Order, executor_named
 from benchmark.files import check_writable
 from benchmark.grid import selected
 from benchmark.options import (
@@ -34,17 +35,17 @@ from benchmark.options import (
     Threads,
     Workers,
 )
-from benchmark.plan import Job, check_methods, jobs_for, training_multiply_adds
-from benchmark.progress import duration, exit_code, train
+from benchmark.plan import check_methods, with_dependencies
+from benchmark.progress import exit_code
 from benchmark.protocols import PROTOCOLS, SCALES, scale_named
-from benchmark.results import Store
-from benchmark.spec import Augmentation, Run
-from benchmark.targets import FigureTarget, Part, TableTarget, Target, Wish
+from benchmark.results import DamagedRun, Store
+from benchmark.schedule import Report
+from benchmark.spec import Augmentation
+from benchmark.targets import FigureTarget, TableTarget, Target, Wish
 from benchmark.teachers import Teachers, named_files, read_teachers
-from benchmark.training.devices import make_deterministic, resolve_device
+from benchmark.training.devices import make_deterministic
 from benchmark.training.job import remove_finished_checkpoints
 from benchmark.training.material import Settings
-from benchmark.training.processes import check_sharing
 from figures.specification import Figure, figure_names, load_figure
 from tables.specification import Table, load_table, table_names
 
@@ -78,6 +79,15 @@ def main(
     precision: PrecisionName = "auto",
     workers: Workers = None,
     threads: Threads = 1,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="This machine's processes, this process alone, or a cluster (docs/slurm.md).")
+    ] = "local",
+    profile: Annotated[
+        Path | None, typer.Option(help="What is asked of the cluster: a TOML file like slurm/profiles/example.toml.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Watch what is given to the cluster until it is done, or leave.")
+    ] = True,
     processes_per_run: Annotated[
         int, typer.Option(min=1, help="Share each batch among so many GPUs, or CPU processes.")
     ] = 1,
@@ -112,9 +122,10 @@ def main(
     if catalogue:
         _print_catalogue(console)
         return 0
+    there = executor_named(executor, device, workers, processes_per_run, profile, wait)
     wish = Wish(
         scale=scale_named(scale).name,
-        device=resolve_device(device),
+        device=there.device,
         protocol=protocol,
         epochs=epochs,
         settings=tuple(settings or ()),
@@ -128,10 +139,12 @@ def main(
         teacher_data=teacher_data,
         processes=processes_per_run,
         validation=validation,
+        bf16=there.bf16,
     )
     wanted = wanted_targets(table, figure, wish)
     check_writable(runs, "--runs")
     check_writable(reports, "--reports")
+    there.check_folders(runs, data_root)
     make_deterministic(wish.device, threads)
     library = Library(data_root, download=not dry_run, forgiving=ALL in (table, figure))
     brought = Brought(tuple(teacher_checkpoint or ()), released=not train_teachers, measured=not dry_run)
@@ -140,32 +153,41 @@ def main(
     parts = [part for target in targets for part in target.parts]
     for part in parts:
         check_methods(part.runs, part.images)
-        for run in part.runs:
-            check_sharing(run, device, workers or 1)
-    processes = workers or (1 if wish.device.type == "cuda" or processes_per_run > 1 else processors())
-    plans = plans_of(parts, store, processes, retry_failed)
+        there.check_runs(part.runs)
+    if not dry_run:
+        for line in store.heal(with_dependencies(run for part in parts for run in part.runs)):
+            console.print(Text(line, style="yellow"), soft_wrap=True)
+    plans = there.plans_of(parts, store, retry_failed)
     if dry_run:
-        _print_plan(console, parts, plans, store, processes)
+        there.print_plan(console, parts, plans, store)
         return library.tell(console)
     place = Settings(
         runs=runs,
         dataset="",
         data_root=data_root,
-        device=str(wish.device),
+        device=str(there.device),
         threads=threads,
         released=teachers.by_hash,
         checkpoint_seconds=checkpoint_seconds,
         keep=keep,
         command=command(),
     )
-    report = trained(plans, place, processes, store, retry_failed, console)
+    try:
+        report = there.train(Order(title_of(table, figure, scale), parts, plans, retry_failed), place, store, console)
+    except Left as leaving:
+        return leaving.code
     if not report.stopped:
         if not keep:
             for name in {part.images.name for part in parts}:
                 remove_finished_checkpoints(store, name)
         lost = _lost(report, store)
-        for target in targets:
-            target.render(store, lost, reports, console)
+        try:
+            for target in targets:
+                target.render(store, lost, reports, console)
+        except DamagedRun as damage:
+            # Since all was planned; or by something that left the file's time as it was when the file was whole.
+            store.put_aside(damage.run)
+            raise UserError(f"{damage.run.id} was damaged and is put aside; call the same command again") from damage
     return exit_code(report, console) or library.tell(console)
 
 
@@ -258,7 +280,9 @@ def planned_targets(
                 continue
             files = released_files(entry, images, library, console) | named if brought.released else named
             recipe = wish.request(entry.protocol_for(wish.scale), images).protocol
-            teachers = read_teachers(files, images, recipe, wish.device, console, brought.measured)
+            # A cluster's device may be none of this machine's.
+            here = wish.device if wish.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
+            teachers = read_teachers(files, images, recipe, here, console, brought.measured)
             for name, figures in teachers.accuracy.items():
                 store.keep_released_figures(images.name, teachers.released[name].teacher.sha256, figures)
             all_teachers = all_teachers.joined(teachers)
@@ -285,15 +309,10 @@ def released_files(table: Table, images: Dataset, library: Library, console: Con
     return {name: path for name, path in found.items() if path}
 
 
-def plans_of(parts: Sequence[Part], store: Store, workers: int, retry_failed: bool) -> dict[str, list[Job]]:
-    """The jobs of all parts by dataset, what several ask for in one of them."""
-    plans = {}
-    for source in dict.fromkeys(part.source for part in parts):
-        own = [part for part in parts if part.source == source]
-        runs = list(dict.fromkeys(run for part in own for run in part.runs))
-        images = own[0].images
-        plans[source] = jobs_for(runs, store, workers, images.image_size, len(images.train.labels), retry_failed)
-    return plans
+def title_of(table: str, figure: str, scale: str) -> str:
+    """What is asked for in a few letters, fit for a folder: `II-paper`, `all-demo`."""
+    asked = [Path(name).stem for name in names(f"{table},{figure}")]
+    return re.sub(r"[^A-Za-z0-9._-]", "+", "-".join([*dict.fromkeys(asked), scale]))[:80]
 
 
 def augmentation_named(name: str) -> Augmentation:
@@ -311,59 +330,6 @@ def augmentation_named(name: str) -> Augmentation:
 def _lost(report: Report, store: Store) -> dict[str, str]:
     """Why runs without a record have none, by run id."""
     return {run.id: reason for job, reason in report.failures.items() for run in job.runs if store.record(run) is None}
-
-
-def trained(
-    plans: Mapping[str, Sequence[Job]],
-    place: Settings,
-    processes: int,
-    store: Store,
-    retry_failed: bool,
-    console: Console,
-) -> Report:
-    """Train the jobs of each dataset in turn, until all are done or the user stops."""
-    reports: list[Report] = []
-    for source, jobs in plans.items():
-        for run in (run for job in jobs for run in job.runs if retry_failed):
-            store.forget_failure(run)
-        reports.append(train(jobs, replace(place, dataset=source), processes, console))
-        if reports[-1].stopped:
-            break
-    return Report.joined(reports)
-
-
-def _print_plan(
-    console: Console, parts: Sequence[Part], plans: Mapping[str, Sequence[Job]], store: Store, workers: int
-) -> None:
-    for part in parts:
-        finished = sum(store.is_finished(run) for run in part.runs)
-        console.print(f"{part.title}: {len(part.runs)} runs asked for, {finished} done.", highlight=False)
-    screen = ScreenTable("job", "runs", "epochs", "multiply-adds", "on one core, about", box=None, pad_edge=False)
-    total, missing, everything = 0, 0, [job for jobs in plans.values() for job in jobs]
-    for source, jobs in plans.items():
-        images = next(part.images for part in parts if part.source == source)
-        for job in jobs:
-            madds = sum(_multiply_adds(run, images) for run in job.runs)
-            epochs = max(run.schedule.epochs for run in job.runs)
-            screen.add_row(job.name, str(len(job.runs)), str(epochs), f"{madds:.1e}", duration(job.seconds))
-            total, missing = total + madds, missing + len(job.runs)
-    if everything:
-        console.print(screen)
-    # No plan is faster than its longest job, however many processes there are.
-    longest = max((job.seconds for job in everything), default=0.0)
-    seconds = max(sum(job.seconds for job in everything) / workers, longest)
-    console.print(
-        f"To train: {missing} runs (teachers and their heads included) in {len(everything)} jobs, {total:.2e} "
-        f"multiply-adds, roughly {duration(seconds)} with {workers} "
-        f"CPU {'process' if workers == 1 else 'processes'} (a GPU is not reckoned with). Nothing was started.",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _multiply_adds(run: Run, images: Dataset) -> int:
-    shown = round(run.fraction * len(images.train.labels))
-    return run.schedule.epochs * shown * training_multiply_adds(run, images.image_size)
 
 
 def _print_catalogue(console: Console) -> None:

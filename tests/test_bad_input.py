@@ -21,6 +21,7 @@ from benchmark.data import load_dataset
 from benchmark.errors import UserError
 from benchmark.files import check_writable, remove_leftovers, replacing, write_text
 from benchmark.results import Store
+from slurm.profile import EXAMPLE
 from tests.commands import arguments, environment, files_under, run_command, small_dataset, small_table
 from tests.engine import run_of
 
@@ -142,6 +143,26 @@ def test_bad_input_is_one_line_and_nothing_happens(refused, given, said) -> None
     assert said in refusal.line
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--executor", "farm"], "'farm' is not one of 'local', 'debug', 'slurm'"),
+        (["--executor", "slurm"], "--executor slurm needs --profile FILE; "),
+        (["--executor", "slurm", "--profile", "x.toml"], "profile x.toml cannot be read: No such file or directory; "),
+        (["--executor", "slurm", "--profile", "x.toml", "--workers", "2"], "--workers speaks of this machine"),
+        (["--executor", "slurm", "--profile", str(EXAMPLE), "--device", "cpu"], "this profile train on cuda"),
+        (["--profile", "x.toml"], "--profile speaks of a cluster; pass --executor slurm"),
+        (["--no-wait"], "--no-wait speaks of a cluster; pass --executor slurm"),
+        (["--executor", "debug", "--workers", "2"], "--executor debug trains in this process; leave --workers out"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_of_another_executor_are_refused(refused, given, said) -> None:
+    refusal = refused("--table", str(refused.table), *given, table=False)
+    assert refusal.code == 2
+    assert said in refusal.line
+
+
 def test_an_unknown_table_is_named_with_the_known_ones(refused) -> None:
     refusal = refused("--table", "V", table=False)
     assert refusal.code == 2
@@ -201,17 +222,6 @@ def test_a_damaged_image_is_named(refused) -> None:
     refusal = refused()
     assert refusal.code == 2
     assert refusal.line == f"error: image {image} is damaged or no image; replace it or remove it"
-
-
-def test_a_damaged_cache_is_named(refused) -> None:
-    (images,) = (refused.folder / "data" / ".kd-cache").glob("*/train-images-*.npy")
-    with images.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        file.write(b"\xff\xfe"[:1])
-    refusal = refused()
-    assert refusal.code == 2
-    assert f"dataset cache {images.parent} is damaged ({images.name} does not match its sha256)" in refusal.line
-    assert "delete it and it is built again" in refusal.line
 
 
 @pytest.mark.parametrize("option", ["--runs", "--reports"])
@@ -292,8 +302,8 @@ def test_a_damaged_record_is_named(tmp_path, damage) -> None:
     path.write_text(texts[damage])
     with pytest.raises(UserError) as raised:
         store.record(run)
-    assert str(raised.value).startswith(f"record {path} ")
-    assert "delete its folder to train" in str(raised.value)
+    assert str(raised.value).startswith(f"record {path} is damaged (")
+    assert "the command that trained it puts it aside and trains the run again" in str(raised.value)
 
 
 def test_a_process_told_what_is_wrong_ends_with_code_2(tmp_path) -> None:
@@ -323,7 +333,8 @@ def test_a_full_disk_is_told_and_leaves_no_half_written_files(tmp_path) -> None:
     assert line.startswith(f"error: cannot write {tmp_path / 'runs'}")
     assert line.endswith("student.safetensors: File too large; free some space there or choose another folder")
     assert "Traceback" not in ended.stdout
-    assert {Path(path).name for path in files_under(tmp_path / "runs")} == {"run.json", "epochs.jsonl", "run.lock"}
+    left = {Path(path).name for path in files_under(tmp_path / "runs")}
+    assert left == {"run.json", "epochs.jsonl", "claim-000001.json"}
     assert "1 failed" in ended.stdout
 
 

@@ -43,7 +43,11 @@ from tests import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
-COMMANDS = ("run", "report", "audit", "export", "tune", "speed", "catalogue")
+COMMANDS = (
+    *(f"benchmark.{name}" for name in ("run", "report", "audit", "export", "tune", "speed", "catalogue")),
+    *(f"benchmark.{name}" for name in ("merge", "chaos")),
+    *(f"slurm.{name}" for name in ("status", "retry", "cancel", "devcluster")),
+)
 README = ROOT / "README.md"
 OWN_FILES = ROOT / "docs" / "own-files.md"
 LEDGER = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
@@ -242,15 +246,21 @@ def blocks(document: Path, language: str) -> list[str]:
 def commands(document: Path) -> list[tuple[str, list[str]]]:
     """The module and the arguments of every command of the suite in a document's indented and inline code."""
     text = document.read_text(encoding="utf-8")
-    found = re.findall(r"^    python -m benchmark\.(\w+)(.*)$|`python -m\s+benchmark\.(\w+)([^`]*)`", text, flags=re.M)
-    return [(module or inline, shlex.split(rest or more, comments=True)) for module, rest, inline, more in found]
+    module = r"python -m\s+((?:benchmark|slurm)\.\w+)"
+    found = re.findall(rf"^    {module}(.*)$|`{module}([^`]*)`", text, flags=re.M)
+    return [(shown or inline, shlex.split(rest or more, comments=True)) for shown, rest, inline, more in found]
+
+
+def options_of(parameter: Any) -> list[str]:
+    """All names of an option, also of its contrary."""
+    return [*parameter.opts, *parameter.secondary_opts]
 
 
 def command_of(module: str) -> Any:
-    """The command line of `python -m benchmark.<module>`."""
-    found = importlib.import_module(f"benchmark.{module}")
+    """The command line of `python -m <module>`."""
+    found = importlib.import_module(module)
     if not hasattr(found, "app"):
-        found = importlib.import_module(f"benchmark.{module}.__main__")
+        found = importlib.import_module(f"{module}.__main__")
     return typer.main.get_command(found.app)
 
 
@@ -274,7 +284,7 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
     for document in DOCUMENTS:
         for module, arguments in commands(document):
             seen.add(module)
-            if not arguments:
+            if not arguments or module == "slurm.devcluster":
                 continue
             given = command_of(module).make_context(module, arguments).params
             tables = given.get("table") or ""
@@ -286,13 +296,13 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
                 assert parse_pair(pair) in {(column.teacher, column.student) for column in load_table("II").columns}
             parse_settings(given.get("settings") or [], PROTOCOLS["lsskd"])
             assert set(assigned_files(given.get("teacher_checkpoint") or [], "")) <= set(network_names()), arguments
-            for combination in parse_grid(given["grid"]) if module == "tune" else []:
+            for combination in parse_grid(given["grid"]) if module == "benchmark.tune" else []:
                 resolve_options(method_class(given["method"]), PROTOCOLS["lsskd"], overrides=combination)
     assert seen == set(COMMANDS)
 
 
 def test_every_option_and_every_make_target_in_the_documents_exists() -> None:
-    known = {option for module in COMMANDS for part in command_of(module).params for option in part.opts}
+    known = {option for module in COMMANDS for part in command_of(module).params for option in options_of(part)}
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
@@ -306,7 +316,7 @@ def test_every_option_and_every_make_target_in_the_documents_exists() -> None:
 def test_every_file_named_in_the_documents_exists() -> None:
     for document in DOCUMENTS:
         named = re.findall(
-            r"`((?:benchmark|methods|tables|docs|tests)/[\w./-]*)`", document.read_text(encoding="utf-8")
+            r"`((?:benchmark|methods|slurm|tables|docs|tests)/[\w./-]*)`", document.read_text(encoding="utf-8")
         )
         missing = [path for path in named if path != "methods/logits.py" and not (ROOT / path).exists()]
         assert missing == [], document.name

@@ -1,0 +1,76 @@
+"""Ends everything of a sweep: `python -m slurm.cancel`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmark.command_line import run_app
+from benchmark.errors import UserError
+from benchmark.files import write_text
+from benchmark.options import Runs, check_there
+from slurm import scheduler
+from slurm.scheduler import SchedulerError
+from slurm.status import SweepName
+from slurm.submission import name_in_queue
+from slurm.sweep import STOPPED, Sweep, chosen_sweep
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+LOOK_SECONDS = 1.0
+
+
+@app.command()
+def main(
+    runs: Runs = Path("runs"),
+    sweep: SweepName = "",
+    wait_seconds: Annotated[
+        float, typer.Option("--wait-seconds", min=0.0, help="How long to wait for running jobs to write a checkpoint.")
+    ] = 120.0,
+) -> int:
+    """Cancel every job of a sweep; those that run write a checkpoint first. Its command, given again, goes on."""
+    console = Console()
+    check_there(runs)
+    scheduler.check_installed()
+    chosen = chosen_sweep(runs, sweep)
+    # Before anything is cancelled: a job that ends must not submit others.
+    write_text(chosen.folder / STOPPED, "")
+    try:
+        left = cancelled(chosen, wait_seconds)
+    except SchedulerError as error:
+        raise UserError(f"SLURM does not answer ({error}); nothing new is submitted, give the command again") from error
+    if left:
+        console.print(f"{left} jobs have not ended after {wait_seconds:.0f} s; SLURM will end them", highlight=False)
+        return 1
+    console.print(f"sweep {chosen.name} is cancelled; what was done is kept, and its command goes on with it")
+    return 0
+
+
+def cancelled(sweep: Sweep, wait_seconds: float) -> int:
+    """Cancel all that a sweep has with the cluster, also what is being submitted now; returns how many jobs are left.
+
+    Raises:
+        SchedulerError: SLURM does not answer.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        arrays = set()
+        for submission in sweep.submissions():
+            array = submission.array or scheduler.named(name_in_queue(sweep, submission))
+            arrays |= {array} if array else set()
+        queue = scheduler.queue(arrays)
+        if queue is None:
+            raise SchedulerError("squeue gave no answer")
+        if not queue:
+            return 0
+        scheduler.cancel(sorted({task.partition("_")[0] for task in queue}, key=int))
+        if time.monotonic() > deadline:
+            return len(queue)
+        time.sleep(LOOK_SECONDS)
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m slurm.cancel")

@@ -1,0 +1,219 @@
+"""The cluster as an executor: plans become sweeps, which are watched until all of them has ended."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+from rich.console import Console
+
+from benchmark.command_line import INTERRUPTED
+from benchmark.errors import UserError
+from benchmark.executors import Left, Order, Plans, by_source, print_parts
+from benchmark.plan import Grouping, Job, jobs_of_all
+from benchmark.results import Store, load
+from benchmark.schedule import Report
+from benchmark.spec import Run
+from benchmark.targets import Part
+from benchmark.training.material import Settings
+from slurm import scheduler
+from slurm.cost import Price, Rates, price_of, priced
+from slurm.dispatch import Tended, tend
+from slurm.forecast import print_arrays, print_prices
+from slurm.planning import Asked, planned_sweep
+from slurm.profile import Profile
+from slurm.reopening import retry, take_up
+from slurm.screen import LOOK_SECONDS, Display
+from slurm.snapshot import Reader, Snapshot
+from slurm.sweep import Sweep
+
+TEND_SECONDS = 15.0
+"""How often a command that watches looks after the sweep; jobs do it too, whenever one ends."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster by its profile. waits: whether commands watch their sweep until it is over."""
+
+    profile: Profile
+    waits: bool = True
+
+    @property
+    def device(self) -> torch.device:
+        """What the nodes train on."""
+        return torch.device(self.profile.device)
+
+    @property
+    def bf16(self) -> bool | None:
+        """Of graphics cards what the profile says; processors are taken to be like this machine's."""
+        return self.profile.bf16 if self.profile.gpus else None
+
+    def check_folders(self, runs: Path, data_root: Path | None) -> None:
+        """Refuse folders that the nodes cannot see."""
+        if not self.profile.shared:
+            return
+        shared = Path(self.profile.shared).expanduser().absolute()
+        if not shared.is_dir():
+            raise UserError(f"shared = {self.profile.shared!r} of the profile is no folder; name the one all nodes see")
+        for option, folder in (("--runs", runs), ("--data-root", data_root)):
+            if folder is not None and not folder.absolute().is_relative_to(shared):
+                raise UserError(
+                    f"{option} {folder} does not lie in {shared}, the folder that all nodes share; choose one that does"
+                )
+
+    def check_runs(self, runs: Sequence[Run]) -> None:
+        """Refuse runs whose batches more processes share than a job has graphics cards."""
+        shared_by = max((run.processes for run in runs), default=1)
+        if shared_by > 1 and self.profile.gpus not in (0, shared_by):
+            raise UserError(
+                f"--processes-per-run {shared_by} needs as many graphics cards, and the profile has gpus = "
+                f"{self.profile.gpus}; make them equal"
+            )
+
+    def plans_of(self, parts: Sequence[Part], store: Store, retry_failed: bool) -> Plans:
+        """All jobs, also those that are done, grouped as the profile says and priced by what was measured."""
+        return self._priced(parts, store, self.profile.grouping)
+
+    def _priced(self, parts: Sequence[Part], store: Store, grouping: Grouping) -> Plans:
+        rates = rates_of(self.profile, store.root)
+        plans = {}
+        for source, runs, images in by_source(parts):
+            size, count = images.image_size, len(images.train.labels)
+            jobs = jobs_of_all(runs, store, grouping, size, count)
+            plans[placed(source)] = priced(jobs, rates, size, count)
+        return plans
+
+    def print_plan(self, console: Console, parts: Sequence[Part], plans: Plans, store: Store) -> None:
+        """The arrays that jobs form, what they wait for, what it costs, and what other groupings would."""
+        print_parts(console, parts, store)
+        rates = rates_of(self.profile, store.root)
+        print_arrays(console, plans, store, self.profile)
+        prices = [self._price(parts, store, grouping) for grouping in get_args(Grouping)]
+        known = sum(rates.is_measured(run, images.image_size) for _, runs, images in by_source(parts) for run in runs)
+        print_prices(console, prices, self.profile, known, sum(len(runs) for _, runs, _ in by_source(parts)))
+
+    def _price(self, parts: Sequence[Part], store: Store, grouping: Grouping) -> Price:
+        jobs = [job for group in self._priced(parts, store, grouping).values() for job in missing_of(group, store)]
+        return price_of(grouping, jobs, self.profile)
+
+    def train(self, order: Order, settings: Settings, store: Store, console: Console) -> Report:
+        """Give all jobs to the cluster and, if this command waits, watch them until all have ended."""
+        scheduler.check_installed()
+        if not any(missing_of(jobs, store, order.retry_failed) for jobs in order.plans.values()):
+            console.print("nothing to train: every run has its record")
+            return Report()
+        settings = for_jobs(settings)
+        targets = {part.title: part.runs for part in order.parts}
+        asked = Asked(order.title, settings.command, self.profile.grouping, targets, order.plans)
+        sweep, is_new = planned_sweep(settings.runs, asked)
+        sweep.write_settings(settings, self.profile)
+        again = take_up(sweep) + (retry(sweep) if order.retry_failed else [])
+        how = "planned" if is_new else "taken up"
+        console.print(f"sweep {sweep.name}: {how}, {len(sweep.jobs)} jobs", highlight=False)
+        if again:
+            console.print(f"{len(again)} of them are to do once more", highlight=False)
+        if (before := sweep.about("grouping")) != self.profile.grouping:
+            console.print(
+                f'its jobs stay as they were planned, with grouping = "{before}"; remove {sweep.folder} to plan anew',
+                highlight=False,
+                soft_wrap=True,
+            )
+        try:
+            tended = tend(sweep, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+            console.print(told(tended), highlight=False, soft_wrap=True)
+            if not self.waits:
+                raise Left(0)
+            _watched(sweep, console)
+        except (KeyboardInterrupt, Left) as leaving:
+            console.print(
+                f"The sweep goes on without this command: python -m slurm.status --runs {settings.runs} shows it, "
+                "python -m slurm.cancel ends it, and this command, given again, watches it and renders what it gave.",
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise Left(leaving.code if isinstance(leaving, Left) else INTERRUPTED) from None
+        return _report(sweep, order.plans)
+
+
+@functools.lru_cache(maxsize=1)
+def rates_of(profile: Profile, runs: Path) -> Rates:
+    """How fast the cluster trains, by the records of a folder; they are read once a command."""
+    try:
+        return Rates.of(profile, load(runs))
+    except UserError:
+        # A damaged record is told of where it matters; here it only makes the estimate a rougher one.
+        return Rates(profile, {})
+
+
+def placed(source: str) -> str:
+    """A dataset as any node finds it: a name, or the absolute path of a file."""
+    return str(Path(source).absolute()) if source.endswith(".toml") or Path(source).is_file() else source
+
+
+def missing_of(jobs: Sequence[Job], store: Store, retry_failed: bool = False) -> list[Job]:
+    """Those of the jobs that have runs without a record (or, with `retry_failed`, without one of success)."""
+    statuses = store.statuses([run for job in jobs for run in job.runs])
+    enough = ("finished",) if retry_failed else ("finished", "failed")
+    return [job for job in jobs if any(statuses[run] not in enough for run in job.runs)]
+
+
+def told(tended: Tended | None) -> str:
+    """What a look at a sweep did, for people."""
+    if tended is None:
+        return "another process looks after this sweep right now"
+    if not tended.answers:
+        return "SLURM does not answer; what can be submitted will be once it does"
+    jobs = sum(len(submission.jobs) for submission in tended.submitted)
+    arrays = len(tended.submitted)
+    said = f"submitted {jobs} jobs in {arrays} {'array' if arrays == 1 else 'arrays'}" if jobs else "nothing to submit"
+    if tended.waiting:
+        said += f"; {tended.waiting} wait for room and will be submitted as jobs end"
+    if tended.trouble:
+        said += f"; {tended.trouble}"
+    return said
+
+
+def _watched(sweep: Sweep, console: Console) -> None:
+    """Look after a sweep and show it until it is over."""
+    reader = Reader(sweep)
+    with Display(console) as display:
+        looked = 0.0
+        ended = -1
+        while True:
+            snapshot: Snapshot = reader.snapshot()
+            display.show(snapshot)
+            if snapshot.is_over:
+                return
+            over = sum(line.condition in ("done", "failed", "blocked", "cancelled") for line in snapshot.lines)
+            lost = any(line.condition == "held back" for line in snapshot.lines)
+            if time.monotonic() - looked > TEND_SECONDS or (over != ended and lost):
+                looked, ended = time.monotonic(), over
+                tend(sweep, display.say)
+            time.sleep(LOOK_SECONDS)
+
+
+def _report(sweep: Sweep, plans: Plans) -> Report:
+    report = Report()
+    ended = sweep.ended()
+    for jobs in plans.values():
+        for job in jobs:
+            numbers = {number for run in job.runs if (number := sweep.job_of(run)) is not None}
+            bad = [number for number in sorted(numbers) if ended.get(number) in ("failed", "blocked", "cancelled")]
+            if bad and any(not sweep.store.has_record(run) for run in job.runs):
+                report.failures[job] = "; ".join(dict.fromkeys(sweep.reason(number) for number in bad))
+    return report
+
+
+def for_jobs(settings: Settings) -> Settings:
+    """Settings that hold wherever a job is started."""
+    return replace(
+        settings,
+        runs=settings.runs.absolute(),
+        data_root=settings.data_root.absolute() if settings.data_root else None,
+        released=tuple((sha256, path.absolute()) for sha256, path in settings.released),
+    )

@@ -1,0 +1,149 @@
+"""What a sweep looks like on a terminal, and as lines where nobody watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from benchmark.progress import BAR_WIDTH, duration
+from slurm.snapshot import CONDITIONS, Condition, Line, Snapshot
+
+COLOURS: dict[Condition, str] = {
+    "running": "green",
+    "requeued": "yellow",
+    "unknown": "yellow",
+    "done": "bold green",
+    "failed": "bold red",
+    "blocked": "red",
+    "cancelled": "magenta",
+}
+MOST_LINES = 30
+"""Jobs of one condition that are named before the rest is counted."""
+LOOK_SECONDS = 3.0
+PLAIN_SECONDS = 30.0
+
+
+def picture(snapshot: Snapshot, verbose: bool = False) -> RenderableType:
+    """A snapshot as a screen: counts, what runs, what failed and why, what is there of each table, and the hours.
+
+    verbose: every job that waits, too.
+    """
+    parts: list[RenderableType] = [_headline(snapshot)]
+    parts += [Text(trouble, style="bold red") for trouble in snapshot.troubles]
+    named: list[Condition] = ["running", "requeued", "unknown", "failed", "blocked", "cancelled"]
+    for condition in CONDITIONS if verbose else named:
+        lines = [line for line in snapshot.lines if line.condition == condition]
+        if lines and not (condition == "done" and not verbose):
+            parts.append(_lines(condition, lines, None if verbose else MOST_LINES))
+    parts.append(_coverage(snapshot))
+    return Group(*parts)
+
+
+def _headline(snapshot: Snapshot) -> Text:
+    text = Text(f"sweep {snapshot.name}: ")
+    shown = [condition for condition in CONDITIONS if snapshot.counts[condition]]
+    for place, condition in enumerate(shown):
+        text.append(f"{snapshot.counts[condition]} {condition}", COLOURS.get(condition, ""))
+        text.append(", " if place < len(shown) - 1 else "")
+    total = len(snapshot.lines)
+    return text.append(f" of {total} {'job' if total == 1 else 'jobs'}")
+
+
+def _lines(condition: Condition, lines: list[Line], most: int | None) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style=COLOURS.get(condition, ""), no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", ratio=1)
+    for line in lines[:most]:
+        where = " ".join(part for part in (line.task, line.node) if part)
+        table.add_row(condition, where, f"{line.name}{': ' if words(line) else ''}{words(line)}")
+    if most is not None and len(lines) > most:
+        table.add_row(condition, "", f"and {len(lines) - most} more (--verbose names them)")
+    return table
+
+
+def words(line: Line) -> str:
+    """What there is to say of a job: where it is, or why it has ended."""
+    said = []
+    if line.shown is not None:
+        shown = line.shown
+        top1 = "" if shown.top1 is None else f", test {shown.top1:.1f} %"
+        said.append(
+            f"epoch {shown.epoch}/{shown.epochs}, {shown.images_per_second:.0f} images/s{top1}, "
+            f"{duration(shown.seconds_left)} left"
+        )
+    if line.reason:
+        said.append(line.reason)
+    if line.attempts > 1:
+        said.append(f"{line.attempts} attempts")
+    return "; ".join(said)
+
+
+def _coverage(snapshot: Snapshot) -> Group:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
+    for entry in snapshot.coverage:
+        bar = ProgressBar(max(1, entry.asked), entry.done, width=BAR_WIDTH)
+        table.add_row(entry.title, bar, f"{entry.done} of {entry.asked} runs")
+    unit = snapshot.unit
+    hours = f"{_hours(snapshot.hours_used)} {unit} hours used"
+    left = "" if snapshot.is_over else f", about {_hours(snapshot.hours_left)} left"
+    return Group(table, Text(hours + left))
+
+
+def _hours(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
+
+
+class Display:
+    """Shows a sweep as it goes: a live screen, or a line for whatever changes."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = Live(console=console, auto_refresh=False, vertical_overflow="crop") if console.is_terminal else None
+        self._seen: dict[int, Condition] = {}
+        self._told = 0.0
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self.console.print(Text(line), soft_wrap=True)
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show how the sweep stands."""
+        if self.live:
+            self.live.update(picture(snapshot), refresh=True)
+            return
+        for line in snapshot.lines:
+            before = self._seen.get(line.number)
+            if line.condition != before and line.condition not in ("pending", "held back"):
+                where = f" (job {line.task}{' on ' + line.node if line.node else ''})" if line.task else ""
+                said = f": {line.reason}" if line.reason else ""
+                self.say(f"{line.condition:<9} {line.name}{where}{said}")
+            self._seen[line.number] = line.condition
+        if time.monotonic() - self._told > PLAIN_SECONDS or snapshot.is_over:
+            self._told = time.monotonic()
+            self.console.print(_headline(snapshot), soft_wrap=True)
+
+
+def watch(look: Callable[[], Snapshot], display: Display, until_over: bool = True) -> None:
+    """Show a sweep again and again until all of it has ended."""
+    while True:
+        snapshot = look()
+        display.show(snapshot)
+        if snapshot.is_over and until_over:
+            return
+        time.sleep(LOOK_SECONDS)

@@ -1,0 +1,99 @@
+"""What is written down about a sweep's jobs: what each says of itself, and what was given to the cluster."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from benchmark.claims import Owner
+from benchmark.spec import Frozen
+
+Ending = Literal["done", "failed", "blocked", "cancelled"]
+ENDINGS: tuple[Ending, ...] = ("done", "failed", "blocked", "cancelled")
+Leaving = Literal["done", "failed", "time limit", "preempted", "cancelled", "elsewhere", "waiting", "interrupted"]
+"""How an attempt ended: with its records; with an error; told by the clock, by the cluster or by a user; because
+somebody else trains the same; because what it needs is not there; because what watched it for the cluster died."""
+
+
+class Attempt(Frozen):
+    """One time that a job ran, as the job itself tells it."""
+
+    owner: Owner
+    began: float
+    beat: float
+    """When it last wrote, in seconds since 1970."""
+    ended: float | None = None
+    leaving: Leaving | None = None
+    reason: str = ""
+    waits_for: str = ""
+    """The job of another sweep that trains the same."""
+    reached: float = 0.0
+    """Share of its steps that was done."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it held what the cluster gave it."""
+        return (self.ended or self.beat) - self.began
+
+
+class Shown(Frozen):
+    """Where a running job is: the epoch (from 1), and how fast it goes."""
+
+    epoch: int
+    epochs: int
+    images_per_second: float
+    seconds_left: float
+    top1: float | None = None
+
+
+class State(Frozen):
+    """What a job says of itself."""
+
+    job: int
+    attempts: tuple[Attempt, ...] = ()
+    shown: Shown | None = None
+    forgiven: float = 0.0
+    """When a user last had it tried again; what went wrong before no longer counts."""
+
+    @property
+    def last(self) -> Attempt | None:
+        """The attempt that began last."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def seconds(self) -> float:
+        """How long its attempts held what the cluster gave them."""
+        return sum(attempt.seconds for attempt in self.attempts)
+
+    @property
+    def failed_on(self) -> frozenset[str]:
+        """The nodes on which it has failed."""
+        return frozenset(attempt.owner.node for attempt in self.attempts if attempt.leaving == "failed")
+
+    @property
+    def fruitless(self) -> int:
+        """How many attempts in a row, up to now, ended without an answer and without getting any further."""
+        count, reached = 0, 0.0
+        for attempt in self.attempts:
+            further, reached = attempt.reached > reached, max(reached, attempt.reached)
+            if further or attempt.began < self.forgiven:
+                count = 0
+            elif attempt.leaving not in ("elsewhere", "waiting", "cancelled"):
+                count += 1
+        return count
+
+
+class Submission(Frozen):
+    """One call of sbatch: which jobs, and the array that they became. `array` is empty until SLURM has answered."""
+
+    token: str
+    when: float
+    jobs: tuple[int, ...]
+    array: str = ""
+    keeper: bool = False
+
+    @property
+    def tasks(self) -> dict[int, str]:
+        """The task of each job; a single job is no array."""
+        if len(self.jobs) == 1:
+            return {self.jobs[0]: self.array}
+        return {job: f"{self.array}_{index}" for index, job in enumerate(self.jobs)}

@@ -1,0 +1,33 @@
+"""A real SLURM of four nodes for tests: import the fixture `cluster` where it is needed.
+
+A test that kills daemons or sets options makes its own with `devcluster(...)` and is marked with `needs_slurm`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from slurm.devcluster import Cluster, devcluster, missing
+
+REASON = missing()
+needs_slurm = pytest.mark.skipif(REASON is not None, reason=f"no SLURM cluster can be made here: {REASON}")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Four idle nodes of two processors, shared by a module's tests; skips where SLURM is not installed."""
+    if REASON is not None:
+        pytest.skip(f"no SLURM cluster can be made here: {REASON}")
+    with devcluster(nodes=4, cpus=2) as started:
+        yield started
+
+
+def eventually(happens: Callable[[], bool], what: str, patience: float = 30.0) -> None:
+    """Wait until something happens; fails, with `what` did not, after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while not happens():
+        assert time.monotonic() < deadline, f"{what} did not happen in {patience:.0f} s"
+        time.sleep(0.05)

@@ -1,0 +1,121 @@
+"""Ending a sweep on a real SLURM, wholly or in part, and going on with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm.devcluster import Cluster, devcluster
+from slurm.dispatch import tend
+from slurm.reopening import take_up
+from slurm.snapshot import Reader
+from slurm.sweep import Sweep
+from tests.commands import run_command
+from tests.slurm_cluster import needs_slurm
+from tests.slurm_sweeps import (
+    EPOCHS,
+    PROFILE,
+    assert_equal_to_undisturbed,
+    at_cluster,
+    bring_home,
+    clear,
+    endings,
+    freeze,
+    jobs_in,
+    logs,
+    planned,
+    task_of,
+    trains,
+    until,
+)
+
+pytestmark = needs_slurm
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Cluster]:
+    """A node on which two jobs run at once."""
+    with devcluster(nodes=1, cpus=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Iterator[Cluster]:
+    """The same, empty."""
+    with at_cluster(running):
+        yield running
+        clear(running)
+
+
+def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_checkpoints(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # Two run, one waits for room and one for its teacher.
+    plan = planned(tmp_path, ("Baseline", "KD"), seeds=2)
+    sweep = plan.sweep()
+    runs = str(plan.settings.runs)
+    tend(sweep)
+    running = [plan.number(sweep, "Baseline", seed) for seed in range(2)]
+    left = set(running)
+    while left:
+        for number in sorted(left):
+            if trains(sweep, number) and sweep.state(number).shown is not None:
+                # It is held up where it is; SLURM wakes what it cancels.
+                freeze(sweep, number)
+                left.remove(number)
+    said = " ".join(run_command("--once", "--runs", runs, module="slurm.status").stdout.split())
+    assert "2 running, 2 pending of 4 jobs" in said
+    assert len(re.findall(rf"running \d+_\d n1 ResNet20.*?: epoch \d+/{EPOCHS}, \d+ images/s", said)) == 2
+    assert "0 of 4 runs" in said
+    assert re.search(r"0\.\d+ job hours used, about 0\.\d+ left", said)
+    told = run_command("--runs", runs, module="slurm.cancel")
+    assert told.returncode == 0, told.stderr
+    assert jobs_in(cluster) == []
+    assert len(list(sweep.store.cohorts("blocks").iterdir())) == 2
+    assert "this sweep is cancelled" in " ".join(Reader(sweep).snapshot().troubles)
+    # Nobody goes on with it by mistake.
+    tend(sweep)
+    assert jobs_in(cluster) == []
+    refused = run_command("--failed", "--runs", runs, module="slurm.retry")
+    assert refused.returncode == 2
+    # Its command does.
+    again = Sweep(sweep.folder)
+    take_up(again)
+    reached = [again.state(number).attempts[0].reached for number in running]
+    assert all(0 < share < 1 for share in reached)
+    bring_home(again)
+    assert endings(again) == ["done"] * 4, logs(again)
+    for number in running:
+        (run,) = again.runs_of(number)
+        record = again.store.record(run)
+        assert record is not None
+        assert record["provenance"]["resumed"] == 1
+    assert_equal_to_undisturbed(plan)
+
+
+def test_a_job_that_is_cancelled_by_hand_is_not_submitted_again_until_that_is_asked_for(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    plan = planned(tmp_path, seeds=3)
+    sweep = plan.sweep(PROFILE.changed(array=2))
+    tend(sweep)
+    until(lambda: trains(sweep, 0) and trains(sweep, 1), "training")
+    freeze(sweep, 0)
+    # One that runs and one that waits.
+    cluster.command("scancel", task_of(sweep, 0))
+    cluster.command("scancel", task_of(sweep, 2))
+    bring_home(sweep)
+    assert sweep.ended() == {0: "cancelled", 1: "done", 2: "cancelled"}
+    assert sweep.reason(0) == "cancelled with scancel"
+    said = " ".join(run_command("--once", "--runs", str(plan.settings.runs), module="slurm.status").stdout.split())
+    assert "1 done, 2 cancelled of 3 jobs" in said
+    nothing = run_command("--failed", "--runs", str(plan.settings.runs), module="slurm.retry")
+    assert "nothing to try again" in nothing.stdout
+    told = run_command("--cancelled", "--runs", str(plan.settings.runs), module="slurm.retry")
+    assert told.returncode == 0, told.stderr
+    bring_home(sweep)
+    assert endings(sweep) == ["done"] * 3
+    assert_equal_to_undisturbed(plan)

@@ -1,0 +1,203 @@
+"""One sweep in which everything happens at once: each job is disturbed in a way of its own, on a node of its own.
+
+All are requeued, preempted, killed or lose their daemons while they train, and all must end with the curves, figures
+and weights of runs that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmark.claims import Claims
+from benchmark.results import Store
+from slurm.devcluster import Cluster, devcluster
+from slurm.dispatch import tend
+from slurm.profile import Profile
+from slurm.sweep import Sweep
+from slurm.work import LOOK_SECONDS
+from tests.slurm_cluster import needs_slurm
+from tests.slurm_sweeps import (
+    Planned,
+    assert_equal_to_undisturbed,
+    at_cluster,
+    bring_home,
+    endings,
+    freeze,
+    kill_daemon,
+    leavings,
+    logs,
+    planned,
+    python_of,
+    shown,
+    task_of,
+    trains,
+    until,
+)
+
+REQUEUED, PREEMPTED, TIMED, KILLED, STEP, BATCH, NODE = range(7)
+pytestmark = needs_slurm
+
+
+@dataclass
+class Storm:
+    """A sweep that was disturbed and has ended."""
+
+    cluster: Cluster
+    plan: Planned
+    sweep: Sweep
+    said: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """From an event to the beginning of the next attempt."""
+
+    def job(self, seed: int) -> int:
+        """The job of a seed."""
+        return self.plan.number(self.sweep, "Baseline", seed)
+
+
+@pytest.fixture(scope="module")
+def storm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storm]:
+    """Seven jobs, each disturbed once it trains, brought home."""
+    plan = planned(tmp_path_factory.mktemp("storm"), seeds=7)
+    # A limit of three minutes, set while a job runs, leaves it ten seconds to train: it must ask for its limit again.
+    profile = Profile(gpus=0, cpus=1, time=10, grace_seconds=170)
+    with devcluster(nodes=9, cpus=1) as cluster, at_cluster(cluster):
+        sweep = plan.sweep(profile)
+        tend(sweep)
+        storm = Storm(cluster, plan, sweep)
+        _disturb_all(storm)
+        bring_home(sweep, storm.said)
+        yield storm
+
+
+def _disturb_all(storm: Storm) -> None:
+    """Disturb each job as soon as it trains."""
+    cluster, sweep = storm.cluster, storm.sweep
+    left = set(range(7))
+    frozen: dict[int, psutil.Process] = {}
+    killed, waking = "", 0.0
+    while left:
+        for seed in sorted(left):
+            number = storm.job(seed)
+            if not trains(sweep, number):
+                continue
+            left.remove(seed)
+            if seed in (REQUEUED, PREEMPTED, TIMED, NODE):
+                # Held up, so that what comes finds it at work, however fast this machine is.
+                frozen[seed] = freeze(sweep, number)
+            task, node = task_of(sweep, number), sweep.state(number).attempts[-1].owner.node
+            if seed == REQUEUED:
+                cluster.command("scontrol", "requeue", task)
+            elif seed == PREEMPTED:
+                where = (f"--nodelist={node}", "--exclusive", "--partition=high", "--output=/dev/null")
+                cluster.command("sbatch", *where, "--wrap", "sleep 1")
+            elif seed == TIMED:
+                # SLURM looks at limits every half minute.
+                cluster.command("scontrol", "update", f"JobId={task}", "TimeLimit=3")
+            elif seed == KILLED:
+                python_of(sweep, number).kill()
+            elif seed == STEP:
+                kill_daemon(cluster, task, "0")
+                # Not before: Linux ends what is stopped when it loses its parents.
+                frozen[seed] = freeze(sweep, number)
+                waking = time.monotonic() + LOOK_SECONDS
+            elif seed == BATCH:
+                kill_daemon(cluster, task, "batch")
+            elif seed == NODE:
+                killed = node
+                cluster.kill(node)
+        time.sleep(0.05)
+    until(lambda: time.monotonic() > waking, "the next look of the job whose step daemon was killed")
+    frozen[STEP].send_signal(signal.SIGCONT)
+    until(lambda: _left_in_time(sweep, storm.job(TIMED)), "the end of the job whose limit was shortened")
+    cluster.command("scontrol", "update", f"JobId={task_of(sweep, storm.job(TIMED))}", "TimeLimit=10")
+    number, orphan = storm.job(NODE), frozen[NODE]
+    (run,) = sweep.runs_of(number)
+    folder, claims = sweep.store.folder(run), Claims(sweep.store.root)
+
+    def is_taken_over() -> bool:
+        holder = claims.holder(folder)
+        return holder is not None and holder.process != orphan.pid
+
+    until(is_taken_over, "the restart on another node")
+    orphan.send_signal(signal.SIGCONT)
+    until(lambda: not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE, "the end of the orphan")
+    cluster.start(killed)
+
+
+def _left_in_time(sweep: Sweep, number: int) -> bool:
+    """Whether a job that is stopped has left; it goes on once the signal of the time limit waits for it."""
+    if leavings(sweep, number) != [None]:
+        return True
+    with contextlib.suppress(OSError, psutil.NoSuchProcess):
+        process = python_of(sweep, number)
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
+        if any(bits >> (signal.SIGUSR2 - 1) & 1 for bits in pending):
+            process.send_signal(signal.SIGCONT)
+    return False
+
+
+def test_every_job_ends_well_with_the_results_of_an_undisturbed_sweep(storm: Storm) -> None:
+    assert endings(storm.sweep) == ["done"] * 7, logs(storm.sweep)
+    assert_equal_to_undisturbed(storm.plan)
+
+
+def test_no_run_is_trained_to_its_record_twice(storm: Storm) -> None:
+    for number in range(7):
+        assert leavings(storm.sweep, number).count("done") == 1, leavings(storm.sweep, number)
+
+
+def test_a_requeued_job_leaves_with_a_checkpoint_and_goes_on_from_it(storm: Storm) -> None:
+    _went_on(storm, REQUEUED, "preempted")
+    assert shown(storm.cluster, task_of(storm.sweep, storm.job(REQUEUED)), "Restarts") == "1"
+
+
+def test_a_preempted_job_leaves_with_a_checkpoint_and_goes_on_from_it(storm: Storm) -> None:
+    _went_on(storm, PREEMPTED, "preempted")
+    assert shown(storm.cluster, task_of(storm.sweep, storm.job(PREEMPTED)), "Restarts") == "1"
+
+
+def test_a_job_whose_limit_was_shortened_leaves_before_it_and_goes_on(storm: Storm) -> None:
+    _went_on(storm, TIMED, "time limit")
+
+
+def test_a_job_whose_python_is_killed_is_submitted_again_and_goes_on_from_its_last_checkpoint(storm: Storm) -> None:
+    number = storm.job(KILLED)
+    assert leavings(storm.sweep, number) == [None, "done"]
+    tasks = [submission.tasks[number] for submission in storm.sweep.submissions() if number in submission.tasks]
+    assert len(tasks) == 2
+    assert any(f"job {tasks[0]}" in line and "lost" in line for line in [*storm.said, logs(storm.sweep)])
+
+
+def test_a_job_whose_step_daemon_is_killed_sees_it_and_goes_on_in_a_new_start(storm: Storm) -> None:
+    _went_on(storm, STEP, "interrupted")
+
+
+def test_a_job_whose_batch_daemon_is_killed_ends_what_it_does(storm: Storm) -> None:
+    assert leavings(storm.sweep, storm.job(BATCH))[0] == "done"
+
+
+def test_a_job_of_a_lost_node_goes_on_elsewhere_and_what_was_left_there_gives_way(storm: Storm) -> None:
+    first, second = storm.sweep.state(storm.job(NODE)).attempts
+    assert (first.leaving, second.leaving) == ("elsewhere", "done")
+    assert first.owner.node != second.owner.node
+    assert (first.owner.restarts, second.owner.restarts) == (0, 1)
+
+
+def _went_on(storm: Storm, seed: int, leaving: str) -> None:
+    number = storm.job(seed)
+    first, second = storm.sweep.state(number).attempts
+    assert (first.leaving, second.leaving) == (leaving, "done")
+    assert 0 < first.reached < second.reached
+    (run,) = storm.sweep.runs_of(number)
+    record = Store(storm.plan.settings.runs).record(run)
+    assert record is not None
+    assert record["provenance"]["resumed"] == 1
