@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
@@ -11,8 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from benchmark.command_line import run_app
 from benchmark.results import Record, Store
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +82,27 @@ def run_command(
         timeout=TIMEOUT,
         check=False,
     )
+
+
+def run_here(
+    *command: str, module: str = "benchmark.run", folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """What `run_command` does, in this process, which has imported everything."""
+    opened = importlib.import_module(module)
+    if hasattr(opened, "__path__"):
+        opened = importlib.import_module(f"{module}.__main__")
+    said, errors = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(errors),
+    ):
+        patch.setattr(sys, "argv", [str(opened.__file__), *command])
+        patch.setenv("COLUMNS", "200")
+        patch.chdir(folder or ROOT)
+        with pytest.raises(SystemExit) as ended:
+            run_app(opened.app, f"python -m {module}")
+    return subprocess.CompletedProcess(command, int(ended.value.code or 0), said.getvalue(), errors.getvalue())
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmark.data import load_dataset
+from benchmark.data.dataset import Dataset
 from benchmark.plan import Request, with_dependencies
 from benchmark.protocols import STAGE_SCHEDULES
 from benchmark.results import Record, Store
@@ -16,7 +18,7 @@ from benchmark.spec import Precision, Protocol, Run, Scale, Schedule
 from benchmark.training.job import execute
 from benchmark.training.material import Settings
 
-STUDENT, TEACHER = "ResNet20", "WRN-16-2"
+STUDENT, TEACHER = "ResNet8", "ResNet20"
 METHODS = ("CRD", "SSKD", "HSSAKD", "PS-KD", "LSSKD")
 SHORT = Protocol(
     name="short",
@@ -27,12 +29,17 @@ SHORT = Protocol(
 )
 
 
+@functools.cache
+def digits() -> Dataset:
+    """The digits, read once."""
+    return load_dataset("digits", None)
+
+
 def request(precision: Precision = "fp32", protocol: Protocol = SHORT, **changes: Any) -> Request:
     """A request for runs on a tenth of the digits."""
-    digits = load_dataset("digits", None)
     return Request(
-        dataset=digits.name,
-        fingerprint=digits.fingerprint,
+        dataset=digits().name,
+        fingerprint=digits().fingerprint,
         protocol=protocol,
         scale=Scale(name="test", factor=1),
         device=torch.device("cpu"),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -137,6 +138,13 @@ def bring_home(sweep: Sweep, said: list[str] | None = None, tends: bool = True, 
             with contextlib.suppress(NotNow):
                 tend(sweep, lines.append)
         time.sleep(0.3)
+
+
+def commanded(capsys: pytest.CaptureFixture[str], command: Callable[..., int], **options: Any) -> tuple[int, str]:
+    """The exit code of a command's function, called here to save its start, and what it printed, on one line."""
+    capsys.readouterr()
+    code = command(**options)
+    return code, " ".join(capsys.readouterr().out.split())
 
 
 def logs(sweep: Sweep) -> str:

@@ -89,8 +89,9 @@ def golden_images(size: int = 32) -> Tensor:
 
 
 def fill(module: nn.Module, prefix: str = "") -> None:
-    module.double()
-    module.load_state_dict(golden_values({key: value.shape for key, value in module.state_dict().items()}, prefix))
+    """Give a module, which may be one without memory, the golden weights in float64."""
+    shapes = {key: value.shape for key, value in module.state_dict().items()}
+    module.load_state_dict(golden_values(shapes, prefix), assign=True)
 
 
 def relative_error(actual: Tensor | np.ndarray, expected: np.ndarray) -> float:
@@ -112,7 +113,7 @@ def shapes_of(module: nn.Module) -> list[tuple[str, list[int]]]:
 @pytest.fixture(scope="module", params=WITH_GOLDEN)
 def filled(request: pytest.FixtureRequest) -> tuple[str, Network, Tensor]:
     """A network with the golden weights of its public plain version, and the golden images, in float64."""
-    network = build_network(request.param, classes_of(request.param))
+    network, _ = dry(request.param)
     fill(network)
     return public_name(request.param), network, golden_images(image_size_of(request.param))
 
@@ -120,8 +121,7 @@ def filled(request: pytest.FixtureRequest) -> tuple[str, Network, Tensor]:
 @pytest.fixture(scope="module", params=WITH_GOLDEN_BRANCHES)
 def filled_with_branches(request: pytest.FixtureRequest) -> tuple[str, Network, AuxiliaryBranches, Tensor]:
     """A network and its branches with the golden weights of their public version, and the images, in float64."""
-    classes = classes_of(request.param)
-    network, branches = build_network(request.param, classes), build_branches(request.param, 4 * classes)
+    network, branches = dry(request.param)
     fill(network, "backbone.")
     fill(branches, "auxiliary_classifier.")
     public = public_branches_name(request.param)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
+from benchmark import facts
 from benchmark.catalogue import FACTS, PAGE, entries, golden_cases, to_markdown
-from benchmark.facts import IMAGE_SIZE, facts_of, reference_run
+from benchmark.facts import IMAGE_SIZE, reference_run
 from benchmark.plan import training_multiply_adds
 from benchmark.protocols import PROTOCOLS
 from benchmark.registry import all_methods, method_class, method_names
+
+facts_of = functools.cache(facts.facts_of)
 
 
 @pytest.mark.parametrize("name", all_methods())

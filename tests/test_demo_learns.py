@@ -1,7 +1,14 @@
-"""Every method of the default grid, at the scale that people try first, ends far from chance."""
+"""Every kind of method of the default grid, with the steps and rates of the scale that people try first, learns.
+
+What makes that scale hard is its few steps and how fast the rate rises in them, so these are the real ones. To be done
+in seconds, batches hold a quarter as many images, of a quarter of the training set, and networks are shallow.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from benchmark.data import load_dataset
@@ -10,31 +17,71 @@ from benchmark.plan import Request, jobs_for
 from benchmark.protocols import PROTOCOLS, SCALES
 from benchmark.registry import all_methods
 from benchmark.results import Store
+from benchmark.spec import Protocol, Run
 from benchmark.training.material import Settings
 
-TEACHER, STUDENT = "ResNet56", "ResNet20"
+TEACHER, STUDENT = "ResNet20", "ResNet8"
+SHARE = 1 / 4
+"""Of the training images and of a batch, so that an epoch has as many steps as it has with all of them."""
 LEAST = 60.0
-"""In %, where chance is 10 %; the methods reach 84 to 97."""
-UNSTEADY = {"SemCKD": 30.0}
-"""Less is asked of these: few steps with a weight of 400 on maps as large as ResNet56's (61.8 % here)."""
+"""In %, where chance is 10 %; the methods reach 76 to 93."""
+LEAST_OF = {"AT": 30.0, "Baseline-rotated": 40.0}
+"""Less is asked of these, which are short of steps: seeds 0 to 2 reach 49 to 70 and 53 to 56."""
+DEEP = "ResNet56"
+LEAST_OF_DEEP = 40.0
+"""In %; seeds 0 and 1 reach 77 and 61, and with the protocol's full rate from the first step on it ends at 15."""
 
 
-def test_every_method_learns_the_digits_at_demo_scale(tmp_path) -> None:
+def protocol() -> Protocol:
+    usual = PROTOCOLS["lsskd"]
+    return usual.changed(batch_size=round(SHARE * usual.batch_size))
+
+
+def kinds(needs_teacher: bool) -> list[str]:
+    """The listed methods of the default grid that are not another one with other options."""
+    classes = all_methods()
+    return [
+        name
+        for name, method in classes.items()
+        if method.listed and method.in_default_grid and method.needs_teacher == needs_teacher
+        if not issubclass(method, tuple({*classes.values()} - {method}))
+    ]
+
+
+def reached(methods: list[str], student: str, teacher: str | None, folder: Path) -> dict[str, float]:
+    """Accuracy in % by method, each trained from the same teacher in one process."""
     digits = load_dataset("digits")
     request = Request(
         dataset=digits.name,
         fingerprint=digits.fingerprint,
-        protocol=PROTOCOLS["lsskd"],
+        protocol=protocol(),
         scale=SCALES["demo"],
         device=torch.device("cpu"),
+        fraction=SHARE,
+        teacher_data="same",
     )
-    methods = [name for name, method in all_methods().items() if method.listed and method.in_default_grid]
-    assert len(methods) >= 9
-    runs = [request.run(method, STUDENT, TEACHER, 0) for method in methods]
-    store = Store(tmp_path)
-    jobs = jobs_for(runs, store, 1, digits.image_size, len(digits.train))
-    report = run_jobs(jobs, Settings(runs=tmp_path, dataset="digits"), 1, Watcher())
+    runs: list[Run] = [request.run(method, student, teacher, 0) for method in methods]
+    store = Store(folder)
+    jobs = jobs_for(runs, store, 1, digits.image_size, round(SHARE * len(digits.train)))
+    report = run_jobs(jobs, Settings(runs=folder, dataset=digits.name), 1, Watcher())
     assert not report.failures
-    reached = {run.method: (store.record(run) or {})["final"]["top1"] for run in runs}
-    short = {method: top1 for method, top1 in reached.items() if top1 < UNSTEADY.get(method, LEAST)}
-    assert not short, reached
+    assert not report.stopped
+    return {run.method: (store.record(run) or {})["final"]["top1"] for run in runs}
+
+
+def test_a_step_of_the_demo_is_one_of_these() -> None:
+    images = len(load_dataset("digits").train)
+    assert -(-images // PROTOCOLS["lsskd"].batch_size) == -(-round(SHARE * images) // protocol().batch_size)
+
+
+@pytest.mark.parametrize("needs_teacher", [False, True], ids=["untaught", "taught"])
+def test_every_method_learns_the_digits_at_demo_scale(needs_teacher: bool, tmp_path: Path) -> None:
+    methods = kinds(needs_teacher)
+    assert len(methods) >= 7
+    found = reached(methods, STUDENT, TEACHER, tmp_path)
+    short = {method: top1 for method, top1 in found.items() if top1 < LEAST_OF.get(method, LEAST)}
+    assert not short, found
+
+
+def test_a_deep_teacher_learns_the_digits_at_demo_scale(tmp_path: Path) -> None:
+    assert reached(["Baseline"], DEEP, None, tmp_path)["Baseline"] >= LEAST_OF_DEEP

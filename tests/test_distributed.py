@@ -38,6 +38,7 @@ from benchmark.training import checkpoint as checkpoints
 from benchmark.training.cohort import cohort_folder, train
 from benchmark.training.distributed import FEWEST_ROWS, Group, fewest_rows, rows_of
 from benchmark.training.job import execute
+from benchmark.training.learner import Learner
 from benchmark.training.material import Settings
 from benchmark.training.processes import BrokenProcesses, check_sharing
 from benchmark.training.untrained import random_images
@@ -46,15 +47,16 @@ from tests.photographs import made_up_imagenet
 from tests.two_processes import (
     FEW,
     TOGETHER,
-    DyingSettings,
     EagerSettings,
-    FailingSettings,
     cohort_of,
     exactly,
     failures_of,
     gatherings_of,
     in_two_processes,
+    interrupted_by,
+    killed,
     methods_to_compare,
+    out_of_memory,
     place_of,
     runs_of_cohort,
     states_of,
@@ -75,6 +77,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[Any
     """What two processes made of everything that is asked of them, and the folder of their records."""
     folder = tmp_path_factory.mktemp("shared")
     return in_two_processes(folder, exactly, gatherings_of, failures_of, states_of, cohort_of), folder
+
+
+def states_in(shared: tuple[dict[str, list[Any]], Path], method: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The state that one process leaves, and what was found in each of two."""
+    found = [states[method] for states in shared[0]["states_of"]]
+    (alone,) = (states["alone"] for states in found if "alone" in states)
+    return alone, found
 
 
 def difference(left: Tensor, right: Tensor) -> float:
@@ -132,9 +141,10 @@ def test_what_is_wrong_in_one_process_all_find_out(shared) -> None:
 def test_two_processes_without_batch_norm_leave_what_one_leaves(shared, method: str) -> None:
     """Weights, momentum, tables, memories, centres and losses, after a shared batch and one too small for it."""
     compares = method_class(method).compares_images
-    for found in (states[method] for states in shared[0]["states_of"]):
+    alone, both = states_in(shared, method)
+    for found in both:
         assert found["differing"] == []
-        assert (worst(found["alone"], found["shared"]) > SAME) == compares
+        assert (worst(alone, found["shared"]) > SAME) == compares
         assert ("losses that compare images" in found["remark"]) == compares
         assert found["remark"].startswith("2 processes share each batch")
         assert "batch norms" not in found["remark"]
@@ -142,11 +152,12 @@ def test_two_processes_without_batch_norm_leave_what_one_leaves(shared, method: 
 
 @pytest.mark.parametrize("method", ["PS-KD", "LSSKD", "CRD"])
 def test_every_process_keeps_the_tables_that_one_would_have(shared, method: str) -> None:
-    for found in (states[method] for states in shared[0]["states_of"]):
+    alone, both = states_in(shared, method)
+    for found in both:
         tables = [name for name in found["shared"] if name.endswith((".table", ".seen")) or ".memory_" in name]
         assert len(tables) == {"PS-KD": 2, "LSSKD": 4, "CRD": 2}[method]
         for name in tables:
-            assert difference(found["alone"][name], found["shared"][name]) <= SAME, name
+            assert difference(alone[name], found["shared"][name]) <= SAME, name
             assert bool(found["shared"][name].any(dim=-1).all() if name.endswith(".table") else True)
 
 
@@ -296,21 +307,24 @@ def test_stopped_and_killed_and_resumed_gives_the_same_bits(tmp_path: Path) -> N
 
 @on_linux
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("happening", "reason"),
     [
-        (FailingSettings, r"^process 2 of 2: PS-KD_\S+: MemoryError: no room$"),
-        (DyingSettings, r"^process 2 of 2 died \(exit code -9\)$"),
+        (out_of_memory, r"^process 2 of 2: PS-KD_\S+: MemoryError: no room$"),
+        (killed, r"^process 2 of 2 died \(exit code -9\)$"),
     ],
 )
-def test_the_failure_of_one_process_ends_all_with_one_reason(kind: type[Settings], reason: str, tmp_path: Path) -> None:
-    run = shared_runs()[0]
-    before = children_of(os.getpid())
+def test_the_failure_of_one_process_ends_all_with_one_reason(
+    happening: Callable[[], None], reason: str, tmp_path: Path, monkeypatch
+) -> None:
+    forked = multiprocessing.get_context("fork")
+    # They start at once so, and what is said of a failure does not depend on how they were started.
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
+    monkeypatch.setattr(Learner, "step", interrupted_by(happening))
+    run, before = shared_runs()[0], children_of(os.getpid())
     with pytest.raises(BrokenProcesses, match=reason):
-        execute([run], remade(kind, settings(tmp_path)))
+        execute([run], settings(tmp_path))
     assert Store(tmp_path).record(run) is None
-    left = {child for child in children_of(os.getpid()) - before if is_running(child)}
-    trackers = {child for child in left if b"resource_tracker" in Path(f"/proc/{child}/cmdline").read_bytes()}
-    assert left == trackers
+    assert not {child for child in children_of(os.getpid()) - before if is_running(child)}
     assert all(not member.is_alive() for member in multiprocessing.active_children())
 
 

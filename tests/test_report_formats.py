@@ -26,7 +26,7 @@ from benchmark.report.typst_markup import escape_typst
 from benchmark.results import Store
 from tables.escaping import plain
 from tables.render import write_reports
-from tests.commands import arguments, run_command, small_dataset, small_table
+from tests.commands import arguments, run_command, run_here, small_dataset, small_table
 from tests.report_records import fill, request
 from tests.report_records import record_of as made_up
 
@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
     place = tmp_path_factory.mktemp("trained")
     small_dataset(place)
     table = small_table(place, ("Baseline", "LSSKD"))
-    done = run_command(*arguments(table, place))
+    done = run_here(*arguments(table, place))
     assert done.returncode == 0, done.stderr
     damaged = place / "runs" / "blocks" / "KD_damaged" / "record.json"
     damaged.parent.mkdir()
@@ -122,7 +122,7 @@ def test_bad_input_writes_nothing(tmp_path: Path, more: list[str], message: str)
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "a-file").write_text("")
-    ended = run_command("--reports", "a-file/reports", module="benchmark.report", folder=tmp_path)
+    ended = run_here("--reports", "a-file/reports", module="benchmark.report", folder=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "is no folder; choose another folder with --reports" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

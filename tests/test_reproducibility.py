@@ -16,7 +16,7 @@ import torch
 from benchmark.method import Step
 from benchmark.registry import all_methods
 from benchmark.results import Store, outcome
-from benchmark.spec import Run
+from benchmark.spec import Run, Schedule
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training import cohort as cohort_module
 from benchmark.training.cohort import BrokenRuns
@@ -25,7 +25,7 @@ from benchmark.training.job import execute
 from benchmark.training.learner import Learner
 from methods.baseline import Baseline, cross_entropy
 from methods.crd import CRD
-from tests.engine import METHODS, records, run_of, settings, train_dependencies
+from tests.engine import METHODS, SHORT, records, run_of, settings, train_dependencies
 
 PRECISIONS = [
     "fp32",
@@ -90,7 +90,7 @@ def test_a_cohort_killed_at_ten_random_moments_gives_the_same_bits(trained, tmp_
         child.start()
         while child.is_alive() and checkpoints.latest_position(cohorts) == before:
             time.sleep(0.002)
-        time.sleep(chance.random() * 0.15)
+        time.sleep(chance.random() * 0.06)
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         assert child.exitcode == -signal.SIGKILL, "the cohort ended before the tenth kill"
@@ -190,7 +190,7 @@ def test_past_weights_survive_a_resume_and_differ_from_the_table(trained, tmp_pa
 
 
 def test_the_jointly_trained_teacher_serves_as_its_own_head(tmp_path) -> None:
-    run = run_of("HSSAKD*")
+    run = run_of("HSSAKD*", protocol=SHORT.changed(schedule=Schedule(epochs=1)))
     assert isinstance(run.teacher, Run)
     assert run.teacher.method == "HSSAKD-teacher"
     assert run.head == run.teacher

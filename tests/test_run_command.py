@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmark.backbones import build_branches, build_network
+from benchmark.claims import Claims
 from benchmark.data import load_dataset
 from benchmark.results import Store, outcome
 from benchmark.spec import ReleasedTeacher, Run
@@ -29,6 +31,7 @@ from tests.commands import (
     records_in,
     report_in,
     run_command,
+    run_here,
     small_dataset,
     small_table,
     started_command,
@@ -94,7 +97,7 @@ def test_a_table_is_trained_to_its_end_and_reported(trained) -> None:
 def test_a_second_call_trains_nothing(trained, table) -> None:
     place, _ = trained
     before = {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*") if path.is_file()}
-    ended = run_command(*arguments(table, place, *LONG))
+    ended = run_here(*arguments(table, place, *LONG))
     assert ended.returncode == 0
     assert "nothing to train" in ended.stdout
     assert "started" not in ended.stdout
@@ -105,7 +108,7 @@ def test_a_second_call_trains_nothing(trained, table) -> None:
 def test_a_finished_table_leaves_only_records(trained) -> None:
     place, _ = trained
     names = {Path(path).name for path in files_under(place / "runs")}
-    assert names == {"run.json", "run.lock", "epochs.jsonl", "record.json", "student.safetensors"}
+    assert names == {"run.json", "epochs.jsonl", "record.json", "student.safetensors"}
 
 
 def interrupt(command: list[str], place: Path) -> tuple[int, str]:
@@ -132,7 +135,7 @@ def test_a_table_stopped_by_ctrl_c_goes_on_from_its_checkpoint(trained, table, t
     assert not any(record["run"]["method"] == "LSSKD" for record in records_in(tmp_path).values())
     if workers == "2":
         shutil.copytree(tmp_path / "runs", tmp_path / "damaged")
-    ended = run_command(*command)
+    ended = run_here(*command)
     assert ended.returncode == 0, ended.stdout
     assert "resumed at epoch" in ended.stdout
     assert record_of(tmp_path, "LSSKD")["provenance"]["resumed"] >= 1
@@ -156,34 +159,29 @@ def assert_a_worker_tells_of_damage(command: list[str], runs: Path) -> None:
     assert ended.stderr == ""
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="open files of another process are read from /proc")
 def test_a_killed_worker_fails_its_job_only_and_the_next_call_finishes(trained, table, tmp_path) -> None:
     command = arguments(table, tmp_path, *LONG)
     with started_command(*command, "--workers", "2") as process:
         wait_until(lambda: first_epoch_written(tmp_path, "LSSKD"), process)
-        os.kill(_holder_of_lock(tmp_path, "LSSKD"), signal.SIGKILL)
+        os.kill(_holder_of_claim(tmp_path, "LSSKD"), signal.SIGKILL)
         said, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1, said
     assert "failed    ResNet20: LSSKD: its process died (exit code -9)" in said
     assert {record["run"]["method"] for record in records_in(tmp_path).values()} == {"Baseline", "KD"}
     report = report_in(tmp_path, "md")
     assert "seed 0: its process died (exit code -9)" in report
-    ended = run_command(*command)
+    ended = run_here(*command)
     assert ended.returncode == 0, ended.stdout
     assert_same_outcome(tmp_path, trained[0])
     assert not [path for path in files_under(tmp_path / "runs") if path.endswith(".tmp")]
 
 
-def _holder_of_lock(place: Path, method: str) -> int:
-    """The process that trains a run, found by the lock that it has open."""
-    (lock,) = (place / "runs" / "blocks").glob(f"{method}_*/run.lock")
-    for opened in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if opened.resolve() == lock.resolve():
-                return int(opened.parts[2])
-        except OSError:
-            continue
-    raise AssertionError(f"nobody holds {lock}")
+def _holder_of_claim(place: Path, method: str) -> int:
+    """The process that trains a run, as its claim names it."""
+    (folder,) = (place / "runs" / "blocks").glob(f"{method}_*")
+    owner = Claims(place / "runs").holder(folder)
+    assert owner is not None
+    return owner.process
 
 
 def test_two_commands_at_once_train_each_run_once(trained, table, tmp_path) -> None:
@@ -200,7 +198,7 @@ def test_two_commands_at_once_train_each_run_once(trained, table, tmp_path) -> N
 
     with started_command(*first) as one, started_command(*second) as other:
         while not both_ended():
-            pass
+            time.sleep(0.005)
         said = [process.communicate(timeout=TIMEOUT)[0] for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0], said
     assert len(written) == 6
@@ -211,7 +209,7 @@ def test_two_commands_at_once_train_each_run_once(trained, table, tmp_path) -> N
 
 
 def test_a_dry_run_writes_nothing(table, tmp_path) -> None:
-    ended = run_command(*arguments(table, tmp_path, "--dry-run"))
+    ended = run_here(*arguments(table, tmp_path, "--dry-run"))
     assert ended.returncode == 0
     assert "3 runs asked for, 0 done" in ended.stdout
     assert "To train: 3 runs" in ended.stdout
@@ -220,7 +218,7 @@ def test_a_dry_run_writes_nothing(table, tmp_path) -> None:
 
 
 def test_the_catalogue_names_what_there_is() -> None:
-    ended = run_command("--list")
+    ended = run_here("--list")
     assert ended.returncode == 0
     for name in ("LSSKD", "HSSAKD*", "ShuffleNetV2", "digits", "cifar100", "II", "pskd", "quick"):
         assert name in ended.stdout.replace(",", " ").split(), name
@@ -228,7 +226,7 @@ def test_the_catalogue_names_what_there_is() -> None:
 
 def test_a_loss_that_is_no_number_fails_its_cell_only(table, tmp_path) -> None:
     command = arguments(table, tmp_path, "--set", "KD.kd_weight=1e38")
-    ended = run_command(*command)
+    ended = run_here(*command)
     assert ended.returncode == 0, ended.stdout
     record = record_of(tmp_path, "KD")
     assert record["status"] == "failed"
@@ -242,7 +240,7 @@ def test_a_loss_that_is_no_number_fails_its_cell_only(table, tmp_path) -> None:
     assert f"KD, ResNet20>ResNet20, seed 0: {record['reason']}" in report
     assert "2 of 3 cells done, 1 failed" in ended.stdout
 
-    again = run_command(*command, "--retry-failed")
+    again = run_here(*command, "--retry-failed")
     assert "started   ResNet20>ResNet20: KD" in again.stdout
     assert "LSSKD" not in again.stdout.partition("Table small")[0]
     assert outcome(record_of(tmp_path, "KD")) == outcome(record)
@@ -290,7 +288,7 @@ def test_a_teacher_from_a_file_is_measured_and_used(trained, table, tmp_path) ->
     weights = Store(place / "runs").weights(Run.model_validate(baseline["run"]))
     file = tmp_path / "teacher.pth"
     torch.save({"model": weights, "epoch": 2}, file)
-    ended = run_command(
+    ended = run_here(
         *arguments(table, tmp_path, *LONG, "--methods", "KD", "--teacher-checkpoint", f"ResNet20={file}"),
     )
     assert ended.returncode == 0, ended.stdout
@@ -315,7 +313,7 @@ def test_branches_in_a_teachers_file_are_its_head(folder, tmp_path) -> None:
     }
     file = tmp_path / "teacher.pth"
     torch.save({"net": net, "acc": 12.5}, file)
-    ended = run_command(*arguments(table, tmp_path, "--teacher-checkpoint", f"ResNet20={file}"))
+    ended = run_here(*arguments(table, tmp_path, "--teacher-checkpoint", f"ResNet20={file}"))
     assert ended.returncode == 0, ended.stdout
     assert f"teacher ResNet20 from {file} (net, with branches)" in ended.stdout
     assert len(records_in(tmp_path)) == 1, "neither a teacher nor a head is trained"
@@ -333,7 +331,7 @@ def test_branches_in_a_teachers_file_are_its_head(folder, tmp_path) -> None:
 
 def test_seeds_with_a_teacher_each_on_held_out_images(table, tmp_path) -> None:
     asked = ("--methods", "KD", "--seeds", "2", "--teacher-seeds", "paired", "--validation", "0.25")
-    ended = run_command(*arguments(table, tmp_path, *asked))
+    ended = run_here(*arguments(table, tmp_path, *asked))
     assert ended.returncode == 0, ended.stdout
     assert len(records_in(tmp_path)) == 4
     for seed in (0, 1):

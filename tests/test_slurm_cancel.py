@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.errors import UserError
+from slurm import retry, status
 from slurm.devcluster import Cluster, devcluster
 from slurm.dispatch import tend
 from slurm.reopening import take_up
@@ -22,6 +24,7 @@ from tests.slurm_sweeps import (
     at_cluster,
     bring_home,
     clear,
+    commanded,
     endings,
     freeze,
     jobs_in,
@@ -51,12 +54,12 @@ def cluster(running: Cluster) -> Iterator[Cluster]:
 
 
 def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_checkpoints(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Two run, one waits for room and one for its teacher.
     plan = planned(tmp_path, ("Baseline", "KD"), seeds=2)
     sweep = plan.sweep()
-    runs = str(plan.settings.runs)
+    runs = plan.settings.runs
     tend(sweep)
     running = [plan.number(sweep, "Baseline", seed) for seed in range(2)]
     left = set(running)
@@ -66,12 +69,12 @@ def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_chec
                 # It is held up where it is; SLURM wakes what it cancels.
                 freeze(sweep, number)
                 left.remove(number)
-    said = " ".join(run_command("--once", "--runs", runs, module="slurm.status").stdout.split())
+    _, said = commanded(capsys, status.main, runs=runs, once=True)
     assert "2 running, 2 pending of 4 jobs" in said
     assert len(re.findall(rf"running \d+_\d n1 ResNet20.*?: epoch \d+/{EPOCHS}, \d+ images/s", said)) == 2
     assert "0 of 4 runs" in said
     assert re.search(r"0\.\d+ job hours used, about 0\.\d+ left", said)
-    told = run_command("--runs", runs, module="slurm.cancel")
+    told = run_command("--runs", str(runs), module="slurm.cancel")
     assert told.returncode == 0, told.stderr
     assert jobs_in(cluster) == []
     assert len(list(sweep.store.cohorts("blocks").iterdir())) == 2
@@ -79,8 +82,8 @@ def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_chec
     # Nobody goes on with it by mistake.
     tend(sweep)
     assert jobs_in(cluster) == []
-    refused = run_command("--failed", "--runs", runs, module="slurm.retry")
-    assert refused.returncode == 2
+    with pytest.raises(UserError, match="is cancelled; give its command again"):
+        retry.main(failed=True, runs=runs)
     # Its command does.
     again = Sweep(sweep.folder)
     take_up(again)
@@ -97,7 +100,7 @@ def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_chec
 
 
 def test_a_job_that_is_cancelled_by_hand_is_not_submitted_again_until_that_is_asked_for(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = planned(tmp_path, seeds=3)
     sweep = plan.sweep(PROFILE.changed(array=2))
@@ -110,12 +113,11 @@ def test_a_job_that_is_cancelled_by_hand_is_not_submitted_again_until_that_is_as
     bring_home(sweep)
     assert sweep.ended() == {0: "cancelled", 1: "done", 2: "cancelled"}
     assert sweep.reason(0) == "cancelled with scancel"
-    said = " ".join(run_command("--once", "--runs", str(plan.settings.runs), module="slurm.status").stdout.split())
+    runs = plan.settings.runs
+    _, said = commanded(capsys, status.main, runs=runs, once=True)
     assert "1 done, 2 cancelled of 3 jobs" in said
-    nothing = run_command("--failed", "--runs", str(plan.settings.runs), module="slurm.retry")
-    assert "nothing to try again" in nothing.stdout
-    told = run_command("--cancelled", "--runs", str(plan.settings.runs), module="slurm.retry")
-    assert told.returncode == 0, told.stderr
+    assert commanded(capsys, retry.main, failed=True, runs=runs) == (0, "nothing to try again")
+    assert commanded(capsys, retry.main, cancelled=True, runs=runs)[0] == 0
     bring_home(sweep)
     assert endings(sweep) == ["done"] * 3
     assert_equal_to_undisturbed(plan)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.results import Store
+from slurm import status
 from slurm.devcluster import Cluster, devcluster
 from slurm.dispatch import tend
 from slurm.reopening import take_up
@@ -22,6 +23,7 @@ from tests.slurm_sweeps import (
     at_cluster,
     bring_home,
     clear,
+    commanded,
     endings,
     freeze,
     jobs_in,
@@ -54,7 +56,9 @@ def cluster(running: Cluster) -> Iterator[Cluster]:
         clear(running)
 
 
-def test_a_run_that_comes_to_nan_fails_and_all_others_go_on(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_run_that_comes_to_nan_fails_and_all_others_go_on(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = planned(tmp_path, ("Baseline", "KD"), settings=("KD.kd_weight=1e38",))
     sweep = plan.sweep()
     teacher, student = plan.number(sweep, "Baseline"), plan.number(sweep, "KD")
@@ -69,10 +73,10 @@ def test_a_run_that_comes_to_nan_fails_and_all_others_go_on(cluster: Cluster, tm
     (before,) = sweep.state(teacher).attempts
     assert before.ended is not None
     assert before.ended < first.began
-    told = run_command("--once", "--runs", str(plan.settings.runs), module="slurm.status")
-    assert told.returncode == 1
-    assert "1 done, 1 failed of 2 jobs" in told.stdout
-    assert sweep.reason(student)[:40] in " ".join(told.stdout.split())
+    code, said = commanded(capsys, status.main, runs=plan.settings.runs, once=True)
+    assert code == 1
+    assert "1 done, 1 failed of 2 jobs" in said
+    assert sweep.reason(student)[:40] in said
 
 
 def test_what_needs_a_job_that_fails_is_blocked_with_its_reason_and_retry_keeps_away_from_the_node(

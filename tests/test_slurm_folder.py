@@ -7,24 +7,25 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmark.errors import UserError
 from benchmark.results import Store
+from slurm import retry, status
 from slurm.devcluster import Cluster, devcluster
 from slurm.dispatch import tend
 from slurm.snapshot import folder_troubles
 from slurm.sweep import Sweep
-from tests.commands import run_command
 from tests.slurm_cluster import needs_slurm
 from tests.slurm_sweeps import (
     Planned,
     assert_equal_to_undisturbed,
     at_cluster,
     bring_home,
+    commanded,
     endings,
     freeze,
     logs,
@@ -70,9 +71,10 @@ def fill(folder: Path) -> Path:
     return path
 
 
-def status(plan: Planned) -> str:
-    """What the command says, on one line."""
-    return " ".join(run_command("--once", "--runs", str(plan.settings.runs), module="slurm.status").stdout.split())
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[[Planned], str]:
+    """What `python -m slurm.status --once` says of a plan."""
+    return lambda plan: commanded(capsys, status.main, runs=plan.settings.runs, once=True)[1]
 
 
 def whole_records(plan: Planned) -> int:
@@ -83,15 +85,16 @@ def whole_records(plan: Planned) -> int:
     return sum(store.record(run) is not None for run in plan.runs)
 
 
-def test_a_folder_that_fills_up_is_said_and_after_space_is_made_all_goes_on(cluster: Cluster, small: Path) -> None:
+def test_a_folder_that_fills_up_is_said_and_after_space_is_made_all_goes_on(
+    cluster: Cluster, small: Path, said: Callable[[Planned], str]
+) -> None:
     plan = planned(small)
     sweep = plan.sweep()
     tend(sweep)
     until(lambda: trains(sweep, 0), "training")
     filler = fill(small)
     until(lambda: not cluster.command("squeue", "-h").split(), "the end of the job")
-    said = status(plan)
-    assert f"nothing can be written to {plan.settings.runs}: No space left on device" in said
+    assert f"nothing can be written to {plan.settings.runs}: No space left on device" in said(plan)
     with pytest.raises(UserError, match="No space left on device"):
         tend(sweep)
     assert whole_records(plan) == 0
@@ -102,7 +105,9 @@ def test_a_folder_that_fills_up_is_said_and_after_space_is_made_all_goes_on(clus
     assert_equal_to_undisturbed(plan)
 
 
-def test_a_folder_that_is_read_only_is_said_and_nothing_is_damaged(cluster: Cluster, small: Path) -> None:
+def test_a_folder_that_is_read_only_is_said_and_nothing_is_damaged(
+    cluster: Cluster, small: Path, said: Callable[[Planned], str]
+) -> None:
     plan = planned(small)
     sweep = plan.sweep()
     tend(sweep)
@@ -115,11 +120,9 @@ def test_a_folder_that_is_read_only_is_said_and_nothing_is_damaged(cluster: Clus
     frozen.send_signal(signal.SIGCONT)
     try:
         until(lambda: not cluster.command("squeue", "-h").split(), "the end of the job")
-        assert "Read-only file system" in status(plan)
+        assert "Read-only file system" in said(plan)
         with pytest.raises(UserError, match="Read-only file system"):
             tend(sweep)
-        told = run_command("--failed", "--runs", str(plan.settings.runs), module="slurm.retry")
-        assert "Traceback" not in told.stderr
     finally:
         subprocess.run(["umount", "--lazy", runs], check=True)
     assert whole_records(plan) == 0
@@ -129,7 +132,7 @@ def test_a_folder_that_is_read_only_is_said_and_nothing_is_damaged(cluster: Clus
 
 
 def test_a_job_that_may_write_no_large_files_fails_for_that_reason_and_is_retried(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, tmp_path: Path, said: Callable[[Planned], str]
 ) -> None:
     plan = planned(tmp_path)
     sweep = plan.sweep()
@@ -140,10 +143,9 @@ def test_a_job_that_may_write_no_large_files_fails_for_that_reason_and_is_retrie
     bring_home(sweep)
     assert endings(sweep) == ["failed"]
     assert "File too large" in sweep.reason(0)
-    assert "File too large" in status(plan)
+    assert "File too large" in said(plan)
     assert whole_records(plan) == 0
-    told = run_command("--failed", "--runs", str(plan.settings.runs), module="slurm.retry")
-    assert told.returncode == 0, told.stderr
+    assert retry.main(failed=True, runs=plan.settings.runs) == 0
     bring_home(Sweep(sweep.folder))
     assert endings(sweep) == ["done"]
     assert_equal_to_undisturbed(plan)

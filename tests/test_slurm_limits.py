@@ -75,17 +75,17 @@ def cluster(running: Cluster) -> Iterator[Cluster]:
 def test_what_there_is_no_room_for_is_submitted_by_the_jobs_themselves_as_they_end(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    plan = planned(tmp_path, seeds=5)
-    sweep = plan.sweep(PROFILE.changed(max_submitted=4, submit_from_jobs=True))
+    plan = planned(tmp_path, seeds=4)
+    sweep = plan.sweep(PROFILE.changed(max_submitted=3, submit_from_jobs=True))
     tended = tend(sweep)
     assert tended is not None
     assert tended.waiting == 2
     # From here on no command looks after it.
     bring_home(sweep, tends=False)
-    assert endings(sweep) == ["done"] * 5, logs(sweep)
+    assert endings(sweep) == ["done"] * 4, logs(sweep)
     sizes = [len(submission.jobs) for submission in sweep.submissions() if not submission.keeper]
     assert max(sizes) <= 2
-    assert sum(sizes) == 5
+    assert sum(sizes) == 4
     assert_equal_to_undisturbed(plan)
 
 

@@ -123,7 +123,7 @@ def test_no_more_are_with_the_cluster_than_the_profile_says(plan: Planned, clust
 def test_a_cluster_that_is_full_is_asked_again_later(
     plan: Planned, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "SUBMIT_SECONDS", 2.0)
+    monkeypatch.setattr(scheduler, "SUBMIT_SECONDS", 1.0)
     held = cluster.command("sbatch", "--parsable", "--array=0-2", "--output=/dev/null", "--wrap", "true").strip()
     for _ in range(4):
         cluster.command("sbatch", "--array=0-2", "--output=/dev/null", "--wrap", "true")

@@ -20,7 +20,7 @@ from benchmark.spec import Run, Scale
 from benchmark.training.job import execute
 from benchmark.training.material import Settings, training_material
 from benchmark.tune import as_csv, parse_grid, rank
-from tests.commands import records_in, run_command, small_dataset
+from tests.commands import records_in, run_here, small_dataset
 from tests.engine import SHORT, run_of
 
 
@@ -139,7 +139,7 @@ def test_tuning_trains_every_combination_and_ranks_them(tmp_path) -> None:
     where = ["--dataset", str(toml), "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")]
     grid = ["--method", "KD", "--grid", "temperature=2,4", "--grid", "ce_weight=0.5", "--pair", "ResNet20>ResNet20"]
     command = [*grid, *where, "--validation", "0.25", "--epochs", "2", "--workers", "1"]
-    ended = run_command(*command, module="benchmark.tune")
+    ended = run_here(*command, module="benchmark.tune")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     records = [record for record in records_in(tmp_path).values() if record["run"]["method"] == "KD"]

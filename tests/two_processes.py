@@ -133,17 +133,21 @@ def methods_to_compare() -> list[str]:
 
 
 def states_of(group: Group, folder: Path) -> dict[str, dict[str, Any]]:
-    """Of each method, after two steps: its state alone and shared, and what of it the processes do not agree on."""
-    states = {}
+    """Of each method, after two steps: its state shared, and what of it the processes do not agree on.
+
+    One of the processes, each in turn, adds the state that the method has alone.
+    """
+    states: dict[str, dict[str, Any]] = {}
     for method in methods_to_compare():
-        alone = _after_two_steps(run_of_method(method, 1), ALONE)
         shared = _after_two_steps(run_of_method(method, group.size), group)
         states[method] = {
-            "alone": alone.state(),
             "shared": shared.state(),
             "differing": group.differing(shared.state()),
             "remark": shared.remark,
         }
+    for place, method in enumerate(methods_to_compare()):
+        if place % group.size == group.rank:
+            states[method]["alone"] = _after_two_steps(run_of_method(method, 1), ALONE).state()
     return states
 
 
@@ -236,38 +240,28 @@ class EagerSettings(Settings):
             cohort_module.COST_OF_A_CHECKPOINT = 0
 
 
-class DyingSettings(Settings):
-    """Settings at whose arrival in the second process it is killed in its second step, as for want of memory."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        _interrupt_the_second(lambda: os.kill(os.getpid(), signal.SIGKILL))
-
-
-class FailingSettings(Settings):
-    """Settings at whose arrival in the second process it is made to fail in its second step."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        _interrupt_the_second(_run_out_of_memory)
-
-
 def _in_a_started_process() -> bool:
     """Also while it is handed its arguments, when it does not know its parent yet."""
     return multiprocessing.current_process().name.startswith("SpawnProcess")
 
 
-def _run_out_of_memory() -> None:
+def out_of_memory() -> None:
+    """What may happen to a process, which it can tell."""
     raise MemoryError("no room")
 
 
-def _interrupt_the_second(interrupt: Callable[[], None]) -> None:
+def killed() -> None:
+    """What may happen to a process, which it cannot tell: as for want of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupted_by(happening: Callable[[], None]) -> Callable[..., None]:
+    """A learner's step during which this happens in the second process, at the second batch."""
     step = Learner.step
 
     def interrupted(learner: Learner, batch: Any, teacher: Any, epoch: int, number: int) -> None:
         if number == 1 and learner.group.rank == 1:
-            interrupt()
+            happening()
         step(learner, batch, teacher, epoch, number)
 
-    if _in_a_started_process():
-        Learner.step = interrupted  # type: ignore[method-assign]
+    return interrupted
