@@ -1,6 +1,8 @@
 # Everything runs in .venv, made from constraints.txt the first time a target needs it.
 PYTHON ?= python3
 BIN := .venv/bin
+# The tests of sweeps mostly wait for SLURM, so there is work for one process more than there are processors.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: demo test lint format clean
 
@@ -11,7 +13,7 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

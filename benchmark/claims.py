@@ -32,6 +32,8 @@ BEAT_SECONDS = 15.0
 """How often an owner says that it lives."""
 SILENT_SECONDS = 300.0
 """After so long without a beat an owner that nobody can ask after is taken for gone."""
+HANGING = 4
+"""So many times as long may an owner be silent of which its cluster says that it runs."""
 CLAIM = re.compile(r"claim-(\d{6})\.json")
 RELEASED = "released\n"
 """What a claim that was given up holds. One that is empty is being made, where there are no hard links."""
@@ -224,9 +226,12 @@ class Claims:
                 return False
             # A process may outlive the job that it belonged to, when what should have ended it was killed.
             return self._said(owner) is not False
-        if (said := self._said(owner)) is not None:
-            return said
-        return _now(self.root) - max(_last_beat(self.root, owner), written) < self.silent_seconds
+        said = self._said(owner)
+        if said is False:
+            return False
+        # A job that the cluster calls running may hang all the same.
+        patience = self.silent_seconds * (HANGING if said else 1)
+        return _now(self.root) - max(_last_beat(self.root, owner), written) < patience
 
     def _said(self, owner: Owner) -> bool | None:
         mine = this_owner()
@@ -325,7 +330,8 @@ def _make(path: Path, text: str) -> bool:
             os.link(temporary, path)
             return True
         except FileExistsError:
-            return False
+            # Over NFS the answer to a call that succeeded may be lost, and the call repeated.
+            return temporary.stat().st_nlink == 2
         except OSError:
             # A folder without hard links.
             with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as opened:

@@ -35,12 +35,20 @@ def main(
     console = Console()
     check_there(runs)
     scheduler.check_installed()
-    chosen = chosen_sweep(runs, sweep)
+    chosen = chosen_sweep(runs, sweep, doubtless=True)
+    if len(chosen.ended()) == len(chosen.jobs):
+        console.print(f"sweep {chosen.name} is over; there is nothing to cancel", highlight=False)
+        return 0
     # Before anything is cancelled: a job that ends must not submit others.
     write_text(chosen.folder / STOPPED, "")
     try:
         left = cancelled(chosen, wait_seconds)
     except SchedulerError as error:
+        if "denied" in str(error):
+            (chosen.folder / STOPPED).unlink(missing_ok=True)
+            raise UserError(
+                f"sweep {chosen.name} has jobs of somebody else ({error}); ask them to cancel it"
+            ) from error
         raise UserError(f"SLURM does not answer ({error}); nothing new is submitted, give the command again") from error
     if left:
         console.print(f"{left} jobs have not ended after {wait_seconds:.0f} s; SLURM will end them", highlight=False)
@@ -60,6 +68,8 @@ def cancelled(sweep: Sweep, wait_seconds: float) -> int:
         arrays = set()
         for submission in sweep.submissions():
             array = submission.array or scheduler.named(name_in_queue(sweep, submission))
+            if array is None:
+                raise SchedulerError("squeue gave no answer")
             arrays |= {array} if array else set()
         queue = scheduler.queue(arrays)
         if queue is None:

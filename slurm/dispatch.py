@@ -7,30 +7,32 @@ a time does it, under a claim on the shared folder; whoever dies over it leaves 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from benchmark.claims import Claim, Claims
-from benchmark.errors import UserError
+from benchmark.files import write_text
 from slurm import scheduler
+from slurm.giving import Giver
 from slurm.needs import LOST, answer_of, standing
-from slurm.scheduler import Task
+from slurm.scheduler import SchedulerError, Task
 from slurm.states import Attempt, Ending, State, Submission
-from slurm.submission import NoRoom, NotNow, Terms, TooLarge, name_in_queue, submit, submit_keeper
+from slurm.submission import name_in_queue
 from slurm.sweep import Sweep
 
 Say = Callable[[str], None]
 PATIENCE_SECONDS = 120.0
-DOUBT_SECONDS = 30.0
+DOUBT_SECONDS = scheduler.SUBMIT_SECONDS + 30
 """So long after it was begun a call of sbatch, whose caller died, may still be under way."""
-ELSEWHERE_SECONDS = 300
-"""When to look again after a run that is trained outside of the cluster."""
+DOUBT_OF_OTHERS_SECONDS = 3600.0
+"""The same for a call by somebody else, whose jobs may not be shown to this user."""
+SILENT_LOOK_SECONDS = 30.0
+"""So long after a running job was first found silent it is looked at again, before anything is done about it."""
 MOST_ASKED_AFTER = 100
-MOST_ARRAYS = 100
-"""How many arrays a keeper waits for; it is followed by another one anyway."""
 
 
 @dataclass
@@ -44,14 +46,17 @@ class Tended:
     waiting: int = 0
     """Jobs that could start and for which there is no room."""
     trouble: str = ""
-    """Why no more was submitted, where that is not for want of room."""
+    """Why no more was submitted."""
+    is_followed: bool = True
+    """Whether something will look again: a keeper waits, or nothing is left to look for."""
 
 
 def tend(sweep: Sweep, say: Say = print, patience: float = PATIENCE_SECONDS) -> Tended | None:
-    """Look after a sweep; None where another process has done so since this was called, or still does.
+    """Look after a sweep; None where another process has done so since this was called.
 
     Raises:
         UserError: SLURM refuses the jobs, or the shared folder cannot be written.
+        SchedulerError: another process has been at it for longer than `patience` seconds.
     """
     place = sweep.folder / "dispatch"
     claims = Claims(sweep.store.root, scheduler.is_alive)
@@ -75,8 +80,10 @@ def tend(sweep: Sweep, say: Say = print, patience: float = PATIENCE_SECONDS) -> 
                 # One may have been made after the last look, by somebody who then found the claim taken.
                 if not any(place.glob("wish-*")):
                     return tended
-            elif not wish.exists() or time.monotonic() > deadline:
+            elif not wish.exists():
                 return tended
+            elif time.monotonic() > deadline:
+                raise SchedulerError(f"{taken.words} looks after this sweep and has not ended in {patience:.0f} s")
             else:
                 # Whether its owner lives is asked of SLURM, which many jobs that end at once must not wear out.
                 time.sleep(pause)
@@ -100,6 +107,8 @@ class Tending:
         """All tasks of a job, with when they were submitted."""
         self.after: dict[int, str] = {}
         """The job of another sweep that a job must wait for; empty: one outside of the cluster."""
+        self.by: dict[str, str] = {}
+        """Who submitted each task."""
         self.keepers: list[str] = []
         self.found = Tended()
 
@@ -117,10 +126,9 @@ class Tending:
         self._see_what_left(queue)
         self._restart_the_silent()
         self._block_hopeless()
-        with contextlib.suppress(NoRoom):
-            self._submit_all()
-        self.found.waiting = len(self._ready())
-        self._see_to_keeper(queue)
+        giver = Giver(self.sweep, self.profile, self.ended, self.open, self.tasks, self.after, self.found, self.say)
+        giver.submit_all()
+        giver.see_to_keeper([keeper for keeper in self.keepers if keeper in queue and queue[keeper].state == "PENDING"])
         return self.found
 
     def _read_submissions(self) -> None:
@@ -131,7 +139,7 @@ class Tending:
                 if array:
                     submission = submission.changed(array=array)
                     self.sweep.write_submission(submission)
-                elif array == "" and time.time() - submission.when > DOUBT_SECONDS:
+                elif array == "" and time.time() - submission.when > self._doubt(submission):
                     self.sweep.remove_submission(submission)
                     continue
                 else:
@@ -140,10 +148,15 @@ class Tending:
                     continue
             if submission.keeper:
                 self.keepers.append(submission.array)
+            self.by.update(dict.fromkeys(submission.tasks.values(), submission.user))
             for job, task in submission.tasks.items():
                 self.tasks[job].append((submission.when, task))
                 if job not in self.ended:
                     self.open[job] = task
+
+    def _doubt(self, submission: Submission) -> float:
+        """How long the answer to a call of sbatch may still come."""
+        return DOUBT_SECONDS if submission.user == scheduler.this_user() else DOUBT_OF_OTHERS_SECONDS
 
     # What has left the queue.
 
@@ -177,6 +190,9 @@ class Tending:
     def _see_how_it_left(self, job: int, task: str, state: State, attempt: Attempt | None) -> bool:
         """Judge a job that left the queue without a word; whether SLURM said what became of it."""
         said = scheduler.state_of(task)
+        if said == scheduler.GONE and self.by.get(task) != scheduler.this_user() and not self._is_silent(attempt):
+            # Somebody else's job, which this user may not be shown: only its own file tells of it.
+            return True
         if said is None or said in scheduler.WAITING or said in scheduler.RUNNING:
             # It has not left, whatever squeue said: it is looked at again.
             return said is not None
@@ -220,16 +236,31 @@ class Tending:
 
     def _restart_the_silent(self) -> None:
         """Jobs that SLURM takes for running and that have said nothing for long: what ran them was killed unseen."""
-        settings, _ = self.sweep.settings()
         for job, task in self.found.in_queue.items():
-            if task.state != "RUNNING":
-                continue
-            last = self.sweep.state(job).last
-            silent = last is not None and time.time() - last.beat > settings.silent_seconds
-            if last is not None and last.owner.job == task.task and silent and last.ended is None:
-                self.say(f"job {task.task} on {last.owner.node} has said nothing for long; it is started again")
-                with contextlib.suppress(scheduler.SchedulerError):
+            last = self.sweep.state(job).last if task.state == "RUNNING" else None
+            is_of_this_start = last is not None and last.owner.job == task.task and last.ended is None
+            # One that has just started again has not yet said anything.
+            began = scheduler.seconds_of(task.run_time) or 0.0
+            mark = self.sweep.folder / "silent" / f"{job:06d}"
+            if not is_of_this_start or not self._is_silent(last) or began < self._patience:
+                if mark.exists():
+                    mark.unlink(missing_ok=True)
+            elif not mark.exists():
+                # After a shared folder was away, all of them seem to be silent for a moment.
+                write_text(mark, "")
+            elif time.time() - mark.stat().st_mtime > SILENT_LOOK_SECONDS:
+                self.say(f"job {task.task} on {task.node} has said nothing for long; it is started again")
+                mark.unlink(missing_ok=True)
+                with contextlib.suppress(SchedulerError):
                     scheduler.requeue(task.task)
+
+    @functools.cached_property
+    def _patience(self) -> float:
+        settings, _ = self.sweep.settings()
+        return settings.silent_seconds
+
+    def _is_silent(self, attempt: Attempt | None) -> bool:
+        return attempt is not None and time.time() - attempt.beat > self._patience
 
     def _end(self, job: int, ending: Ending, reason: str = "") -> None:
         self.sweep.end(job, ending, reason)
@@ -241,108 +272,18 @@ class Tending:
     def _block_hopeless(self) -> None:
         """Tell what can never run for want of what it needs, in dependency order, and take it back from the cluster."""
         lost = {job for job, ending in self.ended.items() if ending in LOST}
+        tasks: list[str] = []
         for job in sorted(set(self.sweep.needs) - set(self.ended)):
             if not self.sweep.needs[job] & lost:
                 continue
-            found = standing(self.sweep, job)
+            found = standing(self.sweep, job, self.ended)
             if found.is_hopeless:
-                task = self.open.get(job)
+                tasks += [task] if (task := self.open.get(job)) else []
                 self._end(job, "blocked", "; ".join(found.lost))
                 lost.add(job)
-                if task:
-                    with contextlib.suppress(scheduler.SchedulerError):
-                        scheduler.cancel([task])
-
-    # What can be submitted.
-
-    def _submit_all(self) -> None:
-        """Submit what is ready, the longest chains first; what needs a job that is with the cluster waits there."""
-        limit = scheduler.array_limit()
-        # One place is kept for the keeper.
-        room = max(1, self.profile.max_submitted - self.profile.submit_from_jobs) - len(self.open)
-        while True:
-            ready = self._ready()
-            groups = self._groups(ready[: max(0, room)])
-            for terms, jobs in groups:
-                room -= self._submit_group(terms, jobs, limit)
-            if not groups or room <= 0:
-                return
-
-    def _ready(self) -> list[int]:
-        """The jobs whose needs have ended or are with the cluster, in the order in which they should start."""
-        waiting = [job for job in self.sweep.jobs if job.number not in self.ended and job.number not in self.open]
-        placed = self.ended.keys() | self.open.keys()
-        ready = [job for job in waiting if self.sweep.needs.get(job.number, frozenset()) <= placed]
-        return [job.number for job in sorted(ready, key=lambda job: -job.priority)]
-
-    def _groups(self, jobs: Iterable[int]) -> list[tuple[Terms, list[int]]]:
-        """Jobs that may form an array: those that wait for the same and keep away from the same nodes."""
-        groups: dict[Terms, list[int]] = defaultdict(list)
-        for job in jobs:
-            needed = self.sweep.needs.get(job, frozenset())
-            after = {self.open[other] for other in needed if self.open.get(other)}
-            if any(other in self.open and not self.open[other] for other in needed):
-                # What it needs is in doubt; it is looked at again.
-                continue
-            delay = 0
-            if job in self.after:
-                other_task = self.after[job]
-                state = scheduler.state_of(other_task) if other_task else None
-                if state not in (None, scheduler.GONE):
-                    after.add(other_task)
-                elif not other_task:
-                    delay = ELSEWHERE_SECONDS
-            exclude = tuple(sorted(self.sweep.state(job).failed_on)) if self.tasks[job] else ()
-            groups[Terms(tuple(sorted(after)), exclude, delay)].append(job)
-        return list(groups.items())
-
-    def _submit_group(self, terms: Terms, jobs: list[int], limit: int) -> int:
-        """Submit jobs of equal terms in arrays of the size that the cluster takes; returns how many it took.
-
-        Raises:
-            NoRoom: it takes no more, or cannot be asked now.
-        """
-        given = 0
-        size = min(limit, len(jobs))
-        while given < len(jobs):
-            if self.sweep.is_stopped:
-                raise NoRoom("the sweep was cancelled meanwhile")
-            part = jobs[given : given + size]
-            try:
-                submission = submit(self.sweep, self.profile, part, terms)
-            except (TooLarge, NoRoom) as refusal:
-                if size == 1:
-                    raise NoRoom(str(refusal)) from refusal
-                size = max(1, size // 2)
-                continue
-            except NotNow as trouble:
-                self.found.trouble = str(trouble)
-                raise NoRoom(str(trouble)) from trouble
-            except UserError as refusal:
-                if not terms.exclude:
-                    raise
-                self.say(f"{refusal}; keeping away from {', '.join(terms.exclude)} is given up")
-                terms = Terms(terms.after, (), terms.delay_seconds)
-                continue
-            self.found.submitted.append(submission)
-            for job, task in submission.tasks.items():
-                self.open[job] = task
-                self.tasks[job].append((submission.when, task))
-            given += len(part)
-        return given
-
-    def _see_to_keeper(self, queue: Mapping[str, Task]) -> None:
-        """See that something looks after the sweep when all that is with the cluster has ended."""
-        arrays = sorted({task.partition("_")[0] for task in self.open.values() if task}, key=int)
-        is_due = bool(arrays or self.found.waiting or self.open)
-        # One that runs may be this very process, or one that has looked already.
-        is_there = any(queue[keeper].state == "PENDING" for keeper in self.keepers if keeper in queue)
-        if not is_due or is_there or not self.profile.submit_from_jobs or self.sweep.is_stopped:
-            return
-        try:
-            submit_keeper(self.sweep, self.profile, arrays[-MOST_ARRAYS:], 0 if arrays else 2 * int(DOUBT_SECONDS))
-        except (NoRoom, TooLarge, NotNow):
-            return
+        if tasks:
+            with contextlib.suppress(SchedulerError):
+                scheduler.cancel(tasks)
 
 
 def tired(state: State) -> str:

@@ -28,8 +28,9 @@ from slurm.forecast import print_arrays, print_prices
 from slurm.planning import Asked, planned_sweep
 from slurm.profile import Profile
 from slurm.reopening import retry, take_up
+from slurm.scheduler import SchedulerError
 from slurm.screen import LOOK_SECONDS, Display
-from slurm.snapshot import Reader, Snapshot
+from slurm.snapshot import Reader
 from slurm.sweep import Sweep
 
 TEND_SECONDS = 15.0
@@ -57,11 +58,11 @@ class Cluster:
         """Refuse folders that the nodes cannot see."""
         if not self.profile.shared:
             return
-        shared = Path(self.profile.shared).expanduser().absolute()
+        shared = Path(self.profile.shared).expanduser().resolve()
         if not shared.is_dir():
             raise UserError(f"shared = {self.profile.shared!r} of the profile is no folder; name the one all nodes see")
         for option, folder in (("--runs", runs), ("--data-root", data_root)):
-            if folder is not None and not folder.absolute().is_relative_to(shared):
+            if folder is not None and not folder.resolve().is_relative_to(shared):
                 raise UserError(
                     f"{option} {folder} does not lie in {shared}, the folder that all nodes share; choose one that does"
                 )
@@ -124,15 +125,15 @@ class Cluster:
                 soft_wrap=True,
             )
         try:
-            tended = tend(sweep, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
-            console.print(told(tended), highlight=False, soft_wrap=True)
+            console.print(looked_after(sweep, console), highlight=False, soft_wrap=True)
             if not self.waits:
                 raise Left(0)
             _watched(sweep, console)
         except (KeyboardInterrupt, Left) as leaving:
             console.print(
-                f"The sweep goes on without this command: python -m slurm.status --runs {settings.runs} shows it, "
-                "python -m slurm.cancel ends it, and this command, given again, watches it and renders what it gave.",
+                f"The sweep goes on without this command: python -m slurm.status --runs {settings.runs} "
+                f"--sweep {sweep.name} shows it, python -m slurm.cancel with the same options ends it, and this "
+                "command, given again, watches it and renders what it gave.",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -162,6 +163,18 @@ def missing_of(jobs: Sequence[Job], store: Store, retry_failed: bool = False) ->
     return [job for job in jobs if any(statuses[run] not in enough for run in job.runs)]
 
 
+def looked_after(sweep: Sweep, console: Console) -> str:
+    """Look after a sweep, and say what that did.
+
+    Raises:
+        UserError: SLURM refuses the jobs, or the shared folder cannot be written.
+    """
+    try:
+        return told(tend(sweep, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)))
+    except SchedulerError as error:
+        return str(error)
+
+
 def told(tended: Tended | None) -> str:
     """What a look at a sweep did, for people."""
     if tended is None:
@@ -175,25 +188,38 @@ def told(tended: Tended | None) -> str:
         said += f"; {tended.waiting} wait for room and will be submitted as jobs end"
     if tended.trouble:
         said += f"; {tended.trouble}"
+    if not tended.is_followed:
+        said += "; only a command that watches it, or one of its jobs as it ends, will submit more"
     return said
 
 
 def _watched(sweep: Sweep, console: Console) -> None:
-    """Look after a sweep and show it until it is over."""
+    """Look after a sweep and show it until it is over.
+
+    Raises:
+        Left: somebody has cancelled it.
+    """
     reader = Reader(sweep)
+    last, trouble = -TEND_SECONDS, ""
     with Display(console) as display:
-        looked = 0.0
-        ended = -1
         while True:
-            snapshot: Snapshot = reader.snapshot()
-            display.show(snapshot)
-            if snapshot.is_over:
-                return
-            over = sum(line.condition in ("done", "failed", "blocked", "cancelled") for line in snapshot.lines)
-            lost = any(line.condition == "held back" for line in snapshot.lines)
-            if time.monotonic() - looked > TEND_SECONDS or (over != ended and lost):
-                looked, ended = time.monotonic(), over
-                tend(sweep, display.say)
+            # What goes wrong here may be mended while the jobs go on: it is said, and looked at again.
+            try:
+                snapshot = reader.snapshot()
+                display.show(snapshot)
+                if snapshot.is_over:
+                    return
+                if sweep.is_stopped and not snapshot.is_moving:
+                    display.say("the sweep was cancelled; this command, given again, goes on with it")
+                    raise Left(1)
+                if time.monotonic() - last > TEND_SECONDS:
+                    last = time.monotonic()
+                    tend(sweep, display.say)
+                trouble = ""
+            except (UserError, SchedulerError, OSError) as error:
+                if str(error) != trouble:
+                    trouble = str(error)
+                    display.say(trouble)
             time.sleep(LOOK_SECONDS)
 
 

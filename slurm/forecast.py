@@ -66,15 +66,14 @@ def print_prices(console: Console, prices: Sequence[Price], profile: Profile, kn
     if not chosen.jobs:
         console.print("Nothing to train: every run has its record. Nothing was started.", highlight=False)
         return
-    screen = Table("grouping", "jobs", unit, "at the soonest in", "", box=None, pad_edge=False)
+    screen = Table("grouping", "jobs", unit, "longest chain", "", box=None, pad_edge=False)
     for price in prices:
-        soonest = max(price.longest_chain, price.hours / max(1, profile.gpus) / min(profile.array, max(1, price.jobs)))
         marks = ["this profile's"] * (price is chosen) + ["the cheapest"] * (price is cheapest)
         screen.add_row(
             f"{price.grouping}: {WORDS[price.grouping]}",
             str(price.jobs),
             f"{price.hours:.2f}",
-            duration(3600 * soonest),
+            duration(3600 * price.longest_chain),
             ", ".join(marks),
         )
     console.print(screen)

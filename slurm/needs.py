@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmark.errors import UserError
@@ -30,12 +31,12 @@ class Standing:
         return bool(self.lost) and not self.ready and not self.waiting
 
 
-def standing(sweep: Sweep, number: int) -> Standing:
-    """How the runs of a job stand."""
+def standing(sweep: Sweep, number: int, ended: Mapping[int, Ending] | None = None) -> Standing:
+    """How the runs of a job stand. ended: how jobs have ended, if that was just looked up."""
     ready: list[Run] = []
     lost: list[str] = []
     waiting = ""
-    ended = sweep.ended()
+    ended = sweep.ended() if ended is None else ended
     for run in sweep.runs_of(number):
         if sweep.store.has_record(run):
             continue

@@ -7,7 +7,9 @@ import getpass
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
 import uuid
 import zlib
@@ -63,7 +65,12 @@ def planned_sweep(runs: Path, asked: Asked) -> tuple[Sweep, bool]:
     temporary = sweep.folder / f".{PLAN}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        _write_plan(temporary, asked)
+        with tempfile.TemporaryDirectory() as local:
+            # Writing it takes locks, which some shared folders do not have.
+            _write_plan(Path(local) / PLAN, asked)
+            shutil.copyfile(Path(local) / PLAN, temporary)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
         # Of two that plan it at once the first one's plan holds.
         try:
             os.link(temporary, sweep.folder / PLAN)

@@ -14,22 +14,46 @@ from benchmark.plan import Grouping
 from benchmark.spec import Frozen
 
 EXAMPLE = Path(__file__).parent / "profiles" / "example.toml"
-TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):(\d{2})(?::(\d{2}))?")
-RESERVED = ("array", "dependency", "exclude", "job-name", "output", "error", "open-mode", "requeue", "signal", "time")
+TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
+RESERVED = (
+    "array",
+    "begin",
+    "cpus-per-task",
+    "dependency",
+    "error",
+    "exclude",
+    "job-name",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "open-mode",
+    "output",
+    "requeue",
+    "signal",
+    "time",
+    "wrap",
+)
 """Options of sbatch that the suite sets itself."""
 
 
 def minutes(value: object) -> object:
-    """A time as SLURM writes it (`90`, `1:30:00`, `2-12:00:00`; `12:00` is twelve hours) as minutes, rounded up."""
+    """A time as SLURM writes it as minutes, rounded up.
+
+    `90`, `90:00` (minutes and seconds), `1:30:00`, `2-12`, `2-12:00`, `2-12:00:00`.
+    """
     if not isinstance(value, str):
         return value
-    if value.strip().isdigit():
-        return int(value)
     match = TIME.fullmatch(value.strip())
     if match is None:
-        raise ValueError("give minutes, or hours:minutes[:seconds], or days-hours:minutes[:seconds]")
-    days, hours, of_hour, seconds = (int(part or 0) for part in match.groups())
-    return days * 1440 + hours * 60 + of_hour + (seconds > 0)
+        raise ValueError("give minutes, hours:minutes:seconds, or days-hours[:minutes[:seconds]]")
+    parts = [int(part) for part in match.groups()[1:] if part is not None]
+    if match[1] is not None:
+        hours, of_hour, seconds = [*parts, 0, 0][:3]
+        hours += 24 * int(match[1])
+    else:
+        # Without days a single number is of minutes, and two are of minutes and seconds.
+        hours, of_hour, seconds = [*([] if len(parts) == 3 else [0]), *parts, 0][:3]
+    return hours * 60 + of_hour + (seconds + 59) // 60
 
 
 def amount(value: str) -> str:
@@ -125,6 +149,8 @@ class Profile(Frozen):
             "cpus_per_task": self.cpus,
             "array_parallelism": self.array,
             "setup": list(self.setup),
+            # Since 22.05 a step no longer takes it from its job.
+            "srun_args": [f"--cpus-per-task={self.cpus}"],
             "signal_delay_s": self.grace_seconds,
             # By default submitit sets one, which clusters that check them refuse.
             "wckey": None,

@@ -12,8 +12,7 @@ from benchmark.command_line import run_app
 from benchmark.errors import UserError
 from benchmark.options import Runs, check_there
 from slurm import scheduler
-from slurm.dispatch import tend
-from slurm.executor import told
+from slurm.executor import looked_after
 from slurm.reopening import retry
 from slurm.states import Ending
 from slurm.status import SweepName
@@ -47,7 +46,7 @@ def main(
         nodes = ", ".join(sorted(chosen.state(number).failed_on))
         away = f" (not on {nodes})" if nodes else ""
         console.print(f"again: {chosen.jobs[number].name}{away}", highlight=False, markup=False, soft_wrap=True)
-    console.print(told(tend(chosen, lambda line: console.print(line, markup=False))), highlight=False, soft_wrap=True)
+    console.print(looked_after(chosen, console), highlight=False, soft_wrap=True)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT",
 RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 ARRAY_LIMIT = 1001
 """SLURM's own default, taken where the controller does not tell its configuration."""
-_QUEUE = "%i|%T|%r|%N"
+_QUEUE = "%i|%T|%r|%N|%M"
 
 
 class SchedulerError(Exception):
@@ -42,6 +43,8 @@ class Task:
     state: str
     reason: str
     node: str
+    run_time: str
+    """How long it has run since it last started, as SLURM writes it."""
 
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
@@ -50,6 +53,14 @@ COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 def is_installed() -> bool:
     """Whether this machine can submit."""
     return all(shutil.which(name) for name in COMMANDS)
+
+
+def this_user() -> str:
+    """Who submits."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def check_installed() -> None:
@@ -110,7 +121,7 @@ def queue(arrays: Iterable[str]) -> dict[str, Task] | None:
     found = {}
     for line in text.splitlines():
         parts = line.split("|")
-        if len(parts) != 4 or not parts[0][:1].isdigit():
+        if len(parts) != 5 or not parts[0][:1].isdigit():
             # Not what was asked for: that a job is not in it then tells nothing.
             return None
         found[parts[0]] = Task(*parts)
@@ -143,7 +154,7 @@ def is_alive(owner: Owner) -> bool | None:
     state = state_of(owner.job)
     if state is None:
         return None
-    if state == GONE and owner.user and owner.user != os.environ.get("USER", ""):
+    if state == GONE and owner.user != this_user():
         # On some clusters nobody sees the jobs of others.
         return None
     return state.split("+")[0] in RUNNING
@@ -151,10 +162,20 @@ def is_alive(owner: Owner) -> bool | None:
 
 def end_of(job: str, tries: int = TRIES) -> float | None:
     """When SLURM will end a running job, in seconds since 1970; None where it cannot say."""
-    with contextlib.suppress(SchedulerError, ValueError):
-        text = asked(["squeue", "-h", "-j", job, "-o", "%e"], tries).strip()
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    # What is left, and not when it ends: nodes' clocks differ, and have summer and winter.
+    with contextlib.suppress(SchedulerError):
+        left = seconds_of(asked(["squeue", "-h", "-j", job, "-o", "%L"], tries).strip())
+        return None if left is None else time.time() + left
     return None
+
+
+def seconds_of(text: str) -> float | None:
+    """A duration as SLURM writes it, `1-02:03:04` or less of it; None where it is none (`UNLIMITED`, `INVALID`)."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return 86400.0 * days + 3600 * hours + 60 * minutes + seconds
 
 
 def requeue(job: str) -> None:

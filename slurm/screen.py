@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -25,7 +24,7 @@ COLOURS: dict[Condition, str] = {
 }
 MOST_LINES = 30
 """Jobs of one condition that are named before the rest is counted."""
-LOOK_SECONDS = 3.0
+LOOK_SECONDS = 5.0
 PLAIN_SECONDS = 30.0
 
 
@@ -107,6 +106,7 @@ class Display:
         self.console = console
         self.live = Live(console=console, auto_refresh=False, vertical_overflow="crop") if console.is_terminal else None
         self._seen: dict[int, Condition] = {}
+        self._troubles: tuple[str, ...] = ()
         self._told = 0.0
 
     def __enter__(self) -> Display:
@@ -134,16 +134,10 @@ class Display:
                 said = f": {line.reason}" if line.reason else ""
                 self.say(f"{line.condition:<9} {line.name}{where}{said}")
             self._seen[line.number] = line.condition
+        for trouble in snapshot.troubles:
+            if trouble not in self._troubles:
+                self.say(trouble)
+        self._troubles = snapshot.troubles
         if time.monotonic() - self._told > PLAIN_SECONDS or snapshot.is_over:
             self._told = time.monotonic()
             self.console.print(_headline(snapshot), soft_wrap=True)
-
-
-def watch(look: Callable[[], Snapshot], display: Display, until_over: bool = True) -> None:
-    """Show a sweep again and again until all of it has ended."""
-    while True:
-        snapshot = look()
-        display.show(snapshot)
-        if snapshot.is_over and until_over:
-            return
-        time.sleep(LOOK_SECONDS)

@@ -34,6 +34,19 @@ CONDITIONS: tuple[Condition, ...] = (
 FRESH_SECONDS = 60.0
 """How old the last word of a job may be for it to count as running where SLURM does not say."""
 LITTLE_SPACE = 2**30
+NEVER = (
+    "AccountNotAllowed",
+    "BadConstraints",
+    "InvalidAccount",
+    "InvalidQOS",
+    "JobHeldAdmin",
+    "JobHeldUser",
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "QOSMaxWallDurationPerJobLimit",
+    "AssocMaxWallDurationPerJobLimit",
+)
+"""Why SLURM has jobs wait until somebody changes something."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,11 @@ class Snapshot:
         return Counter(line.condition for line in self.lines)
 
     @property
+    def is_moving(self) -> bool:
+        """Whether the cluster has any of its jobs."""
+        return any(line.condition in ("running", "requeued", "pending", "unknown") for line in self.lines)
+
+    @property
     def is_over(self) -> bool:
         """Whether every job has ended."""
         return all(line.condition in ("done", "failed", "blocked", "cancelled") for line in self.lines)
@@ -94,19 +112,15 @@ class Reader:
     """Jobs whose records were looked for after they last moved."""
     _reasons: dict[int, str] = field(default_factory=dict)
 
-    def snapshot(self, queue: Mapping[int, Task] | None = None, answers: bool = True) -> Snapshot:
-        """The sweep as it stands now.
-
-        queue: its jobs that the cluster has, by job, if that was just asked for; answers: whether SLURM said so.
-        """
+    def snapshot(self) -> Snapshot:
+        """The sweep as it stands now."""
         sweep = self.sweep
         latest = latest_tasks(sweep)
         ended = sweep.ended()
-        if queue is None:
-            open_tasks = {job: task for job, task in latest.items() if job not in ended and task}
-            found = scheduler.queue(task.partition("_")[0] for task in open_tasks.values())
-            answers = found is not None
-            queue = {job: found[task] for job, task in open_tasks.items() if found and task in found}
+        open_tasks = {job: task for job, task in latest.items() if job not in ended and task}
+        found = scheduler.queue(task.partition("_")[0] for task in open_tasks.values())
+        answers = found is not None
+        queue = {job: found[task] for job, task in open_tasks.items() if found and task in found}
         states = self._read_states()
         lines = tuple(
             self._line(job.number, job.name, states.get(job.number), ended.get(job.number), latest, queue, answers)
@@ -122,7 +136,7 @@ class Reader:
             used * cards,
             left * cards,
             "GPU" if profile.gpus else "job",
-            tuple(self._troubles(answers)),
+            tuple(self._troubles(answers, queue)),
         )
 
     def _line(
@@ -202,11 +216,15 @@ class Reader:
             yield Coverage(title, sum(run in self._recorded for run in runs), len(runs))
         self._still = {job.number for job in self.sweep.jobs} - moving
 
-    def _troubles(self, answers: bool) -> Iterable[str]:
+    def _troubles(self, answers: bool, queue: Mapping[int, Task]) -> Iterable[str]:
         if self.sweep.is_stopped:
             yield "this sweep is cancelled; its command, given again, goes on with it"
         if not answers:
             yield "SLURM does not answer: what runs is told from the jobs' own files"
+        never = Counter(task.reason for task in queue.values() if task.reason in NEVER)
+        for reason, count in never.items():
+            jobs = "1 job waits" if count == 1 else f"{count} jobs wait"
+            yield f"{jobs} for what will not come by itself: {reason}; change the profile, cancel and start again"
         yield from folder_troubles(self.sweep.store.root)
 
 
@@ -225,7 +243,7 @@ def folder_troubles(folder: Path) -> list[str]:
             os.fsync(opened.fileno())
         seconds = time.monotonic() - began
     except OSError as error:
-        return [f"nothing can be written to {folder}: {error.strerror}; jobs cannot keep what they train"]
+        return [f"nothing can be written to {folder}: {error.strerror}"]
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)

@@ -14,6 +14,10 @@ Leaving = Literal["done", "failed", "time limit", "preempted", "cancelled", "els
 somebody else trains the same; because what it needs is not there; because what watched it for the cluster died."""
 
 
+BLAMELESS: tuple[Leaving, ...] = ("elsewhere", "waiting", "cancelled", "preempted")
+"""How attempts end that could not help it."""
+
+
 class Attempt(Frozen):
     """One time that a job ran, as the job itself tells it."""
 
@@ -66,20 +70,39 @@ class State(Frozen):
 
     @property
     def failed_on(self) -> frozenset[str]:
-        """The nodes on which it has failed."""
-        return frozenset(attempt.owner.node for attempt in self.attempts if attempt.leaving == "failed")
+        """The nodes on which it has failed, or, once a user had it tried again, ended without a word."""
+        return frozenset(
+            attempt.owner.node
+            for attempt in self.attempts
+            if attempt.leaving == "failed" or (attempt.leaving is None and attempt.began < self.forgiven)
+        )
 
     @property
     def fruitless(self) -> int:
-        """How many attempts in a row, up to now, ended without an answer and without getting any further."""
+        """How many attempts in a row, up to now, ended without an answer and without getting any further.
+
+        Further than any before: one that dies at the same step each time gets no further, wherever it began.
+        """
         count, reached = 0, 0.0
         for attempt in self.attempts:
             further, reached = attempt.reached > reached, max(reached, attempt.reached)
-            if further or attempt.began < self.forgiven:
+            if attempt.began < self.forgiven or attempt.leaving in ("done", "failed"):
+                count, reached = 0, 0.0
+            elif further:
                 count = 0
-            elif attempt.leaving not in ("elsewhere", "waiting", "cancelled"):
+            elif attempt.leaving not in BLAMELESS:
                 count += 1
         return count
+
+    @property
+    def reached(self) -> float:
+        """How far it has come since it was last begun anew."""
+        anew = [
+            place + 1
+            for place, attempt in enumerate(self.attempts)
+            if attempt.began < self.forgiven or attempt.leaving in ("done", "failed")
+        ]
+        return max((attempt.reached for attempt in self.attempts[max(anew, default=0) :]), default=0.0)
 
 
 class Submission(Frozen):
@@ -90,6 +113,8 @@ class Submission(Frozen):
     jobs: tuple[int, ...]
     array: str = ""
     keeper: bool = False
+    user: str = ""
+    """Who called; on some clusters nobody sees the jobs of others."""
 
     @property
     def tasks(self) -> dict[int, str]:

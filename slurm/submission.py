@@ -24,6 +24,7 @@ from slurm.sweep import Sweep
 
 NO_ROOM = (
     "MaxSubmit",
+    "SubmitJobsLimit",
     "MaxJobs",
     "job submit limit",
     "QOS policy",
@@ -32,7 +33,6 @@ NO_ROOM = (
 )
 BUSY = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes", "Communication connection", "Transport")
 TOO_LARGE = ("Invalid job array",)
-ELSEWHERE = ("Requested node configuration is not available", "Invalid node name")
 KEEPER_MINUTES = 10
 
 
@@ -100,7 +100,7 @@ def submit(sweep: Sweep, profile: Profile, jobs: Sequence[int], terms: Terms) ->
         given = executor.map_array(entry.run_job, [str(sweep.folder)] * len(jobs), jobs)
         return str(given[0].job_id).partition("_")[0]
 
-    return _noted(sweep, profile, Submission(token=_token(), when=time.time(), jobs=tuple(jobs)), parameters, give)
+    return _noted(sweep, profile, _submission(jobs), parameters, give)
 
 
 def submit_keeper(sweep: Sweep, profile: Profile, arrays: Sequence[str], delay_seconds: int = 0) -> Submission:
@@ -110,21 +110,31 @@ def submit_keeper(sweep: Sweep, profile: Profile, arrays: Sequence[str], delay_s
         UserError, NoRoom, TooLarge, NotNow: see `submit`.
     """
     parameters = _merged(profile.parameters(), Terms(after=tuple(arrays), delay_seconds=delay_seconds).parameters())
-    for name in ("gpus_per_node", "gres"):
+    # It asks for as little as can be, and for nothing that another partition may not have.
+    for name in ("gpus_per_node", "gres", *(("constraint",) if profile.keeper_partition else ())):
         parameters.pop(name, None)
-    parameters |= {"time": KEEPER_MINUTES, "cpus_per_task": 1, "signal_delay_s": 30}
+    parameters |= {
+        "time": KEEPER_MINUTES,
+        "cpus_per_task": 1,
+        "srun_args": ["--cpus-per-task=1"],
+        "signal_delay_s": 30,
+    }
+    options: dict[str, Any] = {"requeue": True, **({"mem": "2G"} if profile.memory else {})}
+    if delay_seconds:
+        options["begin"] = f"now+{delay_seconds}"
+    parameters["additional_parameters"] = options
     if profile.keeper_partition:
         parameters["partition"] = profile.keeper_partition
 
     def give(executor: _Executor) -> str:
         return str(executor.submit(entry.keep, str(sweep.folder)).job_id)
 
-    keeper = Submission(token=_token(), when=time.time(), jobs=(), keeper=True)
-    return _noted(sweep, profile, keeper, parameters, give)
+    return _noted(sweep, profile, _submission((), keeper=True), parameters, give)
 
 
-def _token() -> str:
-    return uuid.uuid4().hex[:10]
+def _submission(jobs: Sequence[int], keeper: bool = False) -> Submission:
+    token, user = uuid.uuid4().hex[:10], scheduler.this_user()
+    return Submission(token=token, when=time.time(), jobs=tuple(jobs), keeper=keeper, user=user)
 
 
 def _merged(parameters: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from slurm.states import ENDINGS, Ending, State, Submission
 
 FOLDER = "sweeps"
 PLAN = "plan.sqlite"
+SETTINGS = "sweep.json"
 STOPPED = "stopped"
 RESUMED = "resumed"
 PARTS = ("teacher", "head", "start")
@@ -110,10 +111,6 @@ class Sweep:
             found.setdefault(job, set()).add(needed)
         return {job: frozenset(needed) for job, needed in found.items()}
 
-    def dependents(self, number: int) -> list[int]:
-        """The jobs that need a job."""
-        return [job for job, needed in self.needs.items() if number in needed]
-
     def runs_of(self, number: int) -> list[Run]:
         """What a job trains."""
         rows = self.plan.execute("select digest from runs where job = ? order by place", (number,)).fetchall()
@@ -157,7 +154,7 @@ class Sweep:
         Raises:
             UserError: that cannot be read.
         """
-        path = self.folder / "sweep.json"
+        path = self.folder / SETTINGS
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             fields = content["settings"]
@@ -178,7 +175,7 @@ class Sweep:
             "released": [[sha256, str(path.absolute())] for sha256, path in settings.released],
         }
         content = {"settings": fields, "profile": profile.model_dump(mode="json")}
-        write_text(self.folder / "sweep.json", json.dumps(content, indent=1) + "\n")
+        write_text(self.folder / SETTINGS, json.dumps(content, indent=1) + "\n")
 
     # What jobs say, and how they ended.
 
@@ -221,6 +218,9 @@ class Sweep:
             UserError: the shared folder cannot be written.
         """
         write_text(self.folder / "ended" / f"{number:06d}.{ending}", reason)
+        for other in ENDINGS:
+            if other != ending:
+                (self.folder / "ended" / f"{number:06d}.{other}").unlink(missing_ok=True)
 
     def reopen(self, number: int) -> None:
         """Take it back that a job has ended."""
@@ -259,7 +259,8 @@ class Sweep:
                 with contextlib.suppress(OSError, ValueError, ValidationError):
                     if path.suffix == ".json":
                         found.append(Submission.model_validate_json(path.read_text(encoding="utf-8")))
-        return sorted(found, key=lambda submission: submission.when)
+        # By SLURM's own numbers: the clocks of the nodes from which it was called differ.
+        return sorted(found, key=lambda submission: (int(submission.array or 10**12), submission.when))
 
     def write_submission(self, submission: Submission) -> None:
         """Note a call of sbatch: before it, and once it is answered again."""
@@ -271,16 +272,23 @@ class Sweep:
 
 
 def sweeps_in(runs: Path) -> list[Sweep]:
-    """All sweeps of a folder of runs, the oldest first."""
-    folders = [path.parent for path in (runs / FOLDER).glob(f"*/{PLAN}")]
-    return [Sweep(folder) for folder in sorted(folders, key=lambda folder: (folder / PLAN).stat().st_mtime)]
+    """All sweeps of a folder of runs, the one that a command took up last at the end."""
+
+    def used(folder: Path) -> float:
+        with contextlib.suppress(OSError):
+            return (folder / SETTINGS).stat().st_mtime
+        return 0.0
+
+    return [Sweep(folder) for folder in sorted((path.parent for path in (runs / FOLDER).glob(f"*/{PLAN}")), key=used)]
 
 
-def chosen_sweep(runs: Path, name: str = "") -> Sweep:
-    """The sweep of a name, or the latest one.
+def chosen_sweep(runs: Path, name: str = "", doubtless: bool = False) -> Sweep:
+    """The sweep of a name, or the one that a command took up last.
+
+    doubtless: of several that are not over, none is chosen without a name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or there are several.
     """
     found = sweeps_in(runs)
     if not found:
@@ -289,7 +297,11 @@ def chosen_sweep(runs: Path, name: str = "") -> Sweep:
             "--profile FILE, or name another folder with --runs"
         )
     if not name:
-        return found[-1]
+        going = [sweep for sweep in found if len(sweep.ended()) < len(sweep.jobs)] if doubtless else []
+        if len(going) > 1:
+            names = ", ".join(sweep.name for sweep in going)
+            raise UserError(f"{len(going)} sweeps are not over: {names}; name one with --sweep")
+        return going[0] if going else found[-1]
     for sweep in found:
         if sweep.name == name:
             return sweep

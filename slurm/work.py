@@ -75,23 +75,30 @@ def _start_again(job: str, leaving: Leaving) -> None:
 def keep(folder: str) -> None:
     """Look after the sweep in a folder; what a sweep's keeper does when all that was submitted has ended.
 
-    Nobody comes after it, so it tries again for some minutes where SLURM, or the folder, does not answer.
+    Nobody comes after it, so it tries again for some minutes where SLURM, or the folder, does not answer, and then has
+    itself started again, for which there is always room.
     """
     signals, sweep = Signals(), Sweep(Path(folder))
     deadline = time.monotonic() + KEEPER_PATIENCE_SECONDS
-    while not _looked_after(sweep) and signals.told is None and time.monotonic() < deadline:
+    while not _looked_after(sweep):
+        if signals.told is not None:
+            return
+        if time.monotonic() > deadline:
+            with contextlib.suppress(SchedulerError):
+                scheduler.requeue(this_owner().job)
+            return
         time.sleep(BEAT_SECONDS)
 
 
 def _looked_after(sweep: Sweep) -> bool:
-    """Look after a sweep; whether that was possible, or another process did it."""
+    """Look after a sweep; whether that was possible, and somebody will look again."""
     try:
         tended = tend(sweep, say=_say)
     except (UserError, SchedulerError) as error:
         # Whoever looks after the sweep next makes good for it; what this job has trained is safe.
         _say(f"the sweep was not looked after: {error}")
         return False
-    return tended is None or (tended.answers and not tended.trouble)
+    return tended is None or (tended.answers and tended.is_followed)
 
 
 def _say(line: str) -> None:
@@ -157,11 +164,12 @@ class Diary:
 
     def __init__(self, sweep: Sweep, number: int) -> None:
         before = sweep.state(number)
-        reached = max((attempt.reached for attempt in before.attempts), default=0.0)
+        reached = before.reached
         now = time.time()
         self.sweep, self.before = sweep, before
         self.attempt = Attempt(owner=this_owner(), began=now, beat=now, reached=reached)
         self.shown: Shown | None = None
+        self.reached = reached
         self.lock, self.over = threading.Lock(), threading.Event()
 
     def __enter__(self) -> Diary:
@@ -195,7 +203,7 @@ class Diary:
             self._write_now()
 
     def _write_now(self) -> None:
-        self.attempt = self.attempt.changed(beat=time.time())
+        self.attempt = self.attempt.changed(beat=time.time(), reached=self.reached)
         present, others = self._others()
         attempts = tuple(sorted((*others, self.attempt), key=lambda attempt: attempt.began))
         shown = self.shown if attempts[-1] is self.attempt else present.shown
@@ -225,10 +233,8 @@ class Diary:
             seconds_left=progress.seconds_left,
             top1=progress.top1,
         )
-        reached = share_done(progress)
-        if reached > self.attempt.reached:
-            with self.lock:
-                self.attempt = self.attempt.changed(reached=reached)
+        # Without the lock, which a slow folder may keep for long.
+        self.reached = max(self.reached, share_done(progress))
 
     def close(self, leaving: Leaving, reason: str = "", waits_for: str = "") -> Leaving:
         """Write down how the attempt ended; where the folder takes nothing, SLURM is told instead."""

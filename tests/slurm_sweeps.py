@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
 import re
+import shutil
 import signal
 import tempfile
 import time
@@ -199,15 +201,14 @@ def shown(cluster: Cluster, job: str, name: str) -> str:
     return match[1]
 
 
-def kill_daemon(cluster: Cluster, job: str, step: str) -> None:
-    """SIGKILL the slurmstepd of a job's step: `0`, or `batch`."""
+def daemon_of(cluster: Cluster, job: str, step: str) -> psutil.Process:
+    """The slurmstepd of a job's step: `0`, or `batch`."""
     raw = shown(cluster, job, "JobId")
     for process in processes_of(cluster.folder, cluster.name):
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             if words.startswith(f"slurmstepd: [{raw}.{step}]"):
-                os.kill(process, signal.SIGKILL)
-                return
+                return psutil.Process(process)
     raise AssertionError(f"no slurmstepd of {raw}.{step}")
 
 
@@ -231,6 +232,7 @@ def clear(cluster: Cluster) -> None:
 @functools.cache
 def _undisturbed() -> Planned:
     place = Path(tempfile.mkdtemp(prefix="undisturbed-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
     return planned(place)
 
 

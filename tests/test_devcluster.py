@@ -51,28 +51,6 @@ def test_a_job_runs_on_the_processors_and_the_gpu_it_asked_for(cluster: Cluster)
     assert out.read_text().split() == ["2", "0", socket.gethostname()]
 
 
-def test_a_requeued_job_starts_again(cluster: Cluster) -> None:
-    out = cluster.folder / "requeued.out"
-    script = 'echo "start ${SLURM_RESTART_COUNT:-0}"; [ -n "$SLURM_RESTART_COUNT" ] || exec sleep 60'
-    job = submit(cluster, script, f"--output={out}", "--open-mode=append")
-    eventually(lambda: out.exists() and "start 0" in out.read_text(), "the first start")
-    cluster.command("scontrol", "requeue", job)
-    eventually(lambda: state(cluster, job) == "COMPLETED", "the end of the job")
-    assert out.read_text().split("\n")[0] == "start 0"
-    assert out.read_text().rstrip().endswith("start 1")
-
-
-def test_a_job_of_high_priority_takes_the_nodes(cluster: Cluster) -> None:
-    out = cluster.folder / "low.out"
-    low = submit(cluster, "exec sleep 60", "--nodes=4", "--exclusive", f"--output={out}", "--open-mode=append")
-    eventually(lambda: state(cluster, low) == "RUNNING", "the start of the low job")
-    # At the beginning of the grace SLURM tells the steps only; the batch script hears of it at its end.
-    high = submit(cluster, "true", "--nodes=4", "--exclusive", "--partition=high")
-    eventually(lambda: state(cluster, high) == "COMPLETED", "preemption")
-    cluster.command("scancel", low)
-    assert re.search("CANCELLED AT .* DUE TO PREEMPTION", out.read_text())
-
-
 def test_there_is_no_accounting(cluster: Cluster) -> None:
     with pytest.raises(UserError, match="accounting storage is disabled"):
         cluster.command("sacct")
@@ -90,22 +68,6 @@ def test_a_name_that_is_none_is_refused(cluster: Cluster) -> None:
         cluster.kill("n9")
     with pytest.raises(UserError, match="unknown daemon"):
         cluster.log("n9")
-
-
-@needs_slurm
-def test_a_killed_node_goes_down_and_comes_back_and_the_controller_remembers() -> None:
-    with devcluster(nodes=2, options={"SlurmdTimeout": 3}) as own:
-        job = submit(own, "exec sleep 300", "--nodelist=n2")
-        eventually(lambda: state(own, job) == "RUNNING", "the start of the job")
-        own.kill("n1")
-        own.wait("down", ["n1"])
-        own.restart_controller()
-        assert state(own, job) == "RUNNING"
-        # Another process, which did not start the daemons, can do the same.
-        other = cluster_in(own.folder)
-        other.start("n1")
-        other.wait("idle", ["n1"])
-        other.kill("n1")
 
 
 @needs_slurm

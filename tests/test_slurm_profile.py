@@ -102,7 +102,17 @@ def test_the_command_refuses_a_bad_profile_with_exit_code_2(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("90", 90), ("1:30:00", 90), ("12:00", 720), ("0:10", 10), ("2-12:00:00", 3600), ("0:00:01", 1), ("1:00:01", 61)],
+    [
+        ("90", 90),
+        ("12:00", 12),
+        ("0:10", 1),
+        ("1:30:00", 90),
+        ("0:00:01", 1),
+        ("1:00:01", 61),
+        ("2-12", 3600),
+        ("2-12:30", 3630),
+        ("2-12:00:00", 3600),
+    ],
 )
 def test_times_are_read_as_slurm_writes_them(text: str, expected: int) -> None:
     assert minutes(text) == expected

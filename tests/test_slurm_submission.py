@@ -18,6 +18,7 @@ from slurm.devcluster import Cluster, devcluster
 from slurm.dispatch import tend
 from slurm.executor import told
 from slurm.profile import Profile
+from slurm.scheduler import SchedulerError
 from slurm.sweep import Sweep
 from tests.commands import ROOT, environment
 from tests.slurm_cluster import needs_slurm
@@ -264,7 +265,8 @@ def test_a_command_that_was_stopped_while_it_looked_after_a_sweep_holds_up_nobod
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         # It lives, so that it must be looking after the sweep.
-        assert tend(sweep, patience=0.5) is None
+        with pytest.raises(SchedulerError, match=r"^process \d+ on \S+ looks after this sweep and has not ended"):
+            tend(sweep, patience=0.5)
         assert jobs_in(cluster) == []
         holder.kill()
     tend(sweep)

@@ -29,9 +29,9 @@ from tests.slurm_sweeps import (
     assert_equal_to_undisturbed,
     at_cluster,
     bring_home,
+    daemon_of,
     endings,
     freeze,
-    kill_daemon,
     leavings,
     logs,
     planned,
@@ -82,38 +82,16 @@ def _disturb_all(storm: Storm) -> None:
     cluster, sweep = storm.cluster, storm.sweep
     left = set(range(7))
     frozen: dict[int, psutil.Process] = {}
-    killed, waking = "", 0.0
     while left:
-        for seed in sorted(left):
-            number = storm.job(seed)
-            if not trains(sweep, number):
-                continue
-            left.remove(seed)
-            if seed in (REQUEUED, PREEMPTED, TIMED, NODE):
+        for seed in left - frozen.keys():
+            if trains(sweep, storm.job(seed)):
                 # Held up, so that what comes finds it at work, however fast this machine is.
-                frozen[seed] = freeze(sweep, number)
-            task, node = task_of(sweep, number), sweep.state(number).attempts[-1].owner.node
-            if seed == REQUEUED:
-                cluster.command("scontrol", "requeue", task)
-            elif seed == PREEMPTED:
-                where = (f"--nodelist={node}", "--exclusive", "--partition=high", "--output=/dev/null")
-                cluster.command("sbatch", *where, "--wrap", "sleep 1")
-            elif seed == TIMED:
-                # SLURM looks at limits every half minute.
-                cluster.command("scontrol", "update", f"JobId={task}", "TimeLimit=3")
-            elif seed == KILLED:
-                python_of(sweep, number).kill()
-            elif seed == STEP:
-                kill_daemon(cluster, task, "0")
-                # Not before: Linux ends what is stopped when it loses its parents.
-                frozen[seed] = freeze(sweep, number)
-                waking = time.monotonic() + LOOK_SECONDS
-            elif seed == BATCH:
-                kill_daemon(cluster, task, "batch")
-            elif seed == NODE:
-                killed = node
-                cluster.kill(node)
+                frozen[seed] = freeze(sweep, storm.job(seed))
+        for seed in left & frozen.keys():
+            _disturb(storm, seed, frozen[seed])
+            left.remove(seed)
         time.sleep(0.05)
+    waking, killed = time.monotonic() + LOOK_SECONDS, sweep.state(storm.job(NODE)).attempts[0].owner.node
     until(lambda: time.monotonic() > waking, "the next look of the job whose step daemon was killed")
     frozen[STEP].send_signal(signal.SIGCONT)
     until(lambda: _left_in_time(sweep, storm.job(TIMED)), "the end of the job whose limit was shortened")
@@ -130,6 +108,33 @@ def _disturb_all(storm: Storm) -> None:
     orphan.send_signal(signal.SIGCONT)
     until(lambda: not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE, "the end of the orphan")
     cluster.start(killed)
+
+
+def _disturb(storm: Storm, seed: int, process: psutil.Process) -> None:
+    """Do to a job what its seed stands for; its process is stopped."""
+    cluster, number = storm.cluster, storm.job(seed)
+    task, node = task_of(storm.sweep, number), storm.sweep.state(number).attempts[-1].owner.node
+    if seed == REQUEUED:
+        cluster.command("scontrol", "requeue", task)
+    elif seed == PREEMPTED:
+        where = (f"--nodelist={node}", "--exclusive", "--partition=high", "--output=/dev/null")
+        cluster.command("sbatch", *where, "--wrap", "sleep 1")
+    elif seed == TIMED:
+        # SLURM looks at limits every half minute.
+        cluster.command("scontrol", "update", f"JobId={task}", "TimeLimit=3")
+    elif seed == KILLED:
+        process.kill()
+    elif seed == STEP:
+        daemon = daemon_of(cluster, task, "0")
+        # Not stopped meanwhile: Linux ends what is stopped when it loses its parents.
+        process.send_signal(signal.SIGCONT)
+        daemon.kill()
+        process.send_signal(signal.SIGSTOP)
+    elif seed == BATCH:
+        daemon_of(cluster, task, "batch").kill()
+        process.send_signal(signal.SIGCONT)
+    elif seed == NODE:
+        cluster.kill(node)
 
 
 def _left_in_time(sweep: Sweep, number: int) -> bool:

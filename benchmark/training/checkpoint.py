@@ -68,7 +68,10 @@ def read_checkpoint(folder: Path, run_ids: Collection[str] | None = None) -> Che
         except FileNotFoundError:
             # Removed meanwhile by a process that has finished these runs, or put aside by another one.
             continue
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+            if not path.exists():
+                # torch opens it once more, and says RuntimeError where it has gone between.
+                continue
             warnings.warn(f"damaged checkpoint {path}: {error}; falling back to the one before it", stacklevel=2)
             # Under its old name it would count as one of those that are kept, and push out a good one.
             set_aside(path)
@@ -85,7 +88,8 @@ def members(folder: Path) -> tuple[str, ...]:
     """The run ids in the newest readable checkpoint, from its header alone."""
     for _, _, _, path in _files(folder):
         try:
-            with safetensors.safe_open(path, "pt") as opened:
+            # As "pt" it would be opened by torch too, which may find that it has gone meanwhile.
+            with safetensors.safe_open(path, "np") as opened:
                 return tuple(json.loads((opened.metadata() or {})["notes"])["runs"])
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
             continue
