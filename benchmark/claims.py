@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import getpass
 import os
 import re
 import socket
@@ -80,6 +81,14 @@ def this_machine() -> str:
     return f"{socket.gethostname()} {boot} {container}".strip()
 
 
+def this_user() -> str:
+    """Who runs this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 @functools.lru_cache(maxsize=1)
 def _owner_of(process: int) -> Owner:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -89,7 +98,7 @@ def _owner_of(process: int) -> Owner:
         node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         process=process,
         started=psutil.Process(process).create_time(),
-        user=os.environ.get("USER", ""),
+        user=this_user(),
         job=f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", ""),
         restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
     )

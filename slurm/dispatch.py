@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from benchmark.claims import Claim, Claims
+from benchmark.claims import Claim, Claims, this_user
 from benchmark.files import write_text
 from slurm import scheduler
 from slurm.giving import Giver
@@ -156,7 +156,7 @@ class Tending:
 
     def _doubt(self, submission: Submission) -> float:
         """How long the answer to a call of sbatch may still come."""
-        return DOUBT_SECONDS if submission.user == scheduler.this_user() else DOUBT_OF_OTHERS_SECONDS
+        return DOUBT_SECONDS if submission.user == this_user() else DOUBT_OF_OTHERS_SECONDS
 
     # What has left the queue.
 
@@ -190,7 +190,7 @@ class Tending:
     def _see_how_it_left(self, job: int, task: str, state: State, attempt: Attempt | None) -> bool:
         """Judge a job that left the queue without a word; whether SLURM said what became of it."""
         said = scheduler.state_of(task)
-        if said == scheduler.GONE and self.by.get(task) != scheduler.this_user() and not self._is_silent(attempt):
+        if said == scheduler.GONE and self.by.get(task) != this_user() and not self._is_silent(attempt):
             # Somebody else's job, which this user may not be shown: only its own file tells of it.
             return True
         if said is None or said in scheduler.WAITING or said in scheduler.RUNNING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.claims import this_user
 from benchmark.errors import UserError
 from benchmark.plan import Job, longest_chains
 from benchmark.spec import Run
@@ -97,7 +97,7 @@ def _write_plan(path: Path, asked: Asked) -> None:
             "title": asked.title,
             "command": asked.command,
             "grouping": asked.grouping,
-            "by": getpass.getuser(),
+            "by": this_user(),
             "created": time.time(),
         }
         connection.executemany("insert into about values (?, ?)", [(key, json.dumps(about[key])) for key in about])

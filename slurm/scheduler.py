@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmark.claims import Owner
+from benchmark.claims import Owner, this_user
 from benchmark.errors import UserError
 
 TRIES = 3
@@ -53,14 +52,6 @@ COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
 def is_installed() -> bool:
     """Whether this machine can submit."""
     return all(shutil.which(name) for name in COMMANDS)
-
-
-def this_user() -> str:
-    """Who submits."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def check_installed() -> None:

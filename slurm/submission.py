@@ -16,6 +16,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm import slurm as submitit_slurm
 
+from benchmark.claims import this_user
 from benchmark.errors import UserError
 from slurm import entry, scheduler
 from slurm.profile import Profile
@@ -133,7 +134,7 @@ def submit_keeper(sweep: Sweep, profile: Profile, arrays: Sequence[str], delay_s
 
 
 def _submission(jobs: Sequence[int], keeper: bool = False) -> Submission:
-    token, user = uuid.uuid4().hex[:10], scheduler.this_user()
+    token, user = uuid.uuid4().hex[:10], this_user()
     return Submission(token=token, when=time.time(), jobs=tuple(jobs), keeper=keeper, user=user)
 
 

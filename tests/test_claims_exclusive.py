@@ -126,7 +126,7 @@ def test_an_owner_that_nobody_can_ask_after_holds_as_long_as_it_beats(
 
 @pytest.mark.parametrize(
     ("said", "seconds_ago", "is_held"),
-    [(True, 9999, True), (False, 0, False), (None, 0, True), (None, 9999, False)],
+    [(True, 600, True), (True, 9999, False), (False, 0, False), (None, 0, True), (None, 9999, False)],
 )
 def test_what_the_cluster_says_of_a_job_comes_first(
     tmp_path: Path, said: bool | None, seconds_ago: float, is_held: bool

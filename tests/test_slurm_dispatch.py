@@ -1,0 +1,225 @@
+"""What is made of what SLURM says, in cases that a cluster of one machine and one user cannot bring about."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark.claims import this_owner
+from benchmark.errors import UserError
+from slurm import dispatch, giving, scheduler
+from slurm.dispatch import DOUBT_SECONDS, SILENT_LOOK_SECONDS, tend
+from slurm.executor import told
+from slurm.profile import Profile
+from slurm.scheduler import Task
+from slurm.states import Attempt, Leaving, State, Submission
+from slurm.submission import NoRoom
+from slurm.sweep import Sweep
+from tests.slurm_sweeps import planned
+
+ALONE = Profile(gpus=0, cpus=1, time=10, grace_seconds=20, submit_from_jobs=False)
+LONG_AGO = 10_000.0
+
+
+class Queue:
+    """What SLURM is made to say, and what it is asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.states: dict[str, str] = {}
+        self.submitted: list[tuple[int, ...]] = []
+        self.requeued: list[str] = []
+        self.refusal: Exception | None = None
+        monkeypatch.setattr(scheduler, "queue", lambda arrays: dict(self.tasks))
+        monkeypatch.setattr(scheduler, "named", lambda name: "")
+        monkeypatch.setattr(scheduler, "state_of", lambda job: self.states.get(job, scheduler.GONE))
+        monkeypatch.setattr(scheduler, "array_limit", lambda: 1000)
+        monkeypatch.setattr(scheduler, "comment_of", lambda job: "")
+        monkeypatch.setattr(scheduler, "requeue", self.requeued.append)
+        monkeypatch.setattr(giving, "submit", self._submit)
+        monkeypatch.setattr(giving, "submit_keeper", self._submit_keeper)
+
+    def _submit(self, sweep: Sweep, profile: Profile, jobs: list[int], terms: Any) -> Submission:
+        if self.refusal is not None:
+            raise self.refusal
+        self.submitted.append(tuple(jobs))
+        number = str(100 + len(self.submitted))
+        submission = Submission(token=number, when=time.time(), jobs=tuple(jobs), array=number, user="me")
+        sweep.write_submission(submission)
+        return submission
+
+    def _submit_keeper(self, *_: Any) -> Submission:
+        raise UserError("SLURM refuses the jobs: a job of this partition needs a graphics card")
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
+    monkeypatch.setattr(dispatch, "this_user", lambda: "me")
+    return Queue(monkeypatch)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    """One job."""
+    return planned(tmp_path).sweep(ALONE)
+
+
+def given(sweep: Sweep, user: str, array: str = "7", ago: float = 0.0) -> None:
+    """The sweep's job was given to the cluster."""
+    sweep.write_submission(Submission(token=array or "lost", when=time.time() - ago, jobs=(0,), array=array, user=user))
+
+
+def ran(sweep: Sweep, beat_ago: float, leaving: Leaving | None = None, task: str = "7") -> None:
+    """The sweep's job began, and wrote for the last time so long ago."""
+    beat = time.time() - beat_ago
+    owner = this_owner().changed(job=task, token="another")
+    attempt = Attempt(owner=owner, began=beat - 1, beat=beat, ended=beat if leaving else None, leaving=leaving)
+    sweep.write_state(State(job=0, attempts=(attempt,)))
+
+
+def test_my_own_job_that_slurm_has_forgotten_is_submitted_again(queue: Queue, sweep: Sweep) -> None:
+    given(sweep, "me")
+    tend(sweep)
+    assert queue.submitted == [(0,)]
+
+
+@pytest.mark.parametrize("beat_ago", [None, 10.0])
+def test_a_job_of_somebody_else_that_this_user_may_not_see_is_left_alone(
+    queue: Queue, sweep: Sweep, beat_ago: float | None
+) -> None:
+    given(sweep, "you")
+    if beat_ago is not None:
+        ran(sweep, beat_ago)
+    tend(sweep)
+    tend(sweep)
+    assert queue.submitted == []
+    assert sweep.ended() == {}
+
+
+@pytest.mark.parametrize(("beat_ago", "leaving"), [(LONG_AGO, None), (10.0, "time limit")])
+def test_what_the_file_of_somebody_elses_job_tells_counts(
+    queue: Queue, sweep: Sweep, beat_ago: float, leaving: Leaving | None
+) -> None:
+    given(sweep, "you")
+    ran(sweep, beat_ago, leaving)
+    tend(sweep)
+    assert queue.submitted == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("user", "ago", "again"),
+    [("me", 0.0, False), ("me", DOUBT_SECONDS + 1, True), ("you", DOUBT_SECONDS + 1, False), ("you", LONG_AGO, True)],
+)
+def test_a_call_whose_answer_may_still_come_is_waited_for(
+    queue: Queue, sweep: Sweep, user: str, ago: float, again: bool
+) -> None:
+    given(sweep, user, array="", ago=ago)
+    tend(sweep)
+    assert bool(queue.submitted) == again
+
+
+def running(queue: Queue, run_time: str) -> None:
+    queue.tasks["7"] = Task("7", "RUNNING", "None", "n1", run_time)
+
+
+def aged(sweep: Sweep) -> None:
+    """It is some time later that the sweep is looked at again."""
+    for mark in (sweep.folder / "silent").iterdir():
+        then = time.time() - SILENT_LOOK_SECONDS - 1
+        os.utime(mark, (then, then))
+
+
+def test_a_running_job_that_stays_silent_is_started_again_at_the_second_look(queue: Queue, sweep: Sweep) -> None:
+    given(sweep, "me")
+    ran(sweep, LONG_AGO)
+    running(queue, "10:00:00")
+    tend(sweep)
+    tend(sweep)
+    assert queue.requeued == []
+    aged(sweep)
+    tend(sweep)
+    assert queue.requeued == ["7"]
+    assert queue.submitted == []
+
+
+def test_a_job_that_was_silent_while_the_folder_was_away_goes_on(queue: Queue, sweep: Sweep) -> None:
+    given(sweep, "me")
+    ran(sweep, LONG_AGO)
+    running(queue, "10:00:00")
+    tend(sweep)
+    aged(sweep)
+    ran(sweep, 1.0)
+    tend(sweep)
+    ran(sweep, LONG_AGO)
+    tend(sweep)
+    assert queue.requeued == []
+
+
+def test_a_job_that_has_just_started_again_is_given_time_to_speak(queue: Queue, sweep: Sweep) -> None:
+    given(sweep, "me")
+    ran(sweep, LONG_AGO)
+    running(queue, "0:20")
+    tend(sweep)
+    assert not (sweep.folder / "silent").exists()
+    assert queue.requeued == []
+
+
+def test_a_refusal_that_may_be_for_ever_is_told_where_nothing_else_could_make_room(queue: Queue, sweep: Sweep) -> None:
+    queue.refusal = NoRoom("Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)")
+    with pytest.raises(UserError, match=r"^SLURM takes no job of this sweep: .*QOS policy.*; change the profile"):
+        tend(sweep)
+
+
+def test_a_queue_that_is_full_for_now_is_waited_for(queue: Queue, sweep: Sweep) -> None:
+    queue.refusal = NoRoom("Slurm temporarily unable to accept job")
+    tended = tend(sweep)
+    assert told(tended) == (
+        "nothing to submit; 1 wait for room and will be submitted as jobs end; Slurm temporarily unable to accept job"
+    )
+
+
+def test_a_keeper_that_is_refused_is_told_and_the_jobs_are_submitted(queue: Queue, tmp_path: Path) -> None:
+    sweep = planned(tmp_path).sweep(ALONE.changed(submit_from_jobs=True))
+    said: list[str] = []
+    say: Callable[[str], None] = said.append
+    tended = tend(sweep, say)
+    assert queue.submitted == [(0,)]
+    assert tended is not None
+    assert not tended.is_followed
+    assert "set keeper_partition" in said[0]
+    assert "only a command that watches it" in told(tended)
+
+
+def attempts(*ends: tuple[float, Leaving | None], forgiven: float = 0.0) -> State:
+    """A job whose attempts reached so far and ended so."""
+    return State(
+        job=0,
+        forgiven=forgiven,
+        attempts=tuple(
+            Attempt(owner=this_owner(), began=float(place), beat=place + 0.5, reached=reached, leaving=leaving)
+            for place, (reached, leaving) in enumerate(ends, start=1)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "fruitless"),
+    [
+        (attempts((0.0, None), (0.0, None)), 2),
+        (attempts((0.3, None), (0.3, None), (0.3, "time limit")), 2),
+        (attempts((0.3, "time limit"), (0.6, "time limit"), (0.9, "time limit")), 0),
+        # It dies at the same step each time, wherever it began.
+        (attempts((0.5, None), (0.5, None), (0.5, None), (0.5, None)), 3),
+        (attempts((0.0, "preempted"), (0.0, "elsewhere"), (0.0, "waiting"), (0.0, "cancelled")), 0),
+        # Its record was lost, and it is trained anew.
+        (attempts((1.0, "done"), (0.2, "time limit"), (0.4, "time limit")), 0),
+        (attempts((0.9, None), (0.9, None), (0.1, None), forgiven=2.5), 0),
+    ],
+)
+def test_attempts_count_as_fruitless_unless_they_get_further_than_any_before(state: State, fruitless: int) -> None:
+    assert state.fruitless == fruitless
