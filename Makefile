@@ -1,7 +1,7 @@
 # Everything runs in .venv, made from constraints.txt the first time a target needs it.
 PYTHON ?= python3
 BIN := .venv/bin
-# The tests of sweeps mostly wait for SLURM, so there is work for one process more than there are processors.
+# One of them runs the tests of sweeps (tests/conftest.py), which mostly wait for SLURM: so one more than processors.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: demo test lint format clean

@@ -122,6 +122,14 @@ def at_cluster(cluster: Cluster, **more: str) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def cluster(running: Cluster) -> Iterator[Cluster]:
+    """A module's cluster, its fixture `running`, as its user has it, and emptied afterwards."""
+    with at_cluster(running):
+        yield running
+        clear(running)
+
+
 def until(happens: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Wait until something happens."""
     deadline = time.monotonic() + patience

@@ -21,9 +21,8 @@ from tests.slurm_sweeps import (
     EPOCHS,
     PROFILE,
     assert_equal_to_undisturbed,
-    at_cluster,
     bring_home,
-    clear,
+    cluster,
     commanded,
     endings,
     freeze,
@@ -35,6 +34,7 @@ from tests.slurm_sweeps import (
     until,
 )
 
+__all__ = ["cluster"]
 pytestmark = needs_slurm
 
 
@@ -43,14 +43,6 @@ def running() -> Iterator[Cluster]:
     """A node on which two jobs run at once."""
     with devcluster(nodes=1, cpus=2) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def cluster(running: Cluster) -> Iterator[Cluster]:
-    """The same, empty."""
-    with at_cluster(running):
-        yield running
-        clear(running)
 
 
 def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_checkpoints(

@@ -20,9 +20,8 @@ from tests.slurm_cluster import needs_slurm
 from tests.slurm_sweeps import (
     PROFILE,
     assert_equal_to_undisturbed,
-    at_cluster,
     bring_home,
-    clear,
+    cluster,
     commanded,
     endings,
     freeze,
@@ -38,6 +37,7 @@ from tests.slurm_sweeps import (
     wrapped,
 )
 
+__all__ = ["cluster"]
 pytestmark = needs_slurm
 
 
@@ -46,14 +46,6 @@ def running() -> Iterator[Cluster]:
     """Four nodes for all of these."""
     with devcluster(nodes=4, cpus=2) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def cluster(running: Cluster) -> Iterator[Cluster]:
-    """The same, empty."""
-    with at_cluster(running):
-        yield running
-        clear(running)
 
 
 def test_a_run_that_comes_to_nan_fails_and_all_others_go_on(

@@ -18,7 +18,7 @@ from tests.slurm_sweeps import (
     assert_equal_to_undisturbed,
     at_cluster,
     bring_home,
-    clear,
+    cluster,
     endings,
     leavings,
     logs,
@@ -30,6 +30,7 @@ from tests.slurm_sweeps import (
     until,
 )
 
+__all__ = ["cluster"]
 pytestmark = needs_slurm
 SHORT = Profile(gpus=0, cpus=1, time=1, grace_seconds=5, submit_from_jobs=False)
 """The shortest limit that SLURM knows."""
@@ -62,14 +63,6 @@ def running() -> Iterator[Cluster]:
     """Two nodes that take arrays of two."""
     with devcluster(nodes=2, cpus=2, options={"MaxArraySize": 2}) as cluster:
         yield cluster
-
-
-@pytest.fixture
-def cluster(running: Cluster) -> Iterator[Cluster]:
-    """The same, empty."""
-    with at_cluster(running):
-        yield running
-        clear(running)
 
 
 def test_what_there_is_no_room_for_is_submitted_by_the_jobs_themselves_as_they_end(

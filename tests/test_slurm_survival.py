@@ -129,6 +129,7 @@ def _disturb(storm: Storm, seed: int, process: psutil.Process) -> None:
         # Not stopped meanwhile: Linux ends what is stopped when it loses its parents.
         process.send_signal(signal.SIGCONT)
         daemon.kill()
+        until(lambda: not daemon.is_running() or daemon.status() == psutil.STATUS_ZOMBIE, "the death of the daemon")
         process.send_signal(signal.SIGSTOP)
     elif seed == BATCH:
         daemon_of(cluster, task, "batch").kill()
