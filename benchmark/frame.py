@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from benchmark.spec import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = dict[str, Any]
 """A record's columns: texts, numbers, booleans and None."""
@@ -19,6 +20,8 @@ def frame_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
     What is a list or has fields of its own (`stages`, `terms`, `cohort`, ...) stands there as JSON.
     """
+    import pandas as pd  # Late, since it is slow to import and what trains has no use for it.
+
     return pd.DataFrame([row_of(record) for record in records])
 
 

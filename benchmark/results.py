@@ -15,18 +15,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from benchmark import index
 from benchmark.errors import UserError
 from benchmark.files import put_back, remove_leftovers, replacing, save_tensors, set_aside, sha256_of, write_text
 from benchmark.frame import frame_of as frame_of
 from benchmark.spec import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 2
 PARTS = ("student", "method")
@@ -141,7 +143,7 @@ class Store:
         Raises:
             UserError: see `record`.
         """
-        return index.statuses(self.root, list(runs), self.record)
+        return _index().statuses(self.root, list(runs), self.record)
 
     def is_finished(self, run: Run) -> bool:
         """Whether the run has a record of success."""
@@ -241,7 +243,7 @@ class Store:
                 lines.extend(self.put_aside(run))
                 return None
 
-        index.statuses(self.root, list(runs), read)
+        _index().statuses(self.root, list(runs), read)
         return lines
 
     def keep_released_figures(self, dataset: str, sha256: str, figures: Mapping[str, float]) -> None:
@@ -312,7 +314,14 @@ def load(root: Path = Path("runs")) -> pd.DataFrame:
     Raises:
         UserError: a record that is read is damaged, of another version, or cannot be read.
     """
-    return index.load(root, _read_record)
+    return _index().load(root, _read_record)
+
+
+def _index() -> ModuleType:
+    """The index of records; its libraries take half a second to import, for which what only trains has no use."""
+    from benchmark import index
+
+    return index
 
 
 def _read_record(path: Path) -> Record:

@@ -51,16 +51,17 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, dic
 @pytest.mark.parametrize(
     ("breakage", "found"),
     [
-        ("records are not verified", "wrong"),
-        ("checkpoints are not verified", "wrong"),
-        ("claims are not respected", "duplicated"),
-        ("a run is forgotten", "lost"),
+        ("records are not verified", ("wrong",)),
+        # A flipped bit gives other weights, or ones that cannot be trained.
+        ("checkpoints are not verified", ("wrong", "lost", "failed")),
+        ("claims are not respected", ("duplicated",)),
+        ("a run is forgotten", ("lost",)),
     ],
 )
-def test_a_broken_suite_is_found_out(broken, breakage: str, found: str) -> None:
+def test_a_broken_suite_is_found_out(broken, breakage: str, found: tuple[str, ...]) -> None:
     counted, problems = broken[breakage]
     assert counted > 0
-    assert problems[found], problems
+    assert any(problems[kind] for kind in found), problems
 
 
 def test_what_is_not_broken_is_not_found_out(broken) -> None:
