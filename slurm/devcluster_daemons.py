@@ -124,11 +124,6 @@ class Cluster:
                 raise UserError(f"slurmctld does not come up: {self._ending('slurmctld')}")
             time.sleep(0.05)
 
-    def restart_controller(self, hard: bool = False) -> None:
-        """`stop_controller`, then `start_controller`."""
-        self.stop_controller(hard)
-        self.start_controller()
-
     def end(self) -> None:
         """Kill every daemon, step daemon and job of this cluster; the folder stays.
 

@@ -129,6 +129,8 @@ class Cluster:
             if not self.waits:
                 raise Left(0)
             _watched(sweep, console)
+            if sweep.is_stopped:
+                return Report(stopped=True)
         except (KeyboardInterrupt, Left) as leaving:
             console.print(
                 f"The sweep goes on without this command: python -m slurm.status --runs {settings.runs} "
@@ -194,11 +196,7 @@ def told(tended: Tended | None) -> str:
 
 
 def _watched(sweep: Sweep, console: Console) -> None:
-    """Look after a sweep and show it until it is over.
-
-    Raises:
-        Left: somebody has cancelled it.
-    """
+    """Look after a sweep and show it until it is over, or somebody has cancelled it."""
     reader = Reader(sweep)
     last, trouble = -TEND_SECONDS, ""
     with Display(console) as display:
@@ -211,7 +209,7 @@ def _watched(sweep: Sweep, console: Console) -> None:
                     return
                 if sweep.is_stopped and not snapshot.is_moving:
                     display.say("the sweep was cancelled; this command, given again, goes on with it")
-                    raise Left(1)
+                    return
                 if time.monotonic() - last > TEND_SECONDS:
                     last = time.monotonic()
                     tend(sweep, display.say)
