@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+LONGEST = 60
+"""Characters of a value that is shown in a message."""
 
 
 class UserError(Exception):
@@ -26,6 +30,11 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     return by_lower_case[max(near, key=likeness)] if near else None
 
 
+def closest(name: str, allowed: Iterable[str], most: int = 5) -> list[str]:
+    """The allowed names most like `name`, the nearest first: for messages where all of them would be too many."""
+    return difflib.get_close_matches(name, list(allowed), n=most, cutoff=0.0)
+
+
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     """The error for a name nobody registered: the name, the nearest allowed one, and all allowed ones."""
     names = list(allowed)
@@ -40,5 +49,19 @@ def invalid_value(what: str, error: ValidationError, allowed: Iterable[str] = ()
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return unknown_name(f"option of {what}", field, allowed)
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return UserError(f"{what}: {field} = {first['input']!r} is refused: {message}")
+    if not field:
+        return UserError(f"{what}: {reason_of(first)}")
+    return UserError(f"{what}: {field} = {refused_value(first)}")
+
+
+def refused_value(complaint: ErrorDetails) -> str:
+    """What a validation found and what it says of it: `3 is refused: input should be a valid string`."""
+    given = " ".join(repr(complaint["input"]).split())
+    given = given if len(given) <= LONGEST else f"{given[: LONGEST - 3]}..."
+    return f"{given} is refused: {reason_of(complaint)}"
+
+
+def reason_of(complaint: ErrorDetails) -> str:
+    """What a validation says of a value, as part of a sentence."""
+    message = complaint["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return f"{message[:1].lower()}{message[1:]}"

@@ -1,21 +1,24 @@
-"""Who trains the jobs of a plan: this process, processes of this machine, or a cluster. The records are the same."""
+"""The executors there are, by name: processes of this machine, this process alone, or a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table as ScreenTable
 
-from benchmark.command_line import processors
 from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError
-from benchmark.plan import Job, jobs_for, training_multiply_adds
-from benchmark.progress import duration, train
+from benchmark.estimate import training_multiply_adds
+from benchmark.executor import Executor, Order, Plans, by_source, print_parts
+from benchmark.plan import jobs_for
+from benchmark.pool import run_jobs
+from benchmark.processors import processors
+from benchmark.progress import Display
 from benchmark.results import Store
 from benchmark.schedule import Report
 from benchmark.spec import Run
@@ -23,68 +26,9 @@ from benchmark.targets import Part
 from benchmark.training.devices import resolve_device
 from benchmark.training.material import Settings
 from benchmark.training.processes import check_sharing
+from benchmark.words import counted, duration
 
 ExecutorName = Literal["local", "debug", "slurm"]
-Plans = Mapping[str, Sequence[Job]]
-"""Jobs by dataset, as `load_dataset` takes it."""
-
-
-class Left(Exception):
-    """A command leaves its work to others before it is done, as the user wished. code: its exit code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be trained: the title of it all, the tables and figures it is for, and the jobs by dataset."""
-
-    title: str
-    parts: Sequence[Part]
-    plans: Plans
-    retry_failed: bool
-
-
-class Executor(Protocol):
-    """Plans jobs as suits it, and trains them."""
-
-    @property
-    def device(self) -> torch.device:
-        """What jobs train on."""
-
-    @property
-    def bf16(self) -> bool | None:
-        """Whether that computes in bf16; None: it is one of this machine, and can be asked."""
-
-    def check_folders(self, runs: Path, data_root: Path | None) -> None:
-        """Refuse folders that jobs could not use, before anything is planned.
-
-        Raises:
-            UserError: such a folder.
-        """
-
-    def check_runs(self, runs: Sequence[Run]) -> None:
-        """Refuse runs that cannot be trained there.
-
-        Raises:
-            UserError: such a run.
-        """
-
-    def plans_of(self, parts: Sequence[Part], store: Store, retry_failed: bool) -> Plans:
-        """The jobs of all parts by dataset, what several ask for in one of them."""
-
-    def print_plan(self, console: Console, parts: Sequence[Part], plans: Plans, store: Store) -> None:
-        """Say what would be trained and what it costs."""
-
-    def train(self, order: Order, settings: Settings, store: Store, console: Console) -> Report:
-        """Train all jobs.
-
-        Raises:
-            UserError: something that the user must mend.
-            Left: the jobs are left to others.
-        """
 
 
 @dataclass(frozen=True)
@@ -111,13 +55,13 @@ class Local:
             plans[source] = jobs_for(runs, store, self.workers, size, count, retry_failed)
         return plans
 
-    def print_plan(self, console: Console, parts: Sequence[Part], plans: Plans, store: Store) -> None:
+    def print_plan(self, order: Order, store: Store, console: Console) -> None:
         """Every job with its multiply-adds and about how long it takes on one core."""
-        print_parts(console, parts, store)
+        print_parts(console, order.parts, store)
         screen = ScreenTable("job", "runs", "epochs", "multiply-adds", "on one core, about", box=None, pad_edge=False)
-        total, missing, everything = 0, 0, [job for jobs in plans.values() for job in jobs]
-        for source, _, images in by_source(parts):
-            for job in plans[source]:
+        total, missing, everything = 0, 0, [job for jobs in order.plans.values() for job in jobs]
+        for source, _, images in by_source(order.parts):
+            for job in order.plans[source]:
                 madds = sum(run_multiply_adds(run, images) for run in job.runs)
                 epochs = max(run.schedule.epochs for run in job.runs)
                 screen.add_row(job.name, str(len(job.runs)), str(epochs), f"{madds:.1e}", duration(job.seconds))
@@ -128,11 +72,11 @@ class Local:
         longest = max((job.seconds for job in everything), default=0.0)
         seconds = max(sum(job.seconds for job in everything) / self.workers, longest)
         console.print(
-            f"To train: {missing} runs (teachers and their heads included) in {len(everything)} jobs, {total:.2e} "
-            f"multiply-adds, roughly {duration(seconds)} with {self.workers} "
-            f"CPU {'process' if self.workers == 1 else 'processes'} (a GPU is not reckoned with). Nothing was started.",
+            f"To train: {counted(missing, 'run')} (teachers and their heads included) in "
+            f"{counted(len(everything), 'job')}, {total:.2e} multiply-adds, roughly {duration(seconds)} with "
+            f"{self.workers} CPU {'process' if self.workers == 1 else 'processes'} (a GPU is not reckoned with). "
+            "Nothing was started.",
             highlight=False,
-            soft_wrap=True,
         )
 
     def train(self, order: Order, settings: Settings, store: Store, console: Console) -> Report:
@@ -141,7 +85,11 @@ class Local:
         for source, jobs in order.plans.items():
             for run in (run for job in jobs for run in job.runs if order.retry_failed):
                 store.forget_failure(run)
-            reports.append(train(jobs, replace(settings, dataset=source), self.workers, console))
+            if not jobs:
+                console.print("nothing to train: every run has its record")
+                continue
+            with Display(jobs, console) as display:
+                reports.append(run_jobs(jobs, replace(settings, dataset=source), self.workers, display))
             if reports[-1].stopped:
                 break
         return Report.joined(reports)
@@ -157,14 +105,14 @@ def executor_named(
     """
     if name == "slurm":
         # Its library would make every other command start later.
-        from slurm.executor import Cluster
+        from slurm.executor import Slurm
         from slurm.profile import EXAMPLE, load_profile
 
         if workers is not None:
             raise UserError("--workers speaks of this machine; with --executor slurm the profile says what jobs get")
         if profile is None:
             raise UserError(f"--executor slurm needs --profile FILE; {EXAMPLE} documents every field of one")
-        cluster = Cluster(load_profile(profile), waits)
+        cluster = Slurm(load_profile(profile), waits)
         if device not in ("auto", str(cluster.device)):
             raise UserError(
                 f"--device {device}: the jobs of this profile train on {cluster.device}; change its gpus, or leave "
@@ -180,22 +128,6 @@ def executor_named(
     here = resolve_device(device)
     usual = 1 if here.type == "cuda" or processes > 1 else processors()
     return Local(here, 1 if name == "debug" else workers or usual)
-
-
-def by_source(parts: Sequence[Part]) -> list[tuple[str, list[Run], Dataset]]:
-    """The runs of all parts by dataset, each once."""
-    found = []
-    for source in dict.fromkeys(part.source for part in parts):
-        own = [part for part in parts if part.source == source]
-        found.append((source, list(dict.fromkeys(run for part in own for run in part.runs)), own[0].images))
-    return found
-
-
-def print_parts(console: Console, parts: Sequence[Part], store: Store) -> None:
-    """Say how much of each table and figure there is."""
-    for part in parts:
-        finished = sum(status == "finished" for status in store.statuses(part.runs).values())
-        console.print(f"{part.title}: {len(part.runs)} runs asked for, {finished} done.", highlight=False)
 
 
 def run_multiply_adds(run: Run, images: Dataset) -> int:

@@ -13,27 +13,19 @@ from rich.text import Text
 
 from benchmark.command_line import INTERRUPTED
 from benchmark.errors import UserError
-from benchmark.executor import Ending, Report, Watcher, run_jobs
 from benchmark.plan import Job
+from benchmark.schedule import Ending, Report, Watcher
 from benchmark.training.cohort import Progress
-from benchmark.training.material import Settings
+from benchmark.words import counted, duration, standing
 
 PLAIN_SECONDS = 20.0
-BAR_WIDTH = 20
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def share_done(progress: Progress | None) -> float:
-    """The share of a cohort's steps that is done."""
-    if progress is None:
-        return 0.0
-    return (progress.epoch - 1 + progress.step / progress.steps) / progress.epochs
+BAR_WIDTH, NARROW_BAR_WIDTH = 20, 8
+NARROW = 110
+"""Columns below which names would have no room beside a wide bar."""
+KNOWN_SHARE = 0.1
+"""Of the work, before which nobody can tell how long the rest takes: the first images are slow."""
+MOST_FAILURES = 5
+"""So many reasons for failures are told again at the end."""
 
 
 class Display(Watcher):
@@ -69,7 +61,7 @@ class Display(Watcher):
         now = time.perf_counter()
         if not self.live and now - self.last_line.get(id(job), 0.0) > PLAIN_SECONDS:
             self.last_line[id(job)] = now
-            self._line(f"          {job.name}: {self._words(progress)}")
+            self._line(f"          {job.name}: {standing(progress, progress.loss)}")
 
     def said(self, job: Job, line: str) -> None:
         self._line(f"{job.name}: {line}")
@@ -85,47 +77,46 @@ class Display(Watcher):
             self.done += 1
             self.done_work += job.seconds
             outcomes = ", ".join(f"{method} {outcome}" for method, outcome in ending.outcomes.items())
-            self._line(f"finished  {job.title}: {outcomes} ({self.done} of {self.total} jobs)")
+            self._line(f"finished  {job.title}: {outcomes} ({self.done} of {counted(self.total, 'job')})")
 
     def _line(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
 
-    def _words(self, progress: Progress) -> str:
-        top1 = "" if progress.top1 is None else f", test {progress.top1:.1f} %"
-        return (
-            f"epoch {progress.epoch}/{progress.epochs}, {progress.images_per_second:.0f} images/s, "
-            f"loss {progress.loss:.3f}{top1}, {duration(progress.seconds_left)} left"
-        )
-
     def _picture(self) -> Group:
         rows: list[tuple[ProgressBar, str, str]] = []
+        bar_width = NARROW_BAR_WIDTH if self.console.width < NARROW else BAR_WIDTH
+        done = self.done_work
         for job, progress in self.running.values():
-            words = "starting" if progress is None else self._words(progress)
-            rows.append((ProgressBar(1.0, share_done(progress), width=BAR_WIDTH), job.name, words))
-        done = self.done_work + sum(job.seconds * share_done(progress) for job, progress in self.running.values())
+            loss = None if progress is None or self.console.width < NARROW else progress.loss
+            words = "starting" if progress is None else standing(progress, loss)
+            share = progress.share_done if progress else 0.0
+            rows.append((ProgressBar(1.0, share, width=bar_width), job.name, words))
+            done += job.seconds * share
         spent = time.perf_counter() - self.began
-        left = "" if done < 0.02 * self.work else f", about {duration(spent * (self.work - done) / done)} left"
+        left = "" if done < KNOWN_SHARE * self.work else f", about {duration(spent * (self.work - done) / done)} left"
         failed = f", {self.failed} failed" if self.failed else ""
-        words = f"{self.done} of {self.total} jobs{failed}, {duration(spent)} spent{left}"
-        rows.append((ProgressBar(self.work, done, width=BAR_WIDTH), "total", words))
+        words = f"{self.done} of {counted(self.total, 'job')}{failed}, {duration(spent)} spent{left}"
+        rows.append((ProgressBar(self.work, done, width=bar_width), "total", words))
         table = Table.grid(padding=(0, 1))
         widest = max(len(words) for _, _, words in rows)
         # The figures are what people look at; the names take what room is left.
-        name_width = max(10, min(max(len(name) for _, name, _ in rows), self.console.width - BAR_WIDTH - widest - 4))
-        for width in (BAR_WIDTH, name_width, None):
+        name_width = max(10, min(max(len(name) for _, name, _ in rows), self.console.width - bar_width - widest - 4))
+        for width in (bar_width, name_width, None):
             table.add_column(width=width, no_wrap=True, overflow="ellipsis")
         for row in rows:
             table.add_row(*row)
         return Group(table)
 
 
-def train(jobs: Sequence[Job], settings: Settings, workers: int, console: Console) -> Report:
-    """Train all jobs and show how they get on."""
-    if not jobs:
-        console.print("nothing to train: every run has its record")
-        return Report()
-    with Display(jobs, console) as display:
-        return run_jobs(jobs, settings, workers, display)
+def _tell_failures(report: Report, console: Console) -> None:
+    """Say once more why jobs failed, where people look: at the end."""
+    reasons: dict[str, list[str]] = {}
+    for job, reason in report.failures.items():
+        reasons.setdefault(reason, []).extend(map(str, report.tracebacks.get(job, [])))
+    for reason, paths in list(reasons.items())[:MOST_FAILURES]:
+        console.print(Text(f"{reason}; traceback: {', '.join(paths)}" if paths else reason), soft_wrap=True)
+    more = "" if len(reasons) <= MOST_FAILURES else "; what the others say stands above"
+    console.print(f"{len(report.failures)} of the jobs failed{more}")
 
 
 def exit_code(report: Report, console: Console) -> int:
@@ -140,6 +131,6 @@ def exit_code(report: Report, console: Console) -> int:
     if report.user_errors:
         raise UserError(report.user_errors[0])
     if report.failures:
-        console.print(f"{len(report.failures)} of the jobs failed; what they say stands above")
+        _tell_failures(report, console)
         return 1
     return 0

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmark.plan import Job, label, longest_chains
 from benchmark.results import DamagedRun, Record, Store
@@ -25,6 +26,8 @@ class Report:
     stopped: bool = False
     failures: dict[Job, str] = field(default_factory=dict)
     """Why, for jobs that ended without records."""
+    tracebacks: dict[Job, list[Path]] = field(default_factory=dict)
+    """Where it is kept what ended them, for those of them that an error has ended."""
     user_errors: list[str] = field(default_factory=list)
 
     @classmethod
@@ -33,6 +36,7 @@ class Report:
         return cls(
             stopped=any(report.stopped for report in reports),
             failures={job: reason for report in reports for job, reason in report.failures.items()},
+            tracebacks={job: paths for report in reports for job, paths in report.tracebacks.items()},
             user_errors=[error for report in reports for error in report.user_errors],
         )
 
@@ -188,12 +192,16 @@ class Schedule:
 
     def ended(self, job: Job, reason: str | None, watcher: Watcher) -> None:
         """Note how a job ended."""
-        if job in self.running:
+        has_run = job in self.running
+        if has_run:
             self.running.remove(job)
         found = {run: self._record(run, watcher) for run in job.runs}
         reason = reason or next((self._given_up[run.digest] for run in job.runs if run.digest in self._given_up), None)
         if reason is not None:
             self.report.failures[job] = reason
+            if has_run:
+                paths = [self.store.traceback(run) for run in job.runs if found[run] is None]
+                self.report.tracebacks[job] = [path for path in paths if path.exists()]
             self._lost.update({run.digest: reason for run in job.runs if found[run] is None})
         several = len({run.student for run in job.runs}) > 1
         names = {run: f"{run.student} {label(run)}" if several else label(run) for run in job.runs}

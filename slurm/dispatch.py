@@ -14,8 +14,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from benchmark.claims import Claim, Claims, this_user
+from benchmark.claims import Claim, Claims
 from benchmark.files import write_text
+from benchmark.owners import this_user
 from slurm import scheduler
 from slurm.giving import Giver
 from slurm.needs import LOST, answer_of, standing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,31 +13,29 @@ from rich.console import Console
 
 from benchmark.command_line import INTERRUPTED
 from benchmark.errors import UserError
-from benchmark.executors import Left, Order, Plans, by_source, print_parts
-from benchmark.plan import Grouping, Job, jobs_of_all
+from benchmark.executor import Left, Order, Plans, by_source, print_parts
+from benchmark.plan import Grouping, jobs_of_all
 from benchmark.results import Store, load
 from benchmark.schedule import Report
 from benchmark.spec import Run
 from benchmark.targets import Part
 from benchmark.training.material import Settings
+from benchmark.words import counted
 from slurm import scheduler
 from slurm.cost import Price, Rates, price_of, priced
 from slurm.dispatch import Tended, tend
 from slurm.forecast import print_arrays, print_prices
-from slurm.planning import Asked, planned_sweep
+from slurm.planning import Asked, planned_sweep, to_train
 from slurm.profile import Profile
 from slurm.reopening import retry, take_up
 from slurm.scheduler import SchedulerError
-from slurm.screen import LOOK_SECONDS, Display
+from slurm.screen import Display, watch
 from slurm.snapshot import Reader
 from slurm.sweep import Sweep
 
-TEND_SECONDS = 15.0
-"""How often a command that watches looks after the sweep; jobs do it too, whenever one ends."""
-
 
 @dataclass(frozen=True)
-class Cluster:
+class Slurm:
     """A cluster by its profile. waits: whether commands watch their sweep until it is over."""
 
     profile: Profile
@@ -89,23 +86,24 @@ class Cluster:
             plans[placed(source)] = priced(jobs, rates, size, count)
         return plans
 
-    def print_plan(self, console: Console, parts: Sequence[Part], plans: Plans, store: Store) -> None:
+    def print_plan(self, order: Order, store: Store, console: Console) -> None:
         """The arrays that jobs form, what they wait for, what it costs, and what other groupings would."""
-        print_parts(console, parts, store)
+        print_parts(console, order.parts, store)
         rates = rates_of(self.profile, store.root)
-        print_arrays(console, plans, store, self.profile)
-        prices = [self._price(parts, store, grouping) for grouping in get_args(Grouping)]
-        known = sum(rates.is_measured(run, images.image_size) for _, runs, images in by_source(parts) for run in runs)
-        print_prices(console, prices, self.profile, known, sum(len(runs) for _, runs, _ in by_source(parts)))
+        print_arrays(console, order.plans, store, self.profile, order.retry_failed)
+        prices = [self._price(order, store, grouping) for grouping in get_args(Grouping)]
+        asked = [(run, images.image_size) for _, runs, images in by_source(order.parts) for run in runs]
+        print_prices(console, prices, self.profile, sum(rates.is_measured(*each) for each in asked), len(asked))
 
-    def _price(self, parts: Sequence[Part], store: Store, grouping: Grouping) -> Price:
-        jobs = [job for group in self._priced(parts, store, grouping).values() for job in missing_of(group, store)]
+    def _price(self, order: Order, store: Store, grouping: Grouping) -> Price:
+        groups = self._priced(order.parts, store, grouping).values()
+        jobs = [job for group in groups for job in to_train(group, store, order.retry_failed)]
         return price_of(grouping, jobs, self.profile)
 
     def train(self, order: Order, settings: Settings, store: Store, console: Console) -> Report:
         """Give all jobs to the cluster and, if this command waits, watch them until all have ended."""
         scheduler.check_installed()
-        if not any(missing_of(jobs, store, order.retry_failed) for jobs in order.plans.values()):
+        if not any(to_train(jobs, store, order.retry_failed) for jobs in order.plans.values()):
             console.print("nothing to train: every run has its record")
             return Report()
         settings = for_jobs(settings)
@@ -115,7 +113,7 @@ class Cluster:
         sweep.write_settings(settings, self.profile)
         again = take_up(sweep) + (retry(sweep) if order.retry_failed else [])
         how = "planned" if is_new else "taken up"
-        console.print(f"sweep {sweep.name}: {how}, {len(sweep.jobs)} jobs", highlight=False)
+        console.print(f"sweep {sweep.name}: {how}, {counted(len(sweep.jobs), 'job')}", highlight=False)
         if again:
             console.print(f"{len(again)} of them are to do once more", highlight=False)
         if (before := sweep.about("grouping")) != self.profile.grouping:
@@ -128,7 +126,8 @@ class Cluster:
             console.print(looked_after(sweep, console), highlight=False, soft_wrap=True)
             if not self.waits:
                 raise Left(0)
-            _watched(sweep, console)
+            with Display(console) as display:
+                watch(Reader(sweep), display, look_after=lambda: tend(sweep, display.say))
             if sweep.is_stopped:
                 return Report(stopped=True)
         except (KeyboardInterrupt, Left) as leaving:
@@ -158,13 +157,6 @@ def placed(source: str) -> str:
     return str(Path(source).absolute()) if source.endswith(".toml") or Path(source).is_file() else source
 
 
-def missing_of(jobs: Sequence[Job], store: Store, retry_failed: bool = False) -> list[Job]:
-    """Those of the jobs that have runs without a record (or, with `retry_failed`, without one of success)."""
-    statuses = store.statuses([run for job in jobs for run in job.runs])
-    enough = ("finished",) if retry_failed else ("finished", "failed")
-    return [job for job in jobs if any(statuses[run] not in enough for run in job.runs)]
-
-
 def looked_after(sweep: Sweep, console: Console) -> str:
     """Look after a sweep, and say what that did.
 
@@ -185,7 +177,7 @@ def told(tended: Tended | None) -> str:
         return "SLURM does not answer; what can be submitted will be once it does"
     jobs = sum(len(submission.jobs) for submission in tended.submitted)
     arrays = len(tended.submitted)
-    said = f"submitted {jobs} jobs in {arrays} {'array' if arrays == 1 else 'arrays'}" if jobs else "nothing to submit"
+    said = f"submitted {counted(jobs, 'job')} in {counted(arrays, 'array')}" if jobs else "nothing to submit"
     if tended.waiting:
         said += f"; {tended.waiting} wait for room and will be submitted as jobs end"
     if tended.trouble:
@@ -193,32 +185,6 @@ def told(tended: Tended | None) -> str:
     if not tended.is_followed:
         said += "; only a command that watches it, or one of its jobs as it ends, will submit more"
     return said
-
-
-def _watched(sweep: Sweep, console: Console) -> None:
-    """Look after a sweep and show it until it is over, or somebody has cancelled it."""
-    reader = Reader(sweep)
-    last, trouble = -TEND_SECONDS, ""
-    with Display(console) as display:
-        while True:
-            # What goes wrong here may be mended while the jobs go on: it is said, and looked at again.
-            try:
-                snapshot = reader.snapshot()
-                display.show(snapshot)
-                if snapshot.is_over:
-                    return
-                if sweep.is_stopped and not snapshot.is_moving:
-                    display.say("the sweep was cancelled; this command, given again, goes on with it")
-                    return
-                if time.monotonic() - last > TEND_SECONDS:
-                    last = time.monotonic()
-                    tend(sweep, display.say)
-                trouble = ""
-            except (UserError, SchedulerError, OSError) as error:
-                if str(error) != trouble:
-                    trouble = str(error)
-                    display.say(trouble)
-            time.sleep(LOOK_SECONDS)
 
 
 def _report(sweep: Sweep, plans: Plans) -> Report:

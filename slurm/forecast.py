@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.executors import Plans
+from benchmark.executor import Plans
 from benchmark.plan import Job
-from benchmark.progress import duration
 from benchmark.results import Store
+from benchmark.words import duration
 from slurm import scheduler
 from slurm.cost import Price
-from slurm.planning import in_order
+from slurm.planning import in_order, to_train
 from slurm.profile import Profile
 
 MOST_NAMES = 3
@@ -25,12 +25,12 @@ WORDS = {
 }
 
 
-def print_arrays(console: Console, plans: Plans, store: Store, profile: Profile) -> None:
-    """The arrays that jobs without records form, in the order in which they can start."""
+def print_arrays(console: Console, plans: Plans, store: Store, profile: Profile, retry_failed: bool = False) -> None:
+    """The arrays that jobs which are still to be done form, in the order in which they can start."""
     limit = scheduler.array_limit() if scheduler.is_installed() else scheduler.ARRAY_LIMIT
     screen = Table("array", "jobs", "waits for", "trains", "hours", box=None, pad_edge=False)
     numbers: dict[str, str] = {}
-    for place, (needed, jobs) in enumerate(arrays_of(plans, store, limit), start=1):
+    for place, (needed, jobs) in enumerate(arrays_of(plans, store, limit, retry_failed), start=1):
         numbers.update({run.digest: str(place) for job in jobs for run in job.runs})
         waits = sorted({numbers[digest] for digest in needed if digest in numbers}, key=int)
         names = [job.title for job in jobs]
@@ -42,11 +42,11 @@ def print_arrays(console: Console, plans: Plans, store: Store, profile: Profile)
         console.print(screen)
 
 
-def arrays_of(plans: Plans, store: Store, limit: int) -> list[tuple[frozenset[str], list[Job]]]:
+def arrays_of(
+    plans: Plans, store: Store, limit: int, retry_failed: bool = False
+) -> list[tuple[frozenset[str], list[Job]]]:
     """Jobs that wait for the same, in arrays that the cluster takes; what they need, by digest, and the jobs."""
-    everything = [job for _, job in in_order(plans)]
-    statuses = store.statuses([run for job in everything for run in job.runs])
-    missing = [job for job in everything if any(statuses[run] is None for run in job.runs)]
+    missing = to_train([job for _, job in in_order(plans)], store, retry_failed)
     makers = {run.digest: place for place, job in enumerate(missing) for run in job.runs}
     groups: dict[frozenset[int], list[Job]] = defaultdict(list)
     for place, job in enumerate(missing):

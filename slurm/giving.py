@@ -55,6 +55,22 @@ class Giver:
         Raises:
             UserError: SLURM refuses the jobs, and would later too.
         """
+        refused = ""
+        try:
+            refused = self._submit_ready()
+        except UserError as refusal:
+            refused = str(refusal)
+            raise
+        finally:
+            self.sweep.note_refusal(refused)
+        self.found.waiting = len(self._ready())
+
+    def _submit_ready(self) -> str:
+        """Submit what is ready; returns why the cluster has no room for the rest, if it has none.
+
+        Raises:
+            UserError: SLURM refuses the jobs, and would later too.
+        """
         limit = scheduler.array_limit()
         # One place is kept for the keeper.
         room = max(1, self.profile.max_submitted - self.profile.submit_from_jobs) - len(self.open)
@@ -69,9 +85,10 @@ class Giver:
                 raise UserError(
                     f"SLURM takes no job of this sweep: {refusal}; change the profile, or wait"
                 ) from refusal
+            return f"no room for more: {refusal}; the rest is submitted as jobs end"
         except NotNow as trouble:
             self.found.trouble = str(trouble)
-        self.found.waiting = len(self._ready())
+        return ""
 
     def _ready(self) -> list[int]:
         """The jobs whose needs have ended or are with the cluster, in the order in which they should start."""

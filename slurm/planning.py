@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.claims import this_user
 from benchmark.errors import UserError
+from benchmark.owners import this_user
 from benchmark.plan import Job, longest_chains
+from benchmark.results import Store
 from benchmark.spec import Run
 from slurm.sweep import FOLDER, PARTS, PLAN, Sweep
 
@@ -131,6 +132,12 @@ def _write_run(connection: sqlite3.Connection, run: Run, job: int | None) -> Non
         "insert or ignore into runs (digest, id, dataset, job, content) values (?, ?, ?, ?, ?)",
         (run.digest, run.id, run.dataset, job, zlib.compress(json.dumps(fields).encode(), 1)),
     )
+
+
+def to_train(jobs: Sequence[Job], store: Store, retry_failed: bool = False) -> list[Job]:
+    """Those of the jobs that have runs without a record (or, with `retry_failed`, without one of success)."""
+    untrained = set(store.untrained([run for job in jobs for run in job.runs], retry_failed))
+    return [job for job in jobs if not untrained.isdisjoint(job.runs)]
 
 
 def in_order(plans: Mapping[str, Sequence[Job]]) -> list[tuple[str, Job]]:

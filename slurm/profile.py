@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from benchmark.errors import UserError, invalid_value, unknown_name
 from benchmark.plan import Grouping
 from benchmark.spec import Frozen
+from benchmark.toml_files import load_toml
 
 EXAMPLE = Path(__file__).parent / "profiles" / "example.toml"
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
@@ -165,21 +164,4 @@ def load_profile(path: Path) -> Profile:
     Raises:
         UserError: it cannot be read, or a field of it is refused.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"profile {path} cannot be read: {error.strerror}; {EXAMPLE} documents every field of one"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"profile {path} is no TOML: {error}") from error
-    for name in content:
-        if name not in Profile.model_fields:
-            raise unknown_name(f"field of profile {path}", name, Profile.model_fields)
-    try:
-        return Profile.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:
-            raise UserError(f"profile {path}: {first['msg'].removeprefix('Value error, ')}") from None
-        raise invalid_value(f"profile {path}", error) from None
+    return load_toml(path, "profile", Profile, str(EXAMPLE))

@@ -73,6 +73,6 @@ def _missing(sweep: Sweep) -> dict[int, int]:
     """How many runs of each job have no record."""
     found: dict[int, int] = defaultdict(int)
     for job, dataset, run_id in sweep.outline():
-        if not (sweep.store.root / dataset / run_id / "record.json").exists():
+        if not sweep.is_recorded(dataset, run_id):
             found[job] += 1
     return found

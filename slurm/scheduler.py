@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmark.claims import Owner, this_user
 from benchmark.errors import UserError
+from benchmark.owners import Owner, this_user
 
 TRIES = 3
 PAUSE_SECONDS = 1.0

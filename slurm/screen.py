@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -10,8 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.progress import BAR_WIDTH, duration
-from slurm.snapshot import CONDITIONS, Condition, Line, Snapshot
+from benchmark.errors import UserError
+from benchmark.progress import BAR_WIDTH
+from benchmark.words import counted, standing
+from slurm.scheduler import SchedulerError
+from slurm.snapshot import CONDITIONS, Condition, Line, Reader, Snapshot
 
 COLOURS: dict[Condition, str] = {
     "running": "green",
@@ -25,6 +30,8 @@ COLOURS: dict[Condition, str] = {
 MOST_LINES = 30
 """Jobs of one condition that are named before the rest is counted."""
 LOOK_SECONDS = 5.0
+TEND_SECONDS = 15.0
+"""How often a command that watches looks after the sweep; jobs do it too, whenever one ends."""
 PLAIN_SECONDS = 30.0
 
 
@@ -50,8 +57,7 @@ def _headline(snapshot: Snapshot) -> Text:
     for place, condition in enumerate(shown):
         text.append(f"{snapshot.counts[condition]} {condition}", COLOURS.get(condition, ""))
         text.append(", " if place < len(shown) - 1 else "")
-    total = len(snapshot.lines)
-    return text.append(f" of {total} {'job' if total == 1 else 'jobs'}")
+    return text.append(f" of {counted(len(snapshot.lines), 'job')}")
 
 
 def _lines(condition: Condition, lines: list[Line], most: int | None) -> Table:
@@ -71,12 +77,7 @@ def words(line: Line) -> str:
     """What there is to say of a job: where it is, or why it has ended."""
     said = []
     if line.shown is not None:
-        shown = line.shown
-        top1 = "" if shown.top1 is None else f", test {shown.top1:.1f} %"
-        said.append(
-            f"epoch {shown.epoch}/{shown.epochs}, {shown.images_per_second:.0f} images/s{top1}, "
-            f"{duration(shown.seconds_left)} left"
-        )
+        said.append(standing(line.shown))
     if line.reason:
         said.append(line.reason)
     if line.attempts > 1:
@@ -88,7 +89,7 @@ def _coverage(snapshot: Snapshot) -> Group:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
     for entry in snapshot.coverage:
         bar = ProgressBar(max(1, entry.asked), entry.done, width=BAR_WIDTH)
-        table.add_row(entry.title, bar, f"{entry.done} of {entry.asked} runs")
+        table.add_row(entry.title, bar, f"{entry.done} of {counted(entry.asked, 'run')}")
     unit = snapshot.unit
     hours = f"{_hours(snapshot.hours_used)} {unit} hours used"
     left = "" if snapshot.is_over else f", about {_hours(snapshot.hours_left)} left"
@@ -141,3 +142,27 @@ class Display:
         if time.monotonic() - self._told > PLAIN_SECONDS or snapshot.is_over:
             self._told = time.monotonic()
             self.console.print(_headline(snapshot), soft_wrap=True)
+
+
+def watch(reader: Reader, display: Display, look_after: Callable[[], object] | None = None) -> Snapshot:
+    """Show a sweep until it is over, or somebody has cancelled it; returns how it stands then.
+
+    look_after: called now and then while it goes on. What goes wrong is said, once, and looked at again: it may be
+    mended while the jobs go on.
+    """
+    last, trouble = -math.inf, ""
+    while True:
+        try:
+            snapshot = reader.snapshot()
+            display.show(snapshot)
+            if snapshot.is_at_rest:
+                return snapshot
+            if look_after is not None and time.monotonic() - last > TEND_SECONDS:
+                last = time.monotonic()
+                look_after()
+            trouble = ""
+        except (UserError, SchedulerError, OSError) as error:
+            if str(error) != trouble:
+                trouble = str(error)
+                display.say(trouble)
+        time.sleep(LOOK_SECONDS)

@@ -84,6 +84,8 @@ class Snapshot:
     unit: str
     """What the hours are of: `GPU` or `job`."""
     troubles: tuple[str, ...] = ()
+    is_cancelled: bool = False
+    """Whether nothing more of the sweep is submitted or trained until its command is given again."""
 
     @property
     def counts(self) -> Counter[Condition]:
@@ -99,6 +101,16 @@ class Snapshot:
     def is_over(self) -> bool:
         """Whether every job has ended."""
         return all(line.condition in ("done", "failed", "blocked", "cancelled") for line in self.lines)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing more comes of it by itself: it is over, or cancelled and no longer with the cluster."""
+        return self.is_over or (self.is_cancelled and not self.is_moving)
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command that shows it: 1 if a job failed, or was blocked by one that did."""
+        return 1 if self.counts["failed"] or self.counts["blocked"] else 0
 
 
 @dataclass
@@ -128,7 +140,7 @@ class Reader:
         )
         used, left = self._hours(states, ended)
         _, profile = sweep.settings()
-        cards = profile.gpus or 1
+        cards, is_cancelled = profile.gpus or 1, sweep.is_stopped
         return Snapshot(
             sweep.name,
             lines,
@@ -136,7 +148,8 @@ class Reader:
             used * cards,
             left * cards,
             "GPU" if profile.gpus else "job",
-            tuple(self._troubles(answers, queue)),
+            tuple(self._troubles(lines, answers, queue, is_cancelled)),
+            is_cancelled,
         )
 
     def _line(
@@ -211,14 +224,18 @@ class Reader:
             for run in runs:
                 job, dataset, run_id = run
                 looked_for = run not in self._recorded and (job in moving or job not in self._still)
-                if looked_for and (self.sweep.store.root / dataset / run_id / "record.json").exists():
+                if looked_for and self.sweep.is_recorded(dataset, run_id):
                     self._recorded.add(run)
             yield Coverage(title, sum(run in self._recorded for run in runs), len(runs))
         self._still = {job.number for job in self.sweep.jobs} - moving
 
-    def _troubles(self, answers: bool, queue: Mapping[int, Task]) -> Iterable[str]:
-        if self.sweep.is_stopped:
+    def _troubles(
+        self, lines: Iterable[Line], answers: bool, queue: Mapping[int, Task], is_cancelled: bool
+    ) -> Iterable[str]:
+        if is_cancelled:
             yield "this sweep is cancelled; its command, given again, goes on with it"
+        elif any(line.condition == "held back" for line in lines) and (refused := self.sweep.refused):
+            yield f"held back: {refused}"
         if not answers:
             yield "SLURM does not answer: what runs is told from the jobs' own files"
         never = Counter(task.reason for task in queue.values() if task.reason in NEVER)

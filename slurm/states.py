@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from benchmark.claims import Owner
+from benchmark.owners import Owner
 from benchmark.spec import Frozen
 
 Ending = Literal["done", "failed", "blocked", "cancelled"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,10 @@ import typer
 from rich.console import Console
 
 from benchmark.command_line import run_app
+from benchmark.errors import UserError
 from benchmark.options import Runs, check_there
-from slurm.screen import LOOK_SECONDS, Display, picture
+from benchmark.words import counted
+from slurm.screen import Display, picture, watch
 from slurm.snapshot import Reader
 from slurm.sweep import chosen_sweep, sweeps_in
 
@@ -29,28 +30,29 @@ def main(
 ) -> int:
     """Show what of a sweep waits, runs, is done and has failed, how much of each table is there, and what it cost.
 
-    On a terminal it is shown again and again until the sweep is over; Ctrl-C leaves, and the sweep goes on.
+    On a terminal it is shown again and again until the sweep is over or cancelled; Ctrl-C leaves it to go on.
+    The exit code is 1 if a job failed, or was blocked by one that did.
     """
     console = Console()
     check_there(runs)
     chosen = chosen_sweep(runs, sweep)
     if listing:
         for found in sweeps_in(runs):
-            said = f"{found.name}  {len(found.jobs)} jobs, {found.about('command')}"
+            said = f"{found.name}  {counted(len(found.jobs), 'job')}, {found.about('command')}"
             console.print(said, highlight=False, markup=False)
         return 0
     reader = Reader(chosen)
-    if once or not console.is_terminal:
+    try:
         snapshot = reader.snapshot()
+    except OSError as error:
+        # What fails later may be mended while this command waits.
+        raise UserError(f"sweep {chosen.name} cannot be read: {error}; look whether the folder is there") from error
+    if once or not console.is_terminal:
         console.print(picture(snapshot, verbose))
-        return 0 if not any(snapshot.counts[bad] for bad in ("failed", "blocked")) else 1
-    with Display(console) as display:
-        while True:
-            snapshot = reader.snapshot()
-            display.show(snapshot)
-            if snapshot.is_over:
-                return 0
-            time.sleep(LOOK_SECONDS)
+    else:
+        with Display(console) as display:
+            snapshot = watch(reader, display)
+    return snapshot.exit_code
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm import slurm as submitit_slurm
 
-from benchmark.claims import this_user
 from benchmark.errors import UserError
+from benchmark.owners import this_user
 from slurm import entry, scheduler
 from slurm.profile import Profile
 from slurm.states import Submission

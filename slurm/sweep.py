@@ -7,6 +7,7 @@
     submissions/*.json    what was given to the cluster, a file for each call of sbatch
     states/*.json         what a job says of itself, its attempts and its progress; written by the job alone
     ended/*               how jobs ended, by name: `000012.done`; with the reason in it `000013.failed`
+    refused               why jobs that are ready were last not taken; gone once all were
     stopped               there while the sweep is cancelled
     resumed               when a command last went on with it after that, in seconds since 1970
     logs/                 what jobs print
@@ -39,6 +40,7 @@ from slurm.states import ENDINGS, Ending, State, Submission
 FOLDER = "sweeps"
 PLAN = "plan.sqlite"
 SETTINGS = "sweep.json"
+REFUSED = "refused"
 STOPPED = "stopped"
 RESUMED = "resumed"
 PARTS = ("teacher", "head", "start")
@@ -146,6 +148,13 @@ class Sweep:
         """Of every run its job, its dataset and its id."""
         return self.plan.execute("select job, dataset, id from runs order by place").fetchall()
 
+    def is_recorded(self, dataset: str, run_id: str) -> bool:
+        """Whether a run of the outline has a record, of success or of failure.
+
+        Neither the record is read nor the run, which for all runs of a large sweep would keep whoever looks waiting.
+        """
+        return (self.store.root / dataset / run_id / "record.json").exists()
+
     # How jobs are run.
 
     def settings(self) -> tuple[Settings, Profile]:
@@ -250,6 +259,21 @@ class Sweep:
         return 0.0
 
     # What was given to the cluster.
+
+    @property
+    def refused(self) -> str:
+        """Why the cluster last did not take jobs that were ready; empty where it took them all."""
+        with contextlib.suppress(OSError):
+            return (self.folder / REFUSED).read_text(encoding="utf-8").strip()
+        return ""
+
+    def note_refusal(self, reason: str) -> None:
+        """Keep why the cluster did not take jobs, for who looks later; empty: it took them all."""
+        with contextlib.suppress(OSError, UserError):
+            if reason and reason != self.refused:
+                write_text(self.folder / REFUSED, f"{reason}\n")
+            elif not reason:
+                (self.folder / REFUSED).unlink(missing_ok=True)
 
     def submissions(self) -> list[Submission]:
         """All calls of sbatch, the oldest first."""

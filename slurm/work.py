@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.claims import Claims, this_owner
+from benchmark.claims import Claims
 from benchmark.errors import UserError
+from benchmark.owners import this_owner
 from benchmark.plan import label
-from benchmark.progress import share_done
 from benchmark.results import DamagedRun
+from benchmark.training.broken import BrokenRuns
 from benchmark.training.cohort import Progress
 from benchmark.training.job import attempt
 from slurm import scheduler
@@ -234,7 +235,7 @@ class Diary:
             top1=progress.top1,
         )
         # Without the lock, which a slow folder may keep for long.
-        self.reached = max(self.reached, share_done(progress))
+        self.reached = max(self.reached, progress.share_done)
 
     def close(self, leaving: Leaving, reason: str = "", waits_for: str = "") -> Leaving:
         """Write down how the attempt ended; where the folder takes nothing, SLURM is told instead."""
@@ -273,7 +274,8 @@ def _worked(sweep: Sweep, number: int, signals: Signals) -> Leaving:
             return diary.close("waiting", str(damage))
         except Exception as error:
             traceback.print_exc()
-            reasons.append(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            told = isinstance(error, UserError | BrokenRuns)
+            reasons.append(str(error) if told else f"{type(error).__name__}: {error}")
             return _answered(diary, reasons)
         if came.stopped:
             return diary.close(_why_told(signals, owner.job))

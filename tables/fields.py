@@ -1,24 +1,19 @@
-"""What the TOML files of tables and figures have in common: their fields, and how one that is refused is told of."""
+"""What the TOML files of tables and figures have in common: their fields, and how they are found by name."""
 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 
-from benchmark.errors import UserError, nearest, unknown_name
-from benchmark.foreign import Refused, bounded_text, check_strings
+from benchmark.errors import UserError, unknown_name
 from benchmark.protocols import SCALES
-
-LARGEST = 2**20
-"""Bytes of a TOML file."""
+from benchmark.toml_files import Model, Owners, load_toml
 
 Name = Annotated[str, Field(min_length=1)]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class Frozen(BaseModel):
@@ -75,7 +70,7 @@ def load(
     kind: str,
     name_or_path: str | Path,
     model: type[Model],
-    owners: Mapping[int | str, type[BaseModel]],
+    owners: Owners,
     example: str,
 ) -> Model:
     """What the file of a name (`II` or `table_II`) in a folder says, or the TOML file at a path.
@@ -84,53 +79,17 @@ def load(
     holds them; example: a file that shows the format.
 
     Raises:
-        UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
+        UserError: there is none of that name, the file cannot be read, a field is missing, unknown or refused, or the
+            name is that of another one, which comes with the suite.
     """
     known, name, path = names_in(folder, kind), str(name_or_path).removeprefix(f"{kind}_"), Path(name_or_path)
     if name in known:
         path = folder / f"{kind}_{name}.toml"
     elif path.suffix != ".toml" and not path.is_file():
         raise unknown_name(kind, str(name_or_path), [*known, "the path of a TOML file"])
-    try:
-        content = tomllib.loads(bounded_text(path, LARGEST))
-        check_strings(content)
-    except OSError as error:
-        raise UserError(f"{kind} file {path} cannot be read: {error.strerror}; check the path") from error
-    except Refused as refusal:
-        raise UserError(f"{kind} file {path} {refusal}; {example} shows the format") from refusal
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{kind} file {path} is no valid TOML in UTF-8: {reason}; {example} shows the format"
-        ) from error
-    try:
-        return model.model_validate(content, context={"folder": path.parent})
-    except ValidationError as error:
-        raise UserError(f"{kind} file {path}: {_complaint(error, model, owners, example)}") from None
-
-
-def _complaint(
-    error: ValidationError, whole: type[BaseModel], owners: Mapping[int | str, type[BaseModel]], example: str
-) -> str:
-    """The first complaint of a validation in one line: the field, what is wrong, and what is allowed.
-
-    whole: the model of the file; owners: the models of its parts, by the name of the field that holds them.
-    """
-    found = error.errors()
-    # A misspelt field is also a missing one; the misspelling is what the user wants to hear of.
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-    parts = first["loc"]
-    place = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(str(part) for part in parts))
-    if first["type"] == "extra_forbidden":
-        owner = next((owners[part] for part in reversed(parts[:-1]) if part in owners), whole)
-        near = nearest(str(parts[-1]), owner.model_fields)
-        hint = f" (did you mean {near!r}?)" if near else ""
-        return f"unknown field {place!r}{hint}; allowed: {', '.join(owner.model_fields)}"
-    if first["type"] == "missing":
-        return f"field {place!r} is missing; add it ({example} shows the format)"
-    message = first["msg"].removeprefix("Value error, ")
-    if not place:
-        return message
-    given = " ".join(repr(first["input"]).split())
-    given = given if len(given) <= 60 else f"{given[:57]}..."
-    return f"field {place!r} = {given} is refused: {message[:1].lower()}{message[1:]}"
+    loaded = load_toml(path, f"{kind} file", model, example, owners, {"folder": path.parent})
+    taken = getattr(loaded, "name", "")
+    if taken in known and path.resolve().parent != folder.resolve():
+        # Its files would take the place of those of the suite's own.
+        raise UserError(f"{kind} file {path}: the name {taken!r} is taken by the suite's own {kind}; choose another")
+    return loaded

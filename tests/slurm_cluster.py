@@ -12,6 +12,8 @@ import pytest
 
 from slurm.devcluster import Cluster, devcluster, missing
 
+PATIENCE = 150.0
+"""Seconds after which something that should have happened is given up."""
 REASON = missing()
 needs_slurm = pytest.mark.skipif(REASON is not None, reason=f"no SLURM cluster can be made here: {REASON}")
 
@@ -25,7 +27,7 @@ def cluster() -> Iterator[Cluster]:
         yield started
 
 
-def eventually(happens: Callable[[], bool], what: str, patience: float = 30.0) -> None:
+def until(happens: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Wait until something happens; fails, with `what` did not, after `patience` seconds."""
     deadline = time.monotonic() + patience
     while not happens():

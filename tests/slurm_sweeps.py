@@ -21,16 +21,15 @@ import pytest
 import torch
 
 from benchmark.data import load_dataset
-from benchmark.executor import run_jobs
 from benchmark.plan import Job, jobs_for
+from benchmark.pool import run_jobs
 from benchmark.results import Store, outcome
 from benchmark.schedule import Watcher
 from benchmark.spec import Run
 from benchmark.targets import TableTarget, Wish
 from benchmark.teachers import Teachers
 from benchmark.training.material import Settings
-from slurm.devcluster import Cluster
-from slurm.devcluster_processes import processes_of
+from slurm.devcluster import Cluster, processes_of
 from slurm.dispatch import tend
 from slurm.planning import Asked, planned_sweep
 from slurm.profile import Profile
@@ -40,9 +39,9 @@ from slurm.submission import NotNow
 from slurm.sweep import Sweep
 from tables.specification import load_table
 from tests.commands import ROOT, small_dataset, small_table
+from tests.slurm_cluster import PATIENCE, until
 
 EPOCHS = 8
-PATIENCE = 150.0
 PROFILE = Profile(gpus=0, cpus=1, time=10, grace_seconds=20, submit_from_jobs=False)
 """Of small jobs: a processor for ten minutes. Who tests it looks after the sweep, which saves jobs that would."""
 
@@ -75,9 +74,9 @@ class Planned:
         take_up(sweep)
         return sweep
 
-    def number(self, sweep: Sweep, method: str, seed: int = 0) -> int:
-        """The job that trains the runs of a method and a seed."""
-        numbers = {sweep.job_of(run) for run in self.runs if (run.method, run.seed) == (method, seed)}
+    def number(self, sweep: Sweep, method: str, seed: int | None = None) -> int:
+        """The job that trains the runs of a method and a seed; without one there is only one such job."""
+        numbers = {sweep.job_of(run) for run in self.runs if run.method == method and seed in (None, run.seed)}
         (number,) = numbers
         assert number is not None
         return number
@@ -128,14 +127,6 @@ def cluster(running: Cluster) -> Iterator[Cluster]:
     with at_cluster(running):
         yield running
         clear(running)
-
-
-def until(happens: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
-    """Wait until something happens."""
-    deadline = time.monotonic() + patience
-    while not happens():
-        assert time.monotonic() < deadline, f"{what} did not happen in {patience:.0f} s"
-        time.sleep(0.05)
 
 
 def bring_home(sweep: Sweep, said: list[str] | None = None, tends: bool = True, patience: float = PATIENCE) -> None:

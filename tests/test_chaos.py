@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.chaos.faults import DAMAGES, Damage, Files, rounds
-from benchmark.chaos.verdict import first_difference
+from benchmark.chaos.verdict import wrong_figure
 from benchmark.chaos.witness import Pen, Seen
 from tests.commands import ROOT, environment
 
@@ -34,8 +34,8 @@ def test_two_hundred_faults_cost_nothing(tmp_path: Path) -> None:
     # Every kind of fault that can count did.
     for kind in ("kill", "terminate", "kill all", "record", "checkpoint", "weights", "cache", "claim"):
         assert rows[kind][1] > 0, ended.stdout
-    assert "8 records: 0 lost, 0 wrong, 0 duplicated, 0 failed" in ended.stdout
-    assert len(list((tmp_path / "kept").glob("disturbed/runs/*/*/record.json"))) == 8
+    assert "9 records: 0 lost, 0 wrong, 0 duplicated, 0 failed" in ended.stdout
+    assert len(list((tmp_path / "kept").glob("disturbed/runs/*/*/record.json"))) == 9
     assert list((tmp_path / "kept").glob("disturbed/runs/*/*/damaged-record.json-*"))
 
 
@@ -106,6 +106,25 @@ def test_what_is_not_there_is_not_damaged(tmp_path: Path) -> None:
     assert not Files(tmp_path, ["a"]).damage(Damage("record", 0.0, 0.0, "emptied", 0.0, 1))
 
 
+def test_a_folder_that_goes_while_files_are_looked_for_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, going = tmp_path / "runs" / "set" / "a" / "record.json", tmp_path / "runs" / ".owners"
+    path.parent.mkdir(parents=True)
+    going.mkdir()
+    path.write_text('{"a": 1}')
+    listed = os.scandir
+
+    def scandir(folder):
+        if Path(folder).name == going.name:
+            going.rmdir()
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert Files(tmp_path, ["a"]).damage(Damage("record", 0.0, 0.0, "emptied", 0.0, 1))
+    assert not going.exists()
+
+
 def seen_of(path: Path, *lines: tuple[str, str, str]) -> Seen:
     """What some lines of workers say."""
     for worker, what, about in lines:
@@ -143,9 +162,9 @@ def test_a_worker_holds_what_it_claimed_until_it_is_released(tmp_path: Path) -> 
 
 def test_the_first_difference_is_named() -> None:
     right = {"a": [1, {"b": 2}], "c": 3}
-    assert first_difference(right, json.loads(json.dumps(right))) is None
-    assert first_difference(right, {"a": [1, {"b": 5}], "c": 4}) == "a[1].b is 5 instead of 2"
-    assert first_difference(right, {"a": [1], "c": 3}) == "a is [1] instead of [1, {'b': 2}]"
+    assert wrong_figure(right, json.loads(json.dumps(right))) is None
+    assert wrong_figure(right, {"a": [1, {"b": 5}], "c": 4}) == "a[1].b is 5 instead of 2"
+    assert wrong_figure(right, {"a": [1], "c": 3}) == "a is [1] instead of [1, {'b': 2}]"
 
 
 @pytest.mark.parametrize(

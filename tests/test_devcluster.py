@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmark.errors import UserError
-from slurm import devcluster_conf
-from slurm.devcluster import Cluster, Layout, cluster_in, devcluster, missing, up
-from slurm.devcluster_processes import processes_of
+from slurm.devcluster import Cluster, Layout, cluster_in, configuration, devcluster, missing, processes_of, up
 from tests.commands import ROOT
-from tests.slurm_cluster import cluster, eventually, needs_slurm
+from tests.slurm_cluster import cluster, needs_slurm, until
 
 __all__ = ["cluster"]
 ESCAPED = "trap '' TERM HUP; env -i sleep 300 & sleep 300"
@@ -47,7 +45,7 @@ def test_a_job_runs_on_the_processors_and_the_gpu_it_asked_for(cluster: Cluster)
     out = cluster.folder / "job.out"
     script = 'echo "$SLURM_CPUS_ON_NODE $CUDA_VISIBLE_DEVICES $(srun hostname)"'
     job = submit(cluster, script, f"--output={out}", "--cpus-per-task=2", "--gpus=1", "--mem=16G")
-    eventually(lambda: state(cluster, job) == "COMPLETED", "the end of the job")
+    until(lambda: state(cluster, job) == "COMPLETED", "the end of the job")
     assert out.read_text().split() == ["2", "0", socket.gethostname()]
 
 
@@ -76,7 +74,7 @@ def test_two_clusters_side_by_side_do_not_meet_and_down_leaves_no_process() -> N
         with devcluster(nodes=1, options={"KillWait": 60}) as second:
             assert first.folder != second.folder
             job = submit(second, ESCAPED)
-            eventually(lambda: _sleeping(second) == 2, "the job's two processes")
+            until(lambda: _sleeping(second) == 2, "the job's two processes")
             assert first.command("squeue", "--noheader", "--states=all") == ""
             assert state(second, job) == "RUNNING"
         assert processes_of(second.folder, second.name) == []
@@ -94,7 +92,7 @@ def _sleeping(own: Cluster) -> int:
 def test_down_ends_a_job_whose_step_daemon_was_killed() -> None:
     with devcluster(nodes=1) as own:
         submit(own, "exec sleep 300")
-        eventually(lambda: _sleeping(own) == 1, "the start of the job")
+        until(lambda: _sleeping(own) == 1, "the start of the job")
         daemons = [
             process
             for process in processes_of(own.folder, own.name)
@@ -114,7 +112,7 @@ def test_down_cleans_up_after_an_up_that_was_killed(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from slurm.devcluster import Layout, up; up(Path(sys.argv[1]), Layout())"
     )
     starting = subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=ROOT)
-    eventually(lambda: (folder / "n2.process").exists(), "the start of the second node")
+    until(lambda: (folder / "n2.process").exists(), "the start of the second node")
     starting.kill()
     starting.wait()
     crashed = cluster_in(folder)
@@ -128,12 +126,12 @@ def test_down_cleans_up_after_an_up_that_was_killed(tmp_path: Path) -> None:
 
 @needs_slurm
 def test_a_port_that_is_taken_meanwhile_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = devcluster_conf.free_ports
+    choose = configuration.free_ports
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         answers = [[taken.getsockname()[1], *choose(1)]]
-        monkeypatch.setattr(devcluster_conf, "free_ports", lambda count: answers.pop() if answers else choose(count))
+        monkeypatch.setattr(configuration, "free_ports", lambda count: answers.pop() if answers else choose(count))
         with devcluster(nodes=1) as own:
             assert own.states() == {"n1": "idle"}
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from benchmark.backbones import network_names
 from benchmark.backbones.cost import multiply_adds, parameters
-from benchmark.edge import (
+from benchmark.errors import UserError
+from benchmark.export.edge import (
     ROUNDINGS,
     Accuracy,
     WrongFile,
@@ -30,7 +31,6 @@ from benchmark.edge import (
     quantised,
     to_onnx,
 )
-from benchmark.errors import UserError
 from tests.onnx_files import changed, noise, settled
 
 LARGE = {

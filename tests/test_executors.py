@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmark.results import outcome
-from slurm.devcluster import Cluster
 from tests.commands import arguments, record_of, records_in, report_in, run_command, small_dataset, small_table
 from tests.slurm_cluster import REASON, cluster
+from tests.slurm_sweeps import at_cluster
 
 __all__ = ["cluster"]
 
@@ -47,14 +47,15 @@ def called(executor: str, folder: Path, place: Path, *more: str) -> subprocess.C
 
 
 @pytest.fixture(scope="module", params=EXECUTORS)
-def executor(request: pytest.FixtureRequest) -> str:
+def executor(request: pytest.FixtureRequest) -> Iterator[str]:
     """An executor; a cluster's commands find it by the environment."""
     if request.param == "slurm":
         if REASON is not None:
             pytest.skip(f"no SLURM cluster can be made here: {REASON}")
-        started: Cluster = request.getfixturevalue("cluster")
-        os.environ.update(started.environment)
-    return str(request.param)
+        with at_cluster(request.getfixturevalue("cluster")):
+            yield "slurm"
+    else:
+        yield str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_every_executor_leaves_the_same_records_and_report(executor, trained, un
     place, ended = trained
     found, expected = records_in(place), records_in(undisturbed)
     assert found.keys() == expected.keys(), ended.stdout
-    assert len(found) == 4
+    assert len(found) == 5
     for run_id, record in found.items():
         assert outcome(record) == outcome(expected[run_id]), run_id
     tables = [list(csv.DictReader(io.StringIO(report_in(at, "csv")))) for at in (place, undisturbed)]
@@ -117,9 +118,9 @@ def test_a_dry_run_on_a_cluster_shows_arrays_dependencies_and_what_groupings_cos
     ended = called("slurm", folder, tmp_path, "--dry-run")
     assert ended.returncode == 0, ended.stderr
     rows = [line.split() for line in ended.stdout.splitlines()]
-    # The teacher; KD and SSKD's head, which wait for it; SSKD, which waits for both.
+    # The teacher and Baseline; KD and SSKD's head, which wait for the teacher; SSKD, which waits for both.
     arrays = [(row[1], " ".join(row[2:])) for row in rows if row and row[0].isdigit()]
-    assert [jobs for jobs, _ in arrays] == ["1", "2", "1"]
+    assert [jobs for jobs, _ in arrays] == ["2", "2", "1"]
     assert [waits.split("ResNet20")[0].strip() for _, waits in arrays] == ["nothing", "1", "1, 2"]
     for grouping in ("run:", "student:", "cohort:"):
         assert any(row and row[0] == grouping for row in rows), grouping

@@ -23,22 +23,16 @@ import typer
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmark import export as export_module
 from benchmark.backbones import build_network
 from benchmark.backbones.network import Network
 from benchmark.command_line import run_app
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import evaluation_batches
 from benchmark.data.dataset import Images
-from benchmark.edge import (
-    Edge,
-    load_edge,
-    logits_of,
-    open_session,
-    quantised,
-    to_onnx,
-)
-from benchmark.export import Shown, images_of, milliseconds
+from benchmark.export import exporting, load_edge
+from benchmark.export.__main__ import app, milliseconds
+from benchmark.export.edge import Edge, logits_of, open_session, quantised, to_onnx
+from benchmark.export.exporting import Shown, images_of
 from benchmark.results import Record, Store
 from benchmark.spec import Run
 from benchmark.training.job import execute
@@ -61,10 +55,10 @@ def export(*command: str) -> Ended:
     """Run the command line in this process."""
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv
-    sys.argv = ["export.py", *command]
+    sys.argv = ["__main__.py", *command]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            run_app(export_module.app, "python -m benchmark.export")
+            run_app(app, "python -m benchmark.export")
     finally:
         sys.argv = before
     return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())
@@ -120,7 +114,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         return quantised(model, images)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_module, "quantised", watched)
+        patch.setattr(exporting, "quantised", watched)
         ended = export(run.id, "--onnx", "--runs", str(runs), "--seconds", "0.02")
     assert (ended.code, ended.err) == (0, "")
     return Exported(runs, run, ended, torch.from_numpy(np.concatenate(seen)))
@@ -242,7 +236,7 @@ def test_the_page_names_every_figure_and_every_option(exported: Exported) -> Non
     for part in (edge, edge["logits"], edge["fp32"], edge["fp32"]["latency"], edge["fp32"]["latency"]["1"]):
         for field in set(part) - {"format"}:
             assert f"`{field}`" in figures, field
-    options = {name for part in typer.main.get_command(export_module.app).params for name in part.opts}
+    options = {name for part in typer.main.get_command(app).params for name in part.opts}
     assert options - {"run"} == set(re.findall(r"^\| `(--\S+)`", page, flags=re.MULTILINE))
 
 
@@ -252,6 +246,7 @@ def test_an_export_repeated_in_another_process_gives_the_same_files(copied: Expo
     for name in ("student.onnx", "student-int8.onnx"):
         assert (copied.folder / name).read_bytes() == (exported.folder / name).read_bytes()
     assert copied.edge["threads"] == 2
+    assert copied.edge["provenance"]["command"].startswith(f"python -m benchmark.export {copied.folder} --onnx")
     assert copied.edge["int8"]["sha256"] == exported.edge["int8"]["sha256"]
 
 
@@ -287,7 +282,7 @@ def test_the_output_goes_where_it_is_named_and_the_figures_to_the_run(copied: Ex
 def test_a_file_that_is_not_the_network_is_told_and_not_written(
     copied: Exported, monkeypatch: pytest.MonkeyPatch, how: str, said: str
 ) -> None:
-    monkeypatch.setattr(export_module, "to_onnx", lambda network, size: changed(to_onnx(network, size), how))
+    monkeypatch.setattr(exporting, "to_onnx", lambda network, size: changed(to_onnx(network, size), how))
     before = files_under(copied.runs)
     ended = export(copied.run.id[:20], "--onnx", "--runs", str(copied.runs))
     assert ended.code == 1
@@ -350,7 +345,7 @@ RUN = "LSSKD_ResNet8"
         ({"dataset": "cifar100"}, [RUN, "--onnx", "--data-root", "empty"], "no CIFAR-100 in empty"),
         ({"student": "ResNet20"}, ["LSSKD", "--onnx"], "are not those of ResNet20 for 10 classes"),
         ({}, [RUN, "--onnx", "--dataset", "blocks.toml"], "was trained on 'digits', not on 'blocks'"),
-        ({}, [RUN, "--onnx", "--dataset", "gone.toml"], "cannot read dataset file gone.toml: No such file"),
+        ({}, [RUN, "--onnx", "--dataset", "gone.toml"], "dataset file gone.toml cannot be read: No such file"),
         ({}, [RUN, "--onnx", "--image-size", "0"], "'--image-size': Input should be greater than or equal to 8"),
         ({}, [RUN, "--onnx", "--image-size", "large"], "'--image-size': Input should be a valid integer"),
         ({}, [RUN, "--onnx", "--seconds", "0"], "'--seconds': Input should be greater than or equal to 0.01"),

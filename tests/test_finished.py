@@ -11,7 +11,7 @@ import torch
 
 from benchmark.backbones import build_network
 from benchmark.errors import UserError
-from benchmark.finished import finished_run, trained_network
+from benchmark.export.finished import finished_run, trained_network
 from benchmark.results import Store
 from benchmark.spec import Run
 from tests import engine

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmark.audit.claims import load_claims
 from benchmark.command_line import refuse
 from benchmark.data import cache, decoding, download, folders, imagenet, load_dataset
 from benchmark.data.cache import Place, place_for, read_or_build
@@ -24,6 +25,7 @@ from benchmark.errors import UserError
 from benchmark.foreign import Refused, bounded_text
 from benchmark.points import empty_result
 from figures.specification import load_figure
+from slurm.profile import load_profile
 from tables.specification import load_table
 from tests.commands import small_dataset
 from tests.photographs import made_up_imagenet
@@ -224,6 +226,8 @@ def test_an_archive_that_unpacks_to_too_much_is_not_unpacked(monkeypatch: pytest
 READERS: dict[str, Callable[[Path], object]] = {
     "dataset": lambda path: load_dataset(str(path)),
     "table": load_table,
+    "profile": load_profile,
+    "claims": load_claims,
 }
 
 
@@ -244,6 +248,9 @@ def test_a_toml_file_from_elsewhere_is_bounded(tmp_path: Path, kind: str) -> Non
     assert "has 1024.0 GiB, at most 1.0 MiB are read" in told()
     path.unlink()
     os.mkfifo(path)
+    assert "is no plain file" in told()
+    path.unlink()
+    path.symlink_to("/dev/zero")
     assert "is no plain file" in told()
 
 

@@ -16,7 +16,8 @@ import pytest
 from benchmark.claims import Claims
 from benchmark.errors import UserError
 from benchmark.files import sha256_of
-from benchmark.merge import Merge, main
+from benchmark.merge import Merge
+from benchmark.merge.__main__ import main
 from benchmark.results import Store, checksum_of, load
 from benchmark.spec import Run
 from benchmark.training.job import execute
@@ -94,7 +95,7 @@ def test_new_equal_conflicting_kept_replaced_and_unfinished_runs_are_told_apart(
     assert counts(found) == expected
     assert found["replaced"][0].why == "a failed run"
     assert found["kept"][0].why == "failed there: loss not finite at epoch 3, step 17"
-    assert all(Store(here).is_finished(run) for run in (new, equal, conflicting, kept, replaced))
+    assert Store(here).untrained([new, equal, conflicting, kept, replaced], retry_failed=True) == []
     assert not Store(here).folder(unfinished).exists()
     assert {path: path.read_bytes() for path in before} == before
 
@@ -125,7 +126,7 @@ def test_a_damaged_record_here_is_put_aside_for_the_whole_one(there: Path, here:
     (folder / "record.json").write_text("{")
     (finding,) = Merge(Store(here)).merge(there)
     assert (finding.kind, finding.why) == ("replaced", "a damaged record, which is put aside")
-    assert Store(here).is_finished(run_of())
+    assert Store(here).untrained([run_of()], retry_failed=True) == []
     assert any(path.name.startswith("damaged-record.json") for path in folder.iterdir())
 
 

@@ -16,7 +16,7 @@ from slurm.reopening import take_up
 from slurm.snapshot import Reader
 from slurm.sweep import Sweep
 from tests.commands import run_command
-from tests.slurm_cluster import needs_slurm
+from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
     EPOCHS,
     PROFILE,
@@ -31,7 +31,6 @@ from tests.slurm_sweeps import (
     planned,
     task_of,
     trains,
-    until,
 )
 
 __all__ = ["cluster"]
@@ -48,8 +47,8 @@ def running() -> Iterator[Cluster]:
 def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_checkpoints(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Two run, one waits for room and one for its teacher.
-    plan = planned(tmp_path, ("Baseline", "KD"), seeds=2)
+    # Two run, two wait for room.
+    plan = planned(tmp_path, seeds=4)
     sweep = plan.sweep()
     runs = plan.settings.runs
     tend(sweep)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from rich.console import Console
 
 from benchmark.estimate import run_seconds, training_multiply_adds
+from benchmark.executor import Executor, Order
+from benchmark.executors import Local
 from benchmark.plan import Grouping, Job, jobs_of_all
 from benchmark.results import Store
 from benchmark.spec import Run
+from slurm import scheduler
 from slurm.cost import OVERHEAD_SECONDS, Rates, price_of, priced
-from slurm.executor import missing_of
-from slurm.planning import in_order
+from slurm.executor import Slurm
+from slurm.planning import in_order, to_train
 from slurm.profile import Profile
 from tests.engine import STUDENT, TEACHER, request
+from tests.slurm_sweeps import planned
 
 SIZE, IMAGES = 32, 1000
 CPU, GPU = Profile(gpus=0), Profile(gpus=1)
@@ -126,9 +134,37 @@ def test_the_plan_of_a_sweep_holds_what_is_done_too(tmp_path) -> None:
     """Whoever gives the command again finds the same sweep, however far it is."""
     store, before = Store(tmp_path), grouped(tmp_path, "student")
     for done in before[0].runs:
-        store.begin(done)
-        store.finish(done, {"status": "failed", "reason": "test", "epochs": [], "provenance": {}}, {})
+        fail(store, done)
     after = grouped(tmp_path, "student")
     assert [job.runs for job in after] == [job.runs for job in before]
-    assert len(missing_of(after, store)) == len(before) - 1
-    assert missing_of(after, store, retry_failed=True) == after
+    assert len(to_train(after, store)) == len(before) - 1
+    assert to_train(after, store, retry_failed=True) == after
+
+
+def fail(store: Store, run: Run) -> None:
+    store.begin(run)
+    store.finish(run, {"status": "failed", "reason": "test", "epochs": [], "provenance": {}}, {})
+
+
+@pytest.mark.parametrize("executor", [Local(torch.device("cpu"), 1), Slurm(CPU)], ids=["local", "slurm"])
+def test_a_dry_run_prices_a_failed_run_where_it_is_to_be_trained_again(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No cluster is waited for that could be asked how long its arrays may be.
+    monkeypatch.setattr(scheduler, "is_installed", lambda: False)
+    plan = planned(tmp_path, ("Baseline", "KD"))
+    store = Store(plan.settings.runs)
+    for run in plan.runs:
+        fail(store, run)
+
+    def dry_run(retry_failed: bool) -> str:
+        parts = list(plan.target.parts)
+        order = Order("small", parts, executor.plans_of(parts, store, retry_failed), retry_failed)
+        said = io.StringIO()
+        executor.print_plan(order, store, Console(file=said, width=200))
+        return said.getvalue()
+
+    nothing = {Local: "To train: 0 runs", Slurm: "Nothing to train"}[type(executor)]
+    assert nothing in dry_run(retry_failed=False)
+    assert nothing not in dry_run(retry_failed=True)
+    assert "ResNet20" in dry_run(retry_failed=True)

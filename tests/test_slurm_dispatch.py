@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from benchmark.claims import this_owner
 from benchmark.errors import UserError
+from benchmark.owners import this_owner
 from slurm import dispatch, giving, scheduler
 from slurm.dispatch import DOUBT_SECONDS, SILENT_LOOK_SECONDS, tend
 from slurm.executor import told
 from slurm.profile import Profile
 from slurm.scheduler import Task
+from slurm.snapshot import Reader
 from slurm.states import Attempt, Leaving, State, Submission
 from slurm.submission import NoRoom
 from slurm.sweep import Sweep
@@ -173,6 +174,27 @@ def test_a_refusal_that_may_be_for_ever_is_told_where_nothing_else_could_make_ro
     queue.refusal = NoRoom("Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)")
     with pytest.raises(UserError, match=r"^SLURM takes no job of this sweep: .*QOS policy.*; change the profile"):
         tend(sweep)
+
+
+def test_the_status_says_why_jobs_are_held_back_until_the_cluster_takes_them(queue: Queue, sweep: Sweep) -> None:
+    said = "SLURM refuses the jobs: invalid partition specified: gpus; change the profile and give the command again"
+    queue.refusal = UserError(said)
+    with pytest.raises(UserError, match="invalid partition"):
+        tend(sweep)
+    snapshot = Reader(sweep).snapshot()
+    assert snapshot.counts == {"held back": 1}
+    assert f"held back: {said}" in snapshot.troubles
+
+    queue.refusal = NoRoom("Slurm temporarily unable to accept job")
+    tend(sweep)
+    (trouble,) = Reader(sweep).snapshot().troubles
+    assert trouble.startswith("held back: no room for more: Slurm temporarily unable to accept job; the rest is")
+
+    queue.refusal = None
+    tend(sweep)
+    assert queue.submitted == [(0,)]
+    assert Reader(sweep).snapshot().troubles == ()
+    assert sweep.refused == ""
 
 
 def test_a_queue_that_is_full_for_now_is_waited_for(queue: Queue, sweep: Sweep) -> None:

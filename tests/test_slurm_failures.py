@@ -16,7 +16,7 @@ from slurm.devcluster import Cluster, devcluster
 from slurm.dispatch import tend
 from slurm.reopening import take_up
 from tests.commands import run_command
-from tests.slurm_cluster import needs_slurm
+from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
     PROFILE,
     assert_equal_to_undisturbed,
@@ -33,7 +33,6 @@ from tests.slurm_sweeps import (
     task_of,
     trains,
     undisturbed,
-    until,
     wrapped,
 )
 
@@ -51,7 +50,7 @@ def running() -> Iterator[Cluster]:
 def test_a_run_that_comes_to_nan_fails_and_all_others_go_on(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = planned(tmp_path, ("Baseline", "KD"), settings=("KD.kd_weight=1e38",))
+    plan = planned(tmp_path, ("KD",), settings=("KD.kd_weight=1e38",))
     sweep = plan.sweep()
     teacher, student = plan.number(sweep, "Baseline"), plan.number(sweep, "KD")
     tend(sweep)
@@ -74,7 +73,7 @@ def test_a_run_that_comes_to_nan_fails_and_all_others_go_on(
 def test_what_needs_a_job_that_fails_is_blocked_with_its_reason_and_retry_keeps_away_from_the_node(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    plan = planned(tmp_path, ("Baseline", "KD"))
+    plan = planned(tmp_path, ("KD",))
     sweep = plan.sweep()
     teacher, student = plan.number(sweep, "Baseline"), plan.number(sweep, "KD")
     # These nodes have no graphics card that works.
@@ -105,7 +104,7 @@ def test_what_needs_a_job_that_fails_is_blocked_with_its_reason_and_retry_keeps_
 def test_a_failed_teacher_of_before_blocks_its_students_before_anything_is_submitted(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    plan = planned(tmp_path, ("Baseline", "KD"))
+    plan = planned(tmp_path, ("KD",))
     (teacher,) = (run for run in plan.runs if run.method == "Baseline")
     store = Store(plan.settings.runs)
     store.begin(teacher)
@@ -130,7 +129,7 @@ def test_a_failed_teacher_of_before_blocks_its_students_before_anything_is_submi
 def test_a_teacher_whose_weights_were_damaged_is_trained_again_before_its_student(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    plan = planned(tmp_path, ("Baseline", "KD"))
+    plan = planned(tmp_path, ("KD",))
     reference = undisturbed(plan)
     (teacher,) = (run for run in plan.runs if run.method == "Baseline")
     folder = Store(plan.settings.runs).folder(teacher)

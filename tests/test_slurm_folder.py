@@ -19,7 +19,7 @@ from slurm.devcluster import Cluster, devcluster
 from slurm.dispatch import tend
 from slurm.snapshot import folder_troubles
 from slurm.sweep import Sweep
-from tests.slurm_cluster import needs_slurm
+from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
     Planned,
     assert_equal_to_undisturbed,
@@ -32,7 +32,6 @@ from tests.slurm_sweeps import (
     planned,
     python_of,
     trains,
-    until,
 )
 
 pytestmark = needs_slurm

@@ -11,7 +11,7 @@ import pytest
 from slurm.devcluster import Cluster, devcluster
 from slurm.dispatch import tend
 from slurm.profile import Profile
-from tests.slurm_cluster import needs_slurm
+from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
     PROFILE,
     Planned,
@@ -27,7 +27,6 @@ from tests.slurm_sweeps import (
     shown,
     task_of,
     trains,
-    until,
 )
 
 __all__ = ["cluster"]

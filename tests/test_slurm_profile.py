@@ -65,9 +65,9 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_the_field(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('partion = "x"', r"unknown field of profile .* 'partion' \(did you mean 'partition'\?\)"),
-        ("time = ", "is no TOML"),
-        ("time = 1\ntime = 2", "is no TOML"),
+        ('partion = "x"', r"profile .*: unknown field 'partion' \(did you mean 'partition'\?\)"),
+        ("time = ", "is no valid TOML"),
+        ("time = 1\ntime = 2", "is no valid TOML"),
         ("time = 1\ngrace_seconds = 31", "more than half of time = 1 min"),
     ],
 )
@@ -80,12 +80,20 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, content: str, message: st
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "cluster.toml"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is no TOML"):
+    with pytest.raises(UserError, match="is no valid TOML in UTF-8"):
         load_profile(path)
 
 
+def test_the_reason_of_a_refusal_is_said_without_the_words_of_a_library(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        load_profile(written(tmp_path, 'time = "soon"'))
+    assert str(refused.value).endswith(
+        ": field 'time' = 'soon' is refused: give minutes, hours:minutes:seconds, or days-hours[:minutes[:seconds]]"
+    )
+
+
 def test_a_profile_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere.toml cannot be read: .*example.toml documents"):
+    with pytest.raises(UserError, match=r"nowhere.toml cannot be read: .*example.toml shows the format"):
         load_profile(tmp_path / "nowhere.toml")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         load_profile(tmp_path)
@@ -96,7 +104,7 @@ def test_the_command_refuses_a_bad_profile_with_exit_code_2(tmp_path: Path) -> N
     ended = run_command("--table", "II", "--executor", "slurm", "--profile", str(path), "--runs", str(tmp_path / "r"))
     assert (ended.returncode, ended.stdout) == (2, "")
     assert len(ended.stderr.splitlines()) == 1
-    assert "cpus = 0 is refused" in ended.stderr
+    assert "field 'cpus' = 0 is refused" in ended.stderr
     assert not (tmp_path / "r").exists()
 
 

@@ -23,7 +23,7 @@ from slurm.dispatch import tend
 from slurm.profile import Profile
 from slurm.sweep import Sweep
 from slurm.work import LOOK_SECONDS
-from tests.slurm_cluster import needs_slurm
+from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
     Planned,
     assert_equal_to_undisturbed,
@@ -39,7 +39,6 @@ from tests.slurm_sweeps import (
     shown,
     task_of,
     trains,
-    until,
 )
 
 REQUEUED, PREEMPTED, TIMED, KILLED, STEP, BATCH, NODE = range(7)

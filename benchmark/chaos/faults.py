@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import random
 import time
@@ -114,8 +115,10 @@ class Files:
     def damage(self, damage: Damage) -> bool:
         """Damage a file as intended; False where there is none of its kind that is not damaged already."""
         run = self.runs[int(damage.run * len(self.runs))] if damage.kind in OF_A_RUN else ""
-        paths = (path for path in self.folder.glob(PATTERNS[damage.kind]) if not run or path.parent.name == run)
-        found = sorted(path for path in paths if self._is_fit(path))
+        # Unlike that of a path, this glob goes on where a worker removes a folder while it is gone through.
+        names = glob.iglob(PATTERNS[damage.kind], root_dir=self.folder, include_hidden=True)
+        paths = (self.folder / name for name in names)
+        found = sorted(path for path in paths if (not run or path.parent.name == run) and self._is_fit(path))
         if not found:
             return False
         path = found[int(damage.pick * len(found))]

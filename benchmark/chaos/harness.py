@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from benchmark.chaos.faults import DAMAGES, Files, Kill, Round, rounds
 from benchmark.chaos.sweep import Sweep, finish, hurry, make_sweep, train, warm_up
 from benchmark.chaos.verdict import DUPLICATED, FAILED, Verdict, compare
 from benchmark.chaos.witness import Pen, Seen, watch
-from benchmark.executor import Report
+from benchmark.schedule import Report
 
 LOOK_SECONDS = 0.008
 """How often the harness looks what the workers have done."""
@@ -151,7 +152,7 @@ class _Disturbance:
         workers = []
         for numbers in intent.parts:
             runs = [run for run, number in zip(self.sweep.runs, numbers, strict=True) if number >= 0.5]
-            workers.append(self._start(lambda runs=runs: train(self.sweep, runs, self.runs)))  # type: ignore[misc]
+            workers.append(self._start(functools.partial(train, self.sweep, runs, self.runs)))
         for kill, damage in intent.live:
             self._wait(workers, kill)
             if damage is not None and any(worker.is_alive for worker in workers) and self.files.damage(damage):

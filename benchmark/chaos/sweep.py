@@ -15,10 +15,11 @@ from PIL import Image
 
 from benchmark.data import load_dataset
 from benchmark.data.dataset import Dataset
-from benchmark.executor import Ending, Report, Watcher, run_jobs
 from benchmark.plan import Job, Request, check_methods, jobs_for, with_dependencies
+from benchmark.pool import run_jobs
 from benchmark.protocols import STAGE_SCHEDULES
 from benchmark.results import DamagedRun, Store
+from benchmark.schedule import Ending, Report, Watcher
 from benchmark.spec import Protocol, Run, Scale, Schedule
 from benchmark.training import cohort as cohorts
 from benchmark.training import job as jobs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from benchmark.chaos.sweep import Sweep
 from benchmark.errors import UserError
 from benchmark.files import sha256_of
+from benchmark.json_difference import first_difference
 from benchmark.results import Record, Store, outcome
 
 LOST, WRONG, DUPLICATED, FAILED = "lost", "wrong", "duplicated", "failed"
@@ -49,7 +49,7 @@ def compare(sweep: Sweep, calm: Path, disturbed: Path, problems: dict[str, list[
         if found is None:
             problems[LOST].append(f"{run.id} has no record")
             continue
-        differences = [difference] if (difference := first_difference(outcome(right), outcome(found))) else []
+        differences = [difference] if (difference := wrong_figure(outcome(right), outcome(found))) else []
         problems[WRONG] += [f"{run.id}: {text}" for text in differences + _weights(got.folder(run), right)]
     known = {got.folder(run) for run in sweep.runs}
     held = list(disturbed.glob("*/*/record.json"))
@@ -69,15 +69,14 @@ def _weights(folder: Path, right: Record) -> list[str]:
     return texts
 
 
-def first_difference(right: Any, found: Any, where: str = "") -> str | None:
+def wrong_figure(right: Any, found: Any) -> str | None:
     """The first place where two values of JSON differ, and how; None where they are equal."""
-    if isinstance(right, Mapping) and isinstance(found, Mapping) and right.keys() == found.keys():
-        pairs = [(f"{where}.{key}".lstrip("."), right[key], found[key]) for key in right]
-    elif isinstance(right, list) and isinstance(found, list) and len(right) == len(found):
-        pairs = [(f"{where}[{place}]", *both) for place, both in enumerate(zip(right, found, strict=True))]
-    else:
-        return None if right == found else f"{where or 'record'} is {_short(found)} instead of {_short(right)}"
-    return next((text for place, one, other in pairs if (text := first_difference(one, other, place))), None)
+    difference = first_difference(right, found)
+    if difference is None:
+        return None
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in difference.place)
+    place = "".join(steps).lstrip(".") or "record"
+    return f"{place} is {_short(difference.right)} instead of {_short(difference.left)}"
 
 
 def _short(value: Any) -> str:

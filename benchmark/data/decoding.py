@@ -32,6 +32,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from benchmark.data.folders import DAMAGE, FORMATS, image_bytes
 from benchmark.errors import UserError
+from benchmark.processors import processors
 
 SCALE = (0.08, 1.0)
 """Range of a training crop's share of the image's area."""
@@ -190,10 +191,10 @@ def decode_workers() -> int:
         if not asked.isdecimal():
             raise UserError(f"{WORKERS}={asked} is refused; set it to the number of decoding processes, 0 or more")
         return int(asked)
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = processors()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        processors = max(1, processors // torch.distributed.get_world_size())
-    spare = min(processors - 1, MOST_WORKERS)
+        own = max(1, own // torch.distributed.get_world_size())
+    spare = min(own - 1, MOST_WORKERS)
     return spare if _may_have_children() or torch.cuda.is_initialized() else min(spare, 1)
 
 

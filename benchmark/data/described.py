@@ -14,21 +14,17 @@ A relative `folder` is looked for in the data folder, if there is one, and then 
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from benchmark.data.cache import place_for, read_or_build
 from benchmark.data.dataset import Dataset, check_deviation, fingerprint_of
 from benchmark.data.folders import list_class_folders, read_class_folders
-from benchmark.errors import UserError, invalid_value, unknown_name
-from benchmark.foreign import Refused, bounded_text, check_strings
-
-LARGEST = 2**20
-"""Bytes of a TOML file."""
+from benchmark.errors import UserError
+from benchmark.toml_files import load_toml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
@@ -62,35 +58,10 @@ def read_description(path: Path, reserved: Iterable[str] = ()) -> Description:
     Raises:
         UserError: there is no such file, it is no TOML, a value is refused, or its name is one of `reserved`.
     """
-    try:
-        values = tomllib.loads(bounded_text(path, LARGEST))
-        check_strings(values)
-    except OSError as error:
-        raise UserError(f"cannot read dataset file {path}: {error.strerror}; give the path of a .toml file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"dataset file {path} is no TOML: {error}") from error
-    except Refused as reason:
-        raise UserError(f"dataset file {path} {reason}; give the TOML file of a dataset") from reason
-    for key in values:
-        # A misspelt key is also a missing one; the misspelling is what the user wants to hear of.
-        if key not in Description.model_fields:
-            raise unknown_name(f"entry of dataset file {path}", key, Description.model_fields)
-    try:
-        description = Description.model_validate(values)
-    except ValidationError as error:
-        raise _refused(path, error) from error
+    description = load_toml(path, "dataset file", Description, "docs/own-files.md")
     if description.name in reserved:
         raise UserError(f"dataset file {path}: the name {description.name!r} is taken; choose another")
     return description
-
-
-def _refused(path: Path, error: ValidationError) -> UserError:
-    first = error.errors()[0]
-    if first["type"] == "missing":
-        return UserError(f"dataset file {path}: {first['loc'][0]} is missing; add it")
-    if not first["loc"]:
-        return UserError(f"dataset file {path}: {first['msg'].removeprefix('Value error, ')}")
-    return invalid_value(f"dataset file {path}", error, Description.model_fields)
 
 
 def load_described(path: Path, data_root: Path | None, cache_root: Path | None, reserved: Iterable[str]) -> Dataset:

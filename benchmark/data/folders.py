@@ -22,6 +22,7 @@ from benchmark.data.cache import SPLITS, Content
 from benchmark.data.dataset import ImageSet
 from benchmark.errors import UserError
 from benchmark.foreign import sized
+from benchmark.processors import processors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -120,16 +121,12 @@ def decode_images(files: list[str], image_size: int) -> np.ndarray:
     """
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     sizes = [image_size] * len(chunks)
-    processes = min(_processors(), len(chunks))
+    processes = min(processors(), len(chunks))
     # Forked processes start at once; elsewhere each would import everything anew, and a daemon may have no children.
     if processes < 2 or not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
         return np.concatenate([_decode_chunk(chunk, image_size) for chunk in chunks])
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
         return np.concatenate(list(pool.map(_decode_chunk, chunks, sizes)))
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _decode_chunk(files: list[str], image_size: int) -> np.ndarray:

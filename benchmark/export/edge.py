@@ -1,6 +1,6 @@
 """A trained network as an ONNX file: written, counted, quantised to int8, timed with onnxruntime.
 
-`python -m benchmark.export` is the command line; `load_edge` reads what it has measured.
+`load_edge` reads what it has measured.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark.errors import UserError, unknown_name
-from slurm.devcluster_conf import munge_socket
-from slurm.devcluster_processes import MARK, carries_mark, kill_all, missing, program
+from slurm.devcluster.configuration import munge_socket
+from slurm.devcluster.processes import MARK, carries_mark, kill_all, missing, program
 
 PATIENCE = 30.0
 """Seconds to wait for a daemon; on a quiet machine all are up in 2."""

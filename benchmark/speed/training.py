@@ -1,9 +1,7 @@
-"""How fast training is, as ratios measured in one run: `python -m benchmark.speed`.
+"""How fast methods train, alone and as a cohort: `python -m benchmark.speed`.
 
 Every figure is the median over rounds in which all contestants take turns, so a machine that is shared or changes its
 clock slows all of them alike and the ratios hold.
-
-With `--what planning` it is how long planning a large sweep and loading its records take (`benchmark.planning_speed`).
 """
 
 from __future__ import annotations
@@ -13,35 +11,29 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.command_line import names, parse_pair, processors, run_app
 from benchmark.data.dataset import Dataset
-from benchmark.errors import unknown_name
-from benchmark.options import DeviceName
 from benchmark.plan import Request
-from benchmark.planning_speed import measure as measure_planning
 from benchmark.protocols import protocol_named
-from benchmark.registry import method_class, method_names
+from benchmark.registry import method_class
 from benchmark.spec import Precision, Run, Scale, teacher_key
 from benchmark.streams import generator
 from benchmark.training.cohort import Cohort
-from benchmark.training.devices import autocast, device_name, make_deterministic, placed, resolve_device
+from benchmark.training.devices import autocast, placed
 from benchmark.training.learner import fresh_network
 from benchmark.training.material import Material, Settings
 from benchmark.training.untrained import CLASSES, random_images, untrained_teacher
+from benchmark.words import counted
 
 IMAGES = 50_000
+IMAGE_SIZE = 32
 CHEAP = ("KD", "FitNet", "AT", "CRD")
 """The methods that train on plain images from a teacher: the cohort whose saving is stated as a target."""
-
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @dataclass
@@ -62,55 +54,32 @@ class Contestant:
         return self.images / statistics.median(self.seconds)
 
 
-@app.command()
-def main(
-    pairs: Annotated[str, typer.Option(help="Teacher>student pairs, comma-separated.")] = "WRN-40-2>WRN-16-2",
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated. [the default grid's]")] = "",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, or both as fp32,bf16.")] = "fp32,bf16",
-    device: DeviceName = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [all processors]")] = None,
-    image_size: Annotated[int, typer.Option(min=8, help="Height and width of the images.")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = 7,
-    what: Annotated[
-        Literal["training", "planning"],
-        typer.Option(help="Training steps, or planning a sweep and loading its records."),
-    ] = "training",
-    planned: Annotated[
-        int, typer.Option("--count", min=1, help="Runs that are planned, with --what planning.")
-    ] = 100_000,
-) -> int:
-    """Print images per second of each method alone and in a cohort, and the ratios to the bare student step.
+def measure(
+    console: Console,
+    pairs: Sequence[tuple[str, str]],
+    methods: Sequence[str],
+    device: torch.device,
+    threads: int,
+    precisions: Sequence[Precision],
+    size: int,
+    rounds: int,
+) -> None:
+    """Print images a second of each method alone and in a cohort, and the ratios to the bare student step.
 
-    Or, with --what planning, seconds and memory of planning a large sweep of all tables and of loading its records,
-    which are made for it in the folder for temporary files.
+    pairs: of teacher and student; size: of the images, in pixels.
     """
-    console = Console()
-    if what == "planning":
-        measure_planning(console, planned, workers=1)
-        return 0
-    target = resolve_device(device)
-    count = threads or processors()
-    make_deterministic(target, count)
-    chosen = names(methods) or [name for name in method_names() if method_class(name).in_default_grid]
-    for name in chosen:
-        method_class(name)
-    dataset = random_images(IMAGES, image_size)
+    dataset = random_images(IMAGES, size)
     console.print(
-        f"{device_name(target)}, {count} threads, torch {torch.__version__}; "
-        f"batch {protocol_named('lsskd').batch_size}, {image_size}x{image_size}, {CLASSES} classes; "
-        f"median of {rounds} rounds",
+        f"batch {protocol_named('lsskd').batch_size}, {size}x{size}, {CLASSES} classes; "
+        f"median of {counted(rounds, 'round')}",
         highlight=False,
     )
-    for pair in names(pairs):
-        teacher, student = parse_pair(pair)
+    for teacher, student in pairs:
         contestants: list[Contestant] = []
-        for kind in names(precision):
-            if kind not in ("fp32", "bf16"):
-                raise unknown_name("precision", kind, ("fp32", "bf16"))
-            contestants += _contestants(dataset, teacher, student, chosen, kind, target, count)  # type: ignore[arg-type]
-        _race(contestants, target, rounds)
-        _print(console, pair, contestants)
-    return 0
+        for precision in precisions:
+            contestants += _contestants(dataset, teacher, student, methods, precision, device, threads)
+        _race(contestants, device, rounds)
+        _print(console, f"{teacher}>{student}", contestants)
 
 
 def _contestants(
@@ -233,7 +202,3 @@ def _print(console: Console, pair: str, contestants: Sequence[Contestant]) -> No
             console.print(
                 f"{name}, {kind}: {saving:.2f} times cheaper than its {len(members)} methods alone", highlight=False
             )
-
-
-if __name__ == "__main__":
-    run_app(app, "python -m benchmark.speed")

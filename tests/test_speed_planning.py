@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmark import planning_speed
 from benchmark.plan import jobs_for
 from benchmark.results import Store, load
+from benchmark.speed import planning
 
 
 def test_it_plans_makes_records_and_loads_them(tmp_path: Path) -> None:
     screen = io.StringIO()
-    planning_speed.measure(Console(file=screen), 7, workers=1, folder=tmp_path)
+    planning.measure(Console(file=screen), 7, workers=1, folder=tmp_path)
     lines = screen.getvalue().splitlines()
     steps = ["planning", "making", "loading", "loading", "loading", "planning"]
     timed = [
@@ -27,9 +27,9 @@ def test_it_plans_makes_records_and_loads_them(tmp_path: Path) -> None:
 
 
 def test_the_made_up_records_are_whole_ones(tmp_path: Path) -> None:
-    runs = planning_speed._runs(5)
+    runs = planning._runs(5)
     store = Store(tmp_path)
-    planning_speed._make_records(store, runs)
+    planning._make_records(store, runs)
     assert {record["digest"] for record in store.records()} == {run.digest for run in runs}
     assert len(load(tmp_path)) == len(runs) == 5
     missing = {run for job in jobs_for(runs, store, 1, 32, 640) for run in job.runs}

@@ -18,8 +18,10 @@ from benchmark.protocols import protocol_named, scale_named
 from benchmark.results import FORMAT, Store, checksum_of, load
 from benchmark.spec import Run
 from benchmark.training.devices import peak_memory
+from benchmark.words import counted
 from tables.specification import load_table, table_names
 
+RUNS = 100_000
 SCALE = "paper"
 DATASET = "made-up"
 IMAGE_SIZE, IMAGES = 32, 50_000
@@ -38,7 +40,10 @@ def measure(console: Console, count: int, workers: int, folder: Path | None = No
             runs = _runs(count)
             jobs = jobs_for(runs, store, workers, IMAGE_SIZE, IMAGES)
         together = sum(len(job.runs) for job in jobs)
-        console.print(f"{len(runs)} runs and what they depend on: {together} in {len(jobs)} jobs", highlight=False)
+        console.print(
+            f"{counted(len(runs), 'run')} and what they depend on: {together} in {counted(len(jobs), 'job')}",
+            highlight=False,
+        )
         with _timed(console, f"making {len(runs)} records"):
             _make_records(store, runs)
         for reading in ("first, which makes the index", "second", "third"):

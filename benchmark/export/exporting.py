@@ -1,8 +1,4 @@
-"""Write a trained student for a small device: `python -m benchmark.export RUN --onnx`.
-
-The student, without whatever trained it, becomes two ONNX files, in float32 and in int8. They are checked against the
-network that was trained, counted against the network of that name, and measured on this processor (docs/export.md).
-"""
+"""Making the files of a student: written, checked, counted and measured, with the figures of all that."""
 
 from __future__ import annotations
 
@@ -10,37 +6,36 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import benchmark
 from benchmark.backbones import build_network
 from benchmark.backbones.cost import multiply_adds, parameters
 from benchmark.backbones.network import Network
-from benchmark.command_line import command, run_app
 from benchmark.data import dataset_names, load_dataset
 from benchmark.data.augmentation import Recipe, evaluation_batches
 from benchmark.data.dataset import Dataset, Images
 from benchmark.data.subsets import stratified_fraction
-from benchmark.edge import (
+from benchmark.errors import UserError
+from benchmark.export.edge import (
     FIGURES,
     FORMAT,
     INPUT,
     OPSET,
     OUTPUT,
     TIMED_BATCHES,
-    TOLERANCE,
     Accuracy,
     Edge,
     WrongFile,
@@ -55,23 +50,18 @@ from benchmark.edge import (
     to_onnx,
     with_notes,
 )
-from benchmark.errors import UserError
-from benchmark.files import check_writable, replacing, write_text
-from benchmark.finished import Finished, finished_run, trained_network
-from benchmark.options import DataRoot, Runs, Threads
+from benchmark.export.finished import Finished
+from benchmark.files import replacing, write_text
 from benchmark.provenance import provenance
 from benchmark.spec import Run
-from benchmark.training.devices import device_name, make_deterministic
+from benchmark.training.devices import device_name
 from benchmark.training.evaluation import BATCH_SIZE
 from benchmark.training.material import recipe_for, training_material
 
+PROGRAM = "python -m benchmark.export"
 CPU = torch.device("cpu")
 CHECKED_IMAGES = 500
 CALIBRATION_IMAGES = 500
-CHECK_FAILED = 1
-FILE = "student.onnx"
-
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @dataclass(frozen=True)
@@ -95,55 +85,6 @@ class Shown:
         # Every class has at least one; of more classes than that, every second or third has none.
         index = index[:: math.ceil(len(index) / (2 * count))]
         return torch.cat([batch for batch, _ in self.batches(images.subset(index))])
-
-
-@app.command()
-def main(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A finished run: its folder, its record.json, or the start of its id.")
-    ],
-    onnx_format: Annotated[bool, typer.Option("--onnx", help="As ONNX files, the one format there is.")] = False,
-    output: Annotated[Path | None, typer.Option(help="The file to write. [student.onnx in the run's folder]")] = None,
-    dataset: Annotated[str, typer.Option(help="The run's dataset, where it is a TOML file of your own.")] = "",
-    data_root: DataRoot = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=8, max=1024, help="Height and width of the images. [those of the dataset]")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0.01, max=600, help="Time that each latency is measured for.")] = 2.0,
-    threads: Threads = 1,
-    runs: Runs = Path("runs"),
-) -> int:
-    """Write the student of a run as ONNX files in float32 and int8, check them, and measure them on this processor."""
-    if not onnx_format:
-        raise UserError("which format? pass --onnx, the one that there is")
-    console = Console()
-    finished = finished_run(run, runs)
-    target = output or finished.folder / FILE
-    check_writable(finished.folder, "--runs")
-    check_target(target)
-    make_deterministic(CPU, threads)
-    images = images_of(finished.run, dataset, data_root, image_size)
-    network = trained_network(finished, images.dataset.num_classes)
-    try:
-        edge = export(finished, network, images, target, seconds, threads, console)
-    except WrongFile as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
-        return CHECK_FAILED
-    show(edge, console)
-    for path in (target, int8_file(target), finished.folder / FIGURES):
-        console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
-    return 0
-
-
-def check_target(target: Path) -> None:
-    """Refuse a file that could not be written, or that is no ONNX file by its name, before any work is done.
-
-    Raises:
-        UserError: it ends otherwise than in .onnx, is a folder, or its folder may not be written.
-    """
-    if target.suffix != ".onnx" or target.is_dir():
-        raise UserError(f"--output {target} is no name of an ONNX file; name one that ends in .onnx, such as {FILE}")
-    check_writable(target.parent, "--output")
 
 
 def images_of(run: Run, dataset: str, data_root: Path | None, image_size: int | None) -> Shown:
@@ -306,65 +247,5 @@ def surroundings(threads: int) -> dict[str, Any]:
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
         "opset": OPSET,
-        "provenance": provenance(command(), CPU),
+        "provenance": provenance(shlex.join([*PROGRAM.split(), *sys.argv[1:]]), CPU),
     }
-
-
-def within(logits: Mapping[str, float]) -> str:
-    """How a difference of logits that has passed stands to what is allowed."""
-    if logits["difference"] <= TOLERANCE:
-        return f"allowed: {TOLERANCE:.0e}"
-    return (
-        f"more than {TOLERANCE:.0e}, but the latter are {logits['rounding']:.1e} from what they are in float64, so "
-        f"{logits['allowed']:.1e} is allowed (docs/export.md)"
-    )
-
-
-def milliseconds(time: float) -> str:
-    """A positive time to three digits, and all of those before the point."""
-    return f"{time:,.{max(0, 2 - math.floor(math.log10(time)))}f}"
-
-
-def show(edge: Edge, console: Console) -> None:
-    """Print the figures."""
-
-    def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    size, logits = edge["image_size"], edge["logits"]
-    mean, std = (", ".join(f"{value:.4f}" for value in edge[key]) for key in ("mean", "std"))
-    line(f"{edge['run']}: {edge['network']}, {edge['num_classes']} classes of {edge['dataset']}")
-    line(f"{INPUT}: float32 [batch, 3, {size}, {size}], pixels scaled to 0..1, less ({mean}), over ({std})")
-    line(f"{OUTPUT}: float32 [batch, {edge['num_classes']}]")
-    line(f"parameters: {edge['parameters']:,} in the file, exactly as in the Baseline {edge['network']}")
-    line(f"multiply-adds of an image: {edge['multiply_adds']:,} in the file, exactly as in the Baseline's")
-    line(
-        f"logits: at most {logits['difference']:.1e} from the training network's, on {logits['images']} "
-        f"{edge['evaluated_on']}; {within(logits)}"
-    )
-    screen = Table("", "fp32", "int8", box=None, pad_edge=False)
-    kinds = [edge["fp32"], edge["int8"]]
-    screen.add_row("file, bytes", *(f"{kind['bytes']:,}" for kind in kinds))
-    for key, title in (("top1", "top-1, %"), ("top5", "top-5, %")):
-        screen.add_row(title, f"{kinds[0][key]:.2f}", f"{kinds[1][key]:.2f} ({0 - edge['loss'][key]:+.2f})")
-    for batch in map(str, TIMED_BATCHES):
-        times = [kind["latency"][batch] for kind in kinds]
-        spans = [[milliseconds(time[f"{part}_ms"]) for part in ("median", "p10", "p90")] for time in times]
-        cells = [f"{median} ({low} to {high})" for median, low, high in spans]
-        screen.add_row(f"{batch} image{'s' * (batch != '1')}, ms", *cells)
-    console.print(screen)
-    scaled_from = edge["image_size_of_dataset"]
-    resized = "" if size == scaled_from else f", scaled from {scaled_from}x{scaled_from}"
-    line(
-        f"Accuracy of this one run (scale {edge['scale']}, seed {edge['seed']}) on all {edge['evaluation_images']} "
-        f"{edge['evaluated_on']}{resized}."
-    )
-    line(
-        f"Times: median (10th to 90th percentile) on {edge['processor']}, {edge['threads']} "
-        f"{'thread' if edge['threads'] == 1 else 'threads'}, onnxruntime {edge['onnxruntime']}; int8 calibrated on "
-        f"{edge['calibration_images']} training images."
-    )
-
-
-if __name__ == "__main__":
-    run_app(app, "python -m benchmark.export")

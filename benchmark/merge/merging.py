@@ -1,75 +1,35 @@
-"""Bring a colleague's runs into one's own: `python -m benchmark.merge DIR`.
-
-Nothing in DIR is believed: what cannot be checked is refused and said (`benchmark.foreign`). Nothing here is
-overwritten but a run that failed or is damaged, and a run is written as training writes it, its record last.
-"""
+"""What comes of each run of another store: looked at first, all of them, and then brought in."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from benchmark.claims import Claims, Owner
-from benchmark.command_line import run_app
+from benchmark.claims import Claims
 from benchmark.errors import UserError
-from benchmark.files import check_writable, replacing, write_text
+from benchmark.files import replacing, write_text
 from benchmark.foreign import Entry, ForeignFolder, Refused, shown, sized
-from benchmark.foreign_runs import (
+from benchmark.json_difference import canonical
+from benchmark.merge.differences import difference_of_figures, difference_of_records
+from benchmark.merge.runs import (
     FILE_NAME,
     Offer,
-    canonical,
     check_weights,
     links_in,
     read_figures,
     read_offer,
     read_part,
 )
-from benchmark.options import Runs
-from benchmark.results import DamagedRun, Record, Store, outcome
+from benchmark.owners import Owner
+from benchmark.results import DamagedRun, Record, Store
 from benchmark.spec import Run
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
 Kind = Literal["new", "replaced", "equal", "kept", "busy", "unfinished", "conflicting", "refused"]
-MEANINGS: dict[Kind, str] = {
-    "new": "brought in",
-    "replaced": "took the place of a run that failed or was damaged here",
-    "equal": "here already, with the same outcome",
-    "kept": "finished here, failed there: ours stays",
-    "busy": "being trained here right now: left; call again later",
-    "unfinished": "without a record there: left",
-    "conflicting": "the same run with another outcome: both stay where they are",
-    "refused": "not taken",
-}
-FORESEEN: dict[Kind, str] = {
-    "new": "would be brought in",
-    "replaced": "would take the place of a run that failed or is damaged here",
-}
-"""What a dry run says instead."""
-STYLES: dict[Kind, str] = {
-    "new": "green",
-    "replaced": "green",
-    "conflicting": "red",
-    "refused": "red",
-    "busy": "yellow",
-}
-LISTED: tuple[Kind, ...] = ("replaced", "kept", "busy", "conflicting", "refused")
-"""Of these a line is printed for each run."""
-FIRST = ("status", "reason", "failed_at", "final", "best_on_test", "epochs", "cost", "weights")
-"""The order in which records are compared."""
-EXPLAINING = ("torch", "cuda", "device_name", "threads", "version", "commit")
-"""What of two provenances may explain another outcome."""
 SPARE = 2**26
 """Bytes that a disk must have left after a merge."""
 
@@ -202,7 +162,7 @@ class Merge:
             return "replaced", "a failed run"
         if states == ("finished", "failed"):
             return "kept", f"failed there: {shown(offer.record['reason'])}"
-        difference = first_difference(ours, offer.record)
+        difference = difference_of_records(ours, offer.record)
         return ("conflicting", difference) if difference else ("equal", "")
 
     def _ours(self, run: Run) -> Record | None:
@@ -220,9 +180,8 @@ class Merge:
         except Refused:
             # There are none here, or they are damaged and as good as none.
             return "new", ""
-        if canonical(ours) == canonical(figures):
-            return "equal", ""
-        return "conflicting", _first_difference(ours, figures, "")
+        difference = difference_of_figures(ours, figures)
+        return ("conflicting", difference) if difference else ("equal", "")
 
     def _bring(self, top: ForeignFolder, finding: Finding) -> Finding:
         """Copy what a survey has found to be new, unless it has changed since, there or here."""
@@ -288,93 +247,3 @@ def _check_room(root: Path, needed: int) -> None:
             f"no room in {root}: the runs to bring in take {sized(needed)} and {sized(free)} are free; "
             "free some space there or choose another folder with --runs"
         )
-
-
-def first_difference(ours: Record, theirs: Record) -> str:
-    """The first thing in which the outcomes of two records differ, and what may explain it; empty for none."""
-    here, there = outcome(ours), outcome(theirs)
-    if canonical(here) == canonical(there):
-        return ""
-    names = [*FIRST, *sorted({*here, *there} - {*FIRST})]
-    name = next(name for name in names if canonical(here.get(name)) != canonical(there.get(name)))
-    found = _first_difference(here.get(name), there.get(name), name)
-    if name == "weights":
-        found = f"all figures are equal, and the weights differ: {found}"
-    mine, other = ours["provenance"], theirs["provenance"]
-    differing = [name for name in EXPLAINING if mine.get(name) != other.get(name)]
-    return "; ".join(
-        [found, *(f"{name} {_brief(mine.get(name))} here, {_brief(other.get(name))} there" for name in differing)]
-    )
-
-
-def _first_difference(here: Any, there: Any, place: str) -> str:
-    """The first place in which two values differ, with what stands there: `final.top1 71.2 here, 70.9 there`."""
-    if isinstance(here, dict) and isinstance(there, dict):
-        pairs = [(str(name), here.get(name), there.get(name)) for name in dict.fromkeys([*here, *there])]
-    elif isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
-        pairs = [(str(number), mine, other) for number, (mine, other) in enumerate(zip(here, there, strict=True), 1)]
-    else:
-        pairs = []
-    for name, mine, other in pairs:
-        if canonical(mine) != canonical(other):
-            return _first_difference(mine, other, f"{place}.{name}" if place else name)
-    return f"{shown(place, 80)} {_brief(here)} here, {_brief(there)} there"
-
-
-def _brief(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    return shown(value if isinstance(value, str) else canonical(value), 40)
-
-
-@app.command()
-def main(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Stores of runs, copied from anywhere.")],
-    runs: Runs = Path("runs"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
-) -> int:
-    """Bring in the runs of other stores that are new here, and say which are equal, conflicting or refused."""
-    console = Console()
-    for folder in folders:
-        _check_folder(folder, runs)
-    check_writable(runs, "--runs")
-    merge = Merge(Store(runs), dry_run)
-    troubled = False
-    for folder in folders:
-        with console.status(f"reading {shown(folder)}"):
-            findings = merge.merge(folder)
-        _print(console, folder, runs, findings, dry_run)
-        troubled |= any(finding.kind in ("conflicting", "refused") for finding in findings)
-    return int(troubled)
-
-
-def _check_folder(folder: Path, runs: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{shown(folder)} is no folder; give one that holds runs, such as a copy of a colleague's runs")
-    if runs.exists() and folder.resolve().is_relative_to(runs.resolve()):
-        raise UserError(f"{shown(folder)} is {runs} itself or lies in it; give a store from elsewhere")
-
-
-def _print(console: Console, folder: Path, runs: Path, findings: Sequence[Finding], dry_run: bool) -> None:
-    for kind in LISTED:
-        for finding in findings:
-            if finding.kind == kind:
-                line = Text.assemble((f"{kind}: ", STYLES.get(kind, "")), finding.name, f": {finding.why}")
-                console.print(line, soft_wrap=True)
-    heading = f"{'dry run: ' if dry_run else ''}{shown(folder)} into {runs}"
-    table = Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    counts = {is_run: Counter(found.kind for found in findings if found.is_run == is_run) for is_run in (True, False)}
-    table.add_column("")
-    table.add_column("runs", justify="right")
-    if counts[False]:
-        table.add_column("teachers", justify="right")
-    table.add_column("")
-    for kind, meaning in (MEANINGS | FORESEEN if dry_run else MEANINGS).items():
-        numbers = [str(counts[True][kind]), *([str(counts[False][kind])] if counts[False] else [])]
-        if any(number != "0" for number in numbers) or kind in ("new", "equal", "conflicting", "refused"):
-            table.add_row(Text(kind, style=STYLES.get(kind, "")), *numbers, meaning)
-    console.print(table)
-
-
-if __name__ == "__main__":
-    run_app(app, "python -m benchmark.merge")

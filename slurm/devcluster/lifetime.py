@@ -1,8 +1,4 @@
-"""A real SLURM on this one machine, for tests and trials: `python -m slurm.devcluster up`, then `down`.
-
-slurmctld, a slurmd per node and a munged of its own run as plain daemons of the present user in one folder; nothing of
-the system is touched, and clusters side by side do not meet. `devcluster()` is the same as a context manager.
-"""
+"""A cluster from the making of its folder to the removal."""
 
 from __future__ import annotations
 
@@ -11,21 +7,15 @@ import json
 import os
 import pwd
 import secrets
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from benchmark.errors import UserError
-from slurm.devcluster_conf import Layout, munge_socket, write_configuration
-from slurm.devcluster_daemons import Cluster
-from slurm.devcluster_processes import missing
-
-__all__ = ["Cluster", "Layout", "cluster_in", "devcluster", "missing", "up"]
+from slurm.devcluster.configuration import Layout, munge_socket, write_configuration
+from slurm.devcluster.daemons import Cluster
+from slurm.devcluster.processes import missing
 
 STATE = "devcluster.json"
 """The file that says a folder is a cluster's; `down` removes no folder without it."""
@@ -125,42 +115,3 @@ def cluster_in(folder: Path) -> Cluster:
 def default_folder() -> Path:
     """Where the command line makes its cluster: one for each user, under the temporary folder."""
     return Path(tempfile.gettempdir()) / f"devcluster-of-{pwd.getpwuid(os.getuid()).pw_name}"
-
-
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, help=__doc__)
-Folder = Annotated[Path | None, typer.Option(help="The cluster's folder; by default one under the temporary folder.")]
-
-
-@app.command("up")
-def up_command(
-    nodes: Annotated[int, typer.Option(help="How many nodes.")] = 4,
-    cpus_per_node: Annotated[int, typer.Option(help="Processors of a node; they need not exist.")] = 2,
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs of a node; they do not exist.")] = 1,
-    memory: Annotated[int, typer.Option(help="Memory of a node in MB; it need not exist.")] = 64_000,
-    grace: Annotated[int, typer.Option(help="Seconds between SIGTERM and SIGKILL of a preempted job.")] = 5,
-    folder: Folder = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of slurm.conf (repeatable).")] = None,
-) -> None:
-    """Start a cluster, wait until it is idle, and print the line for a shell that shall use it."""
-    options = {}
-    for assignment in settings or []:
-        key, equals, value = assignment.partition("=")
-        if not (key and equals):
-            raise UserError(f"--set {assignment!r} is not of the form KEY=VALUE, such as MaxArraySize=10")
-        options[key] = value
-    layout = Layout(nodes, cpus_per_node, memory, gpus_per_node, grace, options=options)
-    cluster = up(folder or default_folder(), layout)
-    path = shlex.quote(str(cluster.folder / "slurm.conf"))
-    typer.echo(f"export SLURM_CONF={path}  # {nodes} nodes, idle; folder {cluster.folder}")
-
-
-@app.command("down")
-def down_command(folder: Folder = None) -> None:
-    """End a cluster, with all its daemons and jobs, and remove its folder."""
-    cluster_in(folder or default_folder()).down()
-
-
-if __name__ == "__main__":
-    from benchmark.command_line import run_app  # it reads the networks, which takes longer than a cluster does
-
-    run_app(app, "python -m slurm.devcluster")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -11,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.errors import UserError
 from benchmark.foreign import Entry, ForeignFolder, Refused, bounded_json, shown
-from benchmark.foreign_weights import largest, read_weights
+from benchmark.json_difference import canonical
+from benchmark.merge.weights import largest, read_weights
 from benchmark.results import FORMAT, Record, checksum_of, parsed_record
 from benchmark.spec import Run
 
@@ -30,6 +30,8 @@ Word = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0)]
 Fact = str | int | float | bool | None | list[str]
+_Pieces = Annotated[list[dict[Word, str | int | None]], Field(max_length=10_000)]
+"""Of a run that was interrupted as often as once an epoch, and then some."""
 
 
 class _Closed(BaseModel):
@@ -80,7 +82,7 @@ class _Written(_Closed):
     status: Literal["finished", "failed"]
     epochs: list[_Epoch]
     weights: dict[Literal["student", "method"], Hash]
-    provenance: dict[Word, Fact] = Field(max_length=64)
+    provenance: dict[Word, Fact | _Pieces] = Field(max_length=64)
     final: _Epoch | None = None
     best_on_test: _Epoch | None = None
     cost: _Cost | None = None
@@ -92,7 +94,7 @@ class _Written(_Closed):
 class Offer:
     """A run of somebody else's whose record is right as far as it can be checked without its weights.
 
-    sizes: the bytes of its weights, by part (`student`, `method`); size: of its record in bytes.
+    size: of its record, in characters.
     """
 
     run: Run
@@ -225,8 +227,3 @@ def read_figures(folder: ForeignFolder, name: str) -> tuple[str, dict[str, float
     except ValidationError as error:
         raise Refused(f"holds no figures of a teacher: {shown(error.errors()[0]['loc'], 80)}") from error
     return match[1], figures
-
-
-def canonical(value: Any) -> str:
-    """A value as JSON, one text for equal values; 1, 1.0 and true are three."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,135 @@
+"""The command line: `python -m benchmark.export RUN --onnx`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmark.command_line import run_app
+from benchmark.errors import UserError
+from benchmark.export.edge import FIGURES, INPUT, OUTPUT, TIMED_BATCHES, TOLERANCE, Edge, WrongFile
+from benchmark.export.exporting import CPU, PROGRAM, export, images_of, int8_file
+from benchmark.export.finished import finished_run, trained_network
+from benchmark.files import check_writable
+from benchmark.options import DataRoot, Runs, Threads
+from benchmark.training.devices import make_deterministic
+
+CHECK_FAILED = 1
+FILE = "student.onnx"
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A finished run: its folder, its record.json, or the start of its id.")
+    ],
+    onnx_format: Annotated[bool, typer.Option("--onnx", help="As ONNX files, the one format there is.")] = False,
+    output: Annotated[Path | None, typer.Option(help="The file to write. [student.onnx in the run's folder]")] = None,
+    dataset: Annotated[str, typer.Option(help="The run's dataset, where it is a TOML file of your own.")] = "",
+    data_root: DataRoot = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, max=1024, help="Height and width of the images. [those of the dataset]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, max=600, help="Time that each latency is measured for.")] = 2.0,
+    threads: Threads = 1,
+    runs: Runs = Path("runs"),
+) -> int:
+    """Write the student of a run as ONNX files in float32 and int8, check them, and measure them on this processor."""
+    if not onnx_format:
+        raise UserError("which format? pass --onnx, the one that there is")
+    console = Console()
+    finished = finished_run(run, runs)
+    target = output or finished.folder / FILE
+    check_writable(finished.folder, "--runs")
+    check_target(target)
+    make_deterministic(CPU, threads)
+    images = images_of(finished.run, dataset, data_root, image_size)
+    network = trained_network(finished, images.dataset.num_classes)
+    try:
+        edge = export(finished, network, images, target, seconds, threads, console)
+    except WrongFile as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
+        return CHECK_FAILED
+    show(edge, console)
+    for path in (target, int8_file(target), finished.folder / FIGURES):
+        console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def check_target(target: Path) -> None:
+    """Refuse a file that could not be written, or that is no ONNX file by its name, before any work is done.
+
+    Raises:
+        UserError: it ends otherwise than in .onnx, is a folder, or its folder may not be written.
+    """
+    if target.suffix != ".onnx" or target.is_dir():
+        raise UserError(f"--output {target} is no name of an ONNX file; name one that ends in .onnx, such as {FILE}")
+    check_writable(target.parent, "--output")
+
+
+def within(logits: Mapping[str, float]) -> str:
+    """How a difference of logits that has passed stands to what is allowed."""
+    if logits["difference"] <= TOLERANCE:
+        return f"allowed: {TOLERANCE:.0e}"
+    return (
+        f"more than {TOLERANCE:.0e}, but the latter are {logits['rounding']:.1e} from what they are in float64, so "
+        f"{logits['allowed']:.1e} is allowed (docs/export.md)"
+    )
+
+
+def milliseconds(time: float) -> str:
+    """A positive time to three digits, and all of those before the point."""
+    return f"{time:,.{max(0, 2 - math.floor(math.log10(time)))}f}"
+
+
+def show(edge: Edge, console: Console) -> None:
+    """Print the figures."""
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    size, logits = edge["image_size"], edge["logits"]
+    mean, std = (", ".join(f"{value:.4f}" for value in edge[key]) for key in ("mean", "std"))
+    line(f"{edge['run']}: {edge['network']}, {edge['num_classes']} classes of {edge['dataset']}")
+    line(f"{INPUT}: float32 [batch, 3, {size}, {size}], pixels scaled to 0..1, less ({mean}), over ({std})")
+    line(f"{OUTPUT}: float32 [batch, {edge['num_classes']}]")
+    line(f"parameters: {edge['parameters']:,} in the file, exactly as in the Baseline {edge['network']}")
+    line(f"multiply-adds of an image: {edge['multiply_adds']:,} in the file, exactly as in the Baseline's")
+    line(
+        f"logits: at most {logits['difference']:.1e} from the training network's, on {logits['images']} "
+        f"{edge['evaluated_on']}; {within(logits)}"
+    )
+    screen = Table("", "fp32", "int8", box=None, pad_edge=False)
+    kinds = [edge["fp32"], edge["int8"]]
+    screen.add_row("file, bytes", *(f"{kind['bytes']:,}" for kind in kinds))
+    for key, title in (("top1", "top-1, %"), ("top5", "top-5, %")):
+        screen.add_row(title, f"{kinds[0][key]:.2f}", f"{kinds[1][key]:.2f} ({0 - edge['loss'][key]:+.2f})")
+    for batch in map(str, TIMED_BATCHES):
+        times = [kind["latency"][batch] for kind in kinds]
+        spans = [[milliseconds(time[f"{part}_ms"]) for part in ("median", "p10", "p90")] for time in times]
+        cells = [f"{median} ({low} to {high})" for median, low, high in spans]
+        screen.add_row(f"{batch} image{'s' * (batch != '1')}, ms", *cells)
+    console.print(screen)
+    scaled_from = edge["image_size_of_dataset"]
+    resized = "" if size == scaled_from else f", scaled from {scaled_from}x{scaled_from}"
+    line(
+        f"Accuracy of this one run (scale {edge['scale']}, seed {edge['seed']}) on all {edge['evaluation_images']} "
+        f"{edge['evaluated_on']}{resized}."
+    )
+    line(
+        f"Times: median (10th to 90th percentile) on {edge['processor']}, {edge['threads']} "
+        f"{'thread' if edge['threads'] == 1 else 'threads'}, onnxruntime {edge['onnxruntime']}; int8 calibrated on "
+        f"{edge['calibration_images']} training images."
+    )
+
+
+if __name__ == "__main__":
+    run_app(app, PROGRAM)

@@ -1,0 +1,49 @@
+"""What a line says of two runs of one specification whose outcomes differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmark.foreign import shown
+from benchmark.json_difference import Difference, canonical, first_difference
+from benchmark.results import Record, outcome
+
+FIRST = ("status", "reason", "failed_at", "final", "best_on_test", "epochs", "cost", "weights")
+"""The order in which records are compared."""
+EXPLAINING = ("torch", "cuda", "device_name", "threads", "version", "commit")
+"""What of two provenances may explain another outcome."""
+
+
+def difference_of_records(ours: Record, theirs: Record) -> str:
+    """The first thing in which the outcomes of two records differ, and what may explain it; empty for none."""
+    here, there = outcome(ours), outcome(theirs)
+    names = [*FIRST, *sorted({*here, *there} - {*FIRST})]
+    found = first_difference(*({name: side.get(name) for name in names} for side in (here, there)))
+    if found is None:
+        return ""
+    text = _line(found)
+    if found.place[:1] == ("weights",):
+        text = f"all figures are equal, and the weights differ: {text}"
+    mine, other = ours["provenance"], theirs["provenance"]
+    differing = [name for name in EXPLAINING if mine.get(name) != other.get(name)]
+    return "; ".join(
+        [text, *(f"{name} {_brief(mine.get(name))} here, {_brief(other.get(name))} there" for name in differing)]
+    )
+
+
+def difference_of_figures(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """The first in which the figures of a teacher differ; empty for none."""
+    found = first_difference(ours, theirs)
+    return "" if found is None else _line(found)
+
+
+def _line(found: Difference) -> str:
+    """The place, with items counted from 1, and what stands there: `final.top1 71.2 here, 70.9 there`."""
+    place = ".".join(str(step + 1) if isinstance(step, int) else step for step in found.place)
+    return f"{shown(place, 80)} {_brief(found.left)} here, {_brief(found.right)} there"
+
+
+def _brief(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return shown(value if isinstance(value, str) else canonical(value), 40)

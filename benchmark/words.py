@@ -1,0 +1,40 @@
+"""How times and what is under way are put into words, the same on every screen."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Position(Protocol):
+    """Where something that is trained is: the epoch (from 1), how fast it goes, and the last test accuracy in %."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def images_per_second(self) -> float: ...
+    @property
+    def seconds_left(self) -> float: ...
+    @property
+    def top1(self) -> float | None: ...
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def standing(at: Position, loss: float | None = None) -> str:
+    """Where something that is trained is: `epoch 3/8, 950 images/s, loss 1.200, test 41.0 %, 0:20 left`."""
+    said = [f"epoch {at.epoch}/{at.epochs}", f"{at.images_per_second:.0f} images/s"]
+    said += [] if loss is None else [f"loss {loss:.3f}"]
+    said += [] if at.top1 is None else [f"test {at.top1:.1f} %"]
+    return ", ".join([*said, f"{duration(at.seconds_left)} left"])
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: `1 run`, `2 runs`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
