@@ -14,30 +14,36 @@ from benchmark.audit.pages import to_terminal
 from benchmark.audit.results import measured
 from benchmark.command_line import names, run_app
 from benchmark.files import check_writable
-from benchmark.options import Reports, Runs, check_there
+from benchmark.options import Pages, Runs, check_there
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def main(
-    claims: Annotated[Path, typer.Option(help="A file of claims (docs/audit.md). [those of the LSSKD paper]")] = FILE,
-    only: Annotated[str, typer.Option(help="Only these claims: a list of ids such as ps-kd-average,coc-boost.")] = "",
+    claims: Annotated[
+        Path | None, typer.Option(help="A file of claims (docs/audit.md). [those of the LSSKD paper]")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Only these claims, into audit_part.md: a list of ids such as ps-kd-average,coc-boost."),
+    ] = None,
     runs: Runs = Path("runs"),
-    reports: Reports = Path("reports"),
+    reports: Pages = Path("reports"),
 ) -> int:
     """Judge every claim and write audit.md, audit.csv and audit.json; no run is needed."""
     console = Console()
     check_there(runs)
     check_writable(reports, "--reports")
-    asked = load_claims(claims).selected(names(only))
+    asked = load_claims(claims or FILE).selected(names(only, "--only"))
     results, damaged = measured(asked, runs)
     for line in damaged:
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     found = audit_of(asked, results)
     written: list[Path] = []
     try:
-        written = write_audit(found, reports)
+        # The report links to the whole audit, which a part of it must not take the place of.
+        written = write_audit(found, reports, "audit" if only is None else "audit_part")
     finally:
         console.print(to_terminal(found, console.width, written))
     return 0

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from benchmark.audit.expressions import Expression, Reference, parse
-from benchmark.errors import UserError, nearest, unknown_name
+from benchmark.errors import UserError, closest, unknown_name
+from benchmark.toml_files import Place, load_toml
 from tables.page import TEACHER
 from tables.specification import Name, Percentages, Table, load_table
 
 FILE = Path(__file__).parent / "claims.toml"
+MOST_CLOSENESS = 1.0
+"""Percentage points."""
 Source = Literal["printed", "published", "measured"]
 Relation = Literal["=", ">", ">=", "<", "<="]
 
@@ -87,6 +89,8 @@ class Claim(_Frozen):
     unchecked (the reason why nothing can be compared).
     literature, runs: another expression for published and for measured numbers, or false for none; they may stand
     without an expression, where the paper's own tables cannot tell.
+    implied: that no sentence says it, and the tables only take it for granted: where it is not so, that is remarkable,
+    and no contradiction; matter: what it is about, where several claims say the same thing and count as one.
     """
 
     id: Annotated[str, AfterValidator(_identifier)]
@@ -102,6 +106,8 @@ class Claim(_Frozen):
     statements: tuple[Statement, ...] = ()
     unchecked: str = ""
     readings: tuple[Reading, ...] = ()
+    implied: bool = False
+    matter: str = ""
     note: str = ""
 
     @model_validator(mode="after")
@@ -154,15 +160,27 @@ class Claim(_Frozen):
             return 0.0
         return 0.5 * 10.0 ** -len(self.value.partition(".")[2])
 
+    @property
+    def closeness(self) -> float:
+        """How far from the number claimed an interval may reach and still bear it out, in the number's unit.
+
+        Half of the number, so that no interval bears out two numbers of which one is over 1.5 times the other; at most
+        MOST_CLOSENESS, which neighbouring rows of a table often differ by; at least what printing rounds.
+        """
+        if self.value is None:
+            return 0.0
+        return max(min(abs(float(self.value)) / 2, MOST_CLOSENESS), self.tolerance)
+
 
 class Claims(_Frozen):
     """A file of claims with the tables that they are about.
 
     own: the rows of the paper's own method, whose numbers nobody else published; figures: names of results that come
-    from figures, which print no numbers.
+    from figures, which print no numbers; caveat: what must be known of every verdict of our runs.
     """
 
     title: str = ""
+    caveat: str = ""
     own: tuple[Name, ...] = ()
     tables: tuple[Name, ...] = Field(min_length=1)
     figures: tuple[Name, ...] = ()
@@ -186,7 +204,8 @@ class Claims(_Frozen):
         known = [claim.id for claim in self.claims]
         for name in names:
             if name not in known:
-                raise unknown_name("claim", name, known)
+                near = ", ".join(closest(name, known))
+                raise UserError(f"unknown claim {name!r}; nearest: {near}; all {len(known)} stand in the claims file")
         kept = tuple(claim for claim in self.claims if not names or claim.id in names)
         return self.model_copy(update={"claims": kept})
 
@@ -202,20 +221,7 @@ def load_claims(path: Path = FILE) -> Claims:
     Raises:
         UserError: the file cannot be read, or something in it is missing, unknown or refused.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"claims file {path} cannot be read: {error.strerror}; check the path") from error
-    except ValueError as error:
-        raise UserError(
-            f"claims file {path} is no valid TOML in UTF-8: {error}; docs/audit.md shows the format"
-        ) from error
-    try:
-        claims = Claims.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"claims file {path}: {_complaint(error, content)}") from None
-    except UserError as error:
-        raise UserError(f"claims file {path}: {error}") from None
+    claims = load_toml(path, "claims file", Claims, "docs/audit.md", _OWNERS, named=_id_at)
     try:
         found = [load_table(path.parent / name if name.endswith(".toml") else name) for name in claims.tables]
         claims = claims.model_copy(update={"loaded": {table.name: table for table in found}})
@@ -272,32 +278,19 @@ def _check_numbers(claims: Claims) -> None:
             )
 
 
-def _complaint(error: ValidationError, content: dict[str, Any]) -> str:
-    """The first complaint in one line: the claim, the field, what is wrong, and what is allowed."""
-    # A misspelt field is missing too, and its own complaint tells more.
-    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
-    parts = [str(part) for part in first["loc"] if part not in ("constrained-str", "literal[False]")]
-    place = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(parts))
-    named = _id_at(first["loc"], content)
-    if first["type"] == "extra_forbidden":
-        owner = Claim if parts[0] == "claims" else CellNumbers if parts[0] == "numbers" else Claims
-        near = nearest(parts[-1], owner.model_fields)
-        return (
-            f"{named}unknown field {place!r}{f' (did you mean {near!r}?)' if near else ''}; docs/audit.md has them all"
-        )
-    if first["type"] == "missing":
-        return f"{named}field {place!r} is missing; add it (docs/audit.md shows the format)"
-    message = first["msg"].removeprefix("Value error, ")
-    if len(parts) < 2 or message.startswith("claim "):
-        return message
-    given = " ".join(repr(first["input"]).split())
-    given = given if len(given) <= 60 else f"{given[:57]}..."
-    return f"{named}field {place!r} = {given} is refused: {message[:1].lower()}{message[1:]}"
+_OWNERS: dict[int | str, type[BaseModel]] = {
+    "claims": Claim,
+    "numbers": CellNumbers,
+    "statements": Statement,
+    "best": Best,
+    "readings": Reading,
+}
 
 
-def _id_at(place: tuple[int | str, ...], content: dict[str, Any]) -> str:
+def _id_at(content: dict[str, Any], place: Place) -> str:
+    """Which claim stands at a place of a file, as far as it says so."""
     match place:
-        case ("claims", int(position), *_):
+        case ("claims", int(position), _, *_):
             name = content["claims"][position].get("id")
             return f"claim {name}: " if isinstance(name, str) else ""
     return ""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from benchmark.audit.claims import Best, Claim
 from benchmark.audit.expressions import Expression, Reference, parse
@@ -15,11 +15,19 @@ from benchmark.errors import UserError
 from benchmark.statistics import Difference
 from tables.page import TEACHER
 
-Verdict = Literal["holds", "does not hold", "contradicts itself", "cannot be checked", "not decided", "not run yet"]
-VERDICTS: tuple[Verdict, ...] = (
-    *("holds", "does not hold", "contradicts itself"),
-    *("cannot be checked", "not decided", "not run yet"),
-)
+Verdict = Literal[
+    "holds",
+    "does not hold",
+    "contradicts itself",
+    "as expected",
+    "remarkable",
+    "cannot be checked",
+    "not decided",
+    "not run yet",
+]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+Words = tuple[Verdict, Verdict]
+"""The verdicts where a source bears a claim out and where it does not."""
 LARGE = 1000
 """Numbers from which nobody wants decimals."""
 MOST_STEPS = 3
@@ -81,18 +89,49 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Count:
+    """A number of claims, and how many are left where those that say the same thing count as one."""
+
+    number: int
+    different: int
+
+
+@dataclass(frozen=True)
 class Audit:
-    """All findings; settings: where measured numbers were looked for, in words; generated_from: version and commit."""
+    """All findings; settings: where measured numbers were looked for, in words; generated_from: version and commit.
+
+    caveat: what must be known of every verdict of our runs, "" for nothing.
+    """
 
     title: str
     findings: tuple[Finding, ...]
     settings: tuple[str, ...]
     generated_from: str
+    caveat: str = ""
 
-    def counts(self, of: Literal["paper", "runs"]) -> dict[Verdict, int]:
-        """How often each verdict on the text, or of our runs, was found; those that never were are left out."""
-        found = Counter(finding.paper if of == "paper" else finding.runs for finding in self.findings)
-        return {verdict: found[verdict] for verdict in VERDICTS if found[verdict]}
+    @property
+    def stated(self) -> tuple[Finding, ...]:
+        """Findings on what the text or a table says."""
+        return tuple(finding for finding in self.findings if not finding.claim.implied)
+
+    @property
+    def implied(self) -> tuple[Finding, ...]:
+        """Findings on what nobody says and the tables take for granted."""
+        return tuple(finding for finding in self.findings if finding.claim.implied)
+
+
+def count_of(findings: Iterable[Finding]) -> Count:
+    """How many claims these are."""
+    matters = [finding.claim.matter or finding.claim.id for finding in findings]
+    return Count(len(matters), len(set(matters)))
+
+
+def counts_of(findings: Iterable[Finding], of: Literal["paper", "runs"]) -> dict[Verdict, Count]:
+    """How often each verdict on the text, or of our runs, was found; those that never were are left out."""
+    found: dict[Verdict, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        found[finding.paper if of == "paper" else finding.runs].append(finding)
+    return {verdict: count_of(found[verdict]) for verdict in VERDICTS if verdict in found}
 
 
 def on_paper(claim: Claim, paper: Paper, source: Literal["printed", "published"]) -> Answer:
@@ -101,29 +140,36 @@ def on_paper(claim: Claim, paper: Paper, source: Literal["printed", "published"]
     Raises:
         UserError: the claim's expression cannot be computed.
     """
-    wrong: Verdict = "contradicts itself" if source == "printed" else "does not hold"
+    words = _words(claim, source)
     try:
         if claim.statements:
-            return _statements(claim) if source == "printed" else Answer("cannot be checked")
+            return _statements(claim, words) if source == "printed" else Answer("cannot be checked")
         if claim.best and claim.best.table in paper.claims.figures and source == "published":
             return Answer("cannot be checked")
         if claim.best:
-            return _best(claim.best, paper, source, wrong)
+            return _best(claim.best, paper, source, words)
         formula = claim.formulas.get(source)
         if formula is None:
             return Answer("cannot be checked", reason=claim.unchecked if source == "printed" else "")
         if source == "published" and not _is_known(formula, claim, paper):
             return Answer("cannot be checked", reason="none is known" if formula.references else "")
-        return _computed(claim, formula, paper.source(source), paper, wrong)
+        return _computed(claim, formula, paper.source(source), paper, words)
     except NoNumber as reason:
         return Answer("cannot be checked", reason=str(reason))
     except UserError as error:
         raise UserError(f"claim {claim.id}: {error}") from None
 
 
+def _words(claim: Claim, source: Literal["printed", "published"]) -> Words:
+    """What a claim is called that a source bears out, and one that it does not."""
+    if claim.implied:
+        return "as expected", "remarkable"
+    return "holds", "contradicts itself" if source == "printed" else "does not hold"
+
+
 def verdict_on_paper(printed: Verdict, published: Verdict) -> Verdict:
     """The verdict on the text: its own tables come first, and the literature may refute what they bear out."""
-    if printed == "contradicts itself" or published == "cannot be checked":
+    if printed in ("contradicts itself", "remarkable") or published == "cannot be checked":
         return printed
     return published
 
@@ -172,11 +218,11 @@ def number_text(value: float, claim: Claim) -> str:
     return f"{value:{'+' if signed else ''},.{0 if whole else 2}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _statements(claim: Claim) -> Answer:
+def _statements(claim: Claim, words: Words) -> Answer:
     parts = tuple(Part(statement.where, statement.says) for statement in claim.statements)
     said = list(dict.fromkeys(statement.says for statement in claim.statements))
     text = f"{len(said)} different statements" if len(said) > 1 else "the same everywhere"
-    return Answer("contradicts itself" if len(said) > 1 else "holds", text, parts=parts)
+    return Answer(words[len(said) > 1], text, parts=parts)
 
 
 def _is_known(formula: Expression, claim: Claim, paper: Paper) -> bool:
@@ -185,10 +231,10 @@ def _is_known(formula: Expression, claim: Claim, paper: Paper) -> bool:
     return bool(claim.literature) or any(paper.published.known(reference) for reference in references)
 
 
-def _computed(claim: Claim, formula: Expression, numbers: Numbers, paper: Paper, wrong: Verdict) -> Answer:
+def _computed(claim: Claim, formula: Expression, numbers: Numbers, paper: Paper, words: Words) -> Answer:
     value, steps = evaluate(formula, numbers, paper)
     right = is_right(claim, formula, value)
-    verdict: Verdict = "holds" if right else wrong
+    verdict = words[not right]
     if not isinstance(value, float):
         parts = tuple(Part("", step.text, holds=step.holds) for step in steps)
         return Answer(verdict, _steps_text(steps, right), parts=parts)
@@ -245,7 +291,7 @@ def rivals_of(best: Best, paper: Paper, source: Literal["printed", "published"])
     return [row for row in rows if paper.source(source).row(Reference(best.table, row, None))]
 
 
-def _best(best: Best, paper: Paper, source: Literal["printed", "published"], wrong: Verdict) -> Answer:
+def _best(best: Best, paper: Paper, source: Literal["printed", "published"], words: Words) -> Answer:
     numbers = paper.source(source)
     own = _row(numbers, Reference(best.table, best.row, None), best.columns)
     rivals = {name: numbers.row(Reference(best.table, name, None)) for name in rivals_of(best, paper, source)}
@@ -263,8 +309,7 @@ def _best(best: Best, paper: Paper, source: Literal["printed", "published"], wro
     if not parts:
         raise NoNumber("there is nothing to compare with")
     first = sum(bool(part.holds) for part in parts)
-    verdict: Verdict = "holds" if first == len(parts) else wrong
-    return Answer(verdict, first_in(first, len(parts)), parts=tuple(parts))
+    return Answer(words[first != len(parts)], first_in(first, len(parts)), parts=tuple(parts))
 
 
 def first_in(first: int, columns: int) -> str:

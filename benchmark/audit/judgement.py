@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmark.audit.claims import Claim, Claims
 from benchmark.audit.expressions import title_of
 from benchmark.audit.findings import Audit, Finding, on_paper, other_readings, verdict_on_paper
-from benchmark.audit.of_runs import on_runs, settings_of
+from benchmark.audit.of_runs import on_runs, precision_text, settings_of
 from benchmark.audit.pages import to_csv, to_json, to_markdown
 from benchmark.audit.sources import Paper
 from benchmark.files import write_text
@@ -32,22 +32,24 @@ def audit_of(claims: Claims, results: Iterable[TableResult] = ()) -> Audit:
         findings=tuple(_finding(claim, paper, results) for claim in claims.claims),
         settings=tuple(
             f"{title_of(result.table.name)} at scale {result.scale} on {result.dataset}"
+            f"{precision_text(result, [row.name for row in result.table.rows])}"
             for setting in settings_of(results)
             for result in setting.values()
         ),
         generated_from=made_by(),
+        caveat=claims.caveat,
     )
 
 
-def write_audit(audit: Audit, folder: Path) -> list[Path]:
-    """Write `audit.md`, `.csv` and `.json`, each whole or not at all, and say where they are.
+def write_audit(audit: Audit, folder: Path, stem: str = "audit") -> list[Path]:
+    """Write `audit.md`, `.csv` and `.json`, each whole or not at all, and say where they are; `stem`: another name.
 
     Raises:
         UserError: the folder cannot be written.
     """
     paths = []
     for ending, text in (("md", to_markdown(audit)), ("csv", to_csv(audit)), ("json", to_json(audit))):
-        paths.append(folder / f"audit.{ending}")
+        paths.append(folder / f"{stem}.{ending}")
         write_text(paths[-1], text)
     return paths
 

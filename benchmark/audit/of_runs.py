@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmark.audit.claims import Best, Claim
@@ -16,6 +16,7 @@ from benchmark.errors import UserError
 from benchmark.protocols import SCALES, base_scale
 from benchmark.statistics import (
     LEVEL,
+    BySeed,
     Difference,
     clustered_difference,
     common_seeds,
@@ -27,6 +28,8 @@ from tables.result import NEVER, TableResult
 
 Cells = dict[str, dict[int, float]]
 """Values by seed of the columns of a row."""
+Pair = tuple[BySeed, BySeed]
+"""Values by seed of a row and of its rival in one column."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,11 @@ def _asks_runs(formula: Expression, claim: Claim) -> bool:
 
 
 def judged(difference: Difference, claim: Claim) -> tuple[Verdict, str]:
-    """The verdict of an interval on a claimed number, and why."""
+    """The verdict of an interval on a claimed number, and why.
+
+    That a number lies in an interval only says that it is not refuted, and the wider the interval is, the more it
+    leaves unrefuted: a number is borne out by an interval that also stays near it (`Claim.closeness`).
+    """
     assert claim.value is not None
     if difference.interval is None:
         return "not decided", difference.remark
@@ -99,9 +106,13 @@ def judged(difference: Difference, claim: Claim) -> tuple[Verdict, str]:
         if claimed + tolerance < low or claimed - tolerance > high:
             side = "above" if difference.mean > claimed else "below"
             return "does not hold", f"the interval is {side} what is claimed"
-        if low <= 0 <= high:
-            return "not decided", "the interval holds both zero and what is claimed"
-        return "holds", "the interval holds what is claimed, and not zero"
+        reach = f"{claim.closeness:.3g}"
+        if claimed - claim.closeness <= low and high <= claimed + claim.closeness:
+            return "holds", f"the interval holds what is claimed, and nothing further than {reach} from it"
+        return (
+            "not decided",
+            f"compatible: the interval holds what is claimed, but reaches beyond {reach} from it",
+        )
     upward = claim.relation in (">", ">=")
     limit = claimed + (0.0 if len(claim.relation) == 1 else -tolerance if upward else tolerance)
     right, wrong = (low > limit, high < limit) if upward else (high < limit, low > limit)
@@ -142,15 +153,23 @@ def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results)
         parts = _parts(claim, formula, paper, [columns_of(formula, numbers, paper) for numbers in at_seed])
     value = difference.mean if difference else None
     answer = Answer(verdict, text, reason, value, difference, parts)
-    return _in_setting(answer, [results[table] for table in _tables(references)], lacking)
+    return _in_setting(answer, {table: results[table] for table in _tables(references)}, _rows(references), lacking)
 
 
 def _in_setting(
-    answer: Answer, tables: Sequence[TableResult], lacking: Sequence[str], refuted: bool = False
+    answer: Answer,
+    by_name: Results,
+    rows: Sequence[tuple[str, str]],
+    lacking: Sequence[str],
+    refuted: bool = False,
 ) -> _Attempt:
-    """The answer as far as its setting and its completeness allow a verdict."""
-    setting = "; ".join(dict.fromkeys(f"scale {table.scale}, {table.dataset}" for table in tables))
-    answer = replace(answer, setting=setting)
+    """The answer as far as its setting and its completeness allow a verdict; rows: those it is about, with tables."""
+    tables = list(by_name.values())
+    settings = [
+        f"scale {table.scale}, {table.dataset}{precision_text(table, [row for of, row in rows if of == name])}"
+        for name, table in by_name.items()
+    ]
+    answer = replace(answer, setting="; ".join(dict.fromkeys(settings)))
     if not all(table.reproduces for table in tables):
         other = "scale" if any(table.scale != "paper" for table in tables) else "dataset or protocol"
         reason = f"no verdict from another {other} than the paper's"
@@ -159,6 +178,18 @@ def _in_setting(
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         return _Attempt(replace(answer, verdict="not run yet", reason=f"missing: {lacking[0]}{more}"), 3)
     return _Attempt(answer, 4)
+
+
+def precision_text(result: TableResult, rows: Sequence[str]) -> str:
+    """`, precision bf16` where these rows' runs have such; fp32, which scale `paper` has unless told otherwise, goes
+    without saying."""
+    seeds = [seed for row in rows for cell in cells_of(result, row).values() for seed in cell.finished]
+    found = sorted({seed.precision for seed in seeds})
+    return f", precision {' and '.join(found)}" if set(found) - {"fp32"} else ""
+
+
+def _rows(references: Sequence[Reference]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((reference.table, reference.row) for reference in references))
 
 
 def _tables(references: Sequence[Reference]) -> list[str]:
@@ -237,19 +268,22 @@ def _signed(value: float) -> str:
 def _best(best: Best, paper: Paper, results: Results) -> _Attempt:
     """Whether a row is above all others: in every column by an interval, or refuted by any comparison with a rival.
 
-    Refuting takes the most extreme of many comparisons, so each is given an equal part of 1 - LEVEL (Bonferroni);
-    bearing out takes all of them, which needs no correction.
+    A rival is compared in every column, and on the average over the columns of each metric: top-1 and top-5 of the same
+    runs are two metrics. Refuting takes the most extreme of these comparisons, so each is given an equal part of
+    1 - LEVEL (Bonferroni); bearing out takes all of them, which needs no correction.
     """
     own = _cells(Reference(best.table, best.row, None), paper, results)
     columns = [column for column in own if not best.columns or column in best.columns]
     required, optional = rivals_of(best, paper, "printed"), rivals_of(best, paper, "published")
     # A table leaves out rows that only run when they are named, as long as nobody did.
     shown = {row.name for row in results[best.table].table.rows}
+    metrics = {column.name: column.metric for column in results[best.table].table.columns}
     single: dict[tuple[str, str], Difference] = {}
     pooled: list[Difference] = []
     lacking: list[str] = []
     without: list[str] = []
     planned = 0
+    compared: list[str] = []
     for rival in dict.fromkeys([*required, *optional]):
         cells = _cells(Reference(best.table, rival, None), paper, results)
         pairs = {column: (own[column], cells[column]) for column in columns if column in cells}
@@ -257,14 +291,15 @@ def _best(best: Best, paper: Paper, results: Results) -> _Attempt:
         if not pairs or (not is_there and not best.than and (rival not in required or rival not in shown)):
             without += [rival] if rival in required else []
             continue
-        planned += len(pairs) + (len(pairs) > 1)
+        compared.append(rival)
+        groups = _several_of_a_metric(pairs, metrics)
+        planned += len(pairs) + len(groups)
         for column, pair in pairs.items():
             if common_seeds(pair):
                 single[column, rival] = paired_difference(*pair)
             else:
                 lacking.append(Reference(best.table, rival if own[column] else best.row, column).name)
-        if len(pairs) > 1 and common_seeds(itertools.chain(*pairs.values())):
-            pooled.append(pooled_difference(list(pairs.values())))
+        pooled += [pooled_difference(group) for group in groups if common_seeds(itertools.chain(*group))]
     if not single:
         raise NoNumber(f"{title_of(best.table)}: not run yet")
     refuted = any(_is_below(found, planned) for found in (*single.values(), *pooled))
@@ -272,7 +307,16 @@ def _best(best: Best, paper: Paper, results: Results) -> _Attempt:
     answer = _best_answer(single, columns, "does not hold" if refuted else "holds" if proven else "not decided")
     if without:
         answer = replace(answer, reason=f"{answer.reason}; without {', '.join(without)}, not run here")
-    return _in_setting(answer, [results[best.table]], list(dict.fromkeys(lacking)), refuted)
+    rows = [(best.table, name) for name in (best.row, *compared)]
+    return _in_setting(answer, {best.table: results[best.table]}, rows, list(dict.fromkeys(lacking)), refuted)
+
+
+def _several_of_a_metric(pairs: Mapping[str, Pair], metrics: Mapping[str, str]) -> list[list[Pair]]:
+    """The columns' pairs by metric, of each metric that several columns show."""
+    groups: dict[str, list[Pair]] = defaultdict(list)
+    for column, pair in pairs.items():
+        groups[metrics[column]].append(pair)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _is_below(difference: Difference, comparisons: int) -> bool:

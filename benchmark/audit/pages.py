@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -16,7 +16,8 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from benchmark.audit.findings import Answer, Audit, Finding, Verdict
+from benchmark.audit.claims import MOST_CLOSENESS
+from benchmark.audit.findings import Answer, Audit, Count, Finding, Verdict, count_of, counts_of
 from benchmark.statistics import Difference
 from tables.escaping import Markup, escape_markdown, plain
 
@@ -28,35 +29,57 @@ STYLES: dict[Verdict, str] = {
     "holds": "green",
     "does not hold": "red",
     "contradicts itself": "bold red",
+    "as expected": "green",
+    "remarkable": "magenta",
     "not decided": "yellow",
     "cannot be checked": "dim",
     "not run yet": "dim",
 }
 MEANINGS: dict[str, str] = {
-    "holds": "borne out: within half a unit of the last printed decimal, or by the 95% interval of our runs",
+    "holds": (
+        "tables bear it out, to half a unit of the last printed decimal; or our runs do: all of their 95% interval is "
+        "on the side that is claimed, or around the number claimed, within half of it and at most "
+        f"{MOST_CLOSENESS:g} point"
+    ),
     "contradicts itself": "the paper's own tables, or two places of its text, say otherwise",
     "does not hold": "numbers published elsewhere, or the 95% interval of our runs, say otherwise",
-    "not decided": "our runs are there, and their interval holds both what is claimed and its contrary",
+    "as expected": "nobody says it, the tables take it for granted, and it is so",
+    "remarkable": "nobody says it, the tables take it for granted, and it is not so: suspicious, and no contradiction",
+    "not decided": "our runs are there, and their interval leaves both what is claimed and something else possible",
     "cannot be checked": "there is no number to compare with",
     "not run yet": "no run at the paper's scale, dataset and protocol; those of another are shown and decide nothing",
 }
+JUDGED: tuple[Verdict, ...] = ("holds", "does not hold", "not decided")
+"""Verdicts of runs that there were."""
+P_VALUES = (
+    "p is two-sided, of a mean of zero, and uncorrected: of as many comparisons as stand here some come out small by "
+    "chance. A rival behind “against” is the strongest of its column, chosen from the same runs, so its p is too small "
+    "where it is ahead. Verdicts rest on intervals and, where one lead of many would refute, on p corrected for their "
+    "number (docs/audit.md)."
+)
 _OTHERWISE = "also"
 CSV_FIELDS = (
-    *("id", "where", "text", "says", "verdict_on_text", "verdict_of_runs"),
+    *("id", "where", "text", "says", "implied", "matter", "verdict_on_text", "verdict_of_runs"),
     *("printed", "printed_value", "printed_verdict", "published", "published_value", "published_verdict"),
     *("measured", "measured_mean", "measured_std", "measured_low", "measured_high", "n", "p_value", "setting"),
-    *("measured_reason", "note"),
+    *("measured_reason", "caveat_of_runs", "note"),
 )
 
 
 def summary(audit: Audit) -> list[str]:
-    """How often each verdict was found, in two sentences."""
-    counts = {kind: _counted(audit.counts(kind)) for kind in ("paper", "runs")}
-    claims = "1 claim" if len(audit.findings) == 1 else f"{len(audit.findings)} claims"
-    return [
-        f"{claims}. The text, by its own tables and the literature: {counts['paper']}.",
-        f"Our runs: {counts['runs']}.",
-    ]
+    """How often each verdict was found, what is stated apart from what is implied; last what to mind of our runs."""
+    stated, implied = audit.stated, audit.implied
+    lines = []
+    if stated:
+        about = _of_how_many(count_of(stated), "statement", "statements")
+        lines.append(f"{about}. By the paper's own tables and the literature: {_counted(stated, 'paper')}.")
+    if implied:
+        about = _of_how_many(count_of(implied), "thing", "things")
+        lines.append(f"{about} that nobody states and the tables take for granted: {_counted(implied, 'paper')}.")
+    runs = [_counted(stated, "runs")] if stated else []
+    runs += [f"of what is taken for granted, {_counted(implied, 'runs')}"] if implied else []
+    lines.append(f"Our runs: {'; '.join(runs)}.")
+    return [*lines, audit.caveat] if audit.caveat else lines
 
 
 def in_brief(answer: Answer) -> str:
@@ -84,7 +107,7 @@ def to_terminal(audit: Audit, width: int, written: Sequence[Path] = ()) -> Rende
     else:
         parts += [Padding(_paragraph(finding), (1, 0, 0, 0)) for finding in audit.findings]
         parts.append(Text())
-    used = {*audit.counts("paper"), *audit.counts("runs")}
+    used = {*counts_of(audit.findings, "paper"), *counts_of(audit.findings, "runs")}
     for verdict, meaning in MEANINGS.items():
         if verdict in used:
             parts.append(Text.assemble((verdict, STYLES[verdict]), (f": {meaning}.", "dim")))
@@ -95,16 +118,18 @@ def to_terminal(audit: Audit, width: int, written: Sequence[Path] = ()) -> Rende
 
 def to_markdown(audit: Audit) -> str:
     """The audit in Markdown: an overview, and a section for each claim with all that stands behind its verdicts."""
-    lines = [f"# Audit of {escape_markdown(audit.title)}" if audit.title else "# Audit", "", *summary(audit), ""]
+    lines = [f"# Audit of {escape_markdown(audit.title)}" if audit.title else "# Audit", ""]
+    for line in summary(audit):
+        lines += [escape_markdown(line), ""]
     lines += [_origin(audit), "", "| claim | the text says | its tables give | verdict on the text | our runs |"]
     lines.append("|---|---|---|---|---|")
     for finding in audit.findings:
         link = f"[{finding.claim.id}](#{finding.claim.id})"
         cells = [link, finding.claim.in_words, in_brief(finding.printed), f"**{finding.paper}**", _of_runs(finding)]
         lines.append(f"| {' | '.join([cells[0], *map(_cell, cells[1:3]), cells[3], _cell(cells[4])])} |")
-    lines += ["", *(f"- **{verdict}**: {meaning}" for verdict, meaning in MEANINGS.items())]
+    lines += ["", *(f"- **{verdict}**: {meaning}" for verdict, meaning in MEANINGS.items()), "", P_VALUES]
     for finding in audit.findings:
-        lines += ["", *_section(finding)]
+        lines += ["", *_section(finding, audit.caveat)]
     return "\n".join([*lines, "", f"Rendered by {escape_markdown(audit.generated_from)}.", ""])
 
 
@@ -123,6 +148,8 @@ def to_csv(audit: Audit) -> str:
                 "where": plain(claim.where),
                 "text": plain(claim.text),
                 "says": plain(claim.in_words),
+                "implied": claim.implied,
+                "matter": plain(claim.matter),
                 "verdict_on_text": finding.paper,
                 "verdict_of_runs": finding.runs,
                 "printed": plain(in_brief(printed)),
@@ -140,6 +167,7 @@ def to_csv(audit: Audit) -> str:
                 "p_value": found.p_value if found else None,
                 "setting": plain(measured.setting),
                 "measured_reason": plain(measured.reason),
+                "caveat_of_runs": plain(audit.caveat) if finding.runs in JUDGED else "",
                 "note": plain(claim.note),
             }
         )
@@ -152,14 +180,18 @@ def to_json(audit: Audit) -> str:
         "title": audit.title,
         "generated_from": audit.generated_from,
         "settings": list(audit.settings),
-        "verdicts_on_text": audit.counts("paper"),
-        "verdicts_of_runs": audit.counts("runs"),
+        "stated": _counts(audit.stated),
+        "implied": _counts(audit.implied),
+        "caveat_of_runs": audit.caveat,
+        "p_values": P_VALUES,
         "findings": [
             {
                 "id": finding.claim.id,
                 "where": finding.claim.where,
                 "text": finding.claim.text,
                 "says": finding.claim.in_words,
+                "implied": finding.claim.implied,
+                "matter": finding.claim.matter,
                 "verdict_on_text": finding.paper,
                 "verdict_of_runs": finding.runs,
                 "printed": asdict(finding.printed),
@@ -174,14 +206,40 @@ def to_json(audit: Audit) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _counted(counts: dict[Verdict, int]) -> str:
-    return ", ".join(f"{number} {_plural(verdict, number)}" for verdict, number in counts.items()) or "none"
+def _counts(findings: Sequence[Finding]) -> dict[str, Any]:
+    """How many findings there are, and of each verdict; `different` where claims of one matter count as one."""
+    return {
+        **asdict(count_of(findings)),
+        "verdicts_on_text": {verdict: asdict(count) for verdict, count in counts_of(findings, "paper").items()},
+        "verdicts_of_runs": {verdict: asdict(count) for verdict, count in counts_of(findings, "runs").items()},
+    }
+
+
+def _of_how_many(count: Count, one: str, several: str) -> str:
+    return f"{count.number} {one if count.number == 1 else several}{_different(count)}"
+
+
+def _counted(findings: Sequence[Finding], of: Literal["paper", "runs"]) -> str:
+    counts = counts_of(findings, of)
+    return ", ".join(
+        f"{count.number} {_plural(verdict, count.number)}{_different(count)}" for verdict, count in counts.items()
+    )
+
+
+def _different(count: Count) -> str:
+    return f" ({count.different} different)" if count.different < count.number else ""
 
 
 def _plural(verdict: str, number: int) -> str:
+    words = {
+        "holds": "hold",
+        "does not hold": "do not hold",
+        "contradicts itself": "contradict themselves",
+        "as expected": "are as expected",
+        "remarkable": "are remarkable",
+    }
     if number == 1:
-        return verdict
-    words = {"holds": "hold", "does not hold": "do not hold", "contradicts itself": "contradict themselves"}
+        return f"is {verdict}" if verdict in ("as expected", "remarkable") else verdict
     return words.get(verdict, verdict)
 
 
@@ -255,7 +313,7 @@ def _cell(text: str) -> Markup:
     return escape_markdown(text)
 
 
-def _section(finding: Finding) -> Iterator[str]:
+def _section(finding: Finding, caveat: str) -> Iterator[str]:
     claim = finding.claim
     yield f"## {claim.id}"
     yield ""
@@ -270,6 +328,8 @@ def _section(finding: Finding) -> Iterator[str]:
         ("our runs", finding.measured),
     ):
         yield from _answer(name, answer)
+    if caveat and finding.runs == "does not hold":
+        yield f"  - {escape_markdown(caveat)}"
     for other in finding.others:
         agrees = " (the number claimed)" if other.agrees else ""
         yield f"- {_OTHERWISE}, {escape_markdown(other.says)}: {escape_markdown(other.text)}{agrees}"
@@ -293,4 +353,4 @@ def _answer(name: str, answer: Answer) -> Iterator[str]:
 def _p_value(difference: Difference | None) -> str:
     if difference is None or difference.p_value is None:
         return ""
-    return f", p = {difference.p_value:.2g}"
+    return f", p = {difference.p_value:.2g} uncorrected"
