@@ -32,6 +32,7 @@ from benchmark.training.history import PastNetwork, PredictionHistory
 
 __all__ = [
     "ROTATIONS",
+    "BrokenContract",
     "Context",
     "Method",
     "MethodOptions",
@@ -51,6 +52,10 @@ __all__ = [
     "statistics_kept",
     "upright",
 ]
+
+
+class BrokenContract(ValueError):
+    """A method does what its contract does not allow; the message begins with the method's name."""
 
 
 class MethodOptions(BaseModel):
@@ -73,7 +78,7 @@ class NewBranches(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is built from.
+    """What a method is built from, on the CPU; the engine moves parameters and buffers to the device afterwards.
 
     labels: class of each training image, int64 [images], in the order that `Step.index` counts in;
     generator: a fresh, named random stream of this method, for initial values only;
@@ -216,15 +221,29 @@ class Method(nn.Module):
         """The unweighted loss terms of one step, each a scalar with a graph, by name."""
 
     def loss(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the terms, and the terms."""
+        """The weighted sum of the terms, a scalar with a graph, and the terms by name.
+
+        Raises:
+            BrokenContract: the terms are not those that have a weight, or one is no scalar.
+        """
         terms = self(step)
         weights = self.weights
+        if not isinstance(terms, dict):
+            raise BrokenContract(f"{self.name}: forward returns {type(terms).__name__}, and not loss terms by name")
         if terms.keys() != weights.keys():
-            raise ValueError(f"{self.name}: terms {sorted(terms)} do not match weights {sorted(weights)}")
+            raise BrokenContract(f"{self.name}: terms {sorted(terms)} do not match weights {sorted(weights)}")
+        for name, term in terms.items():
+            if not isinstance(term, Tensor) or term.dim():
+                found = f"of shape {list(term.shape)}" if isinstance(term, Tensor) else type(term).__name__
+                raise BrokenContract(f"{self.name}: the term {name!r} is {found}, and must be a scalar tensor")
         return torch.stack([terms[name] * weights[name] for name in terms]).sum(), terms
 
     def represent(self, outputs: Outputs) -> Any:
-        """What a trained head makes of the teacher's outputs; only methods named as a `teacher_head` have one."""
+        """What a trained head makes of the teacher's outputs; only methods named as a `teacher_head` have one.
+
+        Raises:
+            NotImplementedError: the method is no head.
+        """
         raise NotImplementedError(f"{self.name} is no head of a teacher")
 
     def stage_logits(self, outputs: Outputs) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError
 from benchmark.estimate import cohort_seconds, training_multiply_adds
 from benchmark.grouping import Cohort, Place, depths_of, joined_teacher_free, split_for
+from benchmark.method_files import check_weights, explained
 from benchmark.protocols import PROTOCOLS, base_scale
 from benchmark.registry import method_class, resolve_options
 from benchmark.results import Store
@@ -34,11 +35,12 @@ from benchmark.spec import (
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training.devices import supports_bf16
 from benchmark.training.learner import build_method
+from benchmark.words import counted
 
 TEACHER_SEED = 0
 SELF_TEACHER_SEED = 1000
-"""Added to the seed of a teacher that is a network like the student: from the same seed it would have had the student's
-first weights and batches, for some seeds and not for others."""
+"""Added to the seed of a teacher that is a network like the student, be it the method's choice or the table's: from the
+same seed it would have had the student's first weights and batches, for some seeds and not for others."""
 
 Share = tuple[float, int]
 """A share of the training images, and the seed that names which."""
@@ -115,7 +117,7 @@ class Request:
             if network is None:
                 raise UserError(f"{method} needs a teacher and {student} has none; choose it in a table of pairs")
             teacher_seed = TEACHER_SEED if self.teacher_seeds == "shared" else seed
-            if cls.teaches_itself:
+            if network == student:
                 teacher_seed += SELF_TEACHER_SEED
             # A teacher that is the student itself has nothing else to learn from than the student has.
             share = (self.fraction, seed) if self.teacher_data == "same" or cls.teaches_itself else ALL_IMAGES
@@ -235,7 +237,7 @@ def label(run: Run) -> str:
     changed: list[str] = [] if run.augmentation == "standard" else [run.augmentation]
     changed += [] if run.fraction == 1 else [f"{run.fraction:.0%} of the images"]
     if run.protocol.schedule != protocol.schedule:
-        changed.append(f"{run.schedule.epochs} epochs")
+        changed.append(counted(run.schedule.epochs, "epoch"))
     changed += [f"{name}={value}" for name, value in run.options.items() if usual.get(name) != value]
     return f"{run.method} ({', '.join(changed)})" if changed else run.method
 
@@ -244,7 +246,7 @@ def check_methods(runs: Iterable[Run], dataset: Dataset) -> None:
     """Build the method of every run and what it depends on, once for each kind, before anything is trained.
 
     Raises:
-        UserError: a method refuses its options, the networks or the dataset.
+        UserError: a method refuses its options, the networks or the dataset, or what it is made of cannot be made.
     """
     kinds: dict[tuple[str | None, ...], Run] = {}
     texts: dict[int, str] = {}
@@ -254,7 +256,9 @@ def check_methods(runs: Iterable[Run], dataset: Dataset) -> None:
         texts[id(run.options)] = text
         kinds[run.method, run.student, run.teacher_network, text] = run
     for run in kinds.values():
-        build_method(run, dataset.num_classes, dataset.image_size, dataset.train.labels, fill=False)
+        with explained(method_class(run.method), "be built"):
+            method = build_method(run, dataset.num_classes, dataset.image_size, dataset.train.labels, fill=False)
+            check_weights(method)
 
 
 @dataclass(frozen=True)
@@ -308,11 +312,14 @@ def jobs_for(
     """Group the runs that have no record yet (or, with `retry_failed`, no record of success) into jobs.
 
     Runs share a cohort where they can; with several workers a cohort holds one student network only, and is split
-    further where workers would otherwise be idle. Runs that stand at different checkpoints are kept apart.
+    further where workers would otherwise be idle. At scale `paper` it always does: a job of all students would have no
+    record before the last epoch of all of them, and gigabytes in each checkpoint (six tables of LSSKD's). Runs that
+    stand at different checkpoints are kept apart.
     """
-    missing = _missing(with_dependencies(runs), store, retry_failed)
+    missing = store.untrained(with_dependencies(runs), retry_failed)
     depths = depths_of(missing)
-    groups = _groups(missing, store, depths, "student" if workers > 1 else "cohort")
+    long = any(base_scale(run.scale.name) == "paper" for run in missing)
+    groups = _groups(missing, store, depths, "student" if workers > 1 or long else "cohort")
     cohorts = [Cohort(tuple(group), cohort_seconds(group, image_size, images)) for group in groups]
     return [_job(cohort) for cohort in split_for(cohorts, depths, workers, image_size, images)]
 
@@ -349,13 +356,6 @@ def _groups(runs: Sequence[Run], store: Store, depths: Mapping[str, int], groupi
 def _job(cohort: Cohort) -> Job:
     needs = frozenset(dependency.digest for run in cohort.runs for dependency in run.dependencies())
     return Job(cohort.runs, needs, cohort.seconds)
-
-
-def _missing(runs: Sequence[Run], store: Store, retry_failed: bool) -> list[Run]:
-    """Those of the runs that have no record, or no record of success."""
-    statuses = store.statuses(runs)
-    enough = ("finished",) if retry_failed else ("finished", "failed")
-    return [run for run in runs if statuses[run] not in enough]
 
 
 def _folders_to_resume(store: Store, dataset: str) -> dict[str, Path]:

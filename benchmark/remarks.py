@@ -9,6 +9,9 @@ from typing import Any
 from benchmark.plan import Request
 from benchmark.protocols import PROTOCOLS, base_scale, protocol_named
 
+SHARED_BATCHES = ("imagenet",)
+"""Protocols whose published numbers were made with each batch shared among GPUs, where norms saw a part of it."""
+
 
 def remarks_of(request: Request, usual_protocol: str) -> list[str]:
     """How the runs of a request differ from those of a table with this protocol, a sentence for each difference."""
@@ -34,8 +37,12 @@ def remarks_of(request: Request, usual_protocol: str) -> list[str]:
 
 
 def is_usual(request: Request, usual_protocol: str) -> bool:
-    """Whether the runs follow a protocol in full, on all images and the test set, with no option changed."""
+    """Whether the runs follow a protocol in full, on all images and the test set, with no option changed.
+
+    Batches shared among processes are another protocol, as norms see parts of them, but on ImageNet.
+    """
     plain = not request.options and request.augmentation == "standard"
+    plain &= request.processes == 1 or usual_protocol in SHARED_BATCHES
     whole = request.validation == 0 and request.fraction == 1
     return plain and whole and request.protocol == protocol_named(usual_protocol)
 

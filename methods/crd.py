@@ -193,7 +193,7 @@ class CRD(Method):
         self.register_buffer("normalisers", torch.zeros(2))
         self.register_buffer("normalisers_known", torch.tensor(False))
         self.negatives = Negatives(
-            context.labels.cpu(), context.num_classes, options.negatives, options.negatives_from, options.replacement
+            context.labels, context.num_classes, options.negatives, options.negatives_from, options.replacement
         )
 
     @property

@@ -13,7 +13,7 @@ from benchmark.data import load_dataset
 from benchmark.data.dataset import Dataset
 from benchmark.plan import Request, with_dependencies
 from benchmark.protocols import STAGE_SCHEDULES
-from benchmark.results import Record, Store
+from benchmark.results import Record, Store, outcome
 from benchmark.spec import Precision, Protocol, Run, Scale, Schedule
 from benchmark.training.job import execute
 from benchmark.training.material import Settings
@@ -82,3 +82,12 @@ def records(runs: Sequence[Run], place: Settings) -> dict[str, Record]:
     """The records of runs, by method."""
     found = {run.method: Store(place.runs).record(run) for run in runs}
     return {method: record for method, record in found.items() if record is not None}
+
+
+def assert_same_bits(runs: Sequence[Run], left: Path, right: Path) -> None:
+    """Each run has a record in both stores, and the two tell of the same curves, figures and weights."""
+    for run in runs:
+        first, second = Store(left).record(run), Store(right).record(run)
+        assert first is not None
+        assert second is not None
+        assert outcome(first) == outcome(second), run.method

@@ -28,14 +28,16 @@ from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, Recipe, Source
 from benchmark.data.streaming import training_source
 from benchmark.errors import UserError
-from benchmark.executor import Watcher, run_jobs
 from benchmark.method import averaged, gathered
 from benchmark.plan import Job
+from benchmark.pool import run_jobs
 from benchmark.registry import method_class
 from benchmark.results import Store, outcome
+from benchmark.schedule import Watcher
 from benchmark.spec import Run, Schedule
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.cohort import cohort_folder, train
+from benchmark.training.cohort import train
+from benchmark.training.cohort_folder import cohort_folder
 from benchmark.training.distributed import FEWEST_ROWS, Group, fewest_rows, rows_of
 from benchmark.training.job import execute
 from benchmark.training.learner import Learner
@@ -309,7 +311,7 @@ def test_stopped_and_killed_and_resumed_gives_the_same_bits(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("happening", "reason"),
     [
-        (out_of_memory, r"^process 2 of 2: PS-KD_\S+: MemoryError: no room$"),
+        (out_of_memory, r"^process 2 of 2: run PS-KD_\S+ failed: PS-KD: MemoryError: no room$"),
         (killed, r"^process 2 of 2 died \(exit code -9\)$"),
     ],
 )

@@ -6,7 +6,9 @@ import csv
 import dataclasses
 import io
 import itertools
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +16,13 @@ from benchmark.cells import FindRecord
 from benchmark.errors import UserError
 from benchmark.grid import LookUp, grid_of, results_of
 from benchmark.plan import SELF_TEACHER_SEED, label, training_multiply_adds
+from benchmark.protocols import protocol_named
 from benchmark.registry import all_methods
+from benchmark.remarks import is_usual
 from benchmark.results import Record, Store
 from benchmark.spec import Run
 from tables.render import to_csv, to_latex, to_markdown
-from tables.specification import Column, Row, Table, load_table
+from tables.specification import Column, Published, Row, Table, load_table
 from tests import engine
 
 
@@ -39,6 +43,16 @@ def test_a_method_that_is_named_and_no_row_becomes_the_last_row() -> None:
     assert [row.name for row in grid.table.rows] == ["Baseline", "PS-KD", "LSSKD"]
     assert {row for row, _ in grid.chosen} == {"LSSKD", "Baseline"}
     assert set(grid.runs) == set(itertools.product(("Baseline", "PS-KD", "LSSKD"), ("narrow", "wide")))
+
+
+def test_a_row_of_no_method_and_without_any_number_is_a_typing_error() -> None:
+    empty = Row(method="KDD", printed=(math.nan, math.nan))
+    for row in (Row(method="KDD"), empty, Row(method="SSKD-head")):
+        with pytest.raises(UserError, match=rf"^unknown method of table small '{row.method}' \(did you mean '"):
+            grid_of(small(Row(method="Baseline"), row), engine.request(), [0])
+    elsewhere = Published(source="its authors", mean=(math.nan, 70.0))
+    for row in (Row(method="KDD", printed=(70.0, math.nan)), Row(method="KDD", published=elsewhere)):
+        assert grid_of(small(Row(method="Baseline"), row), engine.request(), [0]).to_train()
 
 
 def test_a_row_that_needs_a_teacher_stays_empty_in_a_column_without_one(tmp_path: Path) -> None:
@@ -67,6 +81,25 @@ def test_a_method_that_teaches_itself_learns_from_a_baseline_run_of_its_own_netw
         assert isinstance(run.teacher, Run)
         assert (run.teacher.method, run.teacher.student, run.teacher.seed) == ("Baseline", student, SELF_TEACHER_SEED)
         assert (run.student, run.seed) == (student, 3)
+
+
+@pytest.mark.parametrize("teacher_seeds", ["shared", "paired"])
+def test_no_student_is_the_twin_of_a_teacher_of_its_own_network(teacher_seeds: Any) -> None:
+    request = engine.request(teacher_seeds=teacher_seeds)
+    for method, seed in itertools.product(("KD", "HSSAKD", "TF-KD-self"), range(3)):
+        teacher = request.run(method, "ResNet20", "ResNet20", seed).teacher
+        assert isinstance(teacher, Run)
+        assert teacher.seed == SELF_TEACHER_SEED + (seed if teacher_seeds == "paired" else 0)
+    other = request.run("KD", "ResNet20", "ResNet56", 2).teacher
+    assert isinstance(other, Run)
+    assert other.seed == (2 if teacher_seeds == "paired" else 0)
+
+
+def test_batches_shared_by_processes_are_another_protocol_but_on_imagenet() -> None:
+    shared = engine.request(protocol=protocol_named("lsskd"), processes=2)
+    assert not is_usual(shared, "lsskd")
+    assert is_usual(dataclasses.replace(shared, processes=1), "lsskd")
+    assert is_usual(dataclasses.replace(shared, protocol=protocol_named("imagenet")), "imagenet")
 
 
 def test_a_row_with_an_augmentation_of_its_own_has_other_runs_but_the_same_teacher() -> None:

@@ -18,7 +18,7 @@ from benchmark.registry import all_methods
 from benchmark.results import Store
 from benchmark.spec import Protocol, ReleasedTeacher, Run, Schedule
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.cohort import cohort_name, resume_folder
+from benchmark.training.cohort_folder import cohort_name, resume_folders
 
 DEFAULT = sorted(name for name, method in all_methods().items() if method.listed and method.in_default_grid)
 IMAGE_SIZE, IMAGES = 8, 640
@@ -212,8 +212,8 @@ def test_another_set_of_methods_goes_on_from_what_has_a_checkpoint(tmp_path, wor
     store = Store(tmp_path)
     crd, kd, fitnet = (run_of(method, teacher="ResNet20") for method in ("CRD", "KD", "FitNet"))
     folder = checkpoint(store, [crd, kd], epoch=2)
-    assert resume_folder(store, [kd]) == folder
-    assert resume_folder(store, [kd, fitnet]) is None
+    assert resume_folders(store, [kd])[0] == folder
+    assert not resume_folders(store, [kd, fitnet])
     jobs = planned([kd, fitnet], workers, store)
     assert members(jobs) == [{"Baseline"}, {"KD"}, {"FitNet"}]
     assert members(planned([crd, kd, fitnet], 1, store)) == [{"Baseline"}, {"CRD", "KD"}, {"FitNet"}]
@@ -224,8 +224,21 @@ def test_the_most_advanced_checkpoint_is_gone_on_from(tmp_path) -> None:
     crd, kd = run_of("CRD"), run_of("KD")
     checkpoint(store, [crd, kd], epoch=1)
     alone = checkpoint(store, [kd], epoch=2)
-    assert resume_folder(store, [kd]) == alone
-    assert resume_folder(store, [crd, kd]) != alone
+    assert resume_folders(store, [kd])[0] == alone
+    assert alone not in resume_folders(store, [crd, kd])
+
+
+def test_at_scale_paper_a_job_holds_one_student_also_for_a_single_worker() -> None:
+    def students(scale: str) -> set[int]:
+        runs = [
+            run_of(method, student, scale=SCALES[scale])
+            for method in ("KD", "CRD")
+            for student in ("ResNet20", "ResNet32")
+        ]
+        return {len({run.student for run in job.runs}) for job in planned(runs, 1) if job.needs}
+
+    assert students("quick") == {2}
+    assert students("paper") == {1}
 
 
 def test_finished_runs_are_not_planned_and_failed_ones_only_when_asked(tmp_path) -> None:
@@ -243,7 +256,7 @@ def test_finished_runs_are_not_planned_and_failed_ones_only_when_asked(tmp_path)
     assert students(retry_failed=True) == [("Baseline", "ResNet56"), ("KD", "ResNet20")]
     for run in (baseline, teacher):
         store.forget_failure(run)
-    assert store.is_finished(baseline)
+    assert store.untrained([baseline], retry_failed=True) == []
     assert store.record(teacher) is None
 
 

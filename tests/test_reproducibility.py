@@ -12,20 +12,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from benchmark.backbones.network import Network
 from benchmark.method import Step
+from benchmark.provenance import unlike
 from benchmark.registry import all_methods
-from benchmark.results import Store, outcome
+from benchmark.results import Store
 from benchmark.spec import Run, Schedule
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training import cohort as cohort_module
-from benchmark.training.cohort import BrokenRuns
+from benchmark.training.broken import BrokenRuns
+from benchmark.training.cohort_folder import cohort_name
 from benchmark.training.evaluation import Evaluation
 from benchmark.training.job import execute
 from benchmark.training.learner import Learner
+from benchmark.training.material import training_material
 from methods.baseline import Baseline, cross_entropy
 from methods.crd import CRD
-from tests.engine import METHODS, SHORT, records, run_of, settings, train_dependencies
+from tests.engine import METHODS, SHORT, assert_same_bits, digits, records, run_of, settings, train_dependencies
 
 PRECISIONS = [
     "fp32",
@@ -52,14 +57,6 @@ def fresh_copy_of_teachers(trained: tuple[list[Run], Path], folder: Path) -> Pat
     return folder
 
 
-def assert_same_bits(runs: list[Run], left: Path, right: Path) -> None:
-    for run in runs:
-        first, second = Store(left).record(run), Store(right).record(run)
-        assert first is not None
-        assert second is not None
-        assert outcome(first) == outcome(second), run.method
-
-
 def test_a_run_gives_the_same_bits_alone_and_in_a_cohort(trained, tmp_path) -> None:
     runs, together = trained
     apart = fresh_copy_of_teachers(trained, tmp_path / "apart")
@@ -82,7 +79,7 @@ def test_a_cohort_killed_at_ten_random_moments_gives_the_same_bits(trained, tmp_
     place = settings(folder, checkpoint_seconds=0.0)
     chance = random.Random(7)
     context = multiprocessing.get_context("fork")
-    cohorts = Store(folder).cohorts(runs[0].dataset) / cohort_module.cohort_name(runs)
+    cohorts = Store(folder).cohorts(runs[0].dataset) / cohort_name(runs)
     positions = []
     for _ in range(10):
         before = checkpoints.latest_position(cohorts)
@@ -112,6 +109,26 @@ def test_a_subset_of_an_interrupted_cohort_goes_on_from_its_checkpoint(trained, 
     assert execute(runs, place)
     assert all(record["provenance"]["resumed"] == 1 for record in records(runs, place).values())
     assert_same_bits(runs, undisturbed, place.runs)
+
+
+def test_a_record_says_what_it_was_pieced_together_from(tmp_path: Path) -> None:
+    run = run_of("Baseline")
+    said: list[str] = []
+    for threads, steps in ((1, 12), (1, 3), (2, None)):
+        asked = iter([False] * (steps or 0) + [True])
+        stop = (lambda: False) if steps is None else (lambda asked=asked: next(asked))
+        place = settings(tmp_path, threads=threads)
+        assert execute([run], place, stop=stop, say=said.append) == (steps is None)
+    pieces = Store(tmp_path).record(run)["provenance"]["pieces"]
+    per_epoch = -(-len(training_material(run, digits()).train) // run.protocol.batch_size)
+    begins = [(epoch + 1, step) for epoch, step in (divmod(done, per_epoch) for done in (0, 13, 17))]
+    assert [(piece["epoch"], piece["step"]) for piece in pieces] == begins
+    assert [piece["threads"] for piece in pieces] == [1, 1, 2]
+    assert unlike(pieces[:2]) == []
+    assert unlike(pieces) == ["threads"]
+    assert [line for line in said if line.startswith("warning")] == [
+        "warning: it was begun with different threads; it will not have the bits of an undisturbed run"
+    ]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(trained, tmp_path, monkeypatch) -> None:
@@ -154,7 +171,7 @@ def test_a_new_method_moves_no_other_run(trained, tmp_path, monkeypatch) -> None
     place = settings(fresh_copy_of_teachers(trained, tmp_path / "new"))
     assert execute([new, *runs], place)
     assert_same_bits(runs, together, place.runs)
-    assert Store(place.runs).is_finished(new)
+    assert Store(place.runs).untrained([new], retry_failed=True) == []
 
 
 def test_methods_start_from_the_same_weights(trained) -> None:
@@ -211,7 +228,7 @@ def test_finished_cohorts_leave_no_checkpoints_unless_they_are_kept(trained, tmp
         assert not execute([run], place, stop=lambda asked=asked: next(asked))
         assert execute([run], place)
         left.append({path.parent.name for path in Store(place.runs).cohorts("digits").glob("*/checkpoint-*")})
-    assert left == [{cohort_module.cohort_name(seeds[:1])}] * 2, "kept by the first command, also after the second"
+    assert left == [{cohort_name(seeds[:1])}] * 2, "kept by the first command, also after the second"
 
 
 def test_evaluation_teaches_nothing(trained) -> None:
@@ -261,3 +278,24 @@ def test_a_run_that_raises_leaves_the_rest_of_its_cohort_alone(trained, tmp_path
     monkeypatch.undo()
     assert execute(runs, place)
     assert_same_bits(runs, together, place.runs)
+
+
+def test_a_student_whose_test_loss_is_no_number_fails_and_the_others_go_on(trained, tmp_path, monkeypatch) -> None:
+    runs, together = trained
+    place = settings(fresh_copy_of_teachers(trained, tmp_path / "overflowing"))
+
+    def spoil(method: CRD, student: Network) -> None:
+        # In training norms take the statistics of the batch, so that nothing is noticed there.
+        norm = next(module for module in student.modules() if isinstance(module, nn.BatchNorm2d))
+        assert norm.running_var is not None
+        norm.running_var.fill_(float("nan"))
+
+    monkeypatch.setattr(CRD, "end_step", spoil)
+    assert execute(runs, place)
+    spoilt = next(run for run in runs if run.method == "CRD")
+    record = Store(place.runs).record(spoilt)
+    assert record is not None
+    assert (record["status"], record["reason"]) == ("failed", "loss on the test images not finite after epoch 1")
+    assert record["failed_at"]["epoch"] == 1
+    assert record["epochs"] == []
+    assert_same_bits([run for run in runs if run != spoilt], together, place.runs)

@@ -155,10 +155,10 @@ class Source(ABC):
         """Which rows of a batch of so many images are learned from here: all, unless other processes have the rest."""
         self._choices = self.device if choices is None else torch.device(choices)
         self._normalise = Normalisation(recipe, self.size, self.size, self.device)
-        self._classes = images.labels.to(self._choices)
-        self._by_class = torch.argsort(self._classes, stable=True)
-        sizes = torch.bincount(self._classes)
-        self._class_size, self._class_start = sizes, sizes.cumsum(0) - sizes
+        sizes = torch.bincount(images.labels)
+        self._by_class = torch.argsort(images.labels, stable=True).to(self._choices)
+        self._class_size = sizes[images.labels].to(self._choices)
+        self._class_start = (sizes.cumsum(0) - sizes)[images.labels].to(self._choices)
 
     @abstractmethod
     def draw_offsets(self, crops: int, stream: torch.Generator) -> Tensor:
@@ -267,7 +267,7 @@ class Source(ABC):
             flips = self._drawn(
                 plan, f"{name} flip", lambda stream: torch.rand(len(plan.flips), generator=stream) < 0.5
             )
-        shown = index if name == "second" else self._partners(plan)[index]
+        shown = index if name == "second" else self._partners(plan, index)
         return shown, offsets[index], flips[index]
 
     def holes(self, plan: EpochPlan, name: View, index: Tensor) -> Tensor:
@@ -277,13 +277,13 @@ class Source(ABC):
         drawn = self._drawn(plan, f"{kind} hole", lambda stream: torch.randint(self.size, shape, generator=stream))
         return drawn[index].to(self.device)
 
-    def _partners(self, plan: EpochPlan) -> Tensor:
-        """For each image the position of one of its class, int64 [images]."""
+    def _partners(self, plan: EpochPlan, index: Tensor) -> Tensor:
+        """For each image of `index`, int64 [batch], the position of one of its class, int64 [batch]."""
         uniform = self._drawn(
             plan, "partner", lambda stream: torch.rand(len(self.labels), generator=stream, dtype=torch.float64)
         )
-        place = (uniform * self._class_size[self._classes]).long()
-        return self._by_class[self._class_start[self._classes] + place]
+        place = (uniform[index] * self._class_size[index]).long()
+        return self._by_class[self._class_start[index] + place]
 
     def _drawn(self, plan: EpochPlan, name: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
         if name not in plan.drawn:

@@ -67,6 +67,10 @@ class ImageSet:
         """The images at the positions `index`, int64 [images]."""
         return ImageSet(self.images[index], self.labels[index])
 
+    def to(self, device: torch.device) -> ImageSet:
+        """The same images on a device."""
+        return ImageSet(self.images.to(device), self.labels.to(device))
+
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The images as they are, uint8 [batch, height, width, 3], and their labels, in order."""
         return zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)

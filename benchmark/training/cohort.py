@@ -6,23 +6,26 @@ reads what another one did, so a run gives the same bits alone, in any cohort an
 
 from __future__ import annotations
 
-import hashlib
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmark.data.augmentation import EpochPlan, evaluation_batches
+from benchmark.data.dataset import ImageSet
 from benchmark.data.streaming import training_source
 from benchmark.errors import UserError
 from benchmark.files import remove_leftovers
-from benchmark.provenance import provenance
+from benchmark.provenance import Piece, piece, provenance, unlike
 from benchmark.results import Store
 from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
+from benchmark.training.broken import BrokenRuns, note_error
+from benchmark.training.cohort_folder import cohort_folder, resume_folders
 from benchmark.training.cost import step_cost
 from benchmark.training.devices import make_deterministic, peak_memory, resolve_device
 from benchmark.training.distributed import ALONE, Group
@@ -59,41 +62,15 @@ class Progress:
     top1: float | None
     seconds_left: float
 
+    @property
+    def share_done(self) -> float:
+        """The share of the cohort's steps that is done."""
+        return (self.epoch - 1 + self.step / self.steps) / self.epochs
+
 
 Listener = Callable[[Progress], None]
 Say = Callable[[str], None]
 Stop = Callable[[], bool]
-
-
-def cohort_name(runs: Sequence[Run]) -> str:
-    """A name for a set of runs, whatever their order."""
-    return hashlib.sha256("".join(sorted(run.digest for run in runs)).encode()).hexdigest()[:16]
-
-
-def cohort_folder(store: Store, runs: Sequence[Run]) -> Path:
-    """Where the checkpoints of a cohort are."""
-    return store.cohorts(runs[0].dataset) / cohort_name(runs)
-
-
-def resume_folder(store: Store, runs: Sequence[Run]) -> Path | None:
-    """The folder of the most advanced checkpoint that holds all of the runs."""
-    return next(iter(resume_folders(store, runs)), None)
-
-
-def resume_folders(store: Store, runs: Sequence[Run]) -> list[Path]:
-    """The folders of the checkpoints that hold all of the runs, the most advanced first."""
-    wanted = {run.id for run in runs}
-    found: list[tuple[tuple[int, int], Path]] = []
-    cohorts = store.cohorts(runs[0].dataset)
-    for folder in sorted(cohorts.iterdir()) if cohorts.is_dir() else []:
-        position = checkpoints.latest_position(folder)
-        if position is not None and wanted <= set(checkpoints.members(folder)):
-            found.append((position, folder))
-    return [folder for _, folder in sorted(found, reverse=True)]
-
-
-class BrokenRuns(Exception):
-    """Some runs of a cohort raised errors, so that they have no record."""
 
 
 class Cohort:
@@ -116,19 +93,21 @@ class Cohort:
         self.device = resolve_device(settings.device)
         make_deterministic(self.device, settings.threads)
         self.material = material
+        # Images on disk stay there, and are decoded for each evaluation.
+        kept = material.evaluation
+        self.evaluation = kept.to(self.device) if isinstance(kept, ImageSet) else kept
         self.teacher = teacher
         self.recipe = recipe_for(first.protocol, dataset, first.augmentation)
         names = (first.dataset, first.fraction, first.validation, first.protocol.name, first.seed)
         self.source = training_source(material.train, self.recipe, first.protocol.batch_size, self.device, names)
         if group.size > 1:
             self.source.rows = group.rows
-        labels = material.train.labels.to(self.device)
         self.learners = [
             Learner(
                 run,
                 dataset.num_classes,
                 dataset.image_size,
-                labels,
+                material.train.labels,
                 self.source.batches,
                 self.device,
                 first_weights(run, settings),
@@ -139,9 +118,13 @@ class Cohort:
         self.members = [run.id for run in runs]
         self.folder = cohort_folder(self.store, runs)
         self.epoch, self.step = 0, 0
-        self.seconds, self.resumed, self.images = 0.0, 0, 0
+        self.seconds, self.images = 0.0, 0
+        self.pieces: list[Piece] = [piece(self.device, settings.threads, 0, 0)]
+        self.edited: list[str] = []
+        """The methods that were other code when the cohort was begun."""
         self.last_top1: float | None = None
-        self.broken: dict[str, Exception] = {}
+        self.broken: list[str] = []
+        """A line on each run that an error has ended."""
         self._last_report, self._reported_step = time.perf_counter(), 0
 
     @classmethod
@@ -169,12 +152,15 @@ class Cohort:
         if found is None or (found.epoch, found.step) != place:
             raise UserError(f"the checkpoint in {self.store.cohorts(self.learners[0].run.dataset)} changed; try again")
         self.epoch, self.step = found.epoch, found.step
-        self.resumed = found.notes["resumed"] + 1
+        self.pieces = [*found.notes["pieces"], piece(self.device, self.settings.threads, self.epoch, self.step)]
         for learner in self.learners:
             learner.restore(found.tensors[learner.run.id])
             notes = found.notes["runs"][learner.run.id]
             learner.figures, learner.seconds = notes["figures"], notes["seconds"]
             learner.teacher_seconds = notes["teacher_seconds"]
+            if (begun := notes.get("code", learner.code)) != learner.code:
+                self.edited.append(learner.run.method)
+                learner.code = "+".join(dict.fromkeys([*begun.split("+"), learner.code]))
         self.seconds, self.images = found.notes["seconds"], found.notes["images"]
         return True
 
@@ -212,8 +198,7 @@ class Cohort:
                     return False
             self._finish_epoch()
         if self.broken:
-            reasons = "; ".join(f"{run}: {type(error).__name__}: {error}" for run, error in self.broken.items())
-            raise BrokenRuns(reasons) from next(iter(self.broken.values()))
+            raise BrokenRuns("; ".join(self.broken))
         return True
 
     def one_step(self, plan: EpochPlan) -> None:
@@ -227,12 +212,13 @@ class Cohort:
                 with self.group.sharing(images):
                     learner.timed_step(batch, teacher, self.epoch, self.step)
             except Exception as error:
+                line = note_error(self.store, [learner.run], error)
                 if self.group.size > 1:
                     # The other processes wait for this one's part of the step.
-                    raise BrokenRuns(f"{learner.run.id}: {type(error).__name__}: {error}") from error
+                    raise BrokenRuns(line) from error
                 # Out of memory, say: this run cannot go on, the others can.
                 self.learners.remove(learner)
-                self.broken[learner.run.id] = error
+                self.broken.append(line)
                 continue
             if self.device.type == "cpu":
                 # Elsewhere looking at each loss would make the host wait; there it is looked at once an epoch.
@@ -247,28 +233,33 @@ class Cohort:
         try:
             learner.check_finite(self.epoch, steps_done)
         except NonFiniteLoss as failure:
-            self.learners.remove(learner)
-            if not self.group.leads:
-                return
-            self.store.finish(
-                learner.run,
-                {
-                    "status": "failed",
-                    "reason": str(failure),
-                    "failed_at": {"epoch": failure.epoch + 1, "step": failure.step + 1},
-                    "epochs": learner.figures,
-                    "provenance": self._provenance(learner),
-                },
-                {},
-            )
+            self._fail(learner, str(failure), failure.step + 1)
+
+    def _fail(self, learner: Learner, reason: str, step: int) -> None:
+        """Go on without a learner; its record says why, and after how many steps of this epoch."""
+        self.learners.remove(learner)
+        if not self.group.leads:
+            return
+        failed = {
+            "status": "failed",
+            "reason": reason,
+            "failed_at": {"epoch": self.epoch + 1, "step": step},
+            "epochs": learner.figures,
+            "provenance": self._provenance(learner),
+        }
+        self.store.finish(learner.run, failed, {})
 
     def _finish_epoch(self) -> None:
         for learner in list(self.learners):
             self._drop_if_not_finite(learner, self.source.batches)
         of_training = {learner: learner.end_epoch(self.epoch) for learner in self.learners}
         of_test = self._evaluated() if self.group.leads else {}
-        for learner, figures in of_training.items():
-            learner.figures.append(figures | of_test.get(learner, {}))
+        # With a finite loss in training: norms with statistics of too few batches can make it so.
+        no_number = [not math.isfinite(of_test.get(learner, {}).get("nll", 0.0)) for learner in self.learners]
+        for learner in itertools.compress(list(self.learners), self.group.told(no_number)):
+            self._fail(learner, f"loss on the test images not finite after epoch {self.epoch + 1}", self.source.batches)
+        for learner in list(self.learners):
+            learner.figures.append(of_training[learner] | of_test.get(learner, {}))
             if self.group.leads:
                 self.store.write_epochs(learner.run, learner.figures)
             if self.epoch + 1 == learner.epochs:
@@ -289,7 +280,7 @@ class Cohort:
         }
         if not evaluations:
             return {}
-        for images, labels in evaluation_batches(self.material.evaluation, self.recipe, BATCH_SIZE, self.device):
+        for images, labels in evaluation_batches(self.evaluation, self.recipe, BATCH_SIZE, self.device):
             for evaluation in evaluations.values():
                 evaluation.add(images, labels)
         figures = {learner: evaluation.figures for learner, evaluation in evaluations.items()}
@@ -326,6 +317,7 @@ class Cohort:
 
     def _provenance(self, learner: Learner) -> dict[str, Any]:
         return provenance(self.settings.command, self.device) | {
+            "method_code": learner.code,
             "precision": learner.run.precision,
             "threads": self.settings.threads,
             "seconds": self.seconds,
@@ -336,7 +328,8 @@ class Cohort:
             "processes": self.group.size,
             "shared": learner.remark,
             "cohort": self.members,
-            "resumed": self.resumed,
+            "resumed": len(self.pieces) - 1,
+            "pieces": self.pieces,
         }
 
     def _save(self) -> None:
@@ -349,10 +342,11 @@ class Cohort:
                 "figures": learner.figures,
                 "seconds": learner.seconds,
                 "teacher_seconds": learner.teacher_seconds,
+                "code": learner.code,
             }
             for learner in self.learners
         }
-        notes = {"runs": runs, "seconds": self.seconds, "images": self.images, "resumed": self.resumed}
+        notes = {"runs": runs, "seconds": self.seconds, "images": self.images, "pieces": self.pieces}
         tensors = {learner.run.id: learner.state() for learner in self.learners}
         checkpoints.write_checkpoint(self.folder, checkpoints.Checkpoint(self.epoch, self.step, tensors, notes))
 
@@ -396,4 +390,10 @@ def train(
     cohort = Cohort.from_store(runs, settings, listen, group)
     if cohort.resume() and group.leads:
         say(f"resumed at epoch {cohort.epoch + 1}, step {cohort.step}")
+        if differing := unlike(cohort.pieces):
+            what = ", ".join(name.replace("_", " ") for name in differing)
+            say(f"warning: it was begun with different {what}; it will not have the bits of an undisturbed run")
+        if cohort.edited:
+            what = ", ".join(dict.fromkeys(cohort.edited))
+            say(f"warning: edited since its runs were begun, with the same version: {what}; their records will tell")
     return cohort.train(stop)

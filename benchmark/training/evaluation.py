@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,44 +39,47 @@ class Evaluation:
         self.method = None if method is None else method.eval()
         self.precision = precision
         self.rotated = rotated
-        self._images = 0
-        self._right, self._right_in_top, self._nll = 0, 0, 0.0
+        self._images, self._shown_rotated = 0, False
+        self._counts: list[Tensor] = []
+        """Of each batch, float64 on its device: images whose class was right, and was in the top; the sum of the
+        negative log-likelihoods; images that each stage had right, upright and then rotated."""
         self._calibration = Calibration()
-        self._stages: list[int] = []
-        self._joint: list[int] = []
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor) -> None:
-        """Count in normalised images [batch, 3, height, width] and their labels [batch]."""
+        """Count in normalised images [batch, 3, height, width] and their labels [batch], without waiting for them."""
         with autocast(images.device, self.precision):
             outputs = self.network(images)
             branches = () if self.method is None else self.method.stage_logits(outputs)
         logits = outputs.logits.float()
         hits = logits.topk(min(TOP, logits.shape[1]), dim=1).indices == labels[:, None]
-        self._right += int(hits[:, 0].sum())
-        self._right_in_top += int(hits.sum())
-        self._nll += float(F.cross_entropy(logits, labels, reduction="sum"))
-        self._calibration.add(logits, labels)
-        self._images += len(labels)
-        self._stages = _added(self._stages, [_right(class_scores(scores), labels) for scores in branches])
+        counts = [hits[:, 0].sum(), hits.sum(), F.cross_entropy(logits, labels, reduction="sum")]
+        counts += [_right(class_scores(scores), labels) for scores in branches]
         if self.rotated and branches and self.method is not None:
             with autocast(images.device, self.precision):
                 turned = self.method.stage_logits(self.network(rotations(images)))
-            self._joint = _added(self._joint, [_right(scores, joint_labels(labels)) for scores in turned])
+            counts += [_right(scores, joint_labels(labels)) for scores in turned]
+            self._shown_rotated = True
+        self._counts.append(torch.stack([count.double() for count in counts]))
+        self._calibration.add(logits, labels)
+        self._images += len(labels)
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Of all images so far, by name."""
+        """Of all images so far, by name (the one place that waits for the device)."""
+        # Not `sum`, which rounds differently from Python 3.12 on.
+        right, right_in_top, nll, *stages = map(math.fsum, torch.stack(self._counts).T.tolist())
         figures: dict[str, Any] = {
-            "top1": 100 * self._right / self._images,
-            f"top{TOP}": 100 * self._right_in_top / self._images,
-            "nll": self._nll / self._images,
+            "top1": 100 * right / self._images,
+            f"top{TOP}": 100 * right_in_top / self._images,
+            "nll": nll / self._images,
             "ece": 100 * self._calibration.error,
         }
-        if self._stages:
-            figures["stages"] = [100 * count / self._images for count in self._stages]
-        if self._joint:
-            figures["stages_joint"] = [100 * count / (ROTATIONS * self._images) for count in self._joint]
+        upright = stages[: len(stages) // 2] if self._shown_rotated else stages
+        if upright:
+            figures["stages"] = [100 * count / self._images for count in upright]
+        if self._shown_rotated:
+            figures["stages_joint"] = [100 * count / (ROTATIONS * self._images) for count in stages[len(upright) :]]
         return figures
 
 
@@ -96,29 +100,27 @@ class Calibration:
     """
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(3, BINS, dtype=torch.float64)
-        """Of each bin: images, confidence, images that were right."""
+        self._confidence: list[Tensor] = []
+        self._right: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count in logits [batch, classes] and their labels [batch]."""
+        """Count in logits [batch, classes] and their labels [batch], without waiting for them."""
         confidence, said = logits.double().softmax(dim=1).max(dim=1)
-        edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=logits.device)
-        place = torch.bucketize(confidence, edges, right=True).sub_(1).clamp_(max=BINS - 1).cpu()
-        columns = (torch.ones_like(confidence), confidence, (said == labels).double())
-        for sums, values in zip(self._sums, columns, strict=True):
-            # On the CPU, where adding by index has one order and so the same bits each time.
-            sums.index_add_(0, place, values.cpu())
+        self._confidence.append(confidence)
+        self._right.append(said == labels)
 
     @property
     def error(self) -> float:
         """Mean over the images of the gap between a bin's confidence and its accuracy, 0..1."""
-        images, confidence, right = self._sums
-        return float((confidence - right).abs().sum() / images.sum())
+        # On the CPU, where adding by index has one order and so the same bits each time.
+        confidence, right = torch.cat(self._confidence).cpu(), torch.cat(self._right).cpu()
+        edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+        place = torch.bucketize(confidence, edges, right=True).sub_(1).clamp_(max=BINS - 1)
+        sums = torch.zeros(2, BINS, dtype=torch.float64)
+        for total, values in zip(sums, (confidence, right.double()), strict=True):
+            total.index_add_(0, place, values)
+        return float((sums[0] - sums[1]).abs().sum() / len(place))
 
 
-def _right(scores: Tensor, labels: Tensor) -> int:
-    return int((scores.argmax(dim=1) == labels).sum())
-
-
-def _added(counts: list[int], more: list[int]) -> list[int]:
-    return [sum(pair) for pair in zip(counts, more, strict=True)] if counts else more
+def _right(scores: Tensor, labels: Tensor) -> Tensor:
+    return (scores.argmax(dim=1) == labels).sum()

@@ -6,13 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmark.claims import BEAT_SECONDS, Claim, Claims, Owner
+from benchmark.claims import BEAT_SECONDS, Claim, Claims
+from benchmark.errors import UserError
+from benchmark.owners import Owner
 from benchmark.results import Store
 from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.cohort import Listener, Say, Stop, cohort_folder, train
+from benchmark.training.broken import BrokenRuns, keep_traceback, note_error
+from benchmark.training.cohort import Listener, Say, Stop, train
+from benchmark.training.cohort_folder import cohort_folder
 from benchmark.training.material import Settings
-from benchmark.training.processes import train_together
+from benchmark.training.processes import BrokenProcesses, train_together
 
 WAIT_SECONDS = 1.0
 
@@ -37,7 +41,7 @@ def execute(
     A run that another process trains is waited for, and trained here if that process ends without a record.
 
     Raises:
-        UserError: something that the user must mend, such as a full disk.
+        UserError, BrokenRuns: see `attempt`.
     """
     told = False
     while True:
@@ -65,6 +69,7 @@ def attempt(
 
     Raises:
         UserError: something that the user must mend, such as a full disk.
+        BrokenRuns: runs raised errors; their tracebacks are in their folders.
     """
     store = Store(settings.runs)
     claims = claims or Claims(settings.runs, silent_seconds=settings.silent_seconds)
@@ -77,8 +82,7 @@ def attempt(
                 # What another process ended since it was looked at has a record by now.
                 return Attempt(elsewhere={run: owner for run, owner in elsewhere.items() if store.record(run) is None})
             watch = _Watch(list(held.values()), stop)
-            together = train_together if mine[0].processes > 1 else train
-            if not together(mine, settings, watch, listen, say) and not watch.lost:
+            if not _trained(mine, settings, watch, listen, say) and not watch.lost:
                 return Attempt(stopped=True)
             if watch.lost:
                 say("another process has taken this one for dead and trains on; leaving it to that one")
@@ -90,6 +94,29 @@ def attempt(
             for run in pending:
                 if run.id in held:
                     held[run.id].release(forget=store.has_record(run))
+
+
+def _trained(runs: Sequence[Run], settings: Settings, stop: Stop, listen: Listener, say: Say) -> bool:
+    """Train runs as one cohort; False if `stop` asked to leave before its end.
+
+    Raises:
+        UserError: something that the user must mend.
+        BrokenRuns: runs raised errors; their tracebacks are in their folders.
+    """
+    store = Store(settings.runs)
+    for run in runs:
+        store.traceback(run).unlink(missing_ok=True)
+    together = train_together if runs[0].processes > 1 else train
+    try:
+        return together(runs, settings, stop, listen, say)
+    except BrokenProcesses as error:
+        if error.__cause__ is not None:
+            keep_traceback(store, runs[0], error)
+        raise
+    except (UserError, BrokenRuns):
+        raise
+    except Exception as error:
+        raise BrokenRuns(note_error(store, runs, error)) from error
 
 
 class _Watch:

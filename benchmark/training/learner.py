@@ -15,7 +15,8 @@ from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs, Shape, shape_of, statistics_kept
 from benchmark.data.augmentation import Batch
 from benchmark.errors import UserError
-from benchmark.method import Context, Method, Step, View
+from benchmark.method import BrokenContract, Context, Method, Step, View
+from benchmark.method_files import code_of
 from benchmark.registry import method_class, resolve_options
 from benchmark.spec import Run
 from benchmark.streams import generator
@@ -114,6 +115,8 @@ class Learner:
         self._asked_heads: set[tuple[str, View]] = set()
         self.mobile_network = is_mobile_network(run.student)
         self.method = placed(build_method(run, num_classes, image_size, labels), device)
+        self.code = code_of(method_class(run.method))
+        """What the method's code is; in a run that was interrupted, the code of each of its pieces that had another."""
         self.student: Network | None = None
         if self.method.trains_student:
             network = fresh_network(run.student, num_classes, run.seed)
@@ -189,18 +192,22 @@ class Learner:
         self._asked, self._asked_heads = set(), set()
 
         def student(shown: View | Tensor, gather: bool = True) -> Outputs:
-            assert self.student is not None, f"{run.method} trains no student"
+            if self.student is None:
+                raise BrokenContract(f"{run.method} asks for a student, and has trains_student = False")
             images = shown if isinstance(shown, Tensor) else batch.view(shown)
             with contextlib.nullcontext() if gather else statistics_kept(self.student):
                 return self.student(images, method.needs_preactivations)
 
         def teacher_outputs(view: View) -> Outputs:
-            assert teacher is not None, f"{run.method} runs without a teacher"
+            # Others of the cohort may have one.
+            if teacher is None or run.teacher is None:
+                raise BrokenContract(f"{run.method} asks for a teacher, and does not say needs_teacher = True")
             self._asked.add(view)
             return teacher.outputs(view, widen)
 
         def teacher_head(view: View) -> Any:
-            assert teacher is not None, f"{run.method} runs without a teacher"
+            if teacher is None or run.head is None:
+                raise BrokenContract(f"{run.method} asks for a head of a teacher, and names none as its teacher_head")
             self._asked.add(view)
             self._asked_heads.add((head_key(run), view))
             return teacher.head(head_key(run), view, widen)

@@ -30,7 +30,8 @@ from benchmark.data.decoding import WORKERS, decode_workers
 from benchmark.errors import UserError
 from benchmark.results import DamagedRun
 from benchmark.spec import Run
-from benchmark.training.cohort import BrokenRuns, Listener, Say, Stop, train
+from benchmark.training.broken import BrokenRuns
+from benchmark.training.cohort import Listener, Say, Stop, train
 from benchmark.training.devices import resolve_device
 from benchmark.training.distributed import FEWEST_ROWS, joined
 from benchmark.training.material import Settings
@@ -46,7 +47,7 @@ MEETING = "meeting"
 LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
-class BrokenProcesses(Exception):
+class BrokenProcesses(BrokenRuns):
     """One of the processes that train a cohort failed or died, so that all were ended."""
 
 
