@@ -18,6 +18,7 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.console import Group, RenderableType
 from rich.padding import Padding
+from rich.table import Table as Grid
 from rich.text import Text
 
 from benchmark.command_line import run_app
@@ -25,6 +26,7 @@ from benchmark.errors import UserError
 from benchmark.facts import STUDENT, TEACHER, Facts, facts_of
 from benchmark.files import write_text
 from benchmark.method import Method
+from benchmark.method_files import explained
 from benchmark.protocols import PROTOCOLS, STAGE_SCHEDULES
 from benchmark.registry import all_methods, method_class
 from benchmark.training.cost import BATCH
@@ -90,7 +92,8 @@ def _stored() -> dict[str, dict[str, Any]]:
 def _facts(name: str) -> Facts:
     stored = _stored().get(name)
     if stored is None or stored["version"] != method_class(name).version:
-        return facts_of(name)
+        with explained(method_class(name), "be described"):
+            return facts_of(name)
     return Facts(**{**stored, "needs": tuple(stored["needs"])})
 
 
@@ -110,7 +113,9 @@ def to_terminal() -> RenderableType:
         if not cls.listed:
             continue
         named = "" if cls.in_default_grid else "  (runs when named)"
-        parts.append(Text.assemble((cls.name, "bold"), f"  {cls.paper}", (named, "dim")))
+        heading = Grid.grid(padding=(0, 2, 0, 0))
+        heading.add_row(Text(cls.name, style="bold"), Text.assemble(cls.paper, (named, "dim")))
+        parts.append(heading)
         lines = [
             cls.equation,
             f"needs: {entry.needs}",

@@ -15,12 +15,12 @@ from benchmark.command_line import CHANGEABLE
 from benchmark.grid import LookUp, grid_of, results_of
 from benchmark.plan import SELF_TEACHER_SEED, ReleasedFile, Request
 from benchmark.protocols import PROTOCOLS, base_scale, protocol_named, usual_seeds
-from benchmark.registry import method_names
+from benchmark.registry import method_class, method_names
 from benchmark.remarks import remarks_of
 from benchmark.results import Record
 from benchmark.spec import Precision, Protocol, ReleasedTeacher, Run, Scale
 from tables.result import TableResult
-from tables.specification import Table
+from tables.specification import Row, Table
 
 OF_ONE_SEED = ("seed", "precision", "teacher_precision", "fraction_seed")
 """What differs between the seeds of one cell, or may."""
@@ -117,6 +117,20 @@ class Collection:
             for key, setting in found.items()
             for released, teacher_seeds in _together(teachers[key])
         ]
+
+    def with_more_rows(self, table: Table, setting: Setting) -> Table:
+        """The table with a row more for each method that it does not have and that there are runs of in its cells."""
+        scale = base_scale(setting.scale.name)
+        students = {column.student for column in table.at(scale).columns}
+        there = {run.method for run in self.runs if run.student in students and run.dataset == setting.dataset}
+        there -= {row.method for row in table.rows}
+        more = [Row(method=name) for name in method_names() if name in there and method_class(name).listed]
+        if not more:
+            return table
+        alone = table.model_copy(update={"rows": tuple(more)})
+        grid = grid_of(alone.at(scale), setting.request(), [0])
+        filled = {row for (row, _), runs in grid.runs.items() if self.like(runs[0], setting.teacher_seeds)}
+        return table.model_copy(update={"rows": (*table.rows, *(row for row in more if row.name in filled))})
 
     def table(self, table: Table, setting: Setting) -> TableResult:
         """A table, as far as there are runs for it in a setting."""

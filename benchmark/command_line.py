@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import typer
 import typer.exceptions
@@ -41,6 +43,7 @@ INTERRUPTED = 130
 def run_app(app: typer.Typer, program: str) -> NoReturn:
     """Run a command line; what the user can mend is one line on the error output and exit code 2."""
     try:
+        refuse_empty(sys.argv[1:])
         code = app(prog_name=program, standalone_mode=False)
     except UserError as error:
         code = refuse(str(error))
@@ -66,9 +69,42 @@ def refuse(message: str) -> int:
     return BAD_INPUT
 
 
-def names(text: str) -> list[str]:
-    """The parts of a comma-separated list."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an option that is given an empty value: it would mean the default, and what was meant is another thing.
+
+    Raises:
+        UserError: there is such an option.
+    """
+    for before, argument in itertools.pairwise(["", *arguments]):
+        if argument.startswith("--") and argument.find("=") == len(argument) - 1:
+            raise empty_option(argument[:-1])
+        if not argument.strip() and before.startswith("--") and "=" not in before:
+            raise empty_option(before)
+
+
+def empty_option(option: str) -> UserError:
+    """The error for an option without a value, such as an unset variable of a shell gives."""
+    return UserError(f"{option} is given and empty; give it a value (--help says which), or leave {option} out")
+
+
+def names(text: str | None, option: str) -> list[str]:
+    """The parts of a comma-separated list that an option was given; none where it was not given (None).
+
+    Raises:
+        UserError: it was given and names nothing.
+    """
+    if text is None:
+        return []
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise empty_option(option)
+    return found
+
+
+def given_options(context: typer.Context) -> list[str]:
+    """The options that stand on the command line, by their names there."""
+    sources = {param.opts[0]: context.get_parameter_source(param.name or "") for param in context.command.params}
+    return [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -100,10 +136,49 @@ def parse_settings(assignments: list[str], protocol: Protocol) -> tuple[Protocol
     Raises:
         UserError: a malformed assignment, an unknown method, option or field, a value out of range.
     """
+    check_said_once(assignments)
     own = f"{PROTOCOL}."
     changes = [assignment.removeprefix(own) for assignment in assignments if assignment.startswith(own)]
     protocol = _changed_protocol(changes, protocol)
     return protocol, method_options([text for text in assignments if not text.startswith(own)], protocol)
+
+
+def check_said_once(assignments: Sequence[str]) -> None:
+    """Refuse assignments that give one field two values.
+
+    Raises:
+        UserError: there are such.
+    """
+    said: dict[str, str] = {}
+    for assignment in assignments:
+        field, _, text = assignment.partition("=")
+        before = said.setdefault(field, text)
+        if value_of(before) != value_of(text):
+            raise UserError(f"--set gives {field} twice, as {before} and as {text}; give it once")
+
+
+def check_set(assignments: Sequence[str], methods: Iterable[str]) -> None:
+    """Refuse options of methods that no planned run is of; methods: those of the planned runs.
+
+    Raises:
+        UserError: there are such.
+    """
+    planned = list(dict.fromkeys(methods))
+    for assignment in assignments:
+        method = assignment.partition("=")[0].rpartition(".")[0]
+        if method not in (PROTOCOL, *planned):
+            raise UserError(
+                f"--set {assignment} changes nothing: no run of this command is of {method}, only of "
+                f"{', '.join(planned)}; choose {method} with --methods, or leave the --set out"
+            )
+
+
+def _check_truth(what: str, field: str, value: Any, kind: Any) -> None:
+    """Refuse true and false where a number belongs, which they would be taken for."""
+    if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+        raise UserError(
+            f"{what}: {field} = {json.dumps(value)} is refused: a value other than true or false belongs there"
+        )
 
 
 def _changed_protocol(assignments: list[str], protocol: Protocol) -> Protocol:
@@ -113,6 +188,7 @@ def _changed_protocol(assignments: list[str], protocol: Protocol) -> Protocol:
         if field not in CHANGEABLE:
             raise unknown_name("field of the protocol", field, CHANGEABLE)
         changes[field] = value_of(text)
+        _check_truth(f"protocol {protocol.name}", field, changes[field], Protocol.model_fields[field].annotation)
     try:
         return Protocol.model_validate(protocol.model_dump() | changes)
     except ValidationError as error:
@@ -134,6 +210,8 @@ def method_options(assignments: list[str], protocol: Protocol) -> dict[str, dict
         if option not in method_class(method).Options.model_fields:
             raise unknown_name(f"option of {method}", option, method_class(method).Options.model_fields)
         chosen[method][option] = value_of(text)
+        kind = method_class(method).Options.model_fields[option].annotation
+        _check_truth(method, option, chosen[method][option], kind)
     for method, options in chosen.items():
         resolve_options(method_class(method), protocol, overrides=options)
     return dict(chosen)
@@ -154,11 +232,6 @@ def assigned_files(assignments: list[str], option: str) -> dict[str, Path]:
             raise UserError(f"{option} names a file for {name} twice; give one")
         files[name] = Path(path)
     return files
-
-
-def processors() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def command() -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -123,16 +125,26 @@ def put_back(moved: Path, path: Path) -> None:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Refuse a folder that could not be made or written, without touching it; `option` is what names it.
+    """Refuse a folder that could not be made or written, and leave nothing there; `option` is what names it.
 
     Raises:
-        UserError: a part of its path is no folder, or may not be written.
+        UserError: a part of its path is no folder, may not be written or has too long a name.
     """
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise UserError(f"cannot write {folder}: {existing} is no folder; choose another folder with {option}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"cannot write {folder}: {existing} may not be written; choose another folder with {option}")
+    try:
+        longest = max((len(os.fsencode(part)) for part in folder.relative_to(existing).parts), default=0)
+        if longest > os.pathconf(existing, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        # What the rights allow the file system may still refuse, to an administrator above all.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = f"cannot write {folder}: nothing can be made in {existing} ({error.strerror})"
+        raise UserError(f"{reason}; choose another folder with {option}") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,14 +94,18 @@ def selected(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] = (
     """The table with a row more for each method that was named and is not in it.
 
     Raises:
-        UserError: a method that is neither a row of the table nor in the suite, a pair that the table does not have, or
-            a network that the suite does not have.
+        UserError: a method that is neither a row of the table nor in the suite, a row without any number of a method
+            that is not in the suite, a pair that the table does not have, or a network that the suite does not have.
     """
     columns = [column.name for column in table.columns]
     rows = [row.name for row in table.rows if row.method in method_names()]
     for network in (name for column in table.columns for name in (column.teacher, column.student) if name):
         if network not in network_names():
             raise unknown_name(f"network of table {table.name}", network, network_names())
+    for row in table.rows:
+        if row.method not in method_names() and not _has_numbers(row):
+            unknown = unknown_name(f"method of table {table.name}", row.method, method_names())
+            raise UserError(f"{unknown}; only a row with printed or published numbers may be of another method")
     for pair in pairs:
         if pair not in columns:
             unknown = unknown_name(f"pair of table {table.name}", pair, columns)
@@ -164,6 +169,12 @@ def results_of(
         variant=variant_of(request),
         protocol=request.protocol.name,
     )
+
+
+def _has_numbers(row: Row) -> bool:
+    """Whether anything was printed or published for a row."""
+    published = row.published.mean if row.published else ()
+    return not all(math.isnan(number) for number in (*row.printed, *published))
 
 
 def _runs_when_named(row: Row) -> bool:

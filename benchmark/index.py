@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -27,16 +27,18 @@ from benchmark.files import replacing
 from benchmark.frame import Row, row_of
 from benchmark.spec import Run
 
+if TYPE_CHECKING:
+    from benchmark.results import Record
+
 NAME = "index.parquet"
 FEW = 100
 """So many records are sooner read than the index is."""
 WORTH_WRITING = 1000
 """So many records take about as long to read as a large index takes to write."""
-OWN = ("path", "size", "modified", "inode", "digest", "status", "shape")
+OWN = ("path", "size", "modified", "inode", "digest", "status", "code", "shape")
 """The columns about a record; those of its row begin with a colon."""
 
 Status = Literal["finished", "failed"]
-Record = dict[str, Any]
 
 
 class Stamp(NamedTuple):
@@ -50,6 +52,17 @@ class Stamp(NamedTuple):
     inode: int
 
 
+class Ending(NamedTuple):
+    """How a run ended, and what its method's code was then (`benchmark.method_files`), if its record tells."""
+
+    status: Status
+    code: str | None
+
+
+Known = tuple[int, int, int, str, Status, str | None]
+"""Of an entry the numbers of its stamp, its digest and its ending."""
+
+
 @dataclass
 class Entry:
     """What the index knows of a record. path: of its folder, from the root; row: None in an index without rows."""
@@ -57,7 +70,7 @@ class Entry:
     path: str
     stamp: Stamp
     digest: str
-    status: Status
+    ending: Ending
     row: Row | None = None
 
 
@@ -75,8 +88,8 @@ class Table:
     def __len__(self) -> int:
         return len(self.own["path"])
 
-    def entries(self) -> dict[str, tuple[int, int, int, str, Status]]:
-        """Of each entry, by path: the numbers of its stamp, its digest and its status."""
+    def entries(self) -> dict[str, Known]:
+        """What is known of each entry, by path."""
         path, *others, _ = (self.own[name] for name in OWN)
         return dict(zip(path, zip(*others, strict=True), strict=True))
 
@@ -86,7 +99,7 @@ class Table:
         for entry in entries:
             row = entry.row or {}
             shape = numbers.setdefault(tuple(row), len(numbers))
-            about = (entry.path, *entry.stamp, entry.digest, entry.status, shape)
+            about = (entry.path, *entry.stamp, entry.digest, *entry.ending, shape)
             for name, value in zip(OWN, about, strict=True):
                 self.own[name].append(value)
             for name in row.keys() - self.values.keys():
@@ -149,7 +162,7 @@ def load(root: Path, read: Callable[[Path], Record]) -> pd.DataFrame:
     return table.frame()
 
 
-def statuses(root: Path, runs: Sequence[Run], read: Callable[[Run], Record | None]) -> dict[Run, Status | None]:
+def endings(root: Path, runs: Sequence[Run], read: Callable[[Run], Record | None]) -> dict[Run, Ending | None]:
     """How runs ended, None for those that have no record; reads the records that the index does not know.
 
     read: gives the record of a run, or None where it has gone.
@@ -157,11 +170,11 @@ def statuses(root: Path, runs: Sequence[Run], read: Callable[[Run], Record | Non
     Raises:
         UserError: see `read`.
     """
-    found: dict[Run, Status | None] = dict.fromkeys(runs)
+    found: dict[Run, Ending | None] = dict.fromkeys(runs)
     folders = {dataset: _names(root / dataset) for dataset in {run.dataset for run in runs}}
     # An id is not needed where there is nothing.
     there = [run for run in found if (names := folders[run.dataset]) and run.id in names]
-    known = _endings(root, _stamp(root / NAME)) if len(there) > FEW else {}
+    known = _entries(root, _stamp(root / NAME)) if len(there) > FEW else {}
     fresh: list[Entry] = []
     place = str(root)
     try:
@@ -170,11 +183,11 @@ def statuses(root: Path, runs: Sequence[Run], read: Callable[[Run], Record | Non
             stamp = _stamp(f"{place}/{path}/record.json")
             if stamp is None:
                 continue
-            ending = known.get(path)
-            if ending is not None and ending[:4] == (*stamp, run.digest):
-                found[run] = ending[4]
+            entry = known.get(path)
+            if entry is not None and entry[:4] == (*stamp, run.digest):
+                found[run] = Ending(*entry[4:])
             elif (record := read(run)) is not None:
-                found[run] = record["status"]
+                found[run] = _ending(record)
                 if len(there) >= WORTH_WRITING:
                     fresh.append(_entry(path, stamp, record, run))
     finally:
@@ -213,11 +226,17 @@ def _stamp(path: str | Path) -> Stamp | None:
 
 
 def _entry(path: str, stamp: Stamp, record: Record, run: Run | None = None) -> Entry:
-    return Entry(path, stamp, record["digest"], record["status"], row_of(record, run))
+    return Entry(path, stamp, record["digest"], _ending(record), row_of(record, run))
+
+
+def _ending(record: Record) -> Ending:
+    code = record["provenance"].get("method_code")
+    # Who brings a record in from elsewhere may have written anything there.
+    return Ending(record["status"], code if isinstance(code, str) else None)
 
 
 @functools.lru_cache(maxsize=1)
-def _endings(root: Path, stamp: Stamp | None) -> dict[str, tuple[int, int, int, str, Status]]:
+def _entries(root: Path, stamp: Stamp | None) -> dict[str, Known]:
     """What the index knows of each record, by path, see `Table.entries`. stamp: that of the index."""
     table = _read(root, rows=False) if stamp else None
     return table.entries() if table else {}

@@ -23,7 +23,8 @@ Assignments = Annotated[
 ]
 Runs = Annotated[Path, typer.Option(help="Where the records are kept.")]
 DEFAULT_RUNS = Path("runs")
-Reports = Annotated[Path, typer.Option(help="Where tables and rankings are written.")]
+Reports = Annotated[Path, typer.Option(help="Where tables, figures and rankings are written.")]
+Pages = Annotated[Path, typer.Option(help="Where what this command makes is written.")]
 
 
 def check_there(runs: Path) -> None:

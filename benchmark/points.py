@@ -56,6 +56,7 @@ def points_of(
         UserError: a network or method that the suite does not have, or a method that the figure cannot show.
     """
     seeds = tuple(seeds)
+    check_methods_of(figure)
     for network in filter(None, (panel.teacher, panel.student)):
         if network not in network_names():
             raise unknown_name(f"network of figure {figure.name}", network, network_names())
@@ -73,6 +74,17 @@ def points_of(
     wanted = tuple(methods) or figure.methods
     chosen = frozenset(point for point in runs if point[0] in wanted)
     return Points(panel, request, shown, runs, chosen)
+
+
+def check_methods_of(figure: Figure) -> None:
+    """Refuse a figure of methods that the suite does not have.
+
+    Raises:
+        UserError: it has such a method.
+    """
+    for method in figure.all_methods:
+        if method not in all_methods():
+            raise unknown_name(f"method of figure {figure.name}", method, method_names())
 
 
 def figure_result(

@@ -1,7 +1,8 @@
 """The record store: one folder a run, written so that a reader sees a whole record or none.
 
 `<root>/<dataset>/<run id>/` holds `run.json` (the spec), `epochs.jsonl` (a line an epoch, as training goes),
-`student.safetensors`, for heads and joint teachers `method.safetensors`, and `record.json`, written last.
+`student.safetensors`, for heads and joint teachers `method.safetensors`, and `record.json`, written last; `error.txt`
+if an error ended the last attempt.
 
 A record carries a checksum of itself and those of its weights. What does not match them is never used: who only reads
 says so; who trains renames it to `damaged-<name>-<n>` and trains the run again.
@@ -29,6 +30,8 @@ from benchmark.spec import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from benchmark.index import Ending
 
 FORMAT = 2
 PARTS = ("student", "method")
@@ -105,6 +108,10 @@ class Store:
         """Where a run's files are."""
         return self.root / run.dataset / run.id
 
+    def traceback(self, run: Run) -> Path:
+        """Where it is kept which error ended the last attempt at a run, if one did."""
+        return self.folder(run) / "error.txt"
+
     def cohorts(self, dataset: str) -> Path:
         """Where the checkpoints of a dataset's unfinished cohorts are."""
         return self.root / dataset / "cohorts"
@@ -143,17 +150,32 @@ class Store:
         Raises:
             UserError: see `record`.
         """
-        return _index().statuses(self.root, list(runs), self.record)
+        return {run: ending and ending.status for run, ending in self._endings(runs, self.record).items()}
 
-    def is_finished(self, run: Run) -> bool:
-        """Whether the run has a record of success."""
-        record = self.record(run)
-        return record is not None and record["status"] == "finished"
+    def codes(self, runs: Iterable[Run]) -> dict[Run, str | None]:
+        """The method's code (`method_files.code_of`) when runs with a record were trained; None where it does not tell.
+
+        Raises:
+            UserError: see `record`.
+        """
+        return {run: ending.code for run, ending in self._endings(runs, self.record).items() if ending}
+
+    def _endings(self, runs: Iterable[Run], read: Callable[[Run], Record | None]) -> Mapping[Run, Ending | None]:
+        return _index().endings(self.root, list(runs), read)
+
+    def untrained(self, runs: Iterable[Run], retry_failed: bool = False) -> list[Run]:
+        """Those of some runs that have no record or, with `retry_failed`, no record of success: what is still to train.
+
+        Raises:
+            UserError: see `record`.
+        """
+        enough = ("finished",) if retry_failed else ("finished", "failed")
+        return [run for run, status in self.statuses(runs).items() if status not in enough]
 
     def begin(self, run: Run) -> None:
         """Write the spec of a run that is about to be trained, by the process that holds its claim."""
         remove_leftovers(self.folder(run))
-        write_text(self.folder(run) / "run.json", run.model_dump_json(indent=1) + "\n")
+        write_text(self.folder(run) / "run.json", run.kept().model_dump_json(indent=1) + "\n")
 
     def write_epochs(self, run: Run, epochs: list[dict[str, Any]]) -> None:
         """Write the figures of all epochs so far, a line each."""
@@ -161,13 +183,13 @@ class Store:
 
     def finish(self, run: Run, record: Record, weights: dict[str, dict[str, Tensor]]) -> None:
         """Write the weights (`student`, `method`) and then the record, which makes the run a finished one."""
+        whole = {"format": FORMAT, "id": run.id, "digest": run.digest, "run": run.kept().model_dump(mode="json")}
         digests = {}
         for part, tensors in weights.items():
             path = self.folder(run) / f"{part}.safetensors"
             with replacing(path) as file:
                 save_tensors(file.temporary, tensors)
                 digests[part] = sha256_of(file.temporary)
-        whole = {"format": FORMAT, "id": run.id, "digest": run.digest, "run": run.model_dump(mode="json")}
         # What is summed is what a reader will have: JSON has no tuples, and no keys but texts.
         written = json.loads(json.dumps({**whole, **record, "weights": digests}))
         text = json.dumps(written | {"sha256": checksum_of(written)}, indent=1)
@@ -227,9 +249,14 @@ class Store:
         return record is not None and sha256_of(weights) != record["weights"].get(part)
 
     def heal(self, runs: Iterable[Run]) -> list[str]:
-        """Put aside every damaged record of some runs; returns a line on each. Weights are verified when they are used.
+        """See `healed`: its lines."""
+        return self.healed(runs)[0]
 
-        Records that have been read before, and whose files are as they were, are not read again.
+    def healed(self, runs: Iterable[Run]) -> tuple[list[str], dict[Run, str | None]]:
+        """Put aside every damaged record of some runs; returns a line on each, and what `codes` says of the others.
+
+        Weights are verified when they are used. Records that have been read before, and whose files are as they were,
+        are not read again.
 
         Raises:
             UserError: a record is of another version, belongs to another run, or cannot be read.
@@ -243,8 +270,8 @@ class Store:
                 lines.extend(self.put_aside(run))
                 return None
 
-        _index().statuses(self.root, list(runs), read)
-        return lines
+        found = self._endings(runs, read)
+        return lines, {run: ending.code for run, ending in found.items() if ending}
 
     def keep_released_figures(self, dataset: str, sha256: str, figures: Mapping[str, float]) -> None:
         """Remember what a teacher from a file reaches on a dataset's test images."""

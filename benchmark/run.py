@@ -11,17 +11,21 @@ from typing import Annotated, Literal, cast, get_args
 import torch
 import typer
 from rich.console import Console
+from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from benchmark.backbones import network_names
 from benchmark.backbones.pretrained import torchvision_teacher
 from benchmark.catalogue import to_terminal
-from benchmark.command_line import command, names, run_app
-from benchmark.data import Dataset, dataset_names, imagenet, load_dataset
+from benchmark.command_line import check_set, command, given_options, names, run_app
+from benchmark.data import Dataset, dataset_names, imagenet
+from benchmark.edited import looked_over
 from benchmark.errors import UserError, unknown_name
-from benchmark.executors import ExecutorName, Left, Order, executor_named
+from benchmark.executor import Executor, Left, Order
+from benchmark.executors import ExecutorName, executor_named
 from benchmark.files import check_writable
 from benchmark.grid import selected
+from benchmark.library import Library
 from benchmark.options import (
     Assignments,
     DataRoot,
@@ -56,18 +60,21 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def main(
+    context: typer.Context,
     table: Annotated[
-        str, typer.Option(help="Tables by name (see --list), the TOML file of one of your own, or all.")
-    ] = "",
-    figure: Annotated[str, typer.Option(help="Figures by name (see --list), or all.")] = "",
+        str | None, typer.Option(help="Tables by name (see --list), the TOML file of one of your own, or all.")
+    ] = None,
+    figure: Annotated[
+        str | None, typer.Option(help="Figures by name (see --list), the TOML file of one of your own, or all.")
+    ] = None,
     scale: ScaleName = "demo",
     protocol: Annotated[
         str, typer.Option(help="The training recipe (docs/protocols.md). [that of the table at this scale]")
     ] = "",
     methods: Annotated[
-        str, typer.Option(help="Only these rows: a list such as KD,LSSKD; any method of --list may be named.")
-    ] = "",
-    pairs: Annotated[str, typer.Option(help="Only these columns: a list such as 'WRN-40-2>WRN-16-2'.")] = "",
+        str | None, typer.Option(help="Only these rows: a list such as KD,LSSKD; any method of --list may be named.")
+    ] = None,
+    pairs: Annotated[str | None, typer.Option(help="Only these columns: a list such as 'WRN-40-2>WRN-16-2'.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs a cell. [demo, quick: 1; paper: 3]")] = None,
     epochs: Epochs = None,
     augment: Annotated[
@@ -120,6 +127,8 @@ def main(
     """Regenerate tables and figures: plan their runs, train those that are missing, and render them."""
     console = Console()
     if catalogue:
+        if others := [option for option in given_options(context) if option != "--list"]:
+            raise UserError(f"--list starts nothing, so {others[0]} says nothing beside it; leave one of them out")
         _print_catalogue(console)
         return 0
     there = executor_named(executor, device, workers, processes_per_run, profile, wait)
@@ -129,8 +138,8 @@ def main(
         protocol=protocol,
         epochs=epochs,
         settings=tuple(settings or ()),
-        methods=tuple(names(methods)),
-        pairs=tuple(names(pairs)),
+        methods=tuple(names(methods, "--methods")),
+        pairs=tuple(names(pairs, "--pairs")),
         seeds=seeds,
         dataset=dataset,
         precision=precision,
@@ -141,25 +150,28 @@ def main(
         validation=validation,
         bf16=there.bf16,
     )
-    wanted = wanted_targets(table, figure, wish)
+    tables, figures = names(table, "--table"), names(figure, "--figure")
+    wanted = wanted_targets(tables, figures, wish)
+    check_heard(wanted, wish, train_teachers)
     check_writable(runs, "--runs")
     check_writable(reports, "--reports")
     there.check_folders(runs, data_root)
     make_deterministic(wish.device, threads)
-    library = Library(data_root, download=not dry_run, forgiving=ALL in (table, figure))
+    library = Library(data_root, forgiving=ALL in (*tables, *figures), dry=dry_run)
     brought = Brought(tuple(teacher_checkpoint or ()), released=not train_teachers, measured=not dry_run)
     store = Store(runs)
     targets, teachers = planned_targets(wanted, wish, brought, library, store, console)
     parts = [part for target in targets for part in target.parts]
+    check_set(wish.settings, (run.method for run in with_dependencies(run for part in parts for run in part.runs)))
     for part in parts:
         check_methods(part.runs, part.images)
         there.check_runs(part.runs)
-    if not dry_run:
-        for line in store.heal(with_dependencies(run for part in parts for run in part.runs)):
-            console.print(Text(line, style="yellow"), soft_wrap=True)
+    for line in looked_over(store, with_dependencies(run for part in parts for run in part.runs), heal=not dry_run):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
     plans = there.plans_of(parts, store, retry_failed)
+    order = Order(title_of([*tables, *figures], scale), parts, plans, retry_failed)
     if dry_run:
-        there.print_plan(console, parts, plans, store)
+        there.print_plan(order, store, console)
         return library.tell(console)
     place = Settings(
         runs=runs,
@@ -173,71 +185,51 @@ def main(
         command=command(),
     )
     try:
-        report = there.train(Order(title_of(table, figure, scale), parts, plans, retry_failed), place, store, console)
+        report = trained_and_rendered(order, targets, there, place, reports, console)
     except Left as leaving:
         return leaving.code
-    if not report.stopped:
-        if not keep:
-            for name in {part.images.name for part in parts}:
-                remove_finished_checkpoints(store, name)
-        lost = _lost(report, store)
-        try:
-            for target in targets:
-                target.render(store, lost, reports, console)
-        except DamagedRun as damage:
-            # Since all was planned; or by something that left the file's time as it was when the file was whole.
-            store.put_aside(damage.run)
-            raise UserError(f"{damage.run.id} was damaged and is put aside; call the same command again") from damage
     return exit_code(report, console) or library.tell(console)
 
 
-class Library:
-    """The datasets of a command, each loaded once; a forgiving one remembers what is not there and goes on."""
+def trained_and_rendered(
+    order: Order, targets: Sequence[Target], there: Executor, place: Settings, reports: Path, console: Console
+) -> Report:
+    """Train what is ordered and, unless the user stopped that, render the tables and figures from all their records.
 
-    def __init__(self, data_root: Path | None, download: bool, forgiving: bool) -> None:
-        self.data_root, self.download, self.forgiving = data_root, download, forgiving
-        self.missing: dict[str, str] = {}
-        """What cannot be made, and why."""
-        self._loaded: dict[str, Dataset | UserError] = {}
-
-    def get(self, source: str, what: str) -> Dataset | None:
-        """The dataset by name or TOML file; None where it is not there and that is forgiven.
-
-        Raises:
-            UserError: it is not there.
-        """
-        if source not in self._loaded:
-            try:
-                self._loaded[source] = load_dataset(source, self.data_root, download=self.download)
-            except UserError as error:
-                self._loaded[source] = error
-        found = self._loaded[source]
-        if isinstance(found, Dataset):
-            return found
-        if not self.forgiving:
-            raise found
-        self.missing[what] = str(found)
-        return None
-
-    def tell(self, console: Console) -> int:
-        """Print what could not be made for want of data; returns the exit code that this makes."""
-        for what, why in self.missing.items():
-            console.print(Text(f"{what} left out: {why}", style="yellow"), soft_wrap=True)
-        return 1 if self.missing else 0
+    Raises:
+        UserError: something that the user must mend; a record was damaged while this command ran.
+        Left: the jobs are left to others.
+    """
+    store = Store(place.runs)
+    report = there.train(order, place, store, console)
+    if report.stopped:
+        return report
+    if not place.keep:
+        for name in {part.images.name for part in order.parts}:
+            remove_finished_checkpoints(store, name)
+    lost = _lost(report, store)
+    try:
+        for target in targets:
+            target.render(store, lost, reports, console)
+    except DamagedRun as damage:
+        # Since all was planned; or by something that left the file's time as it was when the file was whole.
+        store.put_aside(damage.run)
+        raise UserError(f"{damage.run.id} was damaged and is put aside; call the same command again") from damage
+    return report
 
 
-def wanted_targets(table: str, figure: str, wish: Wish) -> list[Table | Figure]:
+def wanted_targets(tables: Sequence[str], figures: Sequence[str], wish: Wish) -> list[Table | Figure]:
     """The tables and figures by the names that were given, as they are at the scale.
 
     Raises:
         UserError: none is named, a name is unknown, or an option is given that speaks of one table only.
     """
-    tables = table_names() if table == ALL else names(table)
-    figures = figure_names() if figure == ALL else names(figure)
+    tables = table_names() if list(tables) == [ALL] else tables
+    figures = figure_names() if list(figures) == [ALL] else figures
     if not (tables or figures):
         raise UserError(
             f"which table or figure? pass --table with one of: {', '.join(table_names())}, {ALL}, or a TOML file; or "
-            f"--figure with one of: {', '.join(figure_names())}, {ALL}"
+            f"--figure with one of: {', '.join(figure_names())}, {ALL}, or a TOML file"
         )
     if len(tables) + len(figures) > 1:
         for option, value in (("--methods", wish.methods), ("--pairs", wish.pairs), ("--dataset", wish.dataset)):
@@ -247,6 +239,26 @@ def wanted_targets(table: str, figure: str, wish: Wish) -> list[Table | Figure]:
         *(load_table(name).at(wish.scale) for name in dict.fromkeys(tables)),
         *(load_figure(name).at(wish.scale) for name in dict.fromkeys(figures)),
     ]
+
+
+def check_heard(wanted: Sequence[Table | Figure], wish: Wish, train_teachers: bool) -> None:
+    """Refuse options that would change nothing of what is wanted.
+
+    Raises:
+        UserError: there is such an option.
+    """
+    sources = [wish.dataset or entry.dataset_for(wish.scale) for entry in wanted if isinstance(entry, Table)]
+    if train_teachers and imagenet.NAME not in sources:
+        raise UserError(
+            "--train-teachers speaks of tables of ImageNet, whose teachers are fetched otherwise; all others are "
+            "trained anyway, so leave it out"
+        )
+    few_shot = any(isinstance(entry, Figure) and entry.kind == "few-shot" for entry in wanted)
+    if wish.teacher_data != "all" and not few_shot:
+        raise UserError(
+            f"--teacher-data {wish.teacher_data} speaks of figures of a part of the images, such as 5; name one with "
+            "--figure, or leave it out"
+        )
 
 
 @dataclass(frozen=True)
@@ -305,13 +317,13 @@ def released_files(table: Table, images: Dataset, library: Library, console: Con
         console.print(line, highlight=False, soft_wrap=True)
 
     networks = dict.fromkeys(column.teacher for column in table.columns if column.teacher)
-    found = {name: torchvision_teacher(name, library.data_root, say, library.download) for name in networks}
+    found = {name: torchvision_teacher(name, library.data_root, say, not library.dry) for name in networks}
     return {name: path for name, path in found.items() if path}
 
 
-def title_of(table: str, figure: str, scale: str) -> str:
+def title_of(names: Sequence[str], scale: str) -> str:
     """What is asked for in a few letters, fit for a folder: `II-paper`, `all-demo`."""
-    asked = [Path(name).stem for name in names(f"{table},{figure}")]
+    asked = [Path(name).stem for name in names]
     return re.sub(r"[^A-Za-z0-9._-]", "+", "-".join([*dict.fromkeys(asked), scale]))[:80]
 
 
@@ -342,7 +354,10 @@ def _print_catalogue(console: Console) -> None:
         ("protocols", list(PROTOCOLS)),
         ("scales", list(SCALES)),
     ):
-        console.print(f"[bold]{kind}[/bold]: {', '.join(entries)}", highlight=False)
+        # What does not fit the line goes on under the names, so that it is not taken for another kind.
+        line = ScreenTable.grid(padding=(0, 1, 0, 0))
+        line.add_row(Text(f"{kind}:", style="bold"), ", ".join(entries))
+        console.print(line, highlight=False)
 
 
 if __name__ == "__main__":

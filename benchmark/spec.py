@@ -234,6 +234,16 @@ class Run(Frozen):
     """How many share each batch (data parallelism): in each, norms see its own rows only."""
     seed: int = Field(0, ge=0)
 
+    def kept(self) -> Run:
+        """The run, to be written down.
+
+        Raises:
+            ValueError: its images were never read, so it can be planned and not trained (`benchmark.data.forms`).
+        """
+        if not self.fingerprint:
+            raise ValueError(f"{self.id} is of images that were never read; nothing of it is kept")
+        return self
+
     @cached_property
     def id(self) -> str:
         """A readable, unique name, fit for a folder."""

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from benchmark.command_line import parse_settings
 from benchmark.data.dataset import Dataset
-from benchmark.errors import unknown_name
+from benchmark.errors import UserError, unknown_name
 from benchmark.grid import Grid, grid_of, results_of
 from benchmark.plan import Request
-from benchmark.points import Points, figure_result, points_of
+from benchmark.points import Points, check_methods_of, figure_result, points_of
 from benchmark.protocols import chosen_scale, protocol_named, usual_seeds
 from benchmark.remarks import remarks_of
 from benchmark.results import Store
@@ -163,6 +163,8 @@ class FigureTarget:
         Raises:
             UserError: a method, an option, the protocol or a dataset is refused.
         """
+        # Before any data is fetched.
+        check_methods_of(figure)
         titles = [panel.title for panel in figure.panels]
         for pair in wish.pairs:
             if pair not in titles:
@@ -176,7 +178,13 @@ class FigureTarget:
             source = wish.dataset or panel.dataset_for(wish.scale)
             if source is None or (wish.pairs and panel.title not in wish.pairs):
                 continue
-            images = load(source, f"figure {figure.name}, panel {panel.title}")
+            try:
+                images = load(source, f"figure {figure.name}, panel {panel.title}")
+            except UserError as error:
+                drawn = [other.title for other in figure.panels if other.dataset_for(wish.scale) and other != panel]
+                if wish.pairs or wish.dataset or not drawn:
+                    raise
+                raise UserError(f"{error}; or leave this panel out: --pairs {drawn[0]}") from error
             if images is None:
                 continue
             request = wish.request(figure.protocol, images)

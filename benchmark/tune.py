@@ -6,10 +6,13 @@ The test set is never looked at: every run is trained on what is left of the tra
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import itertools
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,18 +20,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.command_line import (
-    command,
-    method_options,
-    names,
-    parse_pair,
-    parse_settings,
-    processors,
-    run_app,
-    value_of,
-)
+from benchmark.command_line import check_set, command, parse_pair, parse_settings, run_app, value_of
 from benchmark.data import load_dataset
+from benchmark.edited import looked_over
 from benchmark.errors import UserError, unknown_name
+from benchmark.executor import Order
+from benchmark.executors import executor_named
 from benchmark.files import check_writable, write_text
 from benchmark.options import (
     Assignments,
@@ -44,16 +41,17 @@ from benchmark.options import (
     Threads,
     Workers,
 )
-from benchmark.plan import Request, check_methods, jobs_for, with_dependencies
-from benchmark.progress import exit_code, train
-from benchmark.protocols import chosen_scale, protocol_named
+from benchmark.plan import check_methods, with_dependencies
+from benchmark.progress import exit_code
+from benchmark.protocols import protocol_named, scale_named
 from benchmark.registry import method_names
+from benchmark.remarks import variant_of
 from benchmark.results import Store
 from benchmark.spec import Run
 from benchmark.statistics import Summary, summarise
-from benchmark.training.devices import resolve_device
+from benchmark.targets import Part, Wish
 from benchmark.training.material import Settings
-from tables.specification import load_table
+from tables.specification import DEFAULT_PROTOCOL, load_table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 Combination = dict[str, Any]
@@ -86,43 +84,43 @@ def main(
     if method not in method_names():
         raise unknown_name("method", method, method_names())
     combinations = parse_grid(grid)
-    recipe, options = parse_settings(settings or [], protocol_named(protocol))
-    for combination in combinations:
-        method_options([f"{method}.{name}={value_text(value)}" for name, value in combination.items()], recipe)
+    check_apart(method, combinations, settings or ())
+    there = executor_named("local", device, workers, processes=1, profile=None, waits=True)
+    wish = Wish(
+        scale=scale_named(scale).name,
+        device=there.device,
+        protocol=protocol,
+        epochs=epochs,
+        precision=precision,
+        validation=validation,
+        bf16=there.bf16,
+    )
+    wishes = [replace(wish, settings=(*(settings or ()), *assigned(method, values))) for values in combinations]
+    for each in wishes:
+        parse_settings(list(each.settings), protocol_named(protocol))
     check_writable(runs, "--runs")
     check_writable(reports, "--reports")
-    source = dataset or load_table("II").dataset_for(scale)
-    target = resolve_device(device)
-    amount = chosen_scale(scale, epochs, recipe)
+    usual = load_table("II").dataset_for(scale)
+    source = dataset or usual
     images = load_dataset(source, data_root)
-
-    def run(combination: Combination, seed: int) -> Run:
-        request = Request(
-            dataset=images.name,
-            fingerprint=images.fingerprint,
-            protocol=recipe,
-            scale=amount,
-            device=target,
-            precision=precision,
-            validation=validation,
-            options=options | {method: options.get(method, {}) | combination},
-        )
-        return request.run(method, student, teacher, seed)
-
-    planned = [[run(combination, seed) for seed in range(seeds)] for combination in combinations]
+    requests = [each.request(protocol, images) for each in wishes]
+    planned = [[request.run(method, student, teacher, seed) for seed in range(seeds)] for request in requests]
+    part = Part(f"{method} on {images.name}", source, images, tuple(itertools.chain(*planned)))
+    check_set(settings or (), (run.method for run in with_dependencies(part.runs)))
+    check_methods(part.runs, images)
+    there.check_runs(part.runs)
     store = Store(runs)
-    place = Settings(runs, source, data_root, str(target), threads, command=command())
-    processes = workers or (1 if target.type == "cuda" else processors())
-    check_methods(list(itertools.chain(*planned)), images)
-    for line in store.heal(with_dependencies(itertools.chain(*planned))):
+    for line in looked_over(store, with_dependencies(part.runs)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    jobs = jobs_for(list(itertools.chain(*planned)), store, processes, images.image_size, len(images.train.labels))
-    report = train(jobs, place, processes, console)
+    order = Order(f"tune-{method}", [part], there.plans_of([part], store, retry_failed=False), retry_failed=False)
+    place = Settings(runs, "", data_root, str(there.device), threads, command=command())
+    report = there.train(order, place, store, console)
     if report.stopped:
         return exit_code(report, console)
     ranking = rank(combinations, planned, store)
     _print(console, ranking, f"{method} on {student}: accuracy on {validation:.0%} of the training images, held out")
-    path = reports / f"tune_{method}_{student}.csv".replace("*", "+")
+    others = variant_of(replace(wish, settings=tuple(settings or ())).request(protocol, images))
+    path = reports / f"{stem_of(planned[0][0], usual, combinations, others)}.csv"
     write_text(path, as_csv(ranking))
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
     return exit_code(report, console)
@@ -137,7 +135,7 @@ def parse_grid(texts: Sequence[str]) -> list[Combination]:
     values: dict[str, list[Any]] = {}
     for text in texts:
         option = None
-        for part in names(text):
+        for part in filter(None, map(str.strip, text.split(","))):
             name, equals, value = part.partition("=")
             if equals:
                 option, part = name.strip(), value.strip()
@@ -150,6 +148,37 @@ def parse_grid(texts: Sequence[str]) -> list[Combination]:
     if not values:
         raise UserError("--grid is empty; write option=value,value, such as alpha=0.3,0.8")
     return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+
+
+def check_apart(method: str, combinations: Sequence[Combination], settings: Sequence[str]) -> None:
+    """Refuse options that stand both in the grid and beside it.
+
+    Raises:
+        UserError: there is one.
+    """
+    said = {assignment.partition("=")[0] for assignment in settings}
+    for option in combinations[0]:
+        if f"{method}.{option}" in said:
+            raise UserError(f"--grid and --set both speak of {method}.{option}; leave one of them out")
+
+
+def stem_of(run: Run, usual_dataset: str, combinations: Sequence[Combination], variant: str) -> str:
+    """What the file of a ranking is called, so that one of another pair, scale, dataset, grid or setting keeps its own.
+
+    run: any of those that are ranked; variant: of what was set beside the grid (see `benchmark.remarks.variant_of`).
+    """
+    parts = ["tune", run.method, run.student, run.scale.name]
+    if run.dataset != usual_dataset:
+        parts.append(run.dataset)
+    if run.protocol.name != DEFAULT_PROTOCOL:
+        parts.append(run.protocol.name)
+    made = repr((run.teacher_network, combinations, variant))
+    return re.sub(r"[^A-Za-z0-9._-]", "+", "_".join([*parts, hashlib.sha256(made.encode()).hexdigest()[:8]]))
+
+
+def assigned(method: str, combination: Combination) -> list[str]:
+    """A combination as `--set` would be given it."""
+    return [f"{method}.{name}={value_text(value)}" for name, value in combination.items()]
 
 
 def value_text(value: Any) -> str:

@@ -73,6 +73,11 @@ def rewritten(folder: Path, change: Callable[[Record], Any], summed: bool = True
     (folder / "record.json").write_text(json.dumps(record))
 
 
+def nested(depth: int) -> str:
+    """A list in a list in a list, so many, as JSON."""
+    return "[" * depth + "]" * depth
+
+
 @pytest.fixture
 def there(tmp_path: Path) -> Path:
     return tmp_path / "there"

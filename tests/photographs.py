@@ -1,4 +1,7 @@
-"""A made-up ImageNet: a few photographs of all kinds and sizes in class folders."""
+"""A made-up ImageNet: a few photographs of all kinds and sizes in class folders.
+
+A module whose tests use the fixtures `root` and `dataset` imports `small_crops` too.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from torch import Tensor
 
-from benchmark.data import Dataset, imagenet
+from benchmark.data import Dataset, imagenet, load_dataset
 from benchmark.data.augmentation import EpochPlan, Recipe, Source, View
 from benchmark.data.streaming import StreamedSource, training_source
 
 WNIDS = ("n01440764", "n02105855", "n03594945")
 SIZES = ((50, 37), (37, 50), (64, 48), (40, 40), (120, 24), (30, 21), (90, 60), (33, 47))
 """Width and height, among them a portrait and one too wide for a crop's ratios."""
+SIZE = 20
+"""Height and width of the crops, where the fixture `small_crops` is imported."""
 
 
 def photograph(number: int, label: int) -> Image.Image:
@@ -59,3 +65,20 @@ def shown(source: Source, plan: EpochPlan, views: tuple[View, ...] = ("plain",),
     """The views of every batch from a step on, by batch and then by view."""
     batches = [source.batch(plan, step) for step in range(first, source.batches)]
     return [batch.view(view) for batch in batches for view in views]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up_imagenet(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def small_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small crops, decoded in the test's own process; for every test of a module that imports it."""
+    monkeypatch.setattr(imagenet, "IMAGE_SIZE", SIZE)
+    monkeypatch.setenv("KD_DATA_WORKERS", "0")
+
+
+@pytest.fixture
+def dataset(root: Path) -> Dataset:
+    return load_dataset("imagenet", root)

@@ -111,6 +111,7 @@ def record_of(run: Run, epochs: int | None = None) -> dict[str, Any]:
         "peak_memory_bytes": 2**30 * factor // 2,
         "cohort": [run.id],
         "resumed": 0,
+        "pieces": [{"epoch": 1, "step": 0, "device": "cpu", "device_name": "A processor", "threads": 1}],
     }
     return found
 

@@ -106,7 +106,7 @@ NETWORKS = f"allowed: {', '.join(network_names())}"
             "--teacher-checkpoint names a file for ResNet20 twice",
         ),
         (["--dataset", "digit"], "unknown dataset 'digit' (did you mean 'digits'?); allowed: digits, cifar100"),
-        (["--dataset", "absent.toml"], "cannot read dataset file absent.toml: No such file"),
+        (["--dataset", "absent.toml"], "dataset file absent.toml cannot be read: No such file"),
         (["--scale", "dmeo"], "unknown scale 'dmeo' (did you mean 'demo'?); allowed: demo, quick, paper"),
         (["--protocol", "lskd"], "unknown protocol 'lskd' (did you mean 'lsskd'?); allowed: lsskd, crd, sskd"),
         (["--precision", "fp16"], "'--precision': 'fp16' is not one of 'auto', 'fp32', 'bf16'"),

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark import claims
-from benchmark.claims import Claim, Claims, Owner, this_owner
+from benchmark import claims, owners
+from benchmark.claims import Claim, Claims
 from benchmark.errors import UserError
+from benchmark.owners import Owner, this_owner
 
 FORK = multiprocessing.get_context("fork")
 SILENT = 300.0
@@ -141,7 +142,7 @@ def test_a_job_that_was_started_again_takes_the_place_of_its_earlier_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int, is_held: bool
 ) -> None:
     claimed_by(tmp_path / "run", owner(job="12_3", restarts=restarts))
-    monkeypatch.setattr(claims, "_owner_of", lambda process: owner(token="me", job="12_3", restarts=1))
+    monkeypatch.setattr(owners, "_owner_of", lambda process: owner(token="me", job="12_3", restarts=1))
     taken = Claims(tmp_path, lambda asked: True).take(tmp_path / "run")
     assert isinstance(taken, Owner) == is_held
 

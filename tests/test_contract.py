@@ -328,9 +328,9 @@ def cohort_of(runs: list[Run], folder: Path) -> Cohort:
 
 def train_what_is_missing(run: Run, kept: Path) -> None:
     for needed in with_dependencies([run]):
-        if not Store(kept).is_finished(needed):
+        if Store(kept).untrained([needed], retry_failed=True):
             assert cohort_of([needed], kept).train()
-            assert Store(kept).is_finished(needed), f"{needed.id} failed"
+            assert not Store(kept).untrained([needed], retry_failed=True), f"{needed.id} failed"
 
 
 def with_dependencies_of(run: Run, kept: Path, folder: Path) -> Path:

@@ -169,9 +169,9 @@ def test_what_is_no_image_is_passed_over(toml: Path) -> None:
 
 def test_several_processes_decode_the_same_in_the_same_order(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = sorted(str(path) for path in toml.parent.rglob("*.png"))
-    monkeypatch.setattr(folders_module, "_processors", lambda: 1)
+    monkeypatch.setattr(folders_module, "processors", lambda: 1)
     alone = decode_images(files, SIZE)
-    monkeypatch.setattr(folders_module, "_processors", lambda: 2)
+    monkeypatch.setattr(folders_module, "processors", lambda: 2)
     monkeypatch.setattr(folders_module, "CHUNK", 3)
     assert np.array_equal(decode_images(files, SIZE), alone)
     Path(files[5]).write_bytes(b"")
@@ -198,16 +198,16 @@ def test_a_missing_split_is_refused(toml: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("image_size = 8", "image_size = 0", "image_size = 0 is refused"),
-        ("image_size = 8", "image_size = 'big'", "image_size = 'big' is refused"),
-        ("padding = 2", "", "padding is missing; add it"),
+        ("image_size = 8", "image_size = 0", "field 'image_size' = 0 is refused"),
+        ("image_size = 8", "image_size = 'big'", "field 'image_size' = 'big' is refused"),
+        ("padding = 2", "", "field 'padding' is missing; add it"),
         ("padding = 2", "pading = 2", "'pading' (did you mean 'padding'?)"),
         ("padding = 2", "padding = 9", "padding 9 is more than the image size 8"),
         ("flip = true", "flip = true\nmean = [0.5, 0.5, 0.5]", "mean and std belong together"),
         ("flip = true", "flip = true\nmean = [0.5, 0.5, 0.5]\nstd = [1, 1, 0]", "is refused"),
         ('"leaves"', '"cifar100"', "the name 'cifar100' is taken"),
         ('"leaves"', '"../leaves"', "is refused"),
-        ('"leaves"', '"leaves', "is no TOML"),
+        ('"leaves"', '"leaves', "is no valid TOML"),
         ('"pictures"', '"nowhere"', "there is no folder"),
     ],
 )
@@ -225,7 +225,7 @@ def test_images_of_one_colour_need_a_normalisation_of_their_own(toml: Path) -> N
 
 
 def test_a_missing_description_and_an_unknown_name_are_refused(tmp_path: Path) -> None:
-    assert f"cannot read dataset file {tmp_path / 'x.toml'}" in refusal(tmp_path / "x.toml")
+    assert f"dataset file {tmp_path / 'x.toml'} cannot be read: No such" in refusal(tmp_path / "x.toml")
     with pytest.raises(UserError, match=r"unknown dataset 'cifar' \(did you mean 'cifar100'\?\)"):
         load_dataset("cifar")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from benchmark.data import Dataset, imagenet, load_dataset
+from benchmark.data import Dataset, imagenet
 from benchmark.data import decoding as decoding_module
 from benchmark.data.augmentation import Recipe, View, evaluation_batches, rotations
 from benchmark.data.decoding import RATIO, SCALE, evaluation_crop, random_box, training_crop
@@ -22,26 +22,11 @@ from benchmark.data.image_files import ImageFiles
 from benchmark.data.mixing import cut_out
 from benchmark.data.streaming import StreamedSource
 from benchmark.data.torchvision_operators import import_torchvision
-from tests.photographs import made_up_imagenet, photograph, shown, source_of
+from tests.photographs import SIZE, dataset, photograph, root, shown, small_crops, source_of
 
-SIZE = 20
+__all__ = ["dataset", "root", "small_crops"]
+
 VIEWS: tuple[View, ...] = ("plain", "rotated", "second", "same_class")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_up_imagenet(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def small_crops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imagenet, "IMAGE_SIZE", SIZE)
-    monkeypatch.setenv("KD_DATA_WORKERS", "0")
-
-
-@pytest.fixture
-def dataset(root: Path) -> Dataset:
-    return load_dataset("imagenet", root)
 
 
 def normalised(image: Image.Image) -> Tensor:

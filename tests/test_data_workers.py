@@ -16,33 +16,18 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmark.data import Dataset, imagenet, load_dataset
+from benchmark.data import Dataset, load_dataset
 from benchmark.data import decoding as decoding_module
 from benchmark.data.augmentation import View, evaluation_batches
 from benchmark.data.decoding import decode_workers
 from benchmark.errors import UserError
-from tests.photographs import WNIDS, made_up_imagenet, shown, source_of
+from tests.photographs import WNIDS, dataset, made_up_imagenet, root, shown, small_crops, source_of
 
-SIZE = 20
+__all__ = ["dataset", "root", "small_crops"]
+
 VIEWS: tuple[View, ...] = ("plain", "rotated", "second", "same_class")
 PATIENCE = 60.0
 """Seconds after which something that should have happened is given up."""
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_up_imagenet(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def small_crops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imagenet, "IMAGE_SIZE", SIZE)
-    monkeypatch.setenv("KD_DATA_WORKERS", "0")
-
-
-@pytest.fixture
-def dataset(root: Path) -> Dataset:
-    return load_dataset("imagenet", root)
 
 
 def digest(root: Path) -> str:

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from benchmark.data import load_dataset
-from benchmark.executor import Watcher, run_jobs
 from benchmark.plan import Request, jobs_for
+from benchmark.pool import run_jobs
 from benchmark.protocols import PROTOCOLS, SCALES
 from benchmark.registry import all_methods
 from benchmark.results import Store
+from benchmark.schedule import Watcher
 from benchmark.spec import Protocol, Run
 from benchmark.training.material import Settings
 

@@ -222,3 +222,9 @@ def test_a_dataset_for_all_scales_is_there_at_each() -> None:
     assert panel.pair == "ResNet20"
     figure = Figure(name="mine", caption="", kind="stages", methods=("LSSKD",), panels=(panel,))
     assert figure.at("quick") == figure
+
+
+def test_a_figure_of_ones_own_does_not_take_the_name_of_one_of_the_suite(tmp_path: Path) -> None:
+    said = complaint(tmp_path, SMALL.replace('"mine"', '"5"'))
+    assert "the name '5' is taken by the suite's own figure; choose another" in said
+    assert load_figure(Path("figures") / "figure_5.toml").name == "5"

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +228,7 @@ def test_rows_of_any_kind_come_back_as_the_frame_of_the_rows(tmp_path_factory, r
     root = tmp_path_factory.mktemp("rows")
     table = index.Table()
     stamp = index.Stamp(1, 2, 3)
-    table.add(index.Entry(str(place), stamp, "d", "failed", row) for place, row in enumerate(rows))
+    table.add(index.Entry(str(place), stamp, "d", index.Ending("failed", None), row) for place, row in enumerate(rows))
     assert_frame_equal(table.frame(), pd.DataFrame(rows), check_exact=True)
     index._write(root, table)
     again = index._read(root)
@@ -248,6 +248,11 @@ def always_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
 EXPECTED = {run_of("CRD"): "failed", run_of("FitNet"): None, run_of("KD"): "finished", run_of("KD", 7): None}
 
 
+def statuses(store: Store, runs: Iterable[Run], reader: Reader) -> dict[Run, str | None]:
+    found = index.endings(store.root, list(runs), reader.by_run)
+    return {run: ending and ending.status for run, ending in found.items()}
+
+
 def test_statuses_are_those_of_the_records_without_any_index(store: Store) -> None:
     assert store.statuses(EXPECTED) == EXPECTED
     assert Store(store.root / "nowhere").statuses(EXPECTED) == dict.fromkeys(EXPECTED)
@@ -257,10 +262,10 @@ def test_statuses_are_those_of_the_records_without_any_index(store: Store) -> No
 @pytest.mark.usefixtures("always_indexed")
 def test_statuses_are_read_once_and_stay_true(store: Store) -> None:
     reader = Reader(store)
-    assert index.statuses(store.root, list(EXPECTED), reader.by_run) == EXPECTED
+    assert statuses(store, EXPECTED, reader) == EXPECTED
     assert sorted(reader.read) == sorted([run_of("CRD").id, run_of("KD").id])
     reader.read.clear()
-    assert index.statuses(store.root, list(EXPECTED), reader.by_run) == EXPECTED
+    assert statuses(store, EXPECTED, reader) == EXPECTED
     assert reader.read == []
     # What the planner has read, a frame needs not read again, and the other way round.
     reader.load()
@@ -270,7 +275,7 @@ def test_statuses_are_read_once_and_stay_true(store: Store) -> None:
     finish(store, run_of("KD", 7))
     now = {run_of("CRD"): None, run_of("FitNet"): None, run_of("KD"): "failed", run_of("KD", 7): "finished"}
     reader.read.clear()
-    assert index.statuses(store.root, list(now), reader.by_run) == now
+    assert statuses(store, now, reader) == now
     assert sorted(reader.read) == sorted([run_of("KD").id, run_of("KD", 7).id])
     reader.load()
     assert reader.read == []

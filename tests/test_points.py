@@ -140,6 +140,12 @@ def test_a_method_that_a_figure_cannot_show_is_refused(figure: Figure, methods: 
         points(figure, methods=methods)
 
 
+def test_a_method_that_a_figure_names_and_the_suite_does_not_have_is_refused() -> None:
+    figure = FIVE.model_copy(update={"methods": ("KD", "KDD")})
+    with pytest.raises(UserError, match=r"^unknown method of figure 5 'KDD' \(did you mean 'KD'\?\); allowed: AB, AT"):
+        points(figure)
+
+
 def test_a_network_or_a_teacher_that_is_not_there_is_refused() -> None:
     panel = SIX.panels[0]
     with pytest.raises(UserError, match=r"^unknown network of figure 6 'ResNet19'"):

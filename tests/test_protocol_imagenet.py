@@ -14,19 +14,21 @@ import pytest
 import torch
 
 from benchmark.data import Dataset, imagenet, load_dataset
-from benchmark.executor import Watcher, run_jobs
 from benchmark.method import PastNetwork, PredictionHistory
 from benchmark.plan import Request, check_methods, jobs_for
+from benchmark.pool import run_jobs
 from benchmark.protocols import PROTOCOLS, SCALES
 from benchmark.registry import all_methods
-from benchmark.results import Store, outcome
+from benchmark.results import Store
+from benchmark.schedule import Watcher
 from benchmark.spec import Run, Scale, Schedule
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training import cohort as cohort_module
+from benchmark.training.cohort_folder import cohort_name
 from benchmark.training.job import execute
 from benchmark.training.learner import build_method
 from benchmark.training.material import Settings, loaded_dataset, recipe_for, training_material
-from tests.engine import train_dependencies
+from tests.engine import assert_same_bits, train_dependencies
 from tests.photographs import WNIDS, made_up_imagenet
 
 PROTOCOL = PROTOCOLS["imagenet"]
@@ -77,14 +79,6 @@ def runs_of(
 
 def settings(folder: Path, root: Path, **changes: float) -> Settings:
     return Settings(runs=folder, dataset="imagenet", data_root=root, **changes)  # type: ignore[arg-type]
-
-
-def assert_same_bits(runs: list[Run], left: Path, right: Path) -> None:
-    for run in runs:
-        first, second = Store(left).record(run), Store(right).record(run)
-        assert first is not None
-        assert second is not None
-        assert outcome(first) == outcome(second), run.method
 
 
 METHODS = ("Baseline", "KD", "CS-KD", "PS-KD", "LSSKD")
@@ -193,7 +187,7 @@ def test_a_cohort_that_was_stopped_or_killed_in_an_epoch_gives_the_same_bits(
     place = settings(with_teacher(trained, tmp_path / "runs"), root, checkpoint_seconds=0.0)
     asked = iter([False, False, True])
     assert not execute(runs, place, stop=lambda: next(asked))
-    folder = Store(place.runs).cohorts("imagenet") / cohort_module.cohort_name(runs)
+    folder = Store(place.runs).cohorts("imagenet") / cohort_name(runs)
     assert checkpoints.latest_position(folder) == (0, 3)
     child = multiprocessing.get_context("fork").Process(target=execute, args=(runs, place))
     child.start()
@@ -222,7 +216,7 @@ def test_ctrl_c_lets_the_cohort_write_a_checkpoint_and_leave(trained, root, tmp_
     monkeypatch.setenv("KD_DATA_WORKERS", "2")
     monkeypatch.setattr(cohort_module, "COST_OF_A_CHECKPOINT", 0)
     place = settings(with_teacher(trained, tmp_path / "runs"), root, checkpoint_seconds=0.0)
-    folder = Store(place.runs).cohorts("imagenet") / cohort_module.cohort_name(runs)
+    folder = Store(place.runs).cohorts("imagenet") / cohort_name(runs)
     child = multiprocessing.get_context("fork").Process(target=train_in_a_group, args=(runs, place))
     child.start()
     deadline = time.monotonic() + PATIENCE

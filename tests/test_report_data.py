@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmark.errors import UserError
 from benchmark.report.coverage import Coverage, at_paper_scale, coverage_of, headline, sentences
@@ -85,7 +87,9 @@ def test_the_report_shows_what_the_records_hold(filled: tuple[Path, Report]) -> 
     mean = sum(cell.values) / 3
     measured = [row for row in second.figures.rows if (row[0].text, row[1].text) == ("KD", PAIRS[0])]
     assert measured[0][3].text.startswith(f"{mean:.2f} ± ")
-    assert report.headline.startswith(f"{coverage_of(second.result).done + 4} of ")  # and four cells of Table IV
+    assert report.headline.startswith(
+        f"{coverage_of(second.result, {row.name for row in load_table('II').rows}).done + 4} of "
+    )  # and four cells of Table IV
 
 
 def test_runs_that_tables_share_are_counted_in_each_of_them(filled: tuple[Path, Report]) -> None:
@@ -123,6 +127,43 @@ def test_a_damaged_record_is_named_and_the_rest_is_reported(tmp_path: Path) -> N
     assert len(report.records) == len(list(tmp_path.glob("*/*/record.json"))) - 1
 
 
+def test_records_without_weights_are_reported_as_with_them(tmp_path: Path) -> None:
+    whole, published = tmp_path / "runs", tmp_path / "results"
+    for seed in range(3):
+        run = request().run("LSSKD", "WRN-16-2", None, seed)
+        Store(whole).begin(run)
+        Store(whole).finish(run, record_of(run, 2), {"student": {"weight": torch.zeros(2)}})
+    shutil.copytree(whole, published, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert len(list(whole.rglob("*.safetensors"))) == 3
+    left, right = collect(whole), collect(published)
+    assert (left.covered, left.runs, left.curves, left.damaged) == (right.covered, right.runs, right.curves, ())
+    # As text, because a cell without a number holds nan, which is no equal of itself.
+    assert repr(left.tables) == repr(right.tables)
+
+
+def test_a_method_that_no_table_has_gets_a_row_where_it_was_run_and_its_differences(tmp_path: Path) -> None:
+    before = collect(tmp_path).headline
+    for seed_number in range(3):
+        for method in ("KD", "LSSKD-no-kl"):
+            write(tmp_path, request().run(method, "WRN-16-2", "WRN-40-2", seed_number), 2)
+    report = collect(tmp_path, method="LSSKD-no-kl")
+    tables = {part.result.table.name: part for part in report.tables}
+    assert [row.name for row in tables["II"].result.table.rows][-1] == "LSSKD-no-kl"
+    assert tables["II"].result.cell("LSSKD-no-kl", "WRN-40-2>WRN-16-2").status == "done"
+    assert tables["II"].result.cell("LSSKD-no-kl", "ResNet56>ResNet20").status == "not run yet"
+    assert "LSSKD-no-kl" not in [row.name for row in tables["III"].result.table.rows]
+    minus = differences(tables["II"].result, "LSSKD-no-kl")
+    assert minus is not None
+    assert [row[0].text for row in minus.rows] == ["KD"]
+    # A row that the table does not ask for covers none of its cells.
+    assert report.headline == before.replace("0 of", "1 of")
+
+
+def test_a_method_that_is_nowhere_is_no_row_to_compare_with(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^unknown row of the tables or method 'LSSDK' \(did you mean 'LSSKD'\?\)"):
+        collect(tmp_path, method="LSSDK")
+
+
 def test_a_failed_run_is_listed_with_its_reason(tmp_path: Path) -> None:
     failed(tmp_path, request().run("KD", "WRN-16-2", "WRN-40-2", 0), "loss not finite")
     report = collect(tmp_path)
@@ -130,6 +171,26 @@ def test_a_failed_run_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert column(report.runs, "status")["KD"].below == "loss not finite"
     assert [covered.failed for covered in report.covered if covered.table == "II"] == [1]
     assert report.curves == {}
+
+
+def test_a_run_that_was_pieced_together_is_listed_with_its_pieces(tmp_path: Path) -> None:
+    here = {"epoch": 1, "step": 0, "device": "cpu", "device_name": "A", "threads": 1, "torch": "2", "cuda": None}
+    for method, there in (
+        ("KD", {"epoch": 9, "step": 3}),
+        ("CRD", {"device": "cuda", "device_name": "B"}),
+        ("AT", None),
+    ):
+        run = request().run(method, "WRN-16-2", "WRN-40-2", 0)
+        record = record_of(run, 2)
+        record["provenance"]["pieces"] = [here] if there is None else [here, here | there]
+        Store(tmp_path).begin(run)
+        Store(tmp_path).finish(run, record, {})
+    status = column(collect(tmp_path).runs, "status")
+    assert {name: (cell.text, cell.below) for name, cell in status.items()} == {
+        "KD": ("finished", "in 2 pieces"),
+        "CRD": ("finished, pieces on different device, device name", "in 2 pieces"),
+        "AT": ("finished", ""),
+    }
 
 
 def test_what_was_changed_of_a_run_stands_in_its_line(tmp_path: Path) -> None:

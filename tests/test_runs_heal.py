@@ -14,8 +14,8 @@ import pytest
 
 from benchmark.chaos.sweep import SIZE, Sweep, make_sweep
 from benchmark.command_line import run_app
-from benchmark.executor import run_jobs
 from benchmark.plan import Job, jobs_for, with_dependencies
+from benchmark.pool import run_jobs
 from benchmark.results import DamagedRun, Store, outcome
 from benchmark.run import app
 from benchmark.schedule import Ending, Report, Schedule, Watcher
@@ -71,7 +71,10 @@ def train(
 
 
 def method(sweep: Sweep, name: str) -> Run:
-    (run,) = (run for run in sweep.runs if run.method == name)
+    """The run of a method; of Baseline, which the teacher is too, the teacher."""
+    taught = {needed for run in sweep.runs for needed in run.dependencies()}
+    found = [run for run in sweep.runs if run.method == name]
+    (run,) = found if len(found) == 1 else taught.intersection(found)
     return run
 
 
@@ -192,7 +195,7 @@ def test_a_run_that_is_damaged_as_soon_as_it_is_written_is_trained_again_once(tr
             super().ended(job, reason, watcher)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("benchmark.executor.Schedule", Damaging)
+        patched.setattr("benchmark.pool.Schedule", Damaging)
         report = train(sweep, [run], store.root)
     assert ["damaged 2 times" in reason for reason in report.failures.values()] == [True]
     assert damaged_files(store, run) == ["damaged-record.json-1", "damaged-record.json-2"]

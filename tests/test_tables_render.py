@@ -256,6 +256,42 @@ def test_table_II_fits_a_terminal_in_one_panel(width: int, seeds: int) -> None:
     assert sum(line.startswith("LSSKD") for line in lines) == 1
 
 
+def table_full_of_signs(seeds: int) -> TableResult:
+    """Table II with a footnote at every cell of some rows, more than nine in all, and with what is partly there."""
+    whole = whole_table(seeds)
+    cells = dict(whole.cells)
+    for number, (row, column) in enumerate(key for key in cells if key[0] in ("CRD", "HSSAKD", "HSSAKD*")):
+        cells[row, column] = dataclasses.replace(cells[row, column], notes=(f"Remark {number}.",))
+    partial = cell("SSKD", SECOND, 70.0, status="partial", seeds=3)
+    missing = cell("LSSKD", SECOND, status="not run yet")
+    cells |= {("SSKD", SECOND): partial, ("LSSKD", SECOND): missing}
+    return dataclasses.replace(whole, table=load_table("II").at("demo"), cells=cells)
+
+
+@pytest.mark.parametrize(("seeds", "panels"), [(1, 1), (3, 2)])
+def test_at_80_columns_every_cell_has_two_lines_and_no_sign_stands_alone(seeds: int, panels: int) -> None:
+    lines = terminal(table_full_of_signs(seeds), 80).splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    names = ["Teacher", *(row.name for row in load_table("II").at("demo").rows)]
+    starts = [
+        next(place for place, line in enumerate(lines) if re.match(rf"{re.escape(name)}[⁰¹²³⁴⁵⁶⁷⁸⁹ ]", line))
+        for name in names
+    ]
+    assert starts == list(range(starts[0], starts[0] + 2 * len(names), 2))
+    body = [line for line in lines[starts[0] : starts[-1] + 2] if line.startswith(" ")]
+    assert not [line for line in body if re.search(r"(^| )[⁰¹²³⁴⁵⁶⁷⁸⁹]", line)]
+    assert sum(bool(re.match(r"HSSAKD\*[⁰¹²³⁴⁵⁶⁷⁸⁹]+ ", line)) for line in lines) == panels
+
+
+def test_seeds_are_said_once_where_that_saves_a_panel_and_in_the_cells_where_there_is_room() -> None:
+    narrow, wide = (terminal(table_full_of_signs(1), width) for width in (80, 120))
+    assert "Seeds: n=1, unless a cell says otherwise." in " ".join(narrow.split())
+    assert "n=1 " not in narrow.partition("Upper line")[0]
+    assert "n=1/3 70.80" in narrow
+    assert "Lower line: the number of seeds (n) and the printed number." in " ".join(wide.split())
+    assert wide.count("n=1 ") > 80
+
+
 @pytest.mark.parametrize("width", [24, 40, 60])
 def test_a_narrow_terminal_gets_several_panels_with_every_column(width: int) -> None:
     lines = terminal(whole_table(3), width).splitlines()

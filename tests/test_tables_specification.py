@@ -125,6 +125,13 @@ def test_a_table_is_found_by_name_and_by_path(tmp_path: Path) -> None:
     assert load_table(str(tmp_path / "mine.toml")).columns == table.columns
 
 
+def test_a_table_of_ones_own_does_not_take_the_name_of_one_of_the_suite(tmp_path: Path) -> None:
+    said = complaint(tmp_path, '"mine"', '"II"')
+    assert "the name 'II' is taken by the suite's own table; choose another" in said
+    for name in table_names():
+        assert load_table(Path("tables") / f"table_{name}.toml").name == load_table(name).name == name
+
+
 def test_nan_and_a_missing_list_are_no_numbers(tmp_path: Path) -> None:
     first, second = load_table(written(tmp_path)).rows
     assert [number_at(first.printed, position) for position in (0, 1)] == [70.91, None]

@@ -1,17 +1,21 @@
-"""What a command renders, also where it cannot write."""
+"""What a command plans and renders, also where something is missing or cannot be written."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+from benchmark.data.dataset import Dataset
 from benchmark.errors import UserError
 from benchmark.grid import grid_of
 from benchmark.results import Store
-from benchmark.targets import TableTarget
+from benchmark.targets import FigureTarget, TableTarget, Wish
+from figures.specification import load_figure
 from tables.specification import Column, Row, Table
 from tests import engine
 
@@ -31,3 +35,18 @@ def test_a_table_is_printed_also_where_its_files_cannot_be_written(tmp_path: Pat
     with pytest.raises(UserError, match="choose another folder"):
         target.render(Store(tmp_path / "runs"), {}, tmp_path / "reports", console)
     assert "A caption." in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_figure_whose_data_is_there_for_one_panel_only_says_how_to_draw_that_one() -> None:
+    def load(source: str, what: str) -> Dataset:
+        if source == "tiny-imagenet":
+            raise UserError("no Tiny-ImageNet in data; get it")
+        return engine.digits()
+
+    figure, wish = load_figure("5").at("quick"), Wish("quick", torch.device("cpu"), methods=("Baseline",))
+    with pytest.raises(UserError, match=r"; get it; or leave this panel out: --pairs CIFAR-100$"):
+        FigureTarget.planned(figure, wish, load)
+    drawn = FigureTarget.planned(figure, dataclasses.replace(wish, pairs=("CIFAR-100",)), load)
+    assert list(drawn.points) == ["CIFAR-100"]
+    with pytest.raises(UserError, match=r"^no Tiny-ImageNet in data; get it$"):
+        FigureTarget.planned(figure, dataclasses.replace(wish, pairs=("Tiny-ImageNet",)), load)

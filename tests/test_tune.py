@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from benchmark.results import Record, Store
 from benchmark.spec import Run, Scale
 from benchmark.training.job import execute
 from benchmark.training.material import Settings, training_material
-from benchmark.tune import as_csv, parse_grid, rank
+from benchmark.tune import as_csv, parse_grid, rank, stem_of
 from tests.commands import records_in, run_here, small_dataset
 from tests.engine import SHORT, run_of
 
@@ -145,7 +146,9 @@ def test_tuning_trains_every_combination_and_ranks_them(tmp_path) -> None:
     records = [record for record in records_in(tmp_path).values() if record["run"]["method"] == "KD"]
     assert sorted(record["run"]["options"]["temperature"] for record in records) == [2.0, 4.0]
     assert all(record["run"]["validation"] == 0.25 for record in records_in(tmp_path).values())
-    with (tmp_path / "reports" / "tune_KD_ResNet20.csv").open() as opened:
+    (file,) = (tmp_path / "reports").iterdir()
+    assert re.fullmatch(r"tune_KD_ResNet20_demo-2-epochs_blocks_[0-9a-f]{8}\.csv", file.name)
+    with file.open() as opened:
         rows = list(csv.DictReader(opened))
     figures = {str(record["run"]["options"]["temperature"]): record["final"]["top1"] for record in records}
     assert [float(row["held_out_top1"]) for row in rows] == pytest.approx(
@@ -156,3 +159,22 @@ def test_tuning_trains_every_combination_and_ranks_them(tmp_path) -> None:
         assert (row["ce_weight"], row["n"], row["std"]) == ("0.5", "1", "")
     assert "KD on ResNet20: accuracy on 25% of the training images, held out" in ended.stdout
     assert all(Run.model_validate(record["run"]).id == run_id for run_id, record in records_in(tmp_path).items())
+
+
+def test_no_ranking_takes_the_place_of_another() -> None:
+    grid = [{"temperature": 2}, {"temperature": 4}]
+    run = run_of("KD")
+    assert isinstance(run.teacher, Run)
+    from_other = run.with_parts(teacher=run.teacher.changed(student="WRN-16-2"))
+    usual = stem_of(run, run.dataset, grid, "")
+    assert usual == stem_of(run.changed(seed=1), run.dataset, list(grid), ""), "the same ranking once more"
+    others = [
+        stem_of(run.changed(dataset="leaves"), run.dataset, grid, ""),
+        stem_of(run.changed(scale=Scale(name="quick", factor=1)), run.dataset, grid, ""),
+        stem_of(run.changed(protocol=run.protocol.changed(name="crd")), run.dataset, grid, ""),
+        stem_of(run, run.dataset, [*grid, {"temperature": 8}], ""),
+        stem_of(run, run.dataset, grid, "0123abcd"),
+        stem_of(from_other, run.dataset, grid, ""),
+    ]
+    assert len({usual, *others}) == 1 + len(others)
+    assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", stem) for stem in (usual, *others))

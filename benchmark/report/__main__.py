@@ -14,7 +14,7 @@ from benchmark.audit.judgement import write_audit
 from benchmark.audit.pages import summary
 from benchmark.command_line import run_app
 from benchmark.files import check_writable, replacing, write_text
-from benchmark.options import Reports, Runs, check_there
+from benchmark.options import Pages, Runs, check_there
 from benchmark.report import attachments, text
 from benchmark.report.attachments import Drawing
 from benchmark.report.data import OWN_METHOD, Report, collect
@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     runs: Runs = Path("runs"),
-    reports: Reports = Path("reports"),
+    reports: Pages = Path("reports"),
     scale: Annotated[str, typer.Option(help="Only runs of this scale: demo, quick or paper. [all]")] = "",
     table: Annotated[
         list[str] | None, typer.Option(help="Only this table, by name or TOML file (may be repeated). [the suite's]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmark.protocols import SCALES, base_scale
@@ -33,10 +33,13 @@ class Coverage:
         return self.cells - self.done - self.partial - self.failed
 
 
-def coverage_of(result: TableResult) -> Coverage:
-    """Count the cells of a table."""
+def coverage_of(result: TableResult, rows: Collection[str]) -> Coverage:
+    """Count the cells of a table in these rows, those of its specification: rows of other methods cover nothing."""
     found = Counter(
-        result.cell(row.name, column.name).status for row in result.table.rows for column in result.table.columns
+        result.cell(row.name, column.name).status
+        for row in result.table.rows
+        for column in result.table.columns
+        if row.name in rows
     )
     cells = sum(number for status, number in found.items() if status not in NEVER)
     return Coverage(

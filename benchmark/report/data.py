@@ -15,6 +15,7 @@ from benchmark.collection import Collection, Setting
 from benchmark.errors import unknown_name
 from benchmark.protocols import SCALES, base_scale, protocol_named, scale_named
 from benchmark.provenance import made_by
+from benchmark.registry import method_names
 from benchmark.report import coverage, measurements, runs
 from benchmark.report.coverage import PAPER, Coverage
 from benchmark.report.listing import Listing
@@ -120,8 +121,8 @@ def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Seque
         scale_named(base_scale(scale))
     specifications = [load_table(table) for table in tables or table_names()]
     rows = dict.fromkeys(row.name for table in specifications for row in table.rows)
-    if method != OWN_METHOD and method not in rows:
-        raise unknown_name("row of the tables", method, rows)
+    if method != OWN_METHOD and method not in (*rows, *method_names()):
+        raise unknown_name("row of the tables or method", method, dict.fromkeys((*rows, *method_names())))
     records, damaged = Store(root).readable()
     collection = Collection(records, Store(root).released_figures())
     pairs = list(zip(collection.runs, collection.records, strict=True))
@@ -170,11 +171,12 @@ def _result(table: Table, collection: Collection, setting: Setting) -> TableResu
     only where a run has a schedule of its own; elsewhere they are not run yet.
     """
     stretched = {run.method for run in collection.runs if run.protocol.schedule != setting.protocol.schedule}
-    looked_up = tuple(row for row in table.rows if row.as_long_as is None or row.method in stretched)
+    whole = collection.with_more_rows(table, setting)
+    looked_up = tuple(row for row in whole.rows if row.as_long_as is None or row.method in stretched)
     result = collection.table(table.model_copy(update={"rows": looked_up}), setting)
     found = {row.name: row for row in result.table.rows}
     left_out = {row.name: row for row in table.at(base_scale(setting.scale.name)).rows if row not in looked_up}
-    rows = [found.get(row.name) or left_out.get(row.name) for row in table.rows]
+    rows = [found.get(row.name) or left_out.get(row.name) for row in whole.rows]
     kept = tuple(row for row in rows if row is not None)
     return dataclasses.replace(result, table=result.table.model_copy(update={"rows": kept}))
 
@@ -211,9 +213,10 @@ def _covered(tables: Sequence[Table], results: Sequence[TableResult]) -> list[Co
     """Each result's coverage, with a line at paper scale also for tables that were run at others only."""
     covered = []
     for table in tables:
-        own = [coverage.coverage_of(result) for result in results if result.table.name == table.name]
+        names = {row.name for row in table.rows}
+        own = [coverage.coverage_of(result, names) for result in results if result.table.name == table.name]
         if not any(base_scale(one.scale) == PAPER for one in own):
-            own.insert(0, coverage.coverage_of(empty_result(table)))
+            own.insert(0, coverage.coverage_of(empty_result(table), names))
         covered += own
     return covered
 

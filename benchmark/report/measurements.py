@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +22,6 @@ from benchmark.report.listing import (
     word,
 )
 from benchmark.statistics import LEAST, LEVEL, Difference, common_seeds, paired_difference, pooled_difference
-from tables.page import TEACHER
 from tables.result import Cell, Price, TableResult
 
 BASELINE = "Baseline"
@@ -31,9 +31,9 @@ HOUR = 3600.0
 def measured_cells(result: TableResult, teachers: bool = True) -> Iterator[Cell]:
     """The cells that have a finished run, the teachers' first; of columns that share their runs only the first."""
     seen = set()
-    rows = [(TEACHER, result.teacher)] if teachers else []
-    rows += [(row.name, lambda column, row=row: result.cell(row.name, column)) for row in result.table.rows]  # type: ignore[misc]
-    for _, cell_in in rows:
+    rows: list[Callable[[str], Cell]] = [result.teacher] if teachers else []
+    rows += [functools.partial(result.cell, row.name) for row in result.table.rows]
+    for cell_in in rows:
         for column in result.table.columns:
             cell = cell_in(column.name)
             key = (cell.row, tuple(run.run for run in cell.finished))

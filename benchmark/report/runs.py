@@ -12,6 +12,7 @@ from benchmark.command_line import CHANGEABLE
 from benchmark.errors import UserError
 from benchmark.plan import label
 from benchmark.protocols import PROTOCOLS
+from benchmark.provenance import unlike
 from benchmark.report.listing import Datum, Heading, Listing, count, counted, number, power, word
 from benchmark.results import Record
 from benchmark.spec import Protocol, Run
@@ -76,10 +77,18 @@ def _line(run: Run, record: Record) -> tuple[Datum, ...]:
         number(run.schedule.epochs, 0),
         word(run.precision),
         number(run.seed, 0),
-        word(record["status"], str(record.get("reason", ""))),
+        word(*_status(record)),
         number(record.get("final", {}).get("top1")),
         word(str(made.get("written", ""))[:10]),
     )
+
+
+def _status(record: Record) -> tuple[str, str]:
+    """How a run ended, with what differed between its pieces; and why, or how many pieces it was trained in."""
+    pieces = record["provenance"].get("pieces", [])
+    mixed = [name.replace("_", " ") for name in unlike(pieces)]
+    text = record["status"] + (f", pieces on different {', '.join(mixed)}" if mixed else "")
+    return text, str(record.get("reason", "")) or (f"in {len(pieces)} pieces" if len(pieces) > 1 else "")
 
 
 def has_curves(record: Record) -> bool:
@@ -155,7 +164,7 @@ def edges(pairs: Pairs, folders: Mapping[str, Path]) -> tuple[Edges, list[str]]:
     exported = [run for run, _ in pairs if (folders[run.id] / "edge.json").is_file()]
     if exported:
         # Takes a second to import, for onnxruntime, and most stores have nothing that was exported.
-        from benchmark.edge import load_edge
+        from benchmark.export import load_edge
 
         for run in exported:
             try:

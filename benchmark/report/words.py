@@ -25,8 +25,8 @@ COST = (
     "because branches and heads are removed: what a method costs is paid in training."
 )
 AUDIT = (
-    "Every quantitative claim of the paper's text, held against its own tables, against what others published, and "
-    "against our runs. Verdicts are computed."
+    "Every quantitative claim of the paper's text, and what its tables take for granted, held against these tables, "
+    "against what others published, and against our runs. Verdicts are computed."
 )
 
 
