@@ -87,7 +87,9 @@ class Collection:
         """
         groups: dict[str, dict[Run, Record]] = defaultdict(dict)
         for other, record in sorted(self._by_kin.get(_kin(run, teacher_seeds), []), key=lambda pair: pair[0].seed):
-            if precision in (None, other.precision):
+            # A teacher of its own network is no further seed of what it teaches.
+            alike = (other.seed < SELF_TEACHER_SEED) == (run.seed < SELF_TEACHER_SEED)
+            if alike and precision in (None, other.precision):
                 groups[f"{other.precision} {other.teacher_precision}"][other] = record
         return max(groups.values(), key=_finished, default={})
 

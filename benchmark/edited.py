@@ -27,10 +27,12 @@ def looked_over(store: Store, runs: Sequence[Run], heal: bool = True) -> list[st
 def edited(codes: Mapping[Run, str | None]) -> list[str]:
     """A line on the methods whose code is not what it was when some runs were trained; none where there are none.
 
-    codes: what the records of runs say of their methods' code (`method_files.code_of`), None where they say nothing.
+    codes: what the records of runs say of their methods' code (`method_files.code_of`), None where they say nothing; of
+    runs that were edited while they were interrupted the last of several counts.
     """
     today = {name: code_of(method_class(name)) for name in {run.method for run in codes}}
-    counts = Counter(run.method for run, code in codes.items() if code is not None and code != today[run.method])
+    last = {run: code.split("+")[-1] for run, code in codes.items() if code is not None}
+    counts = Counter(run.method for run, code in last.items() if code != today[run.method])
     if not counts:
         return []
     found = ", ".join(

@@ -77,6 +77,7 @@ class Local:
             f"{self.workers} CPU {'process' if self.workers == 1 else 'processes'} (a GPU is not reckoned with). "
             "Nothing was started.",
             highlight=False,
+            soft_wrap=not console.is_terminal,
         )
 
     def train(self, order: Order, settings: Settings, store: Store, console: Console) -> Report:

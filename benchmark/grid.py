@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmark.backbones import network_names
 from benchmark.cells import FindRecord, cell_of
 from benchmark.errors import UserError, unknown_name
-from benchmark.plan import TEACHER_SEED, Request, as_long_as
+from benchmark.plan import Request, as_long_as
 from benchmark.protocols import base_scale
 from benchmark.provenance import made_by
 from benchmark.registry import all_methods, method_class, method_names
@@ -153,7 +153,6 @@ def results_of(
     kept = {row.name for row in rows}
     epochs = request.protocol.schedule.scaled(request.scale.factor).epochs
     seeds = sorted({run.seed for runs in grid.runs.values() for run in runs})
-    teacher_seeds = seeds if request.teacher_seeds == "paired" else [TEACHER_SEED]
     precisions = {run.precision for cell in cells.values() for run in cell.finished}
     return TableResult(
         table=table,
@@ -161,7 +160,7 @@ def results_of(
         epochs=str(epochs),
         dataset=request.dataset,
         cells={key: cell for key, cell in cells.items() if key[0] in kept},
-        teachers=_teachers(grid, request, look_up, find, released_accuracy or {}, teacher_seeds, lost or {}),
+        teachers=_teachers(grid, request, look_up, find, released_accuracy or {}, seeds, lost or {}),
         generated_from=made_by(),
         comparable=request.scale.name == "paper"
         and is_usual(request, table.protocol_for(base_scale(request.scale.name))),
@@ -209,6 +208,7 @@ def _teachers(
             status: Status = "done" if values else "not run yet"
             cells[column.name] = Cell("Teacher", column.name, values, status, (), notes)
         else:
-            runs = [request.run("Baseline", column.teacher, None, seed) for seed in seeds]
+            own = dict.fromkeys(request.teacher_seed(column.student, column.teacher, seed) for seed in seeds)
+            runs = [request.run("Baseline", column.teacher, None, seed) for seed in own]
             cells[column.name] = cell_of("Teacher", column, look_up(runs), find, lost)
     return cells

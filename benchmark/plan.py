@@ -116,9 +116,7 @@ class Request:
             network = student if cls.teaches_itself else teacher
             if network is None:
                 raise UserError(f"{method} needs a teacher and {student} has none; choose it in a table of pairs")
-            teacher_seed = TEACHER_SEED if self.teacher_seeds == "shared" else seed
-            if network == student:
-                teacher_seed += SELF_TEACHER_SEED
+            teacher_seed = self.teacher_seed(student, network, seed)
             # A teacher that is the student itself has nothing else to learn from than the student has.
             share = (self.fraction, seed) if self.teacher_data == "same" or cls.teaches_itself else ALL_IMAGES
             artifact = self._teacher(cls.teacher_method, network, teacher_seed, share)
@@ -128,6 +126,11 @@ class Request:
         if cls.start is not None:
             start = self._artifact(cls.start, student, seed, own, artifact, augmentation)
         return self._run(method, student, seed, own, artifact, head, start, augmentation)
+
+    def teacher_seed(self, student: str, teacher: str, seed: int) -> int:
+        """The seed of the teacher of a student with this seed."""
+        own = TEACHER_SEED if self.teacher_seeds == "shared" else seed
+        return own + SELF_TEACHER_SEED if teacher == student else own
 
     def _teacher(self, method: str, network: str, seed: int, share: Share) -> Run | ReleasedTeacher:
         released = self.released.get(network)

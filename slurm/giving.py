@@ -55,18 +55,20 @@ class Giver:
         Raises:
             UserError: SLURM refuses the jobs, and would later too.
         """
-        refused = ""
+        refused: str | None = None
         try:
             refused = self._submit_ready()
         except UserError as refusal:
             refused = str(refusal)
             raise
         finally:
-            self.sweep.note_refusal(refused)
+            # Without an answer what was said before still stands.
+            if refused is not None:
+                self.sweep.note_refusal(refused)
         self.found.waiting = len(self._ready())
 
-    def _submit_ready(self) -> str:
-        """Submit what is ready; returns why the cluster has no room for the rest, if it has none.
+    def _submit_ready(self) -> str | None:
+        """Submit what is ready; returns why there is no room for the rest, "" if there is, None without an answer.
 
         Raises:
             UserError: SLURM refuses the jobs, and would later too.
@@ -88,6 +90,7 @@ class Giver:
             return f"no room for more: {refusal}; the rest is submitted as jobs end"
         except NotNow as trouble:
             self.found.trouble = str(trouble)
+            return None
         return ""
 
     def _ready(self) -> list[int]:

@@ -112,6 +112,15 @@ def test_teachers_of_each_seed_make_a_table_of_their_own() -> None:
     assert of_each.cell("KD", COLUMN.name).by_seed() == {0: 50.0, 1: 51.0, 2: 52.0}
 
 
+def test_a_teacher_of_the_students_own_network_is_no_further_seed_of_it() -> None:
+    student = request().run("Baseline", "ResNet20", None, 0)
+    teacher = request().run("KD", "ResNet20", "ResNet20", 0).teacher
+    assert isinstance(teacher, Run)
+    collection = Collection([record(run) for run in (student, teacher)])
+    assert list(collection.like(student)) == [student]
+    assert list(collection.like(teacher)) == [teacher]
+
+
 def test_batches_shared_by_processes_make_a_table_of_their_own() -> None:
     (result,) = tables_of([kd(seed, processes=2) for seed in range(3)])
     assert result.cell("KD", COLUMN.name).status == "done"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmark import index
-from benchmark.edited import looked_over
+from benchmark.edited import edited, looked_over
 from benchmark.method_files import code_of
-from benchmark.registry import all_methods
+from benchmark.registry import all_methods, method_class
 from benchmark.results import Record, Store, load
 from benchmark.spec import Run
 from benchmark.training.job import execute
@@ -121,6 +121,14 @@ def test_one_line_counts_the_runs_of_all_methods(tmp_path: Path) -> None:
     assert looked_over(store, [engine.run_of(name) for name in others if name != "AT"]) == []
 
 
+def test_a_run_that_was_edited_while_it_was_interrupted_is_judged_by_its_last_piece() -> None:
+    run = engine.run_of("KD")
+    today = code_of(method_class("KD"))
+    assert edited({run: f"{'0' * 64}+{today}"}) == []
+    (line,) = edited({run: f"{today}+{'0' * 64}"})
+    assert "KD (1 run;" in line
+
+
 def test_nothing_is_put_aside_where_only_lines_are_wanted(tmp_path: Path) -> None:
     store, run = Store(tmp_path), engine.run_of("KD")
     recorded(store, run, method_code="0" * 64)
@@ -159,4 +167,5 @@ def test_an_edit_between_two_pieces_of_a_run_is_told_and_recorded(new_methods: N
     told = "warning: edited since its runs were begun, with the same version: Follow; their records will tell"
     assert lines[-1] == told
     assert method_code(store, run) == f"{first}+{second}"
-    assert "Follow (1 run" in looked_over(store, [run])[0]
+    # It was told, and its record tells; since its last piece nothing was edited.
+    assert looked_over(store, [run]) == []

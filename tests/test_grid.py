@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,27 @@ def test_no_student_is_the_twin_of_a_teacher_of_its_own_network(teacher_seeds: A
     other = request.run("KD", "ResNet20", "ResNet56", 2).teacher
     assert isinstance(other, Run)
     assert other.seed == (2 if teacher_seeds == "paired" else 0)
+
+
+def test_the_teacher_row_shows_the_teacher_also_where_it_is_a_network_like_the_student() -> None:
+    request = engine.request()
+    columns = (
+        Column(student="ResNet20", teacher="ResNet20", title="own"),
+        Column(student="ResNet8", teacher="ResNet20"),
+    )
+    table = Table(name="twins", caption="Twins.", dataset="digits", columns=columns, rows=(Row(method="KD"),))
+    grid = grid_of(table, request, range(2))
+    asked: list[tuple[str, int]] = []
+
+    def look_up(runs: Sequence[Run]) -> dict[Run, Record | None]:
+        asked.extend((run.method, run.seed) for run in runs)
+        return dict.fromkeys(runs)
+
+    results_of(grid, request, look_up, lambda run: None)
+    assert [seed for method, seed in asked if method == "Baseline"] == [SELF_TEACHER_SEED, 0]
+    runs = [run for cell in grid.runs.values() for run in cell]
+    taught = {(run.student, run.teacher.seed) for run in runs if isinstance(run.teacher, Run)}
+    assert taught == {("ResNet20", SELF_TEACHER_SEED), ("ResNet8", 0)}
 
 
 def test_batches_shared_by_processes_are_another_protocol_but_on_imagenet() -> None:

@@ -88,6 +88,10 @@ RECORDS: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "record.json names something twice",
     ),
+    "pieces that are no pieces": (
+        lambda folder: rewritten(folder, lambda record: record["provenance"].update(pieces=["x"])),
+        "record.json is no record: provenance: Value error, pieces are no list of pieces",
+    ),
     "an accuracy of 101 %": (
         lambda folder: rewritten(folder, lambda record: record["final"].update(top1=101.0)),
         "record.json is no record: final.top1",

@@ -131,6 +131,24 @@ def test_a_record_says_what_it_was_pieced_together_from(tmp_path: Path) -> None:
     ]
 
 
+def test_a_checkpoint_of_before_there_were_pieces_is_gone_on_from(tmp_path: Path) -> None:
+    run, place = run_of("Baseline"), settings(tmp_path)
+    asked = iter([False] * 12 + [True])
+    assert not execute([run], place, stop=lambda: next(asked))
+    folder = Store(tmp_path).cohorts(run.dataset) / cohort_name([run])
+    found = checkpoints.read_checkpoint(folder)
+    assert found is not None
+    del found.notes["pieces"]
+    found.notes["resumed"] = 3
+    shutil.rmtree(folder)
+    checkpoints.write_checkpoint(folder, found)
+    assert execute([run], place)
+    record = Store(tmp_path).record(run)
+    assert record is not None
+    assert record["provenance"]["resumed"] == 4
+    assert [piece["epoch"] for piece in record["provenance"]["pieces"]] == [2]
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(trained, tmp_path, monkeypatch) -> None:
     runs, undisturbed = trained
     monkeypatch.setattr(cohort_module, "COST_OF_A_CHECKPOINT", 0)

@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmark.data.decoding import WORKERS
 from benchmark.data.image_files import ImageFiles
 from benchmark.speed import images
+from benchmark.training import cohort
 from tests.commands import run_here
 
 FP8 = "unknown precision 'fp8' (did you mean 'fp32'?); allowed: fp32, bf16"
@@ -59,6 +60,12 @@ def test_decoding_and_learning_are_timed_apart_and_together(
     assert all(speed > 0 for speed in speeds.values())
     assert os.environ.get(WORKERS) == workers
     assert not list(tmp_path.glob("tmp*"))
+
+
+def test_passes_are_timed_however_often_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohort, "REPORT_SECONDS", 0.0)
+    console = Console(file=io.StringIO(), width=80)
+    images.measure(console, [("ResNet20", "ResNet8")], ["KD"], torch.device("cpu"), 1, ["fp32"], 32, 2, 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from benchmark.errors import UserError
 from benchmark.foreign import Entry, ForeignFolder, Refused, bounded_json, shown
@@ -88,6 +88,14 @@ class _Written(_Closed):
     cost: _Cost | None = None
     reason: str | None = None
     failed_at: _Moment | None = None
+
+    @field_validator("provenance")
+    @classmethod
+    def _check_pieces(cls, value: dict[str, Any]) -> dict[str, Any]:
+        pieces = value.get("pieces", [])
+        if not isinstance(pieces, list) or not all(isinstance(part, dict) for part in pieces):
+            raise ValueError("pieces are no list of pieces")
+        return value
 
 
 @dataclass(frozen=True)

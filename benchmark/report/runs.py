@@ -85,7 +85,8 @@ def _line(run: Run, record: Record) -> tuple[Datum, ...]:
 
 def _status(record: Record) -> tuple[str, str]:
     """How a run ended, with what differed between its pieces; and why, or how many pieces it was trained in."""
-    pieces = record["provenance"].get("pieces", [])
+    pieces = record["provenance"].get("pieces")
+    pieces = [part for part in pieces if isinstance(part, dict)] if isinstance(pieces, list) else []
     mixed = [name.replace("_", " ") for name in unlike(pieces)]
     text = record["status"] + (f", pieces on different {', '.join(mixed)}" if mixed else "")
     return text, str(record.get("reason", "")) or (f"in {len(pieces)} pieces" if len(pieces) > 1 else "")

@@ -29,6 +29,7 @@ from benchmark.data.streaming import training_source
 from benchmark.plan import Request
 from benchmark.protocols import protocol_named
 from benchmark.spec import Precision, Run, Scale
+from benchmark.training.broken import BrokenRuns
 from benchmark.training.cohort import Cohort
 from benchmark.training.material import Material, Settings, recipe_for
 from benchmark.training.untrained import untrained_teacher
@@ -131,11 +132,13 @@ def _learning(dataset: Dataset, run: Run, device: torch.device, threads: int, ro
     def learn(number: int) -> None:
         learner.step(batch, teacher.on(batch) if teacher else None, 0, 0)
 
-    def learn_an_epoch(epoch: int) -> None:
-        cohort.epoch, cohort.step = epoch, 0
-        plan = source.epoch(epoch)
+    def learn_an_epoch(number: int) -> None:
+        plan = source.epoch(cohort.epoch)
         while cohort.step < source.batches:
             cohort.one_step(plan)
+        cohort.next_epoch()
+        if cohort.broken:
+            raise BrokenRuns("; ".join(cohort.broken))
 
     alone = len(batch.labels) / _median_seconds(learn, rounds, device)
     return alone, len(dataset.train) / _median_seconds(learn_an_epoch, rounds, device)

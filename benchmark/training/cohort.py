@@ -118,7 +118,7 @@ class Cohort:
         self.members = [run.id for run in runs]
         self.folder = cohort_folder(self.store, runs)
         self.epoch, self.step = 0, 0
-        self.seconds, self.images = 0.0, 0
+        self.seconds, self.resumed, self.images = 0.0, 0, 0
         self.pieces: list[Piece] = [piece(self.device, settings.threads, 0, 0)]
         self.edited: list[str] = []
         """The methods that were other code when the cohort was begun."""
@@ -152,7 +152,10 @@ class Cohort:
         if found is None or (found.epoch, found.step) != place:
             raise UserError(f"the checkpoint in {self.store.cohorts(self.learners[0].run.dataset)} changed; try again")
         self.epoch, self.step = found.epoch, found.step
-        self.pieces = [*found.notes["pieces"], piece(self.device, self.settings.threads, self.epoch, self.step)]
+        self.resumed = found.notes["resumed"] + 1
+        # Checkpoints of before have no pieces.
+        before = found.notes.get("pieces", [])
+        self.pieces = [*before, piece(self.device, self.settings.threads, self.epoch, self.step)]
         for learner in self.learners:
             learner.restore(found.tensors[learner.run.id])
             notes = found.notes["runs"][learner.run.id]
@@ -264,6 +267,10 @@ class Cohort:
                 self.store.write_epochs(learner.run, learner.figures)
             if self.epoch + 1 == learner.epochs:
                 self._finish(learner)
+        self.next_epoch()
+
+    def next_epoch(self) -> None:
+        """Go on to the first step of the next epoch."""
         self.epoch, self.step = self.epoch + 1, 0
         # Steps that were taken since the last report still count in the next one.
         self._reported_step -= self.source.batches
@@ -328,7 +335,7 @@ class Cohort:
             "processes": self.group.size,
             "shared": learner.remark,
             "cohort": self.members,
-            "resumed": len(self.pieces) - 1,
+            "resumed": self.resumed,
             "pieces": self.pieces,
         }
 
@@ -346,7 +353,10 @@ class Cohort:
             }
             for learner in self.learners
         }
-        notes = {"runs": runs, "seconds": self.seconds, "images": self.images, "pieces": self.pieces}
+        notes = {
+            **{"runs": runs, "seconds": self.seconds, "images": self.images},
+            **{"resumed": self.resumed, "pieces": self.pieces},
+        }
         tensors = {learner.run.id: learner.state() for learner in self.learners}
         checkpoints.write_checkpoint(self.folder, checkpoints.Checkpoint(self.epoch, self.step, tensors, notes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,8 @@ def _trained(runs: Sequence[Run], settings: Settings, stop: Stop, listen: Listen
     """
     store = Store(settings.runs)
     for run in runs:
-        store.traceback(run).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            store.traceback(run).unlink(missing_ok=True)
     together = train_together if runs[0].processes > 1 else train
     try:
         return together(runs, settings, stop, listen, say)
