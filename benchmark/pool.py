@@ -18,8 +18,8 @@ from benchmark.results import DamagedRun, Store
 from benchmark.schedule import Report, Schedule, Watcher
 from benchmark.spec import Run
 from benchmark.training.broken import BrokenRuns
-from benchmark.training.cohort import Progress
 from benchmark.training.job import execute
+from benchmark.training.listening import Progress
 from benchmark.training.material import Settings
 from benchmark.training.processes import check_sharing, ignored
 

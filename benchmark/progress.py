@@ -15,7 +15,7 @@ from benchmark.command_line import INTERRUPTED
 from benchmark.errors import UserError
 from benchmark.plan import Job
 from benchmark.schedule import Ending, Report, Watcher
-from benchmark.training.cohort import Progress
+from benchmark.training.listening import Progress
 from benchmark.words import counted, duration, standing
 
 PLAIN_SECONDS = 20.0

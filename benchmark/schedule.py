@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmark.plan import Job, label, longest_chains
 from benchmark.results import DamagedRun, Record, Store
 from benchmark.spec import Run
-from benchmark.training.cohort import Progress
+from benchmark.training.listening import Progress
 
 DAMAGES = 2
 """A run that is damaged so often in one command is given up: whatever damages it would do so again."""

@@ -21,8 +21,8 @@ from benchmark.owners import this_owner
 from benchmark.plan import label
 from benchmark.results import DamagedRun
 from benchmark.training.broken import BrokenRuns
-from benchmark.training.cohort import Progress
 from benchmark.training.job import attempt
+from benchmark.training.listening import Progress
 from slurm import scheduler
 from slurm.dispatch import tend, tired
 from slurm.needs import heal, record_of, standing

@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from benchmark.training.devices import make_deterministic, peak_memory, resolve_
 from benchmark.training.distributed import ALONE, Group
 from benchmark.training.evaluation import BATCH_SIZE, Evaluation
 from benchmark.training.learner import Learner, NonFiniteLoss
+from benchmark.training.listening import Listener, Progress, Say, Stop
 from benchmark.training.material import (
     Material,
     Settings,
@@ -47,30 +47,6 @@ COST_OF_A_CHECKPOINT = 20
 """A checkpoint is written at most once in so many times the seconds that the last one took."""
 GO_ON, SAVE, LEAVE = range(3)
 """What follows a step; to leave is to save first."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a running cohort says of itself: the epoch (from 1), the step (from 1), and how fast it goes."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    images_per_second: float
-    loss: float
-    top1: float | None
-    seconds_left: float
-
-    @property
-    def share_done(self) -> float:
-        """The share of the cohort's steps that is done."""
-        return (self.epoch - 1 + self.step / self.steps) / self.epochs
-
-
-Listener = Callable[[Progress], None]
-Say = Callable[[str], None]
-Stop = Callable[[], bool]
 
 
 class Cohort:
@@ -172,7 +148,7 @@ class Cohort:
         read = (checkpoints.read_checkpoint(folder, self.members) for folder in folders)
         return next((checkpoint for checkpoint in read if checkpoint is not None), None)
 
-    def train(self, stop: Callable[[], bool] = lambda: False) -> bool:
+    def train(self, stop: Stop = lambda: False) -> bool:
         """Train to the end and write the records; False if `stop` asked to leave, with a checkpoint written.
 
         Of processes that share the cohort, the first one asks `stop` and writes.
@@ -354,8 +330,11 @@ class Cohort:
             for learner in self.learners
         }
         notes = {
-            **{"runs": runs, "seconds": self.seconds, "images": self.images},
-            **{"resumed": self.resumed, "pieces": self.pieces},
+            "runs": runs,
+            "seconds": self.seconds,
+            "images": self.images,
+            "resumed": self.resumed,
+            "pieces": self.pieces,
         }
         tensors = {learner.run.id: learner.state() for learner in self.learners}
         checkpoints.write_checkpoint(self.folder, checkpoints.Checkpoint(self.epoch, self.step, tensors, notes))

@@ -14,8 +14,9 @@ from benchmark.results import Store
 from benchmark.spec import Run
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training.broken import BrokenRuns, keep_traceback, note_error
-from benchmark.training.cohort import Listener, Say, Stop, train
+from benchmark.training.cohort import train
 from benchmark.training.cohort_folder import cohort_folder
+from benchmark.training.listening import Listener, Say, Stop
 from benchmark.training.material import Settings
 from benchmark.training.processes import BrokenProcesses, train_together
 

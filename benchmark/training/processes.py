@@ -31,9 +31,10 @@ from benchmark.errors import UserError
 from benchmark.results import DamagedRun
 from benchmark.spec import Run
 from benchmark.training.broken import BrokenRuns
-from benchmark.training.cohort import Listener, Say, Stop, train
+from benchmark.training.cohort import train
 from benchmark.training.devices import resolve_device
 from benchmark.training.distributed import FEWEST_ROWS, joined
+from benchmark.training.listening import Listener, Say, Stop
 from benchmark.training.material import Settings
 
 LOOK_SECONDS = 0.2
