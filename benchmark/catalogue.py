@@ -21,14 +21,14 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from benchmark.command_line import run_app
-from benchmark.errors import UserError
-from benchmark.facts import STUDENT, TEACHER, Facts, facts_of
-from benchmark.files import write_text
-from benchmark.method import Method
-from benchmark.method_files import explained
-from benchmark.protocols import PROTOCOLS, STAGE_SCHEDULES
-from benchmark.registry import all_methods, method_class
+from benchmark.cli.app import run_app
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import PROTOCOLS, STAGE_SCHEDULES
+from benchmark.io.files import write_text
+from benchmark.method.contract import Method
+from benchmark.planning.facts import STUDENT, TEACHER, Facts, facts_of
+from benchmark.plugins.registry import all_methods, method_class
+from benchmark.plugins.source import explained
 from benchmark.training.cost import BATCH
 
 FACTS = Path(__file__).parent / "facts.json"

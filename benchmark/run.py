@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from benchmark.backbones import network_names
-from benchmark.backbones.pretrained import torchvision_teacher
 from benchmark.catalogue import to_terminal
-from benchmark.command_line import check_set, command, given_options, names, run_app
-from benchmark.data import Dataset, dataset_names, imagenet
-from benchmark.edited import looked_over
-from benchmark.errors import UserError, unknown_name
-from benchmark.executor import Executor, Left, Order
-from benchmark.executors import ExecutorName, executor_named
-from benchmark.files import check_writable
-from benchmark.grid import selected
-from benchmark.library import Library
-from benchmark.options import (
+from benchmark.cli.app import command, given_options, names, run_app
+from benchmark.cli.options import (
     Assignments,
     DataRoot,
     DatasetName,
@@ -39,21 +28,34 @@ from benchmark.options import (
     Threads,
     Workers,
 )
-from benchmark.plan import check_methods, with_dependencies
-from benchmark.progress import exit_code
-from benchmark.protocols import PROTOCOLS, SCALES, scale_named
-from benchmark.results import DamagedRun, Store
-from benchmark.schedule import Report
-from benchmark.spec import Augmentation
-from benchmark.targets import FigureTarget, TableTarget, Target, Wish
-from benchmark.teachers import Teachers, named_files, read_teachers
-from benchmark.training.devices import make_deterministic
+from benchmark.core.devices import make_deterministic
+from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.protocols import PROTOCOLS, SCALES, scale_named
+from benchmark.core.spec import Augmentation
+from benchmark.data import dataset_names
+from benchmark.execution.executor import Executor, Left, Order
+from benchmark.execution.progress import exit_code
+from benchmark.execution.scheduler import Report
+from benchmark.executors import ExecutorName, executor_named
+from benchmark.io.files import check_writable
+from benchmark.planning.checks import check_methods, looked_over
+from benchmark.planning.datasets import Library
+from benchmark.planning.overrides import check_set
+from benchmark.planning.request import Wish, with_dependencies
+from benchmark.results.record import DamagedRun
+from benchmark.results.store import Store
+from benchmark.targets import (
+    ALL,
+    Brought,
+    Target,
+    check_heard,
+    planned_targets,
+    wanted_targets,
+)
 from benchmark.training.job import remove_finished_checkpoints
-from benchmark.training.material import Settings
-from figures.specification import Figure, figure_names, load_figure
-from tables.specification import Table, load_table, table_names
-
-ALL = "all"
+from benchmark.training.settings import Settings
+from figures.specification import figure_names
+from tables.specification import table_names
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -216,109 +218,6 @@ def trained_and_rendered(
         store.put_aside(damage.run)
         raise UserError(f"{damage.run.id} was damaged and is put aside; call the same command again") from damage
     return report
-
-
-def wanted_targets(tables: Sequence[str], figures: Sequence[str], wish: Wish) -> list[Table | Figure]:
-    """The tables and figures by the names that were given, as they are at the scale.
-
-    Raises:
-        UserError: none is named, a name is unknown, or an option is given that speaks of one table only.
-    """
-    tables = table_names() if list(tables) == [ALL] else tables
-    figures = figure_names() if list(figures) == [ALL] else figures
-    if not (tables or figures):
-        raise UserError(
-            f"which table or figure? pass --table with one of: {', '.join(table_names())}, {ALL}, or a TOML file; or "
-            f"--figure with one of: {', '.join(figure_names())}, {ALL}, or a TOML file"
-        )
-    if len(tables) + len(figures) > 1:
-        for option, value in (("--methods", wish.methods), ("--pairs", wish.pairs), ("--dataset", wish.dataset)):
-            if value:
-                raise UserError(f"{option} speaks of one table; name one table or figure, or leave {option} out")
-    return [
-        *(load_table(name).at(wish.scale) for name in dict.fromkeys(tables)),
-        *(load_figure(name).at(wish.scale) for name in dict.fromkeys(figures)),
-    ]
-
-
-def check_heard(wanted: Sequence[Table | Figure], wish: Wish, train_teachers: bool) -> None:
-    """Refuse options that would change nothing of what is wanted.
-
-    Raises:
-        UserError: there is such an option.
-    """
-    sources = [wish.dataset or entry.dataset_for(wish.scale) for entry in wanted if isinstance(entry, Table)]
-    if train_teachers and imagenet.NAME not in sources:
-        raise UserError(
-            "--train-teachers speaks of tables of ImageNet, whose teachers are fetched otherwise; all others are "
-            "trained anyway, so leave it out"
-        )
-    few_shot = any(isinstance(entry, Figure) and entry.kind == "few-shot" for entry in wanted)
-    if wish.teacher_data != "all" and not few_shot:
-        raise UserError(
-            f"--teacher-data {wish.teacher_data} speaks of figures of a part of the images, such as 5; name one with "
-            "--figure, or leave it out"
-        )
-
-
-@dataclass(frozen=True)
-class Brought:
-    """Teachers that need not be trained: files of the user's; torchvision's; whether their accuracy is measured."""
-
-    files: tuple[str, ...]
-    released: bool
-    measured: bool
-
-
-def planned_targets(
-    wanted: Sequence[Table | Figure], wish: Wish, brought: Brought, library: Library, store: Store, console: Console
-) -> tuple[list[Target], Teachers]:
-    """The targets with their data and runs, and the teachers that came from files.
-
-    Raises:
-        UserError: something in it is refused, or no data is there for any of them.
-    """
-    tables = [entry for entry in wanted if isinstance(entry, Table)]
-    named = named_files(brought.files, [selected(entry, wish.methods, wish.pairs) for entry in tables])
-    if named and len(wanted) > 1:
-        raise UserError("--teacher-checkpoint speaks of one table; name one table")
-    targets: list[Target] = []
-    all_teachers = Teachers()
-    for entry in wanted:
-        if isinstance(entry, Table):
-            source = wish.dataset or entry.dataset_for(wish.scale)
-            images = library.get(source, f"table {entry.name}")
-            if images is None:
-                continue
-            files = released_files(entry, images, library, console) | named if brought.released else named
-            recipe = wish.request(entry.protocol_for(wish.scale), images).protocol
-            # A cluster's device may be none of this machine's.
-            here = wish.device if wish.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
-            teachers = read_teachers(files, images, recipe, here, console, brought.measured)
-            for name, figures in teachers.accuracy.items():
-                store.keep_released_figures(images.name, teachers.released[name].teacher.sha256, figures)
-            all_teachers = all_teachers.joined(teachers)
-            targets.append(TableTarget.planned(entry, wish, source, images, teachers))
-        else:
-            drawn = FigureTarget.planned(entry, wish, library.get)
-            targets += [drawn] if drawn.points else []
-    if not targets:
-        missing = "; ".join(dict.fromkeys(library.missing.values()))
-        raise UserError(missing or f"nothing is drawn at scale {wish.scale}; choose another --scale or --pairs")
-    return targets, all_teachers
-
-
-def released_files(table: Table, images: Dataset, library: Library, console: Console) -> dict[str, Path]:
-    """The files of teachers that torchvision has released for a table's dataset, as far as they can be had."""
-    if images.name != imagenet.NAME or images.num_classes != imagenet.NUM_CLASSES:
-        return {}
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
-
-    networks = dict.fromkeys(column.teacher for column in table.columns if column.teacher)
-    found = {name: torchvision_teacher(name, library.data_root, say, not library.dry) for name in networks}
-    return {name: path for name, path in found.items() if path}
 
 
 def title_of(names: Sequence[str], scale: str) -> str:

@@ -5,94 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
-from benchmark.command_line import parse_settings
-from benchmark.data.dataset import Dataset
-from benchmark.errors import UserError, unknown_name
-from benchmark.grid import Grid, grid_of, results_of
-from benchmark.plan import Request
-from benchmark.points import Points, check_methods_of, figure_result, points_of
-from benchmark.protocols import chosen_scale, protocol_named, usual_seeds
-from benchmark.remarks import remarks_of
-from benchmark.results import Store
-from benchmark.spec import Augmentation, Run
-from benchmark.teachers import Teachers
+from benchmark.analysis.figures import figure_result
+from benchmark.analysis.notes import remarks_of
+from benchmark.analysis.tables import results_of
+from benchmark.backbones.pretrained import torchvision_teacher
+from benchmark.core.errors import UserError, unknown_name
+from benchmark.data import Dataset, imagenet
+from benchmark.planning.datasets import Library
+from benchmark.planning.figures import Points, check_methods_of, points_of
+from benchmark.planning.request import Part, Request, Wish
+from benchmark.planning.tables import Grid, grid_of, selected
+from benchmark.planning.teachers import Teachers, named_files, read_teachers
+from benchmark.results.store import Store
 from figures.render import write_figure
-from figures.specification import Figure
+from figures.specification import Figure, figure_names, load_figure
 from tables.render import to_terminal, write_reports
-from tables.specification import Table
+from tables.specification import Table, load_table, table_names
 
 Lost = Mapping[str, str]
 """Why runs left no record, by run id."""
 Load = Callable[[str, str], Dataset | None]
 """Gives the dataset of a source for what needs it; None where there is none and that is forgiven."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a command asks of all that it regenerates; an empty value leaves the choice to the table or figure."""
-
-    scale: str
-    device: torch.device
-    protocol: str = ""
-    epochs: int | None = None
-    settings: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
-    seeds: int | None = None
-    dataset: str = ""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    augmentation: Augmentation = "standard"
-    teacher_seeds: Literal["shared", "paired"] = "shared"
-    teacher_data: Literal["all", "same"] = "all"
-    processes: int = 1
-    validation: float = 0.0
-    bf16: bool | None = None
-    """Whether the device computes in bf16, where it is not one of this machine."""
-
-    def request(self, protocol: str, images: Dataset, teachers: Teachers | None = None) -> Request:
-        """How the cells of a target with this protocol become runs on these images.
-
-        Raises:
-            UserError: the protocol, an option or the number of epochs is refused.
-        """
-        recipe, options = parse_settings(list(self.settings), protocol_named(self.protocol or protocol))
-        return Request(
-            dataset=images.name,
-            fingerprint=images.fingerprint,
-            protocol=recipe,
-            scale=chosen_scale(self.scale, self.epochs, recipe),
-            device=self.device,
-            precision=self.precision,
-            validation=self.validation,
-            options=options,
-            augmentation=self.augmentation,
-            teacher_seeds=self.teacher_seeds,
-            teacher_data=self.teacher_data,
-            processes=self.processes,
-            released=teachers.released if teachers else {},
-            bf16=self.bf16,
-        )
-
-    @property
-    def seed_numbers(self) -> range:
-        """The seeds of each cell."""
-        return range(self.seeds or usual_seeds(self.scale))
-
-
-@dataclass(frozen=True)
-class Part:
-    """Runs on one dataset: those of a table, or of a panel of a figure. source: as `load_dataset` takes it."""
-
-    title: str
-    source: str
-    images: Dataset
-    runs: tuple[Run, ...]
 
 
 class Target(Protocol):
@@ -128,7 +67,7 @@ class TableTarget:
         Raises:
             UserError: a method, a pair, an option or the protocol is refused.
         """
-        request = wish.request(table.protocol_for(wish.scale), images, teachers)
+        request = wish.request(table.protocol_for(wish.scale), images, teachers.released)
         grid = grid_of(table, request, wish.seed_numbers, wish.methods, wish.pairs)
         part = Part(f"Table {table.name} on {images.name}", source, images, tuple(grid.to_train()))
         return cls(grid, request, part, tuple(remarks_of(request, table.protocol_for(wish.scale))), teachers.accuracy)
@@ -199,3 +138,109 @@ class FigureTarget:
         result = figure_result(self.figure, self.points, store.found, store.record, self.remarks, lost)
         written = ", ".join(str(path) for path in write_figure(result, reports))
         console.print(Text(f"Written: {written}", overflow="fold"))
+
+
+ALL = "all"
+
+
+def wanted_targets(tables: Sequence[str], figures: Sequence[str], wish: Wish) -> list[Table | Figure]:
+    """The tables and figures by the names that were given, as they are at the scale.
+
+    Raises:
+        UserError: none is named, a name is unknown, or an option is given that speaks of one table only.
+    """
+    tables = table_names() if list(tables) == [ALL] else tables
+    figures = figure_names() if list(figures) == [ALL] else figures
+    if not (tables or figures):
+        raise UserError(
+            f"which table or figure? pass --table with one of: {', '.join(table_names())}, {ALL}, or a TOML file; or "
+            f"--figure with one of: {', '.join(figure_names())}, {ALL}, or a TOML file"
+        )
+    if len(tables) + len(figures) > 1:
+        for option, value in (("--methods", wish.methods), ("--pairs", wish.pairs), ("--dataset", wish.dataset)):
+            if value:
+                raise UserError(f"{option} speaks of one table; name one table or figure, or leave {option} out")
+    return [
+        *(load_table(name).at(wish.scale) for name in dict.fromkeys(tables)),
+        *(load_figure(name).at(wish.scale) for name in dict.fromkeys(figures)),
+    ]
+
+
+def check_heard(wanted: Sequence[Table | Figure], wish: Wish, train_teachers: bool) -> None:
+    """Refuse options that would change nothing of what is wanted.
+
+    Raises:
+        UserError: there is such an option.
+    """
+    sources = [wish.dataset or entry.dataset_for(wish.scale) for entry in wanted if isinstance(entry, Table)]
+    if train_teachers and imagenet.NAME not in sources:
+        raise UserError(
+            "--train-teachers speaks of tables of ImageNet, whose teachers are fetched otherwise; all others are "
+            "trained anyway, so leave it out"
+        )
+    few_shot = any(isinstance(entry, Figure) and entry.kind == "few-shot" for entry in wanted)
+    if wish.teacher_data != "all" and not few_shot:
+        raise UserError(
+            f"--teacher-data {wish.teacher_data} speaks of figures of a part of the images, such as 5; name one with "
+            "--figure, or leave it out"
+        )
+
+
+@dataclass(frozen=True)
+class Brought:
+    """Teachers that need not be trained: files of the user's; torchvision's; whether their accuracy is measured."""
+
+    files: tuple[str, ...]
+    released: bool
+    measured: bool
+
+
+def planned_targets(
+    wanted: Sequence[Table | Figure], wish: Wish, brought: Brought, library: Library, store: Store, console: Console
+) -> tuple[list[Target], Teachers]:
+    """The targets with their data and runs, and the teachers that came from files.
+
+    Raises:
+        UserError: something in it is refused, or no data is there for any of them.
+    """
+    tables = [entry for entry in wanted if isinstance(entry, Table)]
+    named = named_files(brought.files, [selected(entry, wish.methods, wish.pairs) for entry in tables])
+    if named and len(wanted) > 1:
+        raise UserError("--teacher-checkpoint speaks of one table; name one table")
+    targets: list[Target] = []
+    all_teachers = Teachers()
+    for entry in wanted:
+        if isinstance(entry, Table):
+            source = wish.dataset or entry.dataset_for(wish.scale)
+            images = library.get(source, f"table {entry.name}")
+            if images is None:
+                continue
+            files = released_files(entry, images, library, console) | named if brought.released else named
+            recipe = wish.request(entry.protocol_for(wish.scale), images).protocol
+            # A cluster's device may be none of this machine's.
+            here = wish.device if wish.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
+            teachers = read_teachers(files, images, recipe, here, console, brought.measured)
+            for name, figures in teachers.accuracy.items():
+                store.keep_released_figures(images.name, teachers.released[name].teacher.sha256, figures)
+            all_teachers = all_teachers.joined(teachers)
+            targets.append(TableTarget.planned(entry, wish, source, images, teachers))
+        else:
+            drawn = FigureTarget.planned(entry, wish, library.get)
+            targets += [drawn] if drawn.points else []
+    if not targets:
+        missing = "; ".join(dict.fromkeys(library.missing.values()))
+        raise UserError(missing or f"nothing is drawn at scale {wish.scale}; choose another --scale or --pairs")
+    return targets, all_teachers
+
+
+def released_files(table: Table, images: Dataset, library: Library, console: Console) -> dict[str, Path]:
+    """The files of teachers that torchvision has released for a table's dataset, as far as they can be had."""
+    if images.name != imagenet.NAME or images.num_classes != imagenet.NUM_CLASSES:
+        return {}
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    networks = dict.fromkeys(column.teacher for column in table.columns if column.teacher)
+    found = {name: torchvision_teacher(name, library.data_root, say, not library.dry) for name in networks}
+    return {name: path for name, path in found.items() if path}

@@ -20,14 +20,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.command_line import check_set, command, parse_pair, parse_settings, run_app, value_of
-from benchmark.data import load_dataset
-from benchmark.edited import looked_over
-from benchmark.errors import UserError, unknown_name
-from benchmark.executor import Order
-from benchmark.executors import executor_named
-from benchmark.files import check_writable, write_text
-from benchmark.options import (
+from benchmark.analysis.notes import variant_of
+from benchmark.cli.app import command, run_app
+from benchmark.cli.options import (
     Assignments,
     DataRoot,
     DatasetName,
@@ -41,16 +36,21 @@ from benchmark.options import (
     Threads,
     Workers,
 )
-from benchmark.plan import check_methods, with_dependencies
-from benchmark.progress import exit_code
-from benchmark.protocols import protocol_named, scale_named
-from benchmark.registry import method_names
-from benchmark.remarks import variant_of
-from benchmark.results import Store
-from benchmark.spec import Run
-from benchmark.statistics import Summary, summarise
-from benchmark.targets import Part, Wish
-from benchmark.training.material import Settings
+from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.protocols import protocol_named, scale_named
+from benchmark.core.spec import Run
+from benchmark.core.statistics import Summary, summarise
+from benchmark.data import load_dataset
+from benchmark.execution.executor import Order
+from benchmark.execution.progress import exit_code
+from benchmark.executors import executor_named
+from benchmark.io.files import check_writable, write_text
+from benchmark.planning.checks import check_methods, looked_over
+from benchmark.planning.overrides import check_set, parse_pair, parse_settings, value_of
+from benchmark.planning.request import Part, Wish, with_dependencies
+from benchmark.plugins.registry import method_names
+from benchmark.results.store import Store
+from benchmark.training.settings import Settings
 from tables.specification import DEFAULT_PROTOCOL, load_table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -165,7 +165,7 @@ def check_apart(method: str, combinations: Sequence[Combination], settings: Sequ
 def stem_of(run: Run, usual_dataset: str, combinations: Sequence[Combination], variant: str) -> str:
     """What the file of a ranking is called, so that one of another pair, scale, dataset, grid or setting keeps its own.
 
-    run: any of those that are ranked; variant: of what was set beside the grid (see `benchmark.remarks.variant_of`).
+    run: any of those that are ranked; variant: what was set beside the grid (`benchmark.analysis.notes.variant_of`).
     """
     parts = ["tune", run.method, run.student, run.scale.name]
     if run.dataset != usual_dataset:

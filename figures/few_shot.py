@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from benchmark.statistics import summarise
+from benchmark.core.statistics import summarise
 from figures.result import FigureResult, PanelResult, by_seed_of
 from figures.specification import PublishedMarks
 from figures.style import (

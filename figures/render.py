@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmark.files import replacing, write_text
+from benchmark.io.files import replacing, write_text
 from figures.result import FigureResult
 from figures.text import to_csv, to_markdown
 from tables.escaping import plain

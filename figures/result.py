@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmark.protocols import base_scale
-from benchmark.statistics import BySeed, Summary, summarise
+from benchmark.core.protocols import base_scale
+from benchmark.core.statistics import BySeed, Summary, summarise
 from figures.specification import Figure, Panel, PublishedMarks
 from tables.result import Cell
 from tables.specification import number_at
@@ -190,7 +190,7 @@ class FigureResult:
     def statement(self) -> str:
         """In one line: where the numbers come from, and whether they may be compared with the paper's.
 
-        The words are those of `tables.page.statement`.
+        The words are those of `tables.view.statement`.
         """
         datasets = list(dict.fromkeys(panel.dataset for panel in self.panels))
         epochs = self.panels[0].epochs

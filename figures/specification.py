@@ -15,9 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from benchmark.errors import UserError
-from benchmark.protocols import PROTOCOLS, SCALES
-from tables.fields import Frozen, Name, file_name, known_scales, load, located_datasets, names_in
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import PROTOCOLS, SCALES
+from tables.schema import Frozen, Name, file_name, known_scales, load, located_datasets, names_in
 from tables.specification import DEFAULT_PROTOCOL, Networks, Published
 
 FOLDER = Path(__file__).parent

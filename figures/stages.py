@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Patch
 
-from benchmark.statistics import BySeed, summarise
+from benchmark.core.statistics import BySeed, summarise
 from figures.result import FINAL, KINDS, STAGE_METRICS, FigureResult, PanelResult, StageMetric, by_seed_of
 from figures.style import (
     GREY,

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from rich.cells import cell_len
 
-from benchmark.statistics import summarise
+from benchmark.core.statistics import summarise
 from figures.result import KINDS, STAGE_METRICS, FigureResult, Number, PanelResult
 from figures.specification import PublishedMarks
 from tables.escaping import escape_markdown, plain

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmark.command_line import run_app
-from benchmark.errors import UserError
-from benchmark.files import write_text
-from benchmark.options import Runs, check_there
-from slurm import scheduler
-from slurm.scheduler import SchedulerError
+from benchmark.cli.app import run_app
+from benchmark.cli.options import Runs, check_there
+from benchmark.core.errors import UserError
+from benchmark.io.files import write_text
+from slurm import client
+from slurm.client import SchedulerError
 from slurm.status import SweepName
-from slurm.submission import name_in_queue
+from slurm.submit import name_in_queue
 from slurm.sweep import STOPPED, Sweep, chosen_sweep
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -34,7 +34,7 @@ def main(
     """Cancel every job of a sweep; those that run write a checkpoint first. Its command, given again, goes on."""
     console = Console()
     check_there(runs)
-    scheduler.check_installed()
+    client.check_installed()
     chosen = chosen_sweep(runs, sweep, doubtless=True)
     if len(chosen.ended()) == len(chosen.jobs):
         console.print(f"sweep {chosen.name} is over; there is nothing to cancel", highlight=False)
@@ -67,16 +67,16 @@ def cancelled(sweep: Sweep, wait_seconds: float) -> int:
     while True:
         arrays = set()
         for submission in sweep.submissions():
-            array = submission.array or scheduler.named(name_in_queue(sweep, submission))
+            array = submission.array or client.named(name_in_queue(sweep, submission))
             if array is None:
                 raise SchedulerError("squeue gave no answer")
             arrays |= {array} if array else set()
-        queue = scheduler.queue(arrays)
+        queue = client.queue(arrays)
         if queue is None:
             raise SchedulerError("squeue gave no answer")
         if not queue:
             return 0
-        scheduler.cancel(sorted({task.partition("_")[0] for task in queue}, key=int))
+        client.cancel(sorted({task.partition("_")[0] for task in queue}, key=int))
         if time.monotonic() > deadline:
             return len(queue)
         time.sleep(LOOK_SECONDS)

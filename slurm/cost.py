@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.estimate import cohort_seconds, run_seconds, training_multiply_adds
-from benchmark.plan import Grouping, Job, longest_chains
-from benchmark.spec import Run
+from benchmark.core.spec import Run
+from benchmark.planning.cost import cohort_seconds, run_seconds, training_multiply_adds
+from benchmark.planning.jobs import Grouping, Job, longest_chains
 from slurm.profile import Profile
 
 Kind = tuple[str, str, str | None, int, str]

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 def run_job(folder: str, number: int) -> None:
     """Train a job of the sweep in a folder."""
-    from slurm import work
+    from slurm import worker
 
-    work.run_job(folder, number)
+    worker.run_job(folder, number)
 
 
 def keep(folder: str) -> None:
     """Look after the sweep in a folder once."""
-    from slurm import work
+    from slurm import worker
 
-    work.keep(folder)
+    worker.keep(folder)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from benchmark.plan import Grouping
-from benchmark.spec import Frozen
-from benchmark.toml_files import load_toml
+from benchmark.core.spec import Frozen
+from benchmark.io.toml import load_toml
+from benchmark.planning.jobs import Grouping
 
 EXAMPLE = Path(__file__).parent / "profiles" / "example.toml"
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
@@ -165,3 +165,6 @@ def load_profile(path: Path) -> Profile:
         UserError: it cannot be read, or a field of it is refused.
     """
     return load_toml(path, "profile", Profile, str(EXAMPLE))
+
+
+KEEPER_MINUTES = 10

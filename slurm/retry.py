@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmark.command_line import run_app
-from benchmark.errors import UserError
-from benchmark.options import Runs, check_there
-from slurm import scheduler
+from benchmark.cli.app import run_app
+from benchmark.cli.options import Runs, check_there
+from benchmark.core.errors import UserError
+from slurm import client
+from slurm.dependencies import retry
 from slurm.executor import looked_after
-from slurm.reopening import retry
 from slurm.states import Ending
 from slurm.status import SweepName
 from slurm.sweep import chosen_sweep
@@ -33,7 +33,7 @@ def main(
         raise UserError("what is to be tried again? pass --failed, --cancelled, or both")
     console = Console()
     check_there(runs)
-    scheduler.check_installed()
+    client.check_installed()
     chosen = chosen_sweep(runs, sweep)
     if chosen.is_stopped:
         raise UserError(f"sweep {chosen.name} is cancelled; give its command again to go on with it")

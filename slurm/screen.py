@@ -12,11 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.errors import UserError
-from benchmark.progress import BAR_WIDTH
-from benchmark.words import counted, standing
-from slurm.scheduler import SchedulerError
-from slurm.snapshot import CONDITIONS, Condition, Line, Reader, Snapshot
+from benchmark.core.errors import UserError
+from benchmark.core.text import counted, standing
+from benchmark.execution.progress import BAR_WIDTH
+from slurm.client import SchedulerError
+from slurm.monitor import CONDITIONS, Condition, Line, Reader, Snapshot
 
 COLOURS: dict[Condition, str] = {
     "running": "green",

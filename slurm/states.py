@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Literal
 
-from benchmark.owners import Owner
-from benchmark.spec import Frozen
+from benchmark.core.spec import Frozen
+from benchmark.results.owners import Owner
+from slurm.client import Task
 
 Ending = Literal["done", "failed", "blocked", "cancelled"]
 ENDINGS: tuple[Ending, ...] = ("done", "failed", "blocked", "cancelled")
@@ -122,3 +124,19 @@ class Submission(Frozen):
         if len(self.jobs) == 1:
             return {self.jobs[0]: self.array}
         return {job: f"{self.array}_{index}" for index, job in enumerate(self.jobs)}
+
+
+@dataclass
+class Tended:
+    """What one look at a sweep found and did."""
+
+    answers: bool = True
+    """Whether SLURM said what is in its queue."""
+    in_queue: dict[int, Task] = field(default_factory=dict)
+    submitted: list[Submission] = field(default_factory=list)
+    waiting: int = 0
+    """Jobs that could start and for which there is no room."""
+    trouble: str = ""
+    """Why no more was submitted."""
+    is_followed: bool = True
+    """Whether something will look again: a keeper waits, or nothing is left to look for."""

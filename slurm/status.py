@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmark.command_line import run_app
-from benchmark.errors import UserError
-from benchmark.options import Runs, check_there
-from benchmark.words import counted
+from benchmark.cli.app import run_app
+from benchmark.cli.options import Runs, check_there
+from benchmark.core.errors import UserError
+from benchmark.core.text import counted
+from slurm.monitor import Reader
 from slurm.screen import Display, picture, watch
-from slurm.snapshot import Reader
 from slurm.sweep import chosen_sweep, sweeps_in
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -29,11 +29,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from benchmark.errors import UserError, unknown_name
-from benchmark.files import write_text
-from benchmark.results import Store
-from benchmark.spec import Run
-from benchmark.training.material import Settings
+from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.spec import Run
+from benchmark.io.files import write_text
+from benchmark.results.store import Store
+from benchmark.training.settings import Settings
 from slurm.profile import Profile
 from slurm.states import ENDINGS, Ending, State, Submission
 

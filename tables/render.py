@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.cells import cell_len
 
-from benchmark.files import write_text
-from benchmark.statistics import summarise
+from benchmark.core.statistics import summarise
+from benchmark.io.files import write_text
 from tables.escaping import Markup, environment, escape_latex, escape_markdown, plain
-from tables.page import BEST_EXPLANATION, BEST_TITLE, TEACHER, Entry, Marks, Page, PageRow, page_of
 from tables.result import ABSENT, Cell, TableResult
 from tables.specification import Column, Row, number_at
 from tables.terminal import superscript, to_terminal
+from tables.view import BEST_EXPLANATION, BEST_TITLE, TEACHER, Entry, Marks, Page, PageRow, page_of
 
 __all__ = ["Cell", "TableResult", "to_csv", "to_latex", "to_markdown", "to_terminal", "write_reports"]
 

@@ -16,10 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from benchmark.errors import UserError
-from benchmark.protocols import PROTOCOLS
-from benchmark.spec import Augmentation
-from tables.fields import Frozen, Name, file_name, known_scales, load, located_datasets, names_in
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import PROTOCOLS
+from benchmark.core.spec import Augmentation
+from tables.schema import Frozen, Name, file_name, known_scales, load, located_datasets, names_in
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "tables/table_II.toml"

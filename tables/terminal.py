@@ -15,8 +15,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from tables.escaping import plain
-from tables.page import Entry, Page, PageRow, page_of
 from tables.result import ABSENT, TableResult
+from tables.view import Entry, Page, PageRow, page_of
 
 WIDEST_GAP = 3
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from benchmark.audit.audit import audit_of
 from benchmark.audit.claims import Claims, load_claims
-from benchmark.audit.findings import Audit, Finding
-from benchmark.audit.judgement import audit_of
 from benchmark.audit.results import panels_of
+from benchmark.audit.verdicts import Audit, Finding
 from figures.result import FigureResult, PanelResult
 from figures.specification import load_figure
 from tables.result import Cell, Price, Seed, Status, TableResult

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmark.command_line import run_app
-from benchmark.results import Record, Store
+from benchmark.cli.app import run_app
+from benchmark.results.record import Record
+from benchmark.results.store import Store
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 120.0

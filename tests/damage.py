@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmark.results import Store
-from benchmark.spec import Run
+from benchmark.core.spec import Run
+from benchmark.results.store import Store
 from tests.engine import run_of
 
 RUN = run_of("Baseline")

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
+from benchmark.core.protocols import STAGE_SCHEDULES
+from benchmark.core.spec import Precision, Protocol, Run, Scale, Schedule
 from benchmark.data import load_dataset
 from benchmark.data.dataset import Dataset
-from benchmark.plan import Request, with_dependencies
-from benchmark.protocols import STAGE_SCHEDULES
-from benchmark.results import Record, Store, outcome
-from benchmark.spec import Precision, Protocol, Run, Scale, Schedule
+from benchmark.planning.request import Request, with_dependencies
+from benchmark.results.record import Record, outcome
+from benchmark.results.store import Store
 from benchmark.training.job import execute
-from benchmark.training.material import Settings
+from benchmark.training.settings import Settings
 
 STUDENT, TEACHER = "ResNet8", "ResNet20"
 METHODS = ("CRD", "SSKD", "HSSAKD", "PS-KD", "LSSKD")

@@ -11,10 +11,11 @@ import pytest
 from torch import Tensor
 
 from benchmark.backbones import build_network
+from benchmark.core.rng import generator
+from benchmark.core.spec import Run
 from benchmark.merge import Finding, Kind, Merge
-from benchmark.results import Record, Store, checksum_of
-from benchmark.spec import Run
-from benchmark.streams import generator
+from benchmark.results.record import Record, checksum_of
+from benchmark.results.store import Store
 from benchmark.training.job import execute
 from tests import engine, report_records
 from tests.commands import files_under

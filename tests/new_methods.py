@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import methods
-from benchmark import method_files
-from benchmark.method import Method
-from benchmark.registry import all_methods, method_class
+from benchmark.method.contract import Method
+from benchmark.plugins import source
+from benchmark.plugins.registry import all_methods, method_class
 
 SOURCE = '''"""Logits follow logits."""
 
-from benchmark.method import Method, MethodOptions
+from benchmark.method.contract import Method, MethodOptions
 from methods.baseline import label_loss
 
 
@@ -73,7 +73,7 @@ class NewMethods:
     def forget(self) -> None:
         """What a new process would not know."""
         all_methods.cache_clear()
-        method_files._code_in.cache_clear()
+        source._code_in.cache_clear()
         for name, module in list(sys.modules.items()):
             if name.startswith("methods.") and str(module.__file__).startswith(str(self.folder)):
                 del sys.modules[name]

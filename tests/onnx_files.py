@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.backbones.network import Network
-from benchmark.streams import generator
+from benchmark.core.rng import generator
 from benchmark.training.learner import fresh_network
 
 SEEN = 12

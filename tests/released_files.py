@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmark import streams
 from benchmark.backbones import build_network
 from benchmark.backbones.network import Network
 from benchmark.backbones.released import ReleasedWeights
+from benchmark.core import rng
 
 NAME = "ResNet20"
 
 
 def network(seed: int = 0, num_classes: int = 10) -> Network:
     module = build_network(NAME, num_classes)
-    module.initialise(lambda name: streams.generator(name, seed))
+    module.initialise(lambda name: rng.generator(name, seed))
     return module
 
 

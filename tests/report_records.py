@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.grid import grid_of
-from benchmark.plan import Request, with_dependencies
-from benchmark.protocols import protocol_named, scale_named
-from benchmark.registry import method_class
-from benchmark.results import Store
-from benchmark.spec import Run
-from benchmark.streams import generator
+from benchmark.core.protocols import protocol_named, scale_named
+from benchmark.core.rng import generator
+from benchmark.core.spec import Run
+from benchmark.planning.request import Request, with_dependencies
+from benchmark.planning.tables import grid_of
+from benchmark.plugins.registry import method_class
+from benchmark.results.store import Store
 from tables.specification import load_table
 
 

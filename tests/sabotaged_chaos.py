@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmark.chaos import faults, sweep
-from benchmark.chaos.harness import Harness
-from benchmark.claims import Claims
-from benchmark.results import Store
+from benchmark.results.leases import Claims
+from benchmark.results.store import Store
 from benchmark.training import checkpoint
+from tests.chaos import faults, fixture
+from tests.chaos.harness import Harness
 
 FIGURE = b'"loss": '
-hash_file, plan = checkpoint.sha256_of, sweep.jobs_for
+hash_file, plan = checkpoint.sha256_of, fixture.jobs_for
 
 
 class Whatever(str):
@@ -52,7 +52,7 @@ def without_kd(runs: Any, *rest: Any) -> list[Any]:
 BROKEN: dict[str, tuple[Any, str, Callable[..., Any], dict[str, int], int]] = {
     "nothing": (Store, "root", lambda: None, {"checkpoint": 1, "record": 1}, 8),
     "records are not verified": (
-        sys.modules["benchmark.results"],
+        sys.modules["benchmark.results.store"],
         "checksum_of",
         lambda record: record.get("sha256"),
         {"record": 1},
@@ -60,7 +60,7 @@ BROKEN: dict[str, tuple[Any, str, Callable[..., Any], dict[str, int], int]] = {
     ),
     "checkpoints are not verified": (checkpoint, "sha256_of", unverified, {"checkpoint": 1}, 8),
     "claims are not respected": (Claims, "holder", lambda *_: None, {"run.json": 1}, 6),
-    "a run is forgotten": (sweep, "jobs_for", without_kd, {"run.json": 1}, 3),
+    "a run is forgotten": (fixture, "jobs_for", without_kd, {"run.json": 1}, 3),
 }
 """What is replaced by what, which files are damaged then, and how many faults are to count."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from slurm.devcluster import Cluster, devcluster, missing
+from tests.devcluster import Cluster, devcluster, missing
 
 PATIENCE = 150.0
 """Seconds after which something that should have happened is given up."""

@@ -20,25 +20,27 @@ import psutil
 import pytest
 import torch
 
+from benchmark.core.spec import Run
 from benchmark.data import load_dataset
-from benchmark.plan import Job, jobs_for
-from benchmark.pool import run_jobs
-from benchmark.results import Store, outcome
-from benchmark.schedule import Watcher
-from benchmark.spec import Run
-from benchmark.targets import TableTarget, Wish
-from benchmark.teachers import Teachers
-from benchmark.training.material import Settings
-from slurm.devcluster import Cluster, processes_of
-from slurm.dispatch import tend
-from slurm.planning import Asked, planned_sweep
+from benchmark.execution.pool import run_jobs
+from benchmark.execution.scheduler import Watcher
+from benchmark.planning.jobs import Job, jobs_for
+from benchmark.planning.request import Wish
+from benchmark.planning.teachers import Teachers
+from benchmark.results.record import outcome
+from benchmark.results.store import Store
+from benchmark.targets import TableTarget
+from benchmark.training.settings import Settings
+from slurm.dependencies import take_up
+from slurm.dispatcher import tend
+from slurm.plan import Asked, planned_sweep
 from slurm.profile import Profile
-from slurm.reopening import take_up
 from slurm.states import Ending
-from slurm.submission import NotNow
+from slurm.submit import NotNow
 from slurm.sweep import Sweep
 from tables.specification import load_table
 from tests.commands import ROOT, small_dataset, small_table
+from tests.devcluster import Cluster, processes_of
 from tests.slurm_cluster import PATIENCE, until
 
 EPOCHS = 8

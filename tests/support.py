@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from benchmark.backbones.auxiliary import BranchOutputs
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs, Shape
-from benchmark.method import Context, Mixture, Step, View
-from benchmark.streams import generator
+from benchmark.core.rng import generator
+from benchmark.method.contract import Context, Mixture, Step, View
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-10

@@ -23,17 +23,18 @@ import benchmark.training.cohort as cohort_module
 import benchmark.training.evaluation as evaluation_module
 import benchmark.training.learner as learner_module
 import benchmark.training.teacher as teacher_module
+from benchmark.core.devices import autocast
+from benchmark.core.protocols import protocol_named
+from benchmark.core.rng import generator
+from benchmark.core.spec import Augmentation, Run, Scale
 from benchmark.data.augmentation import evaluation_batches
-from benchmark.plan import Request
-from benchmark.protocols import protocol_named
-from benchmark.registry import all_methods
-from benchmark.spec import Augmentation, Run, Scale
-from benchmark.streams import generator
+from benchmark.planning.request import Request
+from benchmark.plugins.registry import all_methods
 from benchmark.training.cohort import Cohort
-from benchmark.training.devices import autocast
+from benchmark.training.dummies import random_images, untrained_teacher
 from benchmark.training.evaluation import Evaluation
-from benchmark.training.material import Material, Settings
-from benchmark.training.untrained import random_images, untrained_teacher
+from benchmark.training.inputs import Material
+from benchmark.training.settings import Settings
 
 META = torch.device("meta")
 CPU = torch.device("cpu")

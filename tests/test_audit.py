@@ -13,12 +13,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from benchmark.audit.__main__ import main
+from benchmark.audit.audit import audit_of
 from benchmark.audit.claims import Claim
-from benchmark.audit.findings import Audit, Count, Verdict, agrees, count_of, counts_of, on_paper
-from benchmark.audit.judgement import audit_of
-from benchmark.audit.pages import summary, to_csv, to_json, to_markdown, to_terminal
+from benchmark.audit.render import summary, to_csv, to_json, to_markdown, to_terminal
 from benchmark.audit.sources import Paper
-from benchmark.errors import UserError
+from benchmark.audit.verdicts import Audit, Count, Verdict, agrees, count_of, counts_of, on_paper
+from benchmark.core.errors import UserError
 from benchmark.report.data import collect
 from benchmark.report.html import to_html
 from tables.specification import load_table

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmark.audit.claims import load_claims
 from benchmark.audit.expressions import FUNCTIONS, Reference, parse
 from benchmark.audit.values import NoNumber, Numbers, Row, Value, evaluate
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 
 ROWS = {
     ("II", "KD"): {"a": 75.0, "b": 70.0, "c": 71.0},

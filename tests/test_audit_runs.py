@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmark.audit.audit import audit_of
 from benchmark.audit.claims import Claim, Relation
-from benchmark.audit.findings import Answer, Verdict
-from benchmark.audit.judgement import audit_of
-from benchmark.audit.of_runs import judged
-from benchmark.statistics import Difference, difference_of, paired_difference, pooled_difference
+from benchmark.audit.measured import judged
+from benchmark.audit.verdicts import Answer, Verdict
+from benchmark.core.statistics import Difference, difference_of, paired_difference, pooled_difference
 from tables.result import TableResult
 from tables.specification import load_table
 from tests.audits import PRICE, SHIPPED, Values, ahead_by, audited, measured, panel

@@ -19,7 +19,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark import streams
 from benchmark.backbones import (
     AuxiliaryBranches,
     Network,
@@ -30,6 +29,7 @@ from benchmark.backbones import (
     public_name,
 )
 from benchmark.backbones.cost import multiply_adds, parameters
+from benchmark.core import rng
 
 GOLDEN = Path(__file__).parent / "golden"
 FACTS = json.loads((GOLDEN / "backbones.json").read_text())
@@ -231,7 +231,7 @@ def test_every_golden_network_is_compared() -> None:
 
 
 def named_streams(seed: int, changed: str = "") -> Callable[[str], torch.Generator]:
-    return lambda name: streams.generator("weights", name, seed + 100 if name == changed else seed)
+    return lambda name: rng.generator("weights", name, seed + 100 if name == changed else seed)
 
 
 def initialised(build: Callable[[str, int], Network | AuxiliaryBranches], name: str, *seeds: object) -> nn.Module:

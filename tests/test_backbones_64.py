@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from benchmark.backbones import build_branches, build_network, shape_of
-from benchmark.plan import Request
-from benchmark.registry import method_class
-from benchmark.spec import Protocol, Scale, Schedule
-from benchmark.streams import generator
+from benchmark.core.rng import generator
+from benchmark.core.spec import Protocol, Scale, Schedule
+from benchmark.planning.request import Request
+from benchmark.plugins.registry import method_class
 from benchmark.training.cohort import Cohort
-from benchmark.training.material import Material, Settings
-from benchmark.training.untrained import random_images, untrained_teacher
+from benchmark.training.dummies import random_images, untrained_teacher
+from benchmark.training.inputs import Material
+from benchmark.training.settings import Settings
 from tests.test_backbones_contract import LIGHT, SMALLEST
 
 SIZE, CLASSES, JOINT_LABELS, BATCH = 64, 200, 800, 2

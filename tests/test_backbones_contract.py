@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark import streams
 from benchmark.backbones import (
     AuxiliaryBranches,
     Network,
@@ -29,7 +28,8 @@ from benchmark.backbones.resnet import NARROW, resnet
 from benchmark.backbones.shufflenet_v1 import shuffle_channels
 from benchmark.backbones.vgg import VGG8, vgg, vgg_branches
 from benchmark.backbones.wrn import wide_resnet
-from benchmark.errors import UserError
+from benchmark.core import rng
+from benchmark.core.errors import UserError
 from tests.test_backbones import (
     DOUBLE,
     NAMES,
@@ -72,7 +72,7 @@ DIVISORS = {
 @pytest.mark.parametrize("size", [8, 64])
 def test_other_image_sizes_work_with_the_branches_too(fresh: tuple[str, Network, AuxiliaryBranches], size: int) -> None:
     name, network, branches = fresh
-    outputs = network(torch.randn(1, 3, size, size, generator=streams.generator("images")), preactivations=True)
+    outputs = network(torch.randn(1, 3, size, size, generator=rng.generator("images")), preactivations=True)
     shape = shape_of(name, network, size)
     if FAMILY[name] in DIVISORS:
         divisors = DIVISORS[FAMILY[name]][size == 64]
@@ -108,7 +108,7 @@ def test_asking_for_preactivations_changes_neither_outputs_nor_statistics(
     fresh: tuple[str, Network, AuxiliaryBranches],
 ) -> None:
     asked, plain = copy.deepcopy(fresh[1]).train(), copy.deepcopy(fresh[1]).train()
-    images = torch.randn(4, 3, 8, 8, generator=streams.generator("images"))
+    images = torch.randn(4, 3, 8, 8, generator=rng.generator("images"))
     with_maps, without = asked(images, preactivations=True), plain(images)
     assert without.preactivations is None
     assert torch.equal(with_maps.logits, without.logits)

@@ -15,13 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark.backbones import (
-    Outputs,
-    build_branches,
-    build_network,
-    is_mobile_network,
-    uses_grouped_convolutions,
-)
+from benchmark.backbones import Outputs, build_branches, build_network, is_mobile_network, uses_grouped_convolutions
 from benchmark.backbones.cost import multiply_adds, parameters
 from benchmark.backbones.mobilenet_v2_tfkd import MobileNetV2TfKD
 from benchmark.backbones.preact_resnet import Block

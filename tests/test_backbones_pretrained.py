@@ -17,8 +17,8 @@ import torch
 from benchmark.backbones import build_network, pretrained
 from benchmark.backbones.pretrained import torchvision_teacher
 from benchmark.backbones.released import apply_to, load_released
+from benchmark.core.errors import UserError
 from benchmark.data.torchvision_operators import import_torchvision
-from benchmark.errors import UserError
 
 NETWORK = "ImageNet-ResNet18"
 

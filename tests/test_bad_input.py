@@ -16,11 +16,11 @@ import torch
 from benchmark import run as run_module
 from benchmark import tune as tune_module
 from benchmark.backbones import build_branches, build_network, network_names
-from benchmark.command_line import run_app
+from benchmark.cli.app import run_app
+from benchmark.core.errors import UserError
 from benchmark.data import load_dataset
-from benchmark.errors import UserError
-from benchmark.files import check_writable, remove_leftovers, replacing, write_text
-from benchmark.results import Store
+from benchmark.io.files import check_writable, remove_leftovers, replacing, write_text
+from benchmark.results.store import Store
 from slurm.profile import EXAMPLE
 from tests.commands import arguments, environment, files_under, run_command, small_dataset, small_table
 from tests.engine import run_of

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.results import Store
+from benchmark.results.store import Store
 from benchmark.training import job
-from benchmark.training.broken import BrokenRuns
+from benchmark.training.failures import BrokenRuns
 from benchmark.training.job import execute
 from tests import engine
 from tests.commands import arguments, run_here, small_dataset, small_table

@@ -8,12 +8,12 @@ import json
 
 import pytest
 
-from benchmark import facts
 from benchmark.catalogue import FACTS, PAGE, entries, golden_cases, to_markdown
-from benchmark.facts import IMAGE_SIZE, reference_run
-from benchmark.plan import training_multiply_adds
-from benchmark.protocols import PROTOCOLS
-from benchmark.registry import all_methods, method_class, method_names
+from benchmark.core.protocols import PROTOCOLS
+from benchmark.planning import facts
+from benchmark.planning.cost import training_multiply_adds
+from benchmark.planning.facts import IMAGE_SIZE, reference_run
+from benchmark.plugins.registry import all_methods, method_class, method_names
 
 facts_of = functools.cache(facts.facts_of)
 

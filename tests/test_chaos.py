@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.chaos.faults import DAMAGES, Damage, Files, rounds
-from benchmark.chaos.verdict import wrong_figure
-from benchmark.chaos.witness import Pen, Seen
+from tests.chaos.compare import wrong_figure
+from tests.chaos.faults import DAMAGES, Damage, Files, rounds
+from tests.chaos.tracing import Pen, Seen
 from tests.commands import ROOT, environment
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers are forked")
@@ -26,7 +26,7 @@ def program(module: str, *given: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_hundred_faults_cost_nothing(tmp_path: Path) -> None:
-    ended = program("benchmark.chaos", "--faults", "200", "--seconds", "500", "--keep", str(tmp_path / "kept"))
+    ended = program("tests.chaos", "--faults", "200", "--seconds", "500", "--keep", str(tmp_path / "kept"))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = {line[:16].strip(): [int(text) for text in line[16:].split()] for line in ended.stdout.splitlines()[1:13]}
     injected, counted = rows["total"]
@@ -176,13 +176,13 @@ def test_the_first_difference_is_named() -> None:
     ],
 )
 def test_bad_input_is_refused(tmp_path: Path, capsys, monkeypatch, given: list[str], said: str) -> None:
-    from benchmark.chaos.__main__ import app
-    from benchmark.command_line import run_app
+    from benchmark.cli.app import run_app
+    from tests.chaos.__main__ import app
 
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(sys, "argv", ["chaos", *(text.format(tmp=tmp_path) for text in given)])
     with pytest.raises(SystemExit) as ended:
-        run_app(app, "python -m benchmark.chaos")
+        run_app(app, "python -m tests.chaos")
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark import claims, owners
-from benchmark.claims import Claim, Claims
-from benchmark.errors import UserError
-from benchmark.owners import Owner, this_owner
+from benchmark.core.errors import UserError
+from benchmark.results import leases, owners
+from benchmark.results.leases import Claim, Claims
+from benchmark.results.owners import Owner, this_owner
 
 FORK = multiprocessing.get_context("fork")
 SILENT = 300.0
@@ -118,7 +118,7 @@ def test_an_owner_that_nobody_can_ask_after_holds_as_long_as_it_beats(
     tmp_path: Path, since_claim: float, since_beat: float, is_held: bool
 ) -> None:
     claimed_by(tmp_path / "run", owner(), seconds_ago=since_claim)
-    beat = tmp_path / claims.OWNERS / owner().token
+    beat = tmp_path / leases.OWNERS / owner().token
     beat.parent.mkdir()
     beat.touch()
     aged(beat, since_beat)
@@ -169,7 +169,7 @@ def test_a_claim_that_is_released_is_free_and_its_number_is_not_used_again(tmp_p
         assert taking.holder(tmp_path / "run") is None
     assert numbers == [1, 2, 3]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["claim-000003.json"]
-    assert not (tmp_path / claims.OWNERS).exists()
+    assert not (tmp_path / leases.OWNERS).exists()
 
 
 def test_a_claim_on_what_is_done_leaves_no_file(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_no_content_of_a_claim_does_harm(tmp_path_factory: pytest.TempPathFactor
     path = claimed_by(folder / "run", owner())
     path.write_bytes(content)
     holder = Claims(folder).holder(folder / "run")
-    assert (holder is None) == (content == claims.RELEASED.encode())
+    assert (holder is None) == (content == leases.RELEASED.encode())
 
 
 def full(*_: object, **__: object) -> None:
@@ -221,7 +221,7 @@ def test_a_folder_in_which_nothing_can_be_made_is_told_in_one_line() -> None:
 def beats_and_release(folder: Path, change: Callable[[Claim], None]) -> float:
     held = Claims(folder).take(folder / "run")
     assert isinstance(held, Claim)
-    beat = folder / claims.OWNERS / this_owner().token
+    beat = folder / leases.OWNERS / this_owner().token
     aged(beat, 1000)
     change(held)
     time.sleep(0.15)
@@ -231,6 +231,6 @@ def beats_and_release(folder: Path, change: Callable[[Claim], None]) -> float:
 
 
 def test_an_owner_beats_while_it_holds_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.02)
     assert beats_and_release(tmp_path, lambda held: None) < 10
     assert beats_and_release(tmp_path, lambda held: held.release()) == 1000

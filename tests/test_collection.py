@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from benchmark.collection import Collection
-from benchmark.plan import ReleasedFile, Request
-from benchmark.protocols import protocol_named, scale_named
-from benchmark.results import Record
-from benchmark.spec import ReleasedTeacher, Run
+from benchmark.analysis.query import Collection
+from benchmark.analysis.tables import table_in_setting
+from benchmark.core.protocols import protocol_named, scale_named
+from benchmark.core.spec import ReleasedTeacher, Run
+from benchmark.planning.request import ReleasedFile, Request
+from benchmark.results.record import Record
 from tables.result import TableResult
 from tables.specification import Column, Row, Table
 from tests import engine
@@ -40,7 +41,7 @@ def kd(seed: int = 0, **changes: Any) -> Run:
 def table_of(runs: Sequence[Run]) -> TableResult:
     collection = Collection([record(run, 50.0 + run.seed) for run in runs])
     (setting,) = collection.settings()
-    return collection.table(TABLE, setting)
+    return table_in_setting(TABLE, collection, setting)
 
 
 def test_a_cell_holds_all_seeds_that_there_are_and_says_how_many_are_missing() -> None:
@@ -71,7 +72,7 @@ def test_seeds_of_two_precisions_are_not_mixed() -> None:
 )
 def test_a_run_that_is_another_fills_no_cell(other: Run) -> None:
     collection = Collection([record(request().run("Baseline", "ResNet20", None, 0)), record(other)])
-    assert collection.table(TABLE, collection.settings()[0]).cell("KD", COLUMN.name).values == ()
+    assert table_in_setting(TABLE, collection, collection.settings()[0]).cell("KD", COLUMN.name).values == ()
 
 
 def test_a_teacher_is_found_by_the_column_it_teaches_in() -> None:
@@ -82,7 +83,7 @@ def test_a_teacher_is_found_by_the_column_it_teaches_in() -> None:
 
 def tables_of(runs: Sequence[Run], **figures: dict[str, float]) -> list[TableResult]:
     collection = Collection([record(run, 50.0 + run.seed) for run in runs], figures)
-    return [collection.table(TABLE, setting) for setting in collection.settings()]
+    return [table_in_setting(TABLE, collection, setting) for setting in collection.settings()]
 
 
 def test_students_of_a_teacher_from_a_file_stand_in_a_table_of_their_own() -> None:
@@ -145,14 +146,14 @@ def test_each_dataset_scale_and_changed_protocol_is_a_setting_of_its_own() -> No
     ]
     collection = Collection([record(run) for run in runs])
     assert len(collection.settings()) == 4
-    results = [collection.table(TABLE, setting) for setting in collection.settings()]
+    results = [table_in_setting(TABLE, collection, setting) for setting in collection.settings()]
     assert [result.cell("KD", COLUMN.name).values for result in results] == [(50.0,)] * 4
     assert len({(result.stem, result.remarks) for result in results}) == 4
 
 
 def test_a_failed_run_is_told_of() -> None:
     collection = Collection([record(kd(0)), record(kd(1), status="failed")])
-    cell = collection.table(TABLE, collection.settings()[0]).cell("KD", COLUMN.name)
+    cell = table_in_setting(TABLE, collection, collection.settings()[0]).cell("KD", COLUMN.name)
     assert cell.status == "partial"
     assert cell.notes == ("KD, WRN-16-2>ResNet20, seed 1: no number",)
 

@@ -21,20 +21,21 @@ from torch import Tensor, nn
 import benchmark.backbones as backbones
 from benchmark.backbones import build_network, network_names
 from benchmark.backbones.four_stage_resnet import Plan, four_stage_branches, four_stage_resnet, imagenet_resnet
+from benchmark.core.devices import placed
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import STAGE_SCHEDULES
+from benchmark.core.spec import Protocol, Run, Schedule
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, TrainingSource
 from benchmark.data.dataset import Dataset, ImageSet
-from benchmark.errors import UserError
-from benchmark.plan import with_dependencies
-from benchmark.protocols import STAGE_SCHEDULES
-from benchmark.registry import all_methods, method_class
-from benchmark.results import Store, outcome
-from benchmark.spec import Protocol, Run, Schedule
+from benchmark.planning.request import with_dependencies
+from benchmark.plugins.registry import all_methods, method_class
+from benchmark.results.record import outcome
+from benchmark.results.store import Store
 from benchmark.training import cohort as cohort_module
 from benchmark.training.cohort import Cohort
-from benchmark.training.devices import placed
+from benchmark.training.inputs import Material, load_teacher, recipe_for
 from benchmark.training.learner import Learner, head_key, network_shape
-from benchmark.training.material import Material, load_teacher, recipe_for
 from benchmark.training.teacher import Teacher
 from tests.engine import request, settings
 

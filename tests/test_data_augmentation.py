@@ -14,14 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmark.data import load_dataset
-from benchmark.data.augmentation import (
-    Batch,
-    EpochPlan,
-    Recipe,
-    TrainingSource,
-    evaluation_batches,
-    rotations,
-)
+from benchmark.data.augmentation import Batch, EpochPlan, Recipe, TrainingSource, evaluation_batches, rotations
 from benchmark.data.dataset import ImageSet
 from benchmark.data.torchvision_operators import import_torchvision
 

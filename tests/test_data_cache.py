@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmark.core.errors import UserError
 from benchmark.data.cache import Content, Place, place_for, read_or_build
 from benchmark.data.dataset import ImageSet
-from benchmark.errors import UserError
 
 
 def content(seed: int = 0) -> Content:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmark.core.errors import UserError
 from benchmark.data import Dataset, load_dataset
 from benchmark.data.torchvision_operators import import_torchvision
-from benchmark.errors import UserError
 
 CLASSES = [f"class_{number:02}" for number in range(100)]
 PER_CLASS = {"train": 2, "test": 1}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.core.errors import UserError
 from benchmark.data import Dataset, download, load_dataset, tiny_imagenet
-from benchmark.errors import UserError
 from tests.test_data_tiny_imagenet import write_dataset
 
 Answer = Callable[[BaseHTTPRequestHandler], None]

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import benchmark.data.folders as folders_module
+from benchmark.core.errors import UserError
 from benchmark.data import Dataset, dataset_names, load_dataset
 from benchmark.data.folders import decode_images
-from benchmark.errors import UserError
 
 SIZE = 8
 DESCRIPTION = """

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmark.core.errors import UserError
 from benchmark.data import dataset_names, load_dataset
-from benchmark.data.forms import FORMS, UNREAD, known_form
-from benchmark.errors import UserError
-from benchmark.results import Store
+from benchmark.data.stubs import FORMS, UNREAD, known_form
+from benchmark.results.store import Store
 from tests.commands import files_under, run_here
 from tests.engine import run_of
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmark.core.errors import UserError
 from benchmark.data import imagenet, load_dataset
-from benchmark.data.image_files import ImageFiles
+from benchmark.data.streamed import ImageFiles
 from benchmark.data.subsets import held_out, stratified_fraction
-from benchmark.errors import UserError
 from tests.photographs import WNIDS, made_up_imagenet
 
 

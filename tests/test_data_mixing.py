@@ -17,14 +17,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmark.core.protocols import PROTOCOLS
+from benchmark.core.rng import generator
+from benchmark.core.spec import Augmentation
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, Recipe, RotatedCrop, TrainingSource, View
 from benchmark.data.dataset import ImageSet
 from benchmark.data.mixing import draw_mix
-from benchmark.protocols import PROTOCOLS
-from benchmark.spec import Augmentation
-from benchmark.streams import generator
-from benchmark.training.material import recipe_for
+from benchmark.training.inputs import recipe_for
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 VIEWS: tuple[View, ...] = ("plain", "rotated", "second", "same_class")

@@ -18,8 +18,8 @@ from benchmark.data import Dataset, imagenet
 from benchmark.data import decoding as decoding_module
 from benchmark.data.augmentation import Recipe, View, evaluation_batches, rotations
 from benchmark.data.decoding import RATIO, SCALE, evaluation_crop, random_box, training_crop
-from benchmark.data.image_files import ImageFiles
 from benchmark.data.mixing import cut_out
+from benchmark.data.streamed import ImageFiles
 from benchmark.data.streaming import StreamedSource
 from benchmark.data.torchvision_operators import import_torchvision
 from tests.photographs import SIZE, dataset, photograph, root, shown, small_crops, source_of

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmark.core.errors import UserError
 from benchmark.data.subsets import held_out, stratified_fraction
-from benchmark.errors import UserError
 
 
 @st.composite

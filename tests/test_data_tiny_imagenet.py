@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import protocol_named
 from benchmark.data import Dataset, folders, load_dataset
 from benchmark.data.tiny_imagenet import list_images
-from benchmark.errors import UserError
-from benchmark.protocols import protocol_named
-from benchmark.training.material import recipe_for
+from benchmark.training.inputs import recipe_for
 
 WNIDS = [f"n{number:08}" for number in range(1440, 1640)]
 FIRST, LAST = WNIDS[0], WNIDS[-1]

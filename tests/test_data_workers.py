@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmark.core.errors import UserError
 from benchmark.data import Dataset, load_dataset
 from benchmark.data import decoding as decoding_module
 from benchmark.data.augmentation import View, evaluation_batches
 from benchmark.data.decoding import decode_workers
-from benchmark.errors import UserError
 from tests.photographs import WNIDS, dataset, made_up_imagenet, root, shown, small_crops, source_of
 
 __all__ = ["dataset", "root", "small_crops"]
@@ -41,7 +41,7 @@ def digest(root: Path) -> str:
 
 def test_the_number_of_workers_does_not_move_a_bit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmark.data.streaming.CHUNK", 3)
-    monkeypatch.setattr("benchmark.data.image_files.CHUNK", 2)
+    monkeypatch.setattr("benchmark.data.streamed.CHUNK", 2)
     expected = digest(root)
     for workers in ("1", "2"):
         monkeypatch.setenv("KD_DATA_WORKERS", workers)

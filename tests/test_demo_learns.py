@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmark.core.protocols import PROTOCOLS, SCALES
+from benchmark.core.spec import Protocol, Run
 from benchmark.data import load_dataset
-from benchmark.plan import Request, jobs_for
-from benchmark.pool import run_jobs
-from benchmark.protocols import PROTOCOLS, SCALES
-from benchmark.registry import all_methods
-from benchmark.results import Store
-from benchmark.schedule import Watcher
-from benchmark.spec import Protocol, Run
-from benchmark.training.material import Settings
+from benchmark.execution.pool import run_jobs
+from benchmark.execution.scheduler import Watcher
+from benchmark.planning.jobs import jobs_for
+from benchmark.planning.request import Request
+from benchmark.plugins.registry import all_methods
+from benchmark.results.store import Store
+from benchmark.training.settings import Settings
 
 TEACHER, STUDENT = "ResNet20", "ResNet8"
 SHARE = 1 / 4

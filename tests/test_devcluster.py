@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.errors import UserError
-from slurm.devcluster import Cluster, Layout, cluster_in, configuration, devcluster, missing, processes_of, up
+from benchmark.core.errors import UserError
 from tests.commands import ROOT
+from tests.devcluster import Cluster, Layout, cluster_in, configuration, devcluster, missing, processes_of, up
 from tests.slurm_cluster import cluster, needs_slurm, until
 
 __all__ = ["cluster"]
@@ -109,7 +109,7 @@ def test_down_ends_a_job_whose_step_daemon_was_killed() -> None:
 def test_down_cleans_up_after_an_up_that_was_killed(tmp_path: Path) -> None:
     folder = tmp_path / "cluster"
     program = (
-        "import sys; from pathlib import Path; from slurm.devcluster import Layout, up; up(Path(sys.argv[1]), Layout())"
+        "import sys; from pathlib import Path; from tests.devcluster import Layout, up; up(Path(sys.argv[1]), Layout())"
     )
     starting = subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=ROOT)
     until(lambda: (folder / "n2.process").exists(), "the start of the second node")
@@ -176,7 +176,7 @@ def test_a_folder_that_is_not_the_clusters_own_is_neither_used_nor_removed(tmp_p
 def test_the_command_line_brings_a_cluster_up_and_down(tmp_path: Path) -> None:
     folder = tmp_path / "cluster"
     options = ("--folder", str(folder), "--nodes", "2", "--set", "MaxArraySize=5")
-    started = run("-m", "slurm.devcluster", "up", *options)
+    started = run("-m", "tests.devcluster", "up", *options)
     try:
         assert started.returncode == 0, started.stderr
         assert started.stdout.count("\n") == 1
@@ -186,14 +186,14 @@ def test_the_command_line_brings_a_cluster_up_and_down(tmp_path: Path) -> None:
         assert re.search(r"MaxArraySize\s+= 5\n", asked.stdout)
     finally:
         name = cluster_in(folder).name
-        ended = run("-m", "slurm.devcluster", "down", "--folder", str(folder))
+        ended = run("-m", "tests.devcluster", "down", "--folder", str(folder))
     assert ended.returncode == 0, ended.stderr
     assert processes_of(folder, name) == []
     assert not folder.exists()
 
 
 def test_a_missing_daemon_is_said_in_one_line(tmp_path: Path) -> None:
-    refused = run("-m", "slurm.devcluster", "up", "--folder", str(tmp_path / "cluster"), PATH=str(tmp_path))
+    refused = run("-m", "tests.devcluster", "up", "--folder", str(tmp_path / "cluster"), PATH=str(tmp_path))
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "munged, slurmctld, slurmd" in refused.stderr

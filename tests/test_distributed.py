@@ -24,26 +24,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run, Schedule
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, Recipe, Source
 from benchmark.data.streaming import training_source
-from benchmark.errors import UserError
-from benchmark.method import averaged, gathered
-from benchmark.plan import Job
-from benchmark.pool import run_jobs
-from benchmark.registry import method_class
-from benchmark.results import Store, outcome
-from benchmark.schedule import Watcher
-from benchmark.spec import Run, Schedule
+from benchmark.execution.pool import run_jobs
+from benchmark.execution.scheduler import Watcher
+from benchmark.method.collectives import FEWEST_ROWS, Group, fewest_rows, rows_of
+from benchmark.method.contract import averaged, gathered
+from benchmark.planning.jobs import Job
+from benchmark.plugins.registry import method_class
+from benchmark.results.record import outcome
+from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
+from benchmark.training.checkpoint import cohort_folder
 from benchmark.training.cohort import train
-from benchmark.training.cohort_folder import cohort_folder
-from benchmark.training.distributed import FEWEST_ROWS, Group, fewest_rows, rows_of
+from benchmark.training.dummies import random_images
 from benchmark.training.job import execute
+from benchmark.training.launcher import BrokenProcesses, check_sharing
 from benchmark.training.learner import Learner
-from benchmark.training.material import Settings
-from benchmark.training.processes import BrokenProcesses, check_sharing
-from benchmark.training.untrained import random_images
+from benchmark.training.settings import Settings
 from tests.engine import SHORT, request, settings, shrunk
 from tests.photographs import made_up_imagenet
 from tests.two_processes import (

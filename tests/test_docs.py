@@ -20,17 +20,19 @@ from PIL import Image
 
 import methods
 from benchmark.backbones import network_names
-from benchmark.command_line import assigned_files, names, parse_pair, parse_settings
+from benchmark.cli.app import names
+from benchmark.core.protocols import PROTOCOLS, SCALES, SEEDS
+from benchmark.core.rng import generator
 from benchmark.data import load_dataset
-from benchmark.data.described import Description, read_description
-from benchmark.grid import grid_of
-from benchmark.plan import with_dependencies
-from benchmark.points import points_of
-from benchmark.protocols import PROTOCOLS, SCALES, SEEDS
-from benchmark.registry import all_methods, method_class, method_names, resolve_options
-from benchmark.results import Store
-from benchmark.run import ALL
-from benchmark.streams import generator
+from benchmark.data.custom import Description, read_description
+from benchmark.planning.figures import points_of
+from benchmark.planning.overrides import parse_pair, parse_settings
+from benchmark.planning.request import with_dependencies
+from benchmark.planning.tables import grid_of
+from benchmark.planning.teachers import assigned_files
+from benchmark.plugins.registry import all_methods, method_class, method_names, resolve_options
+from benchmark.results.store import Store
+from benchmark.targets import ALL
 from benchmark.training.job import execute
 from benchmark.tune import parse_grid
 from figures.specification import figure_names, load_figure
@@ -151,7 +153,7 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
     for document in DOCUMENTS:
         for module, arguments in commands(document):
             seen.add(module)
-            if not arguments or module == "slurm.devcluster":
+            if not arguments or module == "tests.devcluster":
                 continue
             given = command_of(module).make_context(module, arguments).params
             tables = given.get("table")

@@ -9,9 +9,9 @@ from types import NoneType
 from typing import Any, get_args
 
 import benchmark
-from benchmark.protocols import PROTOCOLS, SCALES
-from benchmark.registry import all_methods
-from benchmark.spec import Scale
+from benchmark.core.protocols import PROTOCOLS, SCALES
+from benchmark.core.spec import Scale
+from benchmark.plugins.registry import all_methods
 from tests.documents import ROOT, table_after
 
 LEDGER = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmark.backbones import network_names
 from benchmark.backbones.cost import multiply_adds, parameters
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from benchmark.export.edge import (
     ROUNDINGS,
     Accuracy,

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import index
-from benchmark.edited import edited, looked_over
-from benchmark.method_files import code_of
-from benchmark.registry import all_methods, method_class
-from benchmark.results import Record, Store, load
-from benchmark.spec import Run
+from benchmark.core.spec import Run
+from benchmark.planning.checks import edited, looked_over
+from benchmark.plugins.registry import all_methods, method_class
+from benchmark.plugins.source import code_of
+from benchmark.results import index
+from benchmark.results.record import Record
+from benchmark.results.store import Store, load
 from benchmark.training.job import execute
 from tests import engine
 from tests.new_methods import NewMethods, new_methods

@@ -8,8 +8,8 @@ from torch import nn
 
 from benchmark.backbones import build_branches, build_network
 from benchmark.backbones.cost import multiply_adds
-from benchmark.estimate import CLASSES, network_cost
-from benchmark.method import ROTATIONS
+from benchmark.method.contract import ROTATIONS
+from benchmark.planning.cost import CLASSES, network_cost
 
 FAMILIES = (
     "WRN-16-2",

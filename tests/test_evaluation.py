@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.data.torchvision_operators import import_torchvision
-from benchmark.method import joint_labels
+from benchmark.method.contract import joint_labels
 from benchmark.training.evaluation import Calibration, Evaluation, evaluate
 from methods.lsskd import LSSKD
 from tests.support import TinyNetwork, stub_context, tiny_network

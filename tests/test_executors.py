@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.results import outcome
+from benchmark.results.record import outcome
 from tests.commands import arguments, record_of, records_in, report_in, run_command, small_dataset, small_table
 from tests.slurm_cluster import REASON, cluster
 from tests.slurm_sweeps import at_cluster

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from benchmark.backbones import build_network
 from benchmark.backbones.network import Network
-from benchmark.command_line import run_app
+from benchmark.cli.app import run_app
+from benchmark.core.spec import Run
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import evaluation_batches
 from benchmark.data.dataset import Images
@@ -33,10 +34,10 @@ from benchmark.export import exporting, load_edge
 from benchmark.export.__main__ import app, milliseconds
 from benchmark.export.edge import Edge, logits_of, open_session, quantised, to_onnx
 from benchmark.export.exporting import Shown, images_of
-from benchmark.results import Record, Store
-from benchmark.spec import Run
+from benchmark.results.record import Record
+from benchmark.results.store import Store
+from benchmark.training.inputs import recipe_for, training_material
 from benchmark.training.job import execute
-from benchmark.training.material import recipe_for, training_material
 from tests import engine
 from tests.commands import ROOT, files_under, run_command, small_dataset
 from tests.onnx_files import by_hand, changed

@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmark.errors import UserError
-from benchmark.points import empty_result
-from benchmark.statistics import summarise
+from benchmark.analysis.figures import empty_result
+from benchmark.core.errors import UserError
+from benchmark.core.statistics import summarise
 from figures.render import DPI, to_csv, to_markdown, write_figure
 from figures.result import FigureResult
 from figures.specification import PublishedMarks, load_figure
-from tables.page import statement
 from tables.result import Cell, TableResult
 from tables.specification import Column, Row, Table
+from tables.view import statement
 from tests import made_up_figures as made_up
 
 ENDINGS = ["png", "pdf", "svg", "csv", "md"]
@@ -126,7 +126,9 @@ def test_the_same_result_gives_the_same_bytes_and_leaves_no_trace(
 
 
 def test_planning_and_tables_do_not_wait_for_the_drawing_libraries() -> None:
-    code = "import sys, benchmark.points, figures.render; print({'seaborn', 'matplotlib'} & sys.modules.keys())"
+    code = (
+        "import sys, benchmark.planning.figures, figures.render; print({'seaborn', 'matplotlib'} & sys.modules.keys())"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 

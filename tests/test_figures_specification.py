@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from benchmark.backbones import network_names
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import SCALES
 from benchmark.data import dataset_names
-from benchmark.errors import UserError
-from benchmark.protocols import SCALES
-from benchmark.registry import all_methods, method_class, method_names
+from benchmark.plugins.registry import all_methods, method_class, method_names
 from figures.specification import Figure, Panel, figure_names, load_figure
 
 LEDGER = (Path(__file__).parents[1] / "docs" / "ledger.md").read_text(encoding="utf-8")

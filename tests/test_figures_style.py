@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from benchmark.points import empty_result
+from benchmark.analysis.figures import empty_result
 from figures import few_shot, stages
 from figures.result import FigureResult
 from figures.specification import load_figure

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from benchmark.backbones import build_network
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
 from benchmark.export.finished import finished_run, trained_network
-from benchmark.results import Store
-from benchmark.spec import Run
+from benchmark.results.store import Store
 from tests import engine
 
 RUN = engine.request().run("LSSKD", "ResNet8", None, 0)

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmark.analysis.figures import empty_result
 from benchmark.audit.claims import load_claims
-from benchmark.command_line import refuse
+from benchmark.cli.app import refuse
+from benchmark.core.errors import UserError
 from benchmark.data import cache, decoding, download, folders, imagenet, load_dataset
 from benchmark.data.cache import Place, place_for, read_or_build
-from benchmark.errors import UserError
-from benchmark.foreign import Refused, bounded_text
-from benchmark.points import empty_result
+from benchmark.io.untrusted import Refused, bounded_text
 from figures.specification import load_figure
 from slurm.profile import load_profile
 from tables.specification import load_table

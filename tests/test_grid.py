@@ -13,15 +13,18 @@ from typing import Any
 
 import pytest
 
-from benchmark.cells import FindRecord
-from benchmark.errors import UserError
-from benchmark.grid import LookUp, grid_of, results_of
-from benchmark.plan import SELF_TEACHER_SEED, label, training_multiply_adds
-from benchmark.protocols import protocol_named
-from benchmark.registry import all_methods
-from benchmark.remarks import is_usual
-from benchmark.results import Record, Store
-from benchmark.spec import Run
+from benchmark.analysis.cells import FindRecord, LookUp
+from benchmark.analysis.notes import is_usual
+from benchmark.analysis.tables import results_of
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import protocol_named
+from benchmark.core.spec import Run
+from benchmark.planning.cost import training_multiply_adds
+from benchmark.planning.request import SELF_TEACHER_SEED, label
+from benchmark.planning.tables import grid_of
+from benchmark.plugins.registry import all_methods
+from benchmark.results.record import Record
+from benchmark.results.store import Store
 from tables.render import to_csv, to_latex, to_markdown
 from tables.specification import Column, Published, Row, Table, load_table
 from tests import engine

@@ -7,10 +7,10 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.estimate import cohort_seconds, run_seconds
-from benchmark.grouping import Cohort, Place, depths_of, joined_teacher_free, split_for
-from benchmark.registry import method_class
-from benchmark.spec import Run
+from benchmark.core.spec import Run
+from benchmark.planning.cohorts import Cohort, Place, depths_of, joined_teacher_free, split_for
+from benchmark.planning.cost import cohort_seconds, run_seconds
+from benchmark.plugins.registry import method_class
 from tests import engine
 
 IMAGE_SIZE, IMAGES = 8, 640

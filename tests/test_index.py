@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
-from benchmark import index
-from benchmark.errors import UserError
-from benchmark.frame import frame_of
-from benchmark.results import Store, load
-from benchmark.spec import Run
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
+from benchmark.results import index
+from benchmark.results.frame import frame_of
+from benchmark.results.store import Store, load
 from tests import engine
 
 METHODS = ("Baseline", "KD", "LSSKD", "PS-KD")

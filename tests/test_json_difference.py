@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.json_difference import Difference, canonical, first_difference
+from benchmark.io.json_diff import Difference, canonical, first_difference
 
 LEAVES = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 1.0, float("nan")]) | st.text("ab")
 VALUES = st.recursive(

@@ -64,7 +64,13 @@ def test_methods_import_their_contract_and_each_other_only() -> None:
 
 def test_tables_and_figures_know_records_and_nothing_of_how_they_come_about() -> None:
     pages = [path for path in FILES if is_in(name_of(path), "tables", "figures")]
-    makers = ("benchmark.plan", "benchmark.training", "benchmark.pool", "benchmark.executors", "benchmark.run")
+    makers = (
+        "benchmark.planning.jobs",
+        "benchmark.training",
+        "benchmark.execution.pool",
+        "benchmark.executors",
+        "benchmark.run",
+    )
     assert breaches(pages, *makers, "methods", "slurm") == []
 
 
@@ -77,7 +83,7 @@ def test_nothing_imports_the_command_line_that_knows_everything() -> None:
     assert breaches(FILES, "benchmark.run") == []
 
 
-@pytest.mark.parametrize("command", ["slurm.status", "slurm.cancel", "slurm.work"])
+@pytest.mark.parametrize("command", ["slurm.status", "slurm.cancel", "slurm.worker"])
 def test_what_looks_at_a_sweep_starts_without_the_process_pool(command: str) -> None:
     paths = {name_of(path): path for path in FILES}
     reached, waiting = set(), [command]
@@ -86,4 +92,4 @@ def test_what_looks_at_a_sweep_starts_without_the_process_pool(command: str) -> 
         if module in paths and module not in reached:
             reached.add(module)
             waiting += [module.rpartition(".")[0], *imports_of(paths[module], at_once=True)]
-    assert {"benchmark.pool", "benchmark.executors"} & reached == set()
+    assert {"benchmark.execution.pool", "benchmark.executors"} & reached == set()

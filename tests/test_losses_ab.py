@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from benchmark.errors import UserError
-from benchmark.method import Outputs, Shape
-from benchmark.results import Store, outcome
-from benchmark.spec import Run, Schedule
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run, Schedule
+from benchmark.method.contract import Outputs, Shape
+from benchmark.results.record import outcome
+from benchmark.results.store import Store
+from benchmark.training.inputs import first_weights
 from benchmark.training.job import execute
 from benchmark.training.learner import Learner, fresh_network, network_shape
-from benchmark.training.material import first_weights
 from methods.ab import AB, ABInit, boundary_loss, connector
 from methods.fitnet import Connector
 from tests import engine

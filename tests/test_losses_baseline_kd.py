@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.method import full_precision
+from benchmark.method.contract import full_precision
 from methods.baseline import Baseline
 from methods.kd import KD, distillation_loss
 from tests.support import (

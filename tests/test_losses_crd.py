@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from benchmark.method import Step, UserError
+from benchmark.method.contract import Step, UserError
 from methods.crd import CRD, EPSILON, Negatives, contrast_loss
 from tests.support import (
     Case,

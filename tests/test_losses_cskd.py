@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from benchmark.method import Mixture, Network, Outputs
+from benchmark.method.contract import Mixture, Network, Outputs
 from methods.cskd import CSKD
 from methods.kd import distillation_loss
 from tests.support import (

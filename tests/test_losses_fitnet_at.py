@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from benchmark.method import Shape, UserError
+from benchmark.method.contract import Shape, UserError
 from methods.at import AT, attention_loss, attention_map, pool_to_height
 from methods.fitnet import FitNet, Regressor, hint_loss
 from tests.support import (

@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from benchmark.method import Method, Outputs, Shape, UserError, class_scores, joint_labels, upright
-from methods.hssakd import (
-    HSSAKD,
-    HSSAKDBranches,
-    HSSAKDJointTeacher,
-    HSSAKDStar,
-)
+from benchmark.method.contract import Method, Outputs, Shape, UserError, class_scores, joint_labels, upright
+from methods.hssakd import HSSAKD, HSSAKDBranches, HSSAKDJointTeacher, HSSAKDStar
 from tests.support import (
     Case,
     StubBranches,

@@ -12,8 +12,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from benchmark.method import Context, Mixture, Network, Outputs
-from benchmark.results import Store, outcome
+from benchmark.method.contract import Context, Mixture, Network, Outputs
+from benchmark.results.record import outcome
+from benchmark.results.store import Store
 from benchmark.training.job import execute
 from methods.hssakd_online import HSSAKDOnline
 from tests.engine import run_of, settings, train_dependencies

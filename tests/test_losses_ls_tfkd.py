@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from benchmark.backbones import network_names
-from benchmark.method import Method, Mixture
-from benchmark.protocols import PROTOCOLS
-from benchmark.registry import resolve_options
+from benchmark.core.protocols import PROTOCOLS
+from benchmark.method.contract import Method, Mixture
+from benchmark.plugins.registry import resolve_options
 from methods.baseline import Baseline, cross_entropy
 from methods.ls import LS, smoothed_targets
 from methods.tfkd import TFKDReg, TFKDSelf, divergence_by_element, regularisation_loss, virtual_teacher

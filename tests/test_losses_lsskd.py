@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from benchmark.method import Shape, UserError
+from benchmark.method.contract import Shape, UserError
 from methods.lsskd import LSSKD
 from tests.support import TinyBranches, TinyNetwork, assert_close, stub_context, stub_step, tiny_network
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark.method import Context, Network, Outputs, Shape, UserError
+from benchmark.method.contract import Context, Network, Outputs, Shape, UserError
 from methods.baseline import cross_entropy
 from methods.hssakd import joint_cross_entropy
 from methods.lsskd import LSSKD

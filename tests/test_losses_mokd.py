@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from benchmark.core.rng import generator
 from benchmark.data.augmentation import TrainingSource
 from benchmark.data.mixing import Mixture
-from benchmark.method import Step, UserError
-from benchmark.results import Store, outcome
-from benchmark.streams import generator
+from benchmark.method.contract import Step, UserError
+from benchmark.results.record import outcome
+from benchmark.results.store import Store
+from benchmark.training.dummies import random_images
+from benchmark.training.inputs import recipe_for
 from benchmark.training.job import execute
 from benchmark.training.learner import Learner
-from benchmark.training.material import recipe_for
-from benchmark.training.untrained import random_images
 from methods.baseline import cross_entropy
 from methods.mokd import (
     MOKD,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmark.streams import generator
+from benchmark.core.rng import generator
 from methods.mokd_heads import MLPHead, THead
 from tests.support import Case, TinyNetwork, assert_close, leaf, stub_context
 

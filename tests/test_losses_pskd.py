@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from benchmark.method import Network, Outputs, PastNetwork, PredictionHistory
+from benchmark.method.contract import Network, Outputs, PastNetwork, PredictionHistory
 from methods.pskd import PSKD, growing_alpha, soft_cross_entropy, soft_targets
 from tests.support import (
     Case,

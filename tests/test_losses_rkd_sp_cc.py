@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from benchmark.method import Method
+from benchmark.method.contract import Method
 from methods.cc import CC, congruence_loss
 from methods.rkd import RKD, relation_losses, relations
 from methods.sp import SP, similarities, similarity_loss

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmark.method import Outputs, Shape, UserError
+from benchmark.method.contract import Outputs, Shape, UserError
 from methods.semckd import SemCKD, association, calibration_loss
 from tests.drawn import DrawnCase
 from tests.support import (

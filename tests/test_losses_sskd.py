@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import methods.sskd
-from benchmark.method import upright
+from benchmark.method.contract import upright
 from methods.sskd import SSKD, SSKDHead, least_wrong, own_image, ranks, selected_divergence, similarity, turned
 from tests.support import Case, assert_close, assert_gradient, leaf, outputs_of, shape_from, stub_context, stub_step
 

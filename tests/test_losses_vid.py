@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from benchmark.method import Shape, UserError
+from benchmark.method.contract import Shape, UserError
 from methods.vid import VID, Guess, inverse_softplus, negative_log_likelihood
 from tests.drawn import DrawnCase
 from tests.support import (

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from benchmark.claims import Claims
-from benchmark.errors import UserError
-from benchmark.files import sha256_of
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
+from benchmark.io.files import sha256_of
 from benchmark.merge import Merge
 from benchmark.merge.__main__ import main
-from benchmark.results import Store, checksum_of, load
-from benchmark.spec import Run
+from benchmark.results.leases import Claims
+from benchmark.results.record import checksum_of
+from benchmark.results.store import Store, load
 from benchmark.training.job import execute
 from tests import engine, report_records
 from tests.commands import files_under, run_command

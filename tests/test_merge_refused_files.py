@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmark.backbones import build_network
-from benchmark.files import sha256_of
-from benchmark.foreign import Refused
+from benchmark.core.spec import Run
+from benchmark.io.files import sha256_of
+from benchmark.io.untrusted import Refused
 from benchmark.merge import Merge
 from benchmark.merge import merging as module
 from benchmark.merge.weights import largest
-from benchmark.results import Store
-from benchmark.spec import Run
+from benchmark.results.store import Store
 from tests.merges import (
     counts,
     here,
@@ -197,7 +197,7 @@ def test_pipes_and_sockets_are_refused_and_never_opened(
 
 
 def test_a_file_that_becomes_a_pipe_after_its_folder_was_listed_is_not_waited_for(there: Path) -> None:
-    from benchmark.foreign import ForeignFolder
+    from benchmark.io.untrusted import ForeignFolder
 
     folder = write(there, run_of())
     with ForeignFolder.at(folder) as opened:

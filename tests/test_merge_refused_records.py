@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.files import write_text
-from benchmark.foreign import bounded_json, shown
-from benchmark.results import Store
+from benchmark.io.files import write_text
+from benchmark.io.untrusted import bounded_json, shown
+from benchmark.results.store import Store
 from tests.merges import (
     here,
     nested,

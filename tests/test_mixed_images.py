@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmark.core.spec import Run
 from benchmark.data.augmentation import Batch
-from benchmark.method import Mixture, Outputs, Shape, Step
-from benchmark.registry import all_methods, method_class
-from benchmark.spec import Run
+from benchmark.method.contract import Mixture, Outputs, Shape, Step
+from benchmark.plugins.registry import all_methods, method_class
 from benchmark.training import cohort as cohort_module
 from benchmark.training.learner import Learner
 from methods.baseline import Baseline

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.command_line import names, refuse_empty
-from benchmark.errors import UserError
-from benchmark.files import check_writable
+from benchmark.cli.app import names, refuse_empty
+from benchmark.core.errors import UserError
+from benchmark.io.files import check_writable
 from tests.commands import arguments, files_under, run_here, small_dataset, small_table
 
 

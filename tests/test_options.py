@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from benchmark.backbones import network_names
-from benchmark.errors import UserError
-from benchmark.protocols import PROTOCOLS
-from benchmark.registry import all_methods, resolve_options
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import PROTOCOLS
+from benchmark.plugins.registry import all_methods, resolve_options
 
 BEYOND = {
     "minimum": lambda bound: bound - 1,

@@ -11,14 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.estimate import run_seconds
-from benchmark.plan import Job, ReleasedFile, Request, jobs_for, label, with_dependencies
-from benchmark.protocols import PROTOCOLS, SCALES, chosen_scale
-from benchmark.registry import all_methods
-from benchmark.results import Store
-from benchmark.spec import Protocol, ReleasedTeacher, Run, Schedule
+from benchmark.core.protocols import PROTOCOLS, SCALES, chosen_scale
+from benchmark.core.spec import Protocol, ReleasedTeacher, Run, Schedule
+from benchmark.planning.cost import run_seconds
+from benchmark.planning.jobs import Job, jobs_for
+from benchmark.planning.request import ReleasedFile, Request, label, with_dependencies
+from benchmark.plugins.registry import all_methods
+from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.cohort_folder import cohort_name, resume_folders
+from benchmark.training.checkpoint import cohort_name, resume_folders
 
 DEFAULT = sorted(name for name, method in all_methods().items() if method.listed and method.in_default_grid)
 IMAGE_SIZE, IMAGES = 8, 640

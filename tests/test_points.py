@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark.collection import Collection
+from benchmark.analysis.figures import collected, empty_result, figure_result
+from benchmark.analysis.query import Collection
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import chosen_scale, protocol_named
+from benchmark.core.spec import Run
 from benchmark.data import load_dataset
-from benchmark.errors import UserError
-from benchmark.grid import grid_of
-from benchmark.plan import Request, with_dependencies
-from benchmark.points import Points, collected, empty_result, figure_result, points_of
-from benchmark.protocols import chosen_scale, protocol_named
-from benchmark.results import Record, Store
-from benchmark.spec import Run
+from benchmark.planning.figures import Points, points_of
+from benchmark.planning.request import Request, with_dependencies
+from benchmark.planning.tables import grid_of
+from benchmark.results.record import Record
+from benchmark.results.store import Store
 from benchmark.training.job import execute
-from benchmark.training.material import Settings
+from benchmark.training.settings import Settings
 from figures.result import by_seed_of
 from figures.specification import Figure, load_figure
 from tables.specification import load_table

@@ -13,21 +13,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmark.core.protocols import PROTOCOLS, SCALES
+from benchmark.core.spec import Run, Scale, Schedule
 from benchmark.data import Dataset, imagenet, load_dataset
-from benchmark.method import PastNetwork, PredictionHistory
-from benchmark.plan import Request, check_methods, jobs_for
-from benchmark.pool import run_jobs
-from benchmark.protocols import PROTOCOLS, SCALES
-from benchmark.registry import all_methods
-from benchmark.results import Store
-from benchmark.schedule import Watcher
-from benchmark.spec import Run, Scale, Schedule
+from benchmark.execution.pool import run_jobs
+from benchmark.execution.scheduler import Watcher
+from benchmark.method.contract import PastNetwork, PredictionHistory
+from benchmark.planning.checks import check_methods
+from benchmark.planning.jobs import jobs_for
+from benchmark.planning.request import Request
+from benchmark.plugins.registry import all_methods
+from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training import cohort as cohort_module
-from benchmark.training.cohort_folder import cohort_name
+from benchmark.training.checkpoint import cohort_name
+from benchmark.training.inputs import loaded_dataset, recipe_for, training_material
 from benchmark.training.job import execute
 from benchmark.training.learner import build_method
-from benchmark.training.material import Settings, loaded_dataset, recipe_for, training_material
+from benchmark.training.settings import Settings
 from tests.engine import assert_same_bits, train_dependencies
 from tests.photographs import WNIDS, made_up_imagenet
 

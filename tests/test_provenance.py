@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.provenance import commit_of
+from benchmark.results.provenance import commit_of
 
 
 def write(path: Path, text: str = "x = 1\n") -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark.errors import UserError
-from benchmark.method import Method
-from benchmark.plan import check_methods
-from benchmark.registry import NAME, all_methods, method_class
+from benchmark.core.errors import UserError
+from benchmark.method.contract import Method
+from benchmark.planning.checks import check_methods
+from benchmark.plugins.registry import NAME, all_methods, method_class
 from tests import engine
 from tests.commands import run_here
 from tests.new_methods import NewMethods, line_of, new_methods
@@ -36,7 +36,11 @@ def test_a_file_is_found_by_itself_and_the_shipped_names_could_be_names_of_files
         (("def weights(self)", "def weights(self"), "def weights", "SyntaxError: "),
         (("    needs_teacher", "  needs_teacher"), "needs_teacher", "IndentationError: unindent does not match"),
         (("from methods.baseline", "from methods.nowhere"), "from methods.", "ModuleNotFoundError: No module named"),
-        (("MethodOptions\n", "Nothing\n"), "from benchmark.method", "ImportError: cannot import name 'Nothing'"),
+        (
+            ("MethodOptions\n", "Nothing\n"),
+            "from benchmark.method.contract",
+            "ImportError: cannot import name 'Nothing'",
+        ),
         (("share: float = 0.5", "share: float = 1 / 0"), "share: ", "ZeroDivisionError: division by zero"),
         (("def distance(", "raise SystemExit(0)\ndef distance("), "def distance(", "SystemExit: 0"),
         (('    name = "Follow"\n', ""), "class Follower", "class Follower has no name of its own"),

@@ -18,10 +18,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from benchmark import streams
 from benchmark.backbones import build_branches, build_network, public_branches_name, public_name
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.released import apply_to, load_released
+from benchmark.core import rng
 from tests.released_files import NAME, archived, assert_same, network, prefixed, released, weights
 
 ACCURACY = np.float64(72.5)
@@ -69,7 +69,7 @@ def test_numpy_numbers_under_their_old_module_name_are_read(tmp_path: Path) -> N
 
 def test_branches_are_split_off_and_the_projection_is_left_out(tmp_path: Path) -> None:
     branches = build_branches(NAME, 40)
-    branches.initialise(lambda name: streams.generator(name, 5))
+    branches.initialise(lambda name: rng.generator(name, 5))
     stored = prefixed("backbone.", weights()) | prefixed("auxiliary_classifier.", dict(branches.state_dict()))
     stored["proj_head.0.weight"] = torch.ones(2, 2)
     torch.save({"net": prefixed("module.", stored)}, tmp_path / "teacher.pth.tar")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmark.backbones import build_branches
 from benchmark.backbones import released as module
 from benchmark.backbones.released import apply_to, load_released
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from tests.released_files import NAME, archived, assert_same, network, released, weights
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from benchmark.report import attachments
+from benchmark.report import figures
 from benchmark.report.data import collect
 from benchmark.report.html import to_html
-from benchmark.results import Store
+from benchmark.results.store import Store
 from tests.report_records import failed, fill, record_of, request
 
 selenium = pytest.importorskip("selenium")
@@ -46,8 +46,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Store(place / "runs").begin(hostile)
     Store(place / "runs").finish(hostile, record_of(run, 5), {})
     report = collect(place / "runs")
-    drawings = attachments.draw(report, place)
-    (place / "index.html").write_text(to_html(report, drawings, attachments.audit(report, drawings)), encoding="utf-8")
+    drawings = figures.draw(report, place)
+    (place / "index.html").write_text(to_html(report, drawings, figures.audit(report, drawings)), encoding="utf-8")
     return place / "index.html"
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.errors import UserError
+from benchmark.analysis.tables import empty_result
+from benchmark.core.errors import UserError
+from benchmark.core.statistics import paired_difference, pooled_difference
 from benchmark.report.coverage import Coverage, at_paper_scale, coverage_of, headline, sentences
-from benchmark.report.data import Report, collect, empty_result
-from benchmark.report.listing import Datum, Listing, count, number, power, spread, word
-from benchmark.report.measurements import costs, differences, figures, prices
-from benchmark.results import Store, frame_of
-from benchmark.statistics import paired_difference, pooled_difference
+from benchmark.report.data import Report, collect
+from benchmark.report.metrics import costs, differences, figures, prices
+from benchmark.report.table import Datum, Listing, count, number, power, spread, word
+from benchmark.results.store import Store, frame_of
 from tables.result import Cell, Price, Seed, TableResult
 from tables.specification import Column, Row, Table, load_table
 from tests.report_records import failed, fill, record_of, request, write

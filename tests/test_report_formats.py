@@ -15,15 +15,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from benchmark.errors import UserError
-from benchmark.report import attachments
+from benchmark.core.errors import UserError
+from benchmark.report import figures
 from benchmark.report.__main__ import app
 from benchmark.report.data import Report, collect
-from benchmark.report.listing import Datum, Heading, Listing
 from benchmark.report.pdf import listing_markup, to_pdf, to_typst
+from benchmark.report.table import Datum, Heading, Listing
 from benchmark.report.text import markdown_listing, to_latex, to_markdown
 from benchmark.report.typst_markup import escape_typst
-from benchmark.results import Store
+from benchmark.results.store import Store
 from tables.escaping import plain
 from tables.render import write_reports
 from tests.commands import arguments, run_command, run_here, small_dataset, small_table
@@ -54,14 +54,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report, list[attachments.Drawing]]:
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report, list[figures.Drawing]]:
     """A report of made-up records, with its tables and figures written."""
     place = tmp_path_factory.mktemp("filled")
     fill(place / "runs", methods=METHODS, pairs=(PAIR,), epochs=3)
     report = collect(place / "runs")
     for table in report.tables:
         write_reports(table.result, place / "reports", table.stem)
-    return place / "reports", report, attachments.draw(report, place / "reports")
+    return place / "reports", report, figures.draw(report, place / "reports")
 
 
 def test_the_command_writes_every_format(trained) -> None:  # type: ignore[no-untyped-def]
@@ -164,7 +164,7 @@ def words(text: str) -> str:
 
 def test_the_pdf_holds_the_tables_the_differences_the_audit_and_the_figures(filled, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     _, report, drawings = filled
-    audit = attachments.audit(report, drawings)
+    audit = figures.audit(report, drawings)
     pdf = to_pdf(report, drawings, audit)
     assert pdf.startswith(b"%PDF")
     if shutil.which("pdftotext") is None:
@@ -212,12 +212,12 @@ def test_typst_takes_every_name_in_a_document(filled) -> None:  # type: ignore[n
     listing = Listing(NASTY, (Heading(NASTY), Heading("n")), ((Datum(NASTY, 1.0, NASTY), Datum("2")),), (NASTY,))
     defined = "#let hair = table.hline()\n#let thick = hair\n#let thin = hair\n#let small(body) = body\n"
     assert typst.compile((defined + listing_markup(listing, 8)).encode()).startswith(b"%PDF")
-    assert "{{" not in to_typst(report, drawings, attachments.audit(report, drawings))
+    assert "{{" not in to_typst(report, drawings, figures.audit(report, drawings))
 
 
 def test_markdown_links_lead_to_what_is_written(filled) -> None:  # type: ignore[no-untyped-def]
     folder, report, drawings = filled
-    text = to_markdown(report, drawings, attachments.audit(report, drawings))
+    text = to_markdown(report, drawings, figures.audit(report, drawings))
     assert not re.search(r"\n\n\n", text)
     targets = set(re.findall(r"\]\(([^)]+)\)", text))
     by_others = {"index.html", "report.pdf", "records.csv", "records.parquet", "audit.md"}
@@ -235,7 +235,7 @@ def test_a_listing_in_markdown_keeps_its_cells_whatever_they_hold() -> None:
 
 def test_the_latex_document_compiles_with_its_tables_and_figures(filled) -> None:  # type: ignore[no-untyped-def]
     folder, report, drawings = filled
-    text = to_latex(report, drawings, attachments.audit(report, drawings))
+    text = to_latex(report, drawings, figures.audit(report, drawings))
     assert text.isascii()
     assert text.count(r"\input{table_") == len(report.tables)
     if shutil.which("pdflatex") is None:

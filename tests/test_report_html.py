@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.report import attachments, prose
-from benchmark.report.attachments import Drawing
+from benchmark.report import figures, prose
 from benchmark.report.data import collect
+from benchmark.report.figures import Drawing
 from benchmark.report.html import as_json, to_html
 from benchmark.report.mathml import Unsupported, to_mathml
-from benchmark.results import Store
+from benchmark.results.store import Store
 from tests.report_records import failed, fill, record_of, request, write
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -61,8 +61,8 @@ class Page(HTMLParser):
 
 def page_of(root: Path, folder: Path, drawings: list[Drawing] | None = None) -> tuple[str, Page]:
     report = collect(root)
-    drawings = attachments.draw(report, folder) if drawings is None else drawings
-    text = to_html(report, drawings, attachments.audit(report, drawings))
+    drawings = figures.draw(report, folder) if drawings is None else drawings
+    text = to_html(report, drawings, figures.audit(report, drawings))
     return text, Page(text)
 
 

@@ -15,19 +15,19 @@ import torch
 from torch import nn
 
 from benchmark.backbones.network import Network
-from benchmark.method import Step
-from benchmark.provenance import unlike
-from benchmark.registry import all_methods
-from benchmark.results import Store
-from benchmark.spec import Run, Schedule
+from benchmark.core.spec import Run, Schedule
+from benchmark.method.contract import Step
+from benchmark.plugins.registry import all_methods
+from benchmark.results.provenance import unlike
+from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training import cohort as cohort_module
-from benchmark.training.broken import BrokenRuns
-from benchmark.training.cohort_folder import cohort_name
+from benchmark.training.checkpoint import cohort_name
 from benchmark.training.evaluation import Evaluation
+from benchmark.training.failures import BrokenRuns
+from benchmark.training.inputs import training_material
 from benchmark.training.job import execute
 from benchmark.training.learner import Learner
-from benchmark.training.material import training_material
 from methods.baseline import Baseline, cross_entropy
 from methods.crd import CRD
 from tests.engine import METHODS, SHORT, assert_same_bits, digits, records, run_of, settings, train_dependencies
@@ -183,7 +183,7 @@ class Shrinking(Baseline):
 def test_a_new_method_moves_no_other_run(trained, tmp_path, monkeypatch) -> None:
     runs, together = trained
     known = all_methods() | {"Shrinking": Shrinking}
-    for module in ("benchmark.registry", "benchmark.plan"):
+    for module in ("benchmark.plugins.registry", "benchmark.planning.jobs"):
         monkeypatch.setattr(f"{module}.all_methods", lambda: known, raising=False)
     new = run_of("Shrinking", runs[0].precision)
     place = settings(fresh_copy_of_teachers(trained, tmp_path / "new"))

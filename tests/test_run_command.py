@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from benchmark.backbones import build_branches, build_network
-from benchmark.claims import Claims
+from benchmark.core.spec import ReleasedTeacher, Run
 from benchmark.data import load_dataset
-from benchmark.plan import SELF_TEACHER_SEED
-from benchmark.results import Store, outcome
-from benchmark.spec import ReleasedTeacher, Run
-from benchmark.training.material import Settings, load_teacher, training_material
+from benchmark.planning.request import SELF_TEACHER_SEED
+from benchmark.results.leases import Claims
+from benchmark.results.record import outcome
+from benchmark.results.store import Store
+from benchmark.training.inputs import load_teacher, training_material
+from benchmark.training.settings import Settings
 from tests.commands import (
     ROOT,
     TIMEOUT,

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.chaos.sweep import SIZE, Sweep, make_sweep
-from benchmark.command_line import run_app
-from benchmark.plan import Job, jobs_for, with_dependencies
-from benchmark.pool import run_jobs
-from benchmark.results import DamagedRun, Store, outcome
+from benchmark.cli.app import run_app
+from benchmark.core.spec import Run
+from benchmark.execution.pool import run_jobs
+from benchmark.execution.scheduler import Ending, Report, Schedule, Watcher
+from benchmark.planning.jobs import Job, jobs_for
+from benchmark.planning.request import with_dependencies
+from benchmark.results.record import DamagedRun, outcome
+from benchmark.results.store import Store
 from benchmark.run import app
-from benchmark.schedule import Ending, Report, Schedule, Watcher
-from benchmark.spec import Run
 from benchmark.training.job import execute
-from benchmark.training.processes import Failure, _Conversation
+from benchmark.training.launcher import Failure, _Conversation
+from tests.chaos.fixture import SIZE, Sweep, make_sweep
 from tests.commands import arguments, small_dataset, small_table
 from tests.damage import RUN, damaged_files, flip, record_path, weights_path
 from tests.engine import run_of
@@ -195,7 +197,7 @@ def test_a_run_that_is_damaged_as_soon_as_it_is_written_is_trained_again_once(tr
             super().ended(job, reason, watcher)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("benchmark.pool.Schedule", Damaging)
+        patched.setattr("benchmark.execution.pool.Schedule", Damaging)
         report = train(sweep, [run], store.root)
     assert ["damaged 2 times" in reason for reason in report.failures.values()] == [True]
     assert damaged_files(store, run) == ["damaged-record.json-1", "damaged-record.json-2"]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from slurm import retry, status
-from slurm.devcluster import Cluster, devcluster
-from slurm.dispatch import tend
-from slurm.reopening import take_up
-from slurm.snapshot import Reader
+from slurm.dependencies import take_up
+from slurm.dispatcher import tend
+from slurm.monitor import Reader
 from slurm.sweep import Sweep
 from tests.commands import run_command
+from tests.devcluster import Cluster, devcluster
 from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
     EPOCHS,

@@ -12,16 +12,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmark.estimate import run_seconds, training_multiply_adds
-from benchmark.executor import Executor, Order
-from benchmark.executors import Local
-from benchmark.plan import Grouping, Job, jobs_of_all
-from benchmark.results import Store
-from benchmark.spec import Run
-from slurm import scheduler
+from benchmark.core.spec import Run
+from benchmark.execution.executor import Executor, Order
+from benchmark.execution.local import Local
+from benchmark.planning.cost import run_seconds, training_multiply_adds
+from benchmark.planning.jobs import Grouping, Job, jobs_of_all
+from benchmark.results.store import Store
+from slurm import client
 from slurm.cost import OVERHEAD_SECONDS, Rates, price_of, priced
 from slurm.executor import Slurm
-from slurm.planning import in_order, to_train
+from slurm.plan import in_order, to_train
 from slurm.profile import Profile
 from tests.engine import STUDENT, TEACHER, request
 from tests.slurm_sweeps import planned
@@ -151,7 +151,7 @@ def test_a_dry_run_prices_a_failed_run_where_it_is_to_be_trained_again(
     executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No cluster is waited for that could be asked how long its arrays may be.
-    monkeypatch.setattr(scheduler, "is_installed", lambda: False)
+    monkeypatch.setattr(client, "is_installed", lambda: False)
     plan = planned(tmp_path, ("Baseline", "KD"))
     store = Store(plan.settings.runs)
     for run in plan.runs:

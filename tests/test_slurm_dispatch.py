@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from benchmark.errors import UserError
-from benchmark.owners import this_owner
-from slurm import dispatch, giving, scheduler
-from slurm.dispatch import DOUBT_SECONDS, SILENT_LOOK_SECONDS, tend
+from benchmark.core.errors import UserError
+from benchmark.results.owners import this_owner
+from slurm import client, dispatcher, submit
+from slurm.client import Task
+from slurm.dispatcher import DOUBT_SECONDS, SILENT_LOOK_SECONDS, tend
 from slurm.executor import told
+from slurm.monitor import Reader
 from slurm.profile import Profile
-from slurm.scheduler import Task
-from slurm.snapshot import Reader
 from slurm.states import Attempt, Leaving, State, Submission
-from slurm.submission import NoRoom
+from slurm.submit import NoRoom
 from slurm.sweep import Sweep
 from tests.slurm_sweeps import planned
 
@@ -36,14 +36,14 @@ class Queue:
         self.submitted: list[tuple[int, ...]] = []
         self.requeued: list[str] = []
         self.refusal: Exception | None = None
-        monkeypatch.setattr(scheduler, "queue", lambda arrays: dict(self.tasks))
-        monkeypatch.setattr(scheduler, "named", lambda name: "")
-        monkeypatch.setattr(scheduler, "state_of", lambda job: self.states.get(job, scheduler.GONE))
-        monkeypatch.setattr(scheduler, "array_limit", lambda: 1000)
-        monkeypatch.setattr(scheduler, "comment_of", lambda job: "")
-        monkeypatch.setattr(scheduler, "requeue", self.requeued.append)
-        monkeypatch.setattr(giving, "submit", self._submit)
-        monkeypatch.setattr(giving, "submit_keeper", self._submit_keeper)
+        monkeypatch.setattr(client, "queue", lambda arrays: dict(self.tasks))
+        monkeypatch.setattr(client, "named", lambda name: "")
+        monkeypatch.setattr(client, "state_of", lambda job: self.states.get(job, client.GONE))
+        monkeypatch.setattr(client, "array_limit", lambda: 1000)
+        monkeypatch.setattr(client, "comment_of", lambda job: "")
+        monkeypatch.setattr(client, "requeue", self.requeued.append)
+        monkeypatch.setattr(submit, "submit", self._submit)
+        monkeypatch.setattr(submit, "submit_keeper", self._submit_keeper)
 
     def _submit(self, sweep: Sweep, profile: Profile, jobs: list[int], terms: Any) -> Submission:
         if self.refusal is not None:
@@ -60,7 +60,7 @@ class Queue:
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
-    monkeypatch.setattr(dispatch, "this_user", lambda: "me")
+    monkeypatch.setattr(dispatcher, "this_user", lambda: "me")
     return Queue(monkeypatch)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.results import Store
+from benchmark.results.store import Store
 from slurm import status
-from slurm.devcluster import Cluster, devcluster
-from slurm.dispatch import tend
-from slurm.reopening import take_up
+from slurm.dependencies import take_up
+from slurm.dispatcher import tend
 from tests.commands import run_command
+from tests.devcluster import Cluster, devcluster
 from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
     PROFILE,

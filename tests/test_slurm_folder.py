@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.errors import UserError
-from benchmark.results import Store
+from benchmark.core.errors import UserError
+from benchmark.results.store import Store
 from slurm import retry, status
-from slurm.devcluster import Cluster, devcluster
-from slurm.dispatch import tend
-from slurm.snapshot import folder_troubles
+from slurm.dispatcher import tend
+from slurm.monitor import folder_troubles
 from slurm.sweep import Sweep
+from tests.devcluster import Cluster, devcluster
 from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
     Planned,
@@ -155,7 +155,7 @@ def test_a_job_that_may_write_no_large_files_fails_for_that_reason_and_is_retrie
 def test_a_slow_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any("slow" in line for line in folder_troubles(tmp_path))
     moments = iter([0.0, 7.0])
-    monkeypatch.setattr("slurm.snapshot.time.monotonic", lambda: next(moments))
+    monkeypatch.setattr("slurm.monitor.time.monotonic", lambda: next(moments))
     assert f"{tmp_path} is slow: writing 64 kB took 7 s" in folder_troubles(tmp_path)
 
 

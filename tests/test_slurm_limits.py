@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm.devcluster import Cluster, devcluster
-from slurm.dispatch import tend
+from slurm.dispatcher import tend
 from slurm.profile import Profile
+from tests.devcluster import Cluster, devcluster
 from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
     PROFILE,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from slurm.profile import EXAMPLE, Profile, load_profile, minutes
 from tests.commands import run_command
 

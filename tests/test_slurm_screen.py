@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmark.errors import UserError
-from benchmark.files import write_text
+from benchmark.core.errors import UserError
+from benchmark.io.files import write_text
 from slurm import screen, status
+from slurm.monitor import Condition, Line, Reader, Snapshot
 from slurm.screen import Display, watch
-from slurm.snapshot import Condition, Line, Reader, Snapshot
 from slurm.sweep import STOPPED, Sweep
 from tests.slurm_sweeps import planned
 

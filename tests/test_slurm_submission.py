@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from slurm import dispatch, scheduler
-from slurm.devcluster import Cluster, devcluster
-from slurm.dispatch import tend
+from slurm import client, dispatcher
+from slurm.client import SchedulerError
+from slurm.dispatcher import tend
 from slurm.executor import told
 from slurm.profile import Profile
-from slurm.scheduler import SchedulerError
 from slurm.sweep import Sweep
 from tests.commands import ROOT, environment
+from tests.devcluster import Cluster, devcluster
 from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import Planned, at_cluster, clear, jobs_in, planned, wrapped
 
@@ -30,7 +30,7 @@ ONCE = 'n=$(ls "$0".* 2>/dev/null | wc -l); touch "$0.$n"; '
 HOLD = """
 import sys, time
 from pathlib import Path
-from benchmark.claims import Claims
+from benchmark.results.leases import Claims
 Claims(Path(sys.argv[1])).take(Path(sys.argv[2]))
 print("held", flush=True)
 time.sleep(60)
@@ -38,14 +38,14 @@ time.sleep(60)
 TEND = """
 import sys
 from pathlib import Path
-from slurm.dispatch import tend
+from slurm.dispatcher import tend
 from slurm.sweep import Sweep
 tend(Sweep(Path(sys.argv[1])))
 """
 MEASURED = f"""
 import sys
 from pathlib import Path
-from slurm.dispatch import tend
+from slurm.dispatcher import tend
 from {told.__module__} import told
 from slurm.sweep import Sweep
 
@@ -81,7 +81,7 @@ def cluster(drained: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_no_more_are_with_the_cluster_than_the_profile_says(plan: Planned, clust
 def test_a_cluster_that_is_full_is_asked_again_later(
     plan: Planned, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "SUBMIT_SECONDS", 1.0)
+    monkeypatch.setattr(client, "SUBMIT_SECONDS", 1.0)
     held = cluster.command("sbatch", "--parsable", "--array=0-2", "--output=/dev/null", "--wrap", "true").strip()
     for _ in range(4):
         cluster.command("sbatch", "--array=0-2", "--output=/dev/null", "--wrap", "true")
@@ -174,7 +174,7 @@ def test_a_cluster_that_is_full_is_asked_again_later(
 def test_a_flaky_sbatch_loses_nothing_and_doubles_nothing(
     plan: Planned, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
-    monkeypatch.setattr(scheduler, "SUBMIT_SECONDS", 1.5)
+    monkeypatch.setattr(client, "SUBMIT_SECONDS", 1.5)
     monkeypatch.setenv("PATH", wrapped(tmp_path / "bin", {"sbatch": ONCE + script}))
     sweep = fresh(plan, tmp_path, ALONE.changed(max_submitted=3))
     for _ in range(3):
@@ -194,8 +194,8 @@ def test_a_squeue_that_does_not_answer_has_nothing_submitted_twice(
     sweep = fresh(plan, tmp_path)
     tend(sweep)
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler, "TIMEOUT_SECONDS", 0.5)
-        patch.setattr(scheduler.asked, "__defaults__", (2, 0.5))
+        patch.setattr(client, "TIMEOUT_SECONDS", 0.5)
+        patch.setattr(client.asked, "__defaults__", (2, 0.5))
         patch.setenv("PATH", wrapped(tmp_path / "bin", {"squeue": script}))
         for _ in range(2):
             tended = tend(sweep)
@@ -224,7 +224,7 @@ def test_a_squeue_that_fails_every_other_time_is_asked_again(
 def test_while_the_controller_is_down_nothing_is_lost_and_after_it_all_goes_on(
     plan: Planned, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler.asked, "__defaults__", (1, 2.0))
+    monkeypatch.setattr(client.asked, "__defaults__", (1, 2.0))
     sweep = fresh(plan, tmp_path, ALONE.changed(max_submitted=3))
     tend(sweep)
     cluster.stop_controller()
@@ -259,7 +259,7 @@ def test_a_submitter_that_is_killed_loses_nothing_and_doubles_nothing(
     if not is_answered:
         # As long as sbatch may still be under way, its jobs are neither lost nor submitted again.
         assert len(noted(sweep)) == 4
-        monkeypatch.setattr(dispatch, "DOUBT_SECONDS", 0.0)
+        monkeypatch.setattr(dispatcher, "DOUBT_SECONDS", 0.0)
         tend(sweep)
     assert noted(sweep) == list(range(7))
     assert len(jobs_in(cluster)) == 7

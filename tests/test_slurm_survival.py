@@ -16,13 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmark.claims import Claims
-from benchmark.results import Store
-from slurm.devcluster import Cluster, devcluster
-from slurm.dispatch import tend
+from benchmark.results.leases import Claims
+from benchmark.results.store import Store
+from slurm.dispatcher import tend
 from slurm.profile import Profile
 from slurm.sweep import Sweep
-from slurm.work import LOOK_SECONDS
+from slurm.worker import LOOK_SECONDS
+from tests.devcluster import Cluster, devcluster
 from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
     Planned,

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.plan import Request
-from benchmark.protocols import PROTOCOLS, SCALES
-from benchmark.registry import method_names
-from benchmark.spec import Frozen, Protocol, ReleasedTeacher, Run, Scale, Schedule, Siblings
+from benchmark.core.protocols import PROTOCOLS, SCALES
+from benchmark.core.spec import Frozen, Protocol, ReleasedTeacher, Run, Scale, Schedule, Siblings
+from benchmark.planning.request import Request
+from benchmark.plugins.registry import method_names
 
 NAMES = st.text(max_size=8)
 ANYTHING = st.recursive(

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmark.data.decoding import WORKERS
-from benchmark.data.image_files import ImageFiles
+from benchmark.data.streamed import ImageFiles
 from benchmark.speed import images
 from benchmark.training import cohort
 from tests.commands import run_here

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmark.plan import jobs_for
-from benchmark.results import Store, load
+from benchmark.planning.jobs import jobs_for
+from benchmark.results.store import Store, load
 from benchmark.speed import planning
 
 

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmark.statistics import (
+from benchmark.core.statistics import (
     EQUAL,
     LEAST,
     LEVEL,

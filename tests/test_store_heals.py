@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import benchmark.results as results
-from benchmark.errors import UserError
-from benchmark.files import put_back, set_aside
-from benchmark.results import DamagedRecord, DamagedRun, OtherVersion, Store, checksum_of, outcome, parsed_record
-from benchmark.spec import Run
+import benchmark.results.store as results
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
+from benchmark.io.files import put_back, set_aside
+from benchmark.results.record import DamagedRecord, DamagedRun, OtherVersion, checksum_of, outcome, parsed_record
+from benchmark.results.store import Store
 from tests.damage import RUN, damaged_files, flip, record_path, weights_path
 from tests.engine import run_of
 

@@ -13,7 +13,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 from tables.render import Cell, TableResult, to_csv, to_latex, to_markdown, to_terminal, write_reports
 from tables.result import Status
 from tables.specification import Column, Published, Row, Table, load_table

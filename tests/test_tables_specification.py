@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmark.backbones import network_names
-from benchmark.errors import UserError
-from benchmark.protocols import SCALES
-from benchmark.registry import method_names
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import SCALES
+from benchmark.plugins.registry import method_names
 from tables.specification import Column, Table, load_table, number_at, table_names
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,11 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from benchmark.core.errors import UserError
 from benchmark.data.dataset import Dataset
-from benchmark.errors import UserError
-from benchmark.grid import grid_of
-from benchmark.results import Store
-from benchmark.targets import FigureTarget, TableTarget, Wish
+from benchmark.planning.request import Wish
+from benchmark.planning.tables import grid_of
+from benchmark.results.store import Store
+from benchmark.targets import FigureTarget, TableTarget
 from figures.specification import load_figure
 from tables.specification import Column, Row, Table
 from tests import engine

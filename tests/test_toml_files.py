@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from benchmark.errors import UserError
-from benchmark.toml_files import load_toml
+from benchmark.core.errors import UserError
+from benchmark.io.toml import load_toml
 
 
 class Part(BaseModel):

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run, Scale
 from benchmark.data import load_dataset
 from benchmark.data.dataset import Dataset, ImageSet
-from benchmark.errors import UserError
-from benchmark.plan import Request
-from benchmark.results import Record, Store
-from benchmark.spec import Run, Scale
+from benchmark.planning.request import Request
+from benchmark.results.record import Record
+from benchmark.results.store import Store
+from benchmark.training.inputs import training_material
 from benchmark.training.job import execute
-from benchmark.training.material import Settings, training_material
+from benchmark.training.settings import Settings
 from benchmark.tune import as_csv, parse_grid, rank, stem_of
 from tests.commands import records_in, run_here, small_dataset
 from tests.engine import SHORT, run_of

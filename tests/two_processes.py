@@ -19,17 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Protocol, Run, Schedule
 from benchmark.data.augmentation import TrainingSource
-from benchmark.errors import UserError
-from benchmark.method import averaged, gathered
-from benchmark.registry import all_methods
-from benchmark.spec import Protocol, Run, Schedule
+from benchmark.method.collectives import ALONE, Group
+from benchmark.method.contract import averaged, gathered
+from benchmark.plugins.registry import all_methods
 from benchmark.training import cohort as cohort_module
 from benchmark.training.cohort import train
-from benchmark.training.distributed import ALONE, Group, joined
+from benchmark.training.ddp import joined
+from benchmark.training.dummies import random_images, untrained_teacher
+from benchmark.training.inputs import recipe_for
 from benchmark.training.learner import Learner, NonFiniteLoss, network_shape
-from benchmark.training.material import Settings, recipe_for
-from benchmark.training.untrained import random_images, untrained_teacher
+from benchmark.training.settings import Settings
 from tests.engine import request, settings, shrunk, train_dependencies
 
 CPU = torch.device("cpu")

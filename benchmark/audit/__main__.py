@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmark.audit.audit import audit_of, write_audit
 from benchmark.audit.claims import FILE, load_claims
-from benchmark.audit.judgement import audit_of, write_audit
-from benchmark.audit.pages import to_terminal
+from benchmark.audit.render import to_terminal
 from benchmark.audit.results import measured
-from benchmark.command_line import names, run_app
-from benchmark.files import check_writable
-from benchmark.options import Pages, Runs, check_there
+from benchmark.cli.app import names, run_app
+from benchmark.cli.options import Pages, Runs, check_there
+from benchmark.io.files import check_writable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

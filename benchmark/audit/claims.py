@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from benchmark.audit.expressions import Expression, Reference, parse
-from benchmark.errors import UserError, closest, unknown_name
-from benchmark.toml_files import Place, load_toml
-from tables.page import TEACHER
+from benchmark.core.errors import UserError, closest, unknown_name
+from benchmark.io.toml import Place, load_toml
 from tables.specification import Name, Percentages, Table, load_table
+from tables.view import TEACHER
 
 FILE = Path(__file__).parent / "claims.toml"
 MOST_CLOSENESS = 1.0

@@ -15,7 +15,7 @@ import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from benchmark.errors import UserError, unknown_name
+from benchmark.core.errors import UserError, unknown_name
 
 LONGEST = 2000
 DEEPEST = 30

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmark.analysis.figures import collected
+from benchmark.analysis.query import Collection
+from benchmark.analysis.tables import results_for
 from benchmark.audit.claims import Claims
 from benchmark.backbones import network_names
-from benchmark.collection import Collection
-from benchmark.points import collected
-from benchmark.report.data import results_for
-from benchmark.results import Store
+from benchmark.results.store import Store
 from figures.result import FINAL, FigureResult, Number, PanelResult
 from figures.specification import figure_names, load_figure
 from tables.result import Cell, TableResult

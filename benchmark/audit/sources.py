@@ -11,9 +11,9 @@ from pathlib import Path
 from benchmark.audit.claims import Claims
 from benchmark.audit.expressions import Reference, title_of
 from benchmark.audit.values import CLOSE, NoNumber, Numbers, Row
-from tables.page import TEACHER
 from tables.result import Cell, TableResult
 from tables.specification import Table, number_at
+from tables.view import TEACHER
 
 Results = Mapping[str, TableResult]
 """What was measured in one setting (dataset, scale, protocol), by the name of the table, or of a figure's panel."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from benchmark.audit.expressions import OF_TABLES, SOURCES, Expression, Reference, references_of, title_of
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 
 MOST_COLUMNS_OF_SUBSETS = 16
 """2 to this power subsets are few enough to try."""

@@ -45,7 +45,7 @@ from benchmark.backbones.shufflenet_v2 import shufflenet_v2, shufflenet_v2_branc
 from benchmark.backbones.shufflenet_v2_tfkd import shufflenet_v2_tfkd, shufflenet_v2_tfkd_branches
 from benchmark.backbones.vgg import VGG8, VGG13, Convolutions, vgg, vgg_branches
 from benchmark.backbones.wrn import wide_resnet, wide_resnet_branches
-from benchmark.errors import unknown_name
+from benchmark.core.errors import unknown_name
 
 __all__ = [
     "AuxiliaryBranches",

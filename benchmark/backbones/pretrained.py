@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from benchmark.core.errors import UserError
 from benchmark.data.download import DEFAULT_DATA_ROOT, network_timeout
-from benchmark.errors import UserError
-from benchmark.files import sha256_of
+from benchmark.io.files import sha256_of
 
 FOLDER = "weights"
 URLS = {

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.network import Network
-from benchmark.errors import UserError
-from benchmark.foreign import shown, sized
+from benchmark.core.errors import UserError
+from benchmark.io.untrusted import shown, sized
 
 WRAPPING_KEYS = ("model", "state_dict", "net")
 LARGEST = 2 * 2**30

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmark.core.errors import unknown_name
 from benchmark.data import cifar100, digits, imagenet, tiny_imagenet
+from benchmark.data.custom import load_described
 from benchmark.data.dataset import Dataset, Images, ImageSet
-from benchmark.data.described import load_described
-from benchmark.errors import unknown_name
 
 __all__ = ["Dataset", "ImageSet", "Images", "dataset_names", "load_dataset"]
 
@@ -22,7 +22,7 @@ def dataset_names() -> tuple[str, ...]:
 def load_dataset(
     name_or_toml: str, data_root: Path | None = None, cache_root: Path | None = None, download: bool = True
 ) -> Dataset:
-    """The dataset of that name, or that the TOML file of that path describes (see `benchmark.data.described`).
+    """The dataset of that name, or that the TOML file of that path describes (see `benchmark.data.custom`).
 
     data_root: the folder that holds the dataset; cache_root: where its decoded images are kept, `<data_root>/.kd-cache`
     by default (or the user's cache folder, where that cannot be written); download: whether it may be fetched.

@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchmark.core.rng import Name, generator
 from benchmark.data.dataset import Colour, Images, ImageSet
 from benchmark.data.mixing import Mix, Mixture, cut_out, draw_mix, mixed
-from benchmark.streams import Name, generator
 
 ROTATIONS = 4
 WHITE = 255
@@ -371,7 +371,7 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images, float32 [batch, 3, height, width] in channels_last, and labels, in order.
 
-    Images in memory are shown as they are; of those on disk see `benchmark.data.image_files.ImageFiles.batches`.
+    Images in memory are shown as they are; of those on disk see `benchmark.data.streamed.ImageFiles.batches`.
     """
     device = torch.device(device)
     normalise = Normalisation(recipe, image_set.image_size, image_set.image_size, device)

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from benchmark.core.errors import UserError
 from benchmark.data.dataset import Colour, ImageSet, content_hash, measured_normalisation, splits_hashes
-from benchmark.errors import UserError
-from benchmark.files import replacing, write_text
-from benchmark.foreign import Refused, bounded_text
+from benchmark.io.files import replacing, write_text
+from benchmark.io.untrusted import Refused, bounded_text
 
 FOLDER = ".kd-cache"
 INDEX = "index.json"

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.core.errors import UserError
 from benchmark.data.cache import Content, place_for, read_or_build
 from benchmark.data.dataset import Dataset, fingerprint_of
 from benchmark.data.download import DEFAULT_DATA_ROOT, downloading, network_timeout
 from benchmark.data.folders import canonical, list_class_folders, read_class_folders
 from benchmark.data.torchvision_operators import import_torchvision
-from benchmark.errors import UserError
 
 NAME = "cifar100"
 ARCHIVE_FOLDER = "cifar-100-python"

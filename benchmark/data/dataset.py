@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 
 LEVELS = 256
 """Values that an 8-bit channel can take."""
@@ -23,7 +23,7 @@ Colour = tuple[float, float, float]
 
 
 class Images(Protocol):
-    """Labelled square images, in memory (`ImageSet`) or on disk (`benchmark.data.image_files.ImageFiles`)."""
+    """Labelled square images, in memory (`ImageSet`) or on disk (`benchmark.data.streamed.ImageFiles`)."""
 
     @property
     def labels(self) -> Tensor:

@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from benchmark.core.devices import processors
+from benchmark.core.errors import UserError
 from benchmark.data.folders import DAMAGE, FORMATS, image_bytes
-from benchmark.errors import UserError
-from benchmark.processors import processors
 
 SCALE = (0.08, 1.0)
 """Range of a training crop's share of the image's area."""

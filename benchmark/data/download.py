@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from benchmark.errors import UserError
-from benchmark.foreign import sized
+from benchmark.core.errors import UserError
+from benchmark.io.untrusted import sized
 
 DEFAULT_DATA_ROOT = Path("data")
 """Where datasets are looked for, and fetched to, if the user names no other folder."""

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmark.core.devices import processors
+from benchmark.core.errors import UserError
 from benchmark.data.cache import SPLITS, Content
 from benchmark.data.dataset import ImageSet
-from benchmark.errors import UserError
-from benchmark.foreign import sized
-from benchmark.processors import processors
+from benchmark.io.untrusted import sized
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")

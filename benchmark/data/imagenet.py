@@ -33,13 +33,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmark.core.errors import UserError
 from benchmark.data.cache import Place, place_for
 from benchmark.data.dataset import Dataset
 from benchmark.data.decoding import MARGIN, RATIO, SCALE
 from benchmark.data.download import DEFAULT_DATA_ROOT
-from benchmark.data.image_files import ImageFiles
-from benchmark.errors import UserError
-from benchmark.files import replacing
+from benchmark.data.streamed import ImageFiles
+from benchmark.io.files import replacing
 
 NAME = "imagenet"
 IMAGE_SIZE = 224

@@ -11,12 +11,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from benchmark.core.rng import Name
 from benchmark.data.augmentation import ROTATIONS, Batch, EpochPlan, Recipe, Source, TrainingSource, View
 from benchmark.data.dataset import Images, ImageSet
 from benchmark.data.decoding import Task, decoded, decoded_now
-from benchmark.data.image_files import CHUNK, ImageFiles
 from benchmark.data.mixing import Mix
-from benchmark.streams import Name
+from benchmark.data.streamed import CHUNK, ImageFiles
 
 AHEAD = 3
 """Batches that are decoded before they are needed."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmark.errors import UserError
-from benchmark.streams import Name, generator
+from benchmark.core.errors import UserError
+from benchmark.core.rng import Name, generator
 
 
 def stratified_fraction(labels: Tensor, fraction: float, *names: Name) -> Tensor:

@@ -24,11 +24,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmark.core.errors import UserError
 from benchmark.data.cache import place_for, read_or_build
 from benchmark.data.dataset import Dataset, check_deviation, fingerprint_of
 from benchmark.data.download import DEFAULT_DATA_ROOT, downloading, fetch_unpacked
 from benchmark.data.folders import ClassFolders, image_files, read_class_folders
-from benchmark.errors import UserError
 
 NAME = "tiny-imagenet"
 FOLDER = "tiny-imagenet-200"

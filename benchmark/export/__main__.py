@@ -11,14 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.command_line import run_app
-from benchmark.errors import UserError
+from benchmark.cli.app import run_app
+from benchmark.cli.options import DataRoot, Runs, Threads
+from benchmark.core.devices import make_deterministic
+from benchmark.core.errors import UserError
 from benchmark.export.edge import FIGURES, INPUT, OUTPUT, TIMED_BATCHES, TOLERANCE, Edge, WrongFile
 from benchmark.export.exporting import CPU, PROGRAM, export, images_of, int8_file
 from benchmark.export.finished import finished_run, trained_network
-from benchmark.files import check_writable
-from benchmark.options import DataRoot, Runs, Threads
-from benchmark.training.devices import make_deterministic
+from benchmark.io.files import check_writable
 
 CHECK_FAILED = 1
 FILE = "student.onnx"

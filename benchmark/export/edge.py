@@ -26,7 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 from benchmark.backbones.network import Network
-from benchmark.errors import UserError
+from benchmark.core.errors import UserError
 
 FORMAT = 1
 FIGURES = "edge.json"

@@ -24,11 +24,13 @@ import benchmark
 from benchmark.backbones import build_network
 from benchmark.backbones.cost import multiply_adds, parameters
 from benchmark.backbones.network import Network
+from benchmark.core.devices import device_name
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
 from benchmark.data import dataset_names, load_dataset
 from benchmark.data.augmentation import Recipe, evaluation_batches
 from benchmark.data.dataset import Dataset, Images
 from benchmark.data.subsets import stratified_fraction
-from benchmark.errors import UserError
 from benchmark.export.edge import (
     FIGURES,
     FORMAT,
@@ -51,12 +53,10 @@ from benchmark.export.edge import (
     with_notes,
 )
 from benchmark.export.finished import Finished
-from benchmark.files import replacing, write_text
-from benchmark.provenance import provenance
-from benchmark.spec import Run
-from benchmark.training.devices import device_name
+from benchmark.io.files import replacing, write_text
+from benchmark.results.provenance import provenance
 from benchmark.training.evaluation import BATCH_SIZE
-from benchmark.training.material import recipe_for, training_material
+from benchmark.training.inputs import recipe_for, training_material
 
 PROGRAM = "python -m benchmark.export"
 CPU = torch.device("cpu")

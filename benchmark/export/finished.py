@@ -11,9 +11,10 @@ from torch import Tensor
 
 from benchmark.backbones import build_network
 from benchmark.backbones.network import Network
-from benchmark.errors import UserError, nearest
-from benchmark.results import Record, Store
-from benchmark.spec import Run
+from benchmark.core.errors import UserError, nearest
+from benchmark.core.spec import Run
+from benchmark.results.record import Record
+from benchmark.results.store import Store
 
 SHOWN = 5
 """How many of the runs that a prefix may mean are named."""

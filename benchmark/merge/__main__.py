@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.command_line import run_app
-from benchmark.errors import UserError
-from benchmark.files import check_writable
-from benchmark.foreign import shown
+from benchmark.cli.app import run_app
+from benchmark.cli.options import Runs
+from benchmark.core.errors import UserError
+from benchmark.io.files import check_writable
+from benchmark.io.untrusted import shown
 from benchmark.merge.merging import Finding, Kind, Merge
-from benchmark.options import Runs
-from benchmark.results import Store
+from benchmark.results.store import Store
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmark.foreign import shown
-from benchmark.json_difference import Difference, canonical, first_difference
-from benchmark.results import Record, outcome
+from benchmark.io.json_diff import Difference, canonical, first_difference
+from benchmark.io.untrusted import shown
+from benchmark.results.record import Record, outcome
 
 FIRST = ("status", "reason", "failed_at", "final", "best_on_test", "epochs", "cost", "weights")
 """The order in which records are compared."""

@@ -10,24 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmark.claims import Claims
-from benchmark.errors import UserError
-from benchmark.files import replacing, write_text
-from benchmark.foreign import Entry, ForeignFolder, Refused, shown, sized
-from benchmark.json_difference import canonical
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
+from benchmark.io.files import replacing, write_text
+from benchmark.io.json_diff import canonical
+from benchmark.io.untrusted import Entry, ForeignFolder, Refused, shown, sized
 from benchmark.merge.differences import difference_of_figures, difference_of_records
-from benchmark.merge.runs import (
-    FILE_NAME,
-    Offer,
-    check_weights,
-    links_in,
-    read_figures,
-    read_offer,
-    read_part,
-)
-from benchmark.owners import Owner
-from benchmark.results import DamagedRun, Record, Store
-from benchmark.spec import Run
+from benchmark.merge.runs import FILE_NAME, Offer, check_weights, links_in, read_figures, read_offer, read_part
+from benchmark.results.leases import Claims
+from benchmark.results.owners import Owner
+from benchmark.results.record import DamagedRun, Record
+from benchmark.results.store import Store
 
 Kind = Literal["new", "replaced", "equal", "kept", "busy", "unfinished", "conflicting", "refused"]
 SPARE = 2**26

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from benchmark.errors import UserError
-from benchmark.foreign import Entry, ForeignFolder, Refused, bounded_json, shown
-from benchmark.json_difference import canonical
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
+from benchmark.io.json_diff import canonical
+from benchmark.io.untrusted import Entry, ForeignFolder, Refused, bounded_json, shown
 from benchmark.merge.weights import largest, read_weights
-from benchmark.results import FORMAT, Record, checksum_of, parsed_record
-from benchmark.spec import Run
+from benchmark.results.record import FORMAT, Record, checksum_of, parsed_record
 
 LARGEST_RECORD = 16 * 2**20
 """Bytes: 100 times the record of 240 epochs of a method with four branches."""

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmark.backbones import build_network, network_names
-from benchmark.foreign import Refused, bounded_json, shown, sized
-from benchmark.spec import Run
+from benchmark.core.spec import Run
+from benchmark.io.untrusted import Refused, bounded_json, shown, sized
 
 MOST_CLASSES = 25_000
 """Of a dataset: more than ImageNet has in whole (21,841)."""

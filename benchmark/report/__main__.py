@@ -9,18 +9,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from benchmark.audit.findings import Audit
-from benchmark.audit.judgement import write_audit
-from benchmark.audit.pages import summary
-from benchmark.command_line import run_app
-from benchmark.files import check_writable, replacing, write_text
-from benchmark.options import Pages, Runs, check_there
-from benchmark.report import attachments, text
-from benchmark.report.attachments import Drawing
+from benchmark.audit.audit import write_audit
+from benchmark.audit.render import summary
+from benchmark.audit.verdicts import Audit
+from benchmark.cli.app import run_app
+from benchmark.cli.options import Pages, Runs, check_there
+from benchmark.io.files import check_writable, replacing, write_text
+from benchmark.report import figures, text
 from benchmark.report.data import OWN_METHOD, Report, collect
+from benchmark.report.figures import Drawing
 from benchmark.report.html import to_html
 from benchmark.report.pdf import to_pdf
-from benchmark.report.words import records_line
+from benchmark.report.wording import records_line
 from benchmark.results import frame_of
 from tables.render import write_reports
 
@@ -45,10 +45,10 @@ def main(
         report = collect(runs, method, scale, table or ())
     written = []
     with console.status("drawing figures"):
-        drawings = attachments.draw(report, reports)
+        drawings = figures.draw(report, reports)
         written += [path for drawing in drawings for path in drawing.files.values()]
     with console.status("judging claims"):
-        audit = attachments.audit(report, drawings)
+        audit = figures.audit(report, drawings)
     with console.status("writing"):
         written += _write(report, drawings, audit, reports)
     _print(console, report, audit, reports, len(written))

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmark.protocols import SCALES, base_scale
-from benchmark.report.listing import Datum, Heading, Listing, number, word
+from benchmark.core.protocols import PAPER, SCALES, base_scale
+from benchmark.report.table import Datum, Heading, Listing, number, word
 from tables.result import NEVER, TableResult
-
-PAPER = "paper"
 
 
 @dataclass(frozen=True)

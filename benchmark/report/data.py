@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import re
 from collections import Counter
@@ -11,19 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.collection import Collection, Setting
-from benchmark.errors import unknown_name
-from benchmark.protocols import SCALES, base_scale, protocol_named, scale_named
-from benchmark.provenance import made_by
-from benchmark.registry import method_names
-from benchmark.report import coverage, measurements, runs
-from benchmark.report.coverage import PAPER, Coverage
-from benchmark.report.listing import Listing
-from benchmark.results import Record, Store
+from benchmark.analysis.query import Collection, Setting
+from benchmark.analysis.tables import empty_result, results_for
+from benchmark.core.errors import unknown_name
+from benchmark.core.protocols import PAPER, SCALES, base_scale, scale_named
+from benchmark.plugins.registry import method_names
+from benchmark.report import coverage, metrics, runs
+from benchmark.report.coverage import Coverage
+from benchmark.report.table import Listing
+from benchmark.results.provenance import made_by
+from benchmark.results.record import Record
+from benchmark.results.store import Store
 from tables.escaping import Markup
-from tables.page import Page, page_of
 from tables.result import TableResult
 from tables.specification import Table, load_table, table_names
+from tables.view import Page, page_of
 
 TITLE = "Knowledge distillation, reproduced"
 OWN_METHOD = "LSSKD"
@@ -150,41 +151,6 @@ def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Seque
     )
 
 
-def results_for(table: Table, collection: Collection, settings: Sequence[Setting]) -> list[TableResult]:
-    """The table in every setting that has a run of it; once with nothing measured where none has."""
-    results = [_result(table, collection, setting) for setting in settings]
-    return [result for result in results if _has_cells(result)] or [empty_result(table)]
-
-
-def empty_result(table: Table) -> TableResult:
-    """The table at paper scale without a run: what was printed, and what is not run yet."""
-    scale = PAPER if isinstance(table.dataset, str) or PAPER in table.dataset else next(iter(table.dataset))
-    protocol = protocol_named(table.protocol_for(scale))
-    setting = Setting(Path(table.dataset_for(scale)).stem, "", protocol, SCALES[scale])
-    return _result(table, Collection([]), setting)
-
-
-def _result(table: Table, collection: Collection, setting: Setting) -> TableResult:
-    """The table in a setting.
-
-    How long a run `as_long_as` another is takes seconds to count for each network, so rows of such runs are looked up
-    only where a run has a schedule of its own; elsewhere they are not run yet.
-    """
-    stretched = {run.method for run in collection.runs if run.protocol.schedule != setting.protocol.schedule}
-    whole = collection.with_more_rows(table, setting)
-    looked_up = tuple(row for row in whole.rows if row.as_long_as is None or row.method in stretched)
-    result = collection.table(table.model_copy(update={"rows": looked_up}), setting)
-    found = {row.name: row for row in result.table.rows}
-    left_out = {row.name: row for row in table.at(base_scale(setting.scale.name)).rows if row not in looked_up}
-    rows = [found.get(row.name) or left_out.get(row.name) for row in whole.rows]
-    kept = tuple(row for row in rows if row is not None)
-    return dataclasses.replace(result, table=result.table.model_copy(update={"rows": kept}))
-
-
-def _has_cells(result: TableResult) -> bool:
-    return any(cell.values or cell.status == "failed" for cell in result.cells.values())
-
-
 def _reports(results: Sequence[TableResult], method: str, edges: runs.Edges) -> list[TableReport]:
     used: Counter[str] = Counter()
     reports = []
@@ -200,10 +166,10 @@ def _reports(results: Sequence[TableResult], method: str, edges: runs.Edges) -> 
                 result=result,
                 page=page_of(result),
                 stem=stem,
-                differences=measurements.differences(result, own) if own else None,
-                figures=measurements.figures(result),
-                costs=measurements.costs(result, edges),
-                prices=measurements.prices(result),
+                differences=metrics.differences(result, own) if own else None,
+                figures=metrics.figures(result),
+                costs=metrics.costs(result, edges),
+                prices=metrics.prices(result),
             )
         )
     return reports

@@ -12,13 +12,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from benchmark.audit.findings import Audit
-from benchmark.audit.pages import MEANINGS, in_brief, summary
-from benchmark.report import prose, words
-from benchmark.report.attachments import Drawing
+from benchmark.audit.render import MEANINGS, in_brief, summary
+from benchmark.audit.verdicts import Audit
+from benchmark.report import prose, wording
 from benchmark.report.data import TITLE, Report
+from benchmark.report.figures import Drawing
 from benchmark.report.runs import key_of
-from tables.page import BEST_EXPLANATION, BEST_TITLE
+from tables.view import BEST_EXPLANATION, BEST_TITLE
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = (
@@ -51,9 +51,9 @@ def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
             brief=in_brief,
             meanings=MEANINGS,
             title=TITLE,
-            words=words,
+            wording=wording,
             sections=SECTIONS,
-            records=words.records_line(report),
+            records=wording.records_line(report),
             best_title=BEST_TITLE,
             best_explanation=BEST_EXPLANATION,
             ledger=prose.to_html(ledger, "ledger-") if ledger else None,

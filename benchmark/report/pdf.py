@@ -10,16 +10,16 @@ from pathlib import Path
 import jinja2
 import typst
 
-from benchmark.audit.findings import Audit
-from benchmark.audit.pages import in_brief, summary
-from benchmark.report import words
-from benchmark.report.attachments import Drawing
+from benchmark.audit.render import in_brief, summary
+from benchmark.audit.verdicts import Audit
+from benchmark.report import wording
 from benchmark.report.data import TITLE, Report
-from benchmark.report.listing import Datum, Listing
+from benchmark.report.figures import Drawing
+from benchmark.report.table import Datum, Listing
 from benchmark.report.typst_markup import escape_typst, finalise, typst_string
 from tables.escaping import Markup
-from tables.page import Entry, Marks, Page
 from tables.result import ABSENT
+from tables.view import Entry, Marks, Page
 
 MOST_UPRIGHT = 6
 """Columns of results that an upright page has room for."""
@@ -43,17 +43,17 @@ def to_typst(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
     environment.filters["code"] = Markup
     return environment.get_template("report.typ.j2").render(
         title=TITLE,
-        lead=words.LEAD,
-        legend=words.LEGEND,
-        not_run=words.NOT_RUN,
-        differences=words.DIFFERENCES,
-        cost=words.COST,
-        audit_words=words.AUDIT,
+        lead=wording.LEAD,
+        legend=wording.LEGEND,
+        not_run=wording.NOT_RUN,
+        differences=wording.DIFFERENCES,
+        cost=wording.COST,
+        audit_words=wording.AUDIT,
         audit_summary=summary(audit),
         report=report,
         drawings=drawings,
         audit=audit,
-        records=words.records_line(report),
+        records=wording.records_line(report),
         brief=in_brief,
         string=typst_string,
         listing=listing_markup,

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.command_line import CHANGEABLE
-from benchmark.errors import UserError
-from benchmark.plan import label
-from benchmark.protocols import PROTOCOLS
-from benchmark.provenance import unlike
-from benchmark.report.listing import Datum, Heading, Listing, count, counted, number, power, word
-from benchmark.results import Record
-from benchmark.spec import Protocol, Run
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import CHANGEABLE, PROTOCOLS
+from benchmark.core.spec import Protocol, Run
+from benchmark.planning.request import label
+from benchmark.report.table import Datum, Heading, Listing, count, counted, number, power, word
+from benchmark.results.provenance import unlike
+from benchmark.results.record import Record
 from tables.escaping import plain
 
 MEBIBYTE = 2**20

@@ -9,12 +9,12 @@ from typing import Any
 import jinja2
 from rich.cells import cell_len
 
-from benchmark.audit.findings import Audit
-from benchmark.audit.pages import in_brief, summary
-from benchmark.report.attachments import Drawing
+from benchmark.audit.render import in_brief, summary
+from benchmark.audit.verdicts import Audit
 from benchmark.report.data import TITLE, Report
-from benchmark.report.listing import Listing
-from benchmark.report.words import LEAD, records_line
+from benchmark.report.figures import Drawing
+from benchmark.report.table import Listing
+from benchmark.report.wording import LEAD, records_line
 from tables.escaping import Markup, escape_latex, escape_markdown
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -9,16 +9,16 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmark.command_line import names, parse_pair, run_app
+from benchmark.cli.app import names, run_app
+from benchmark.cli.options import DeviceName
+from benchmark.core.devices import device_name, make_deterministic, processors, resolve_device
+from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.spec import Precision
+from benchmark.core.text import counted
 from benchmark.data.imagenet import IMAGE_SIZE as CROP_SIZE
-from benchmark.errors import UserError, unknown_name
-from benchmark.options import DeviceName
-from benchmark.processors import processors
-from benchmark.registry import method_class, method_names
-from benchmark.spec import Precision
+from benchmark.planning.overrides import parse_pair
+from benchmark.plugins.registry import method_class, method_names
 from benchmark.speed import images, planning, training
-from benchmark.training.devices import device_name, make_deterministic, resolve_device
-from benchmark.words import counted
 
 What = Literal["training", "images", "planning"]
 ROUNDS = 7

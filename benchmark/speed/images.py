@@ -21,18 +21,19 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmark.core.protocols import protocol_named
+from benchmark.core.spec import Precision, Run, Scale
 from benchmark.data import imagenet
 from benchmark.data.dataset import Dataset
 from benchmark.data.decoding import WORKERS, decode_workers
-from benchmark.data.image_files import ImageFiles
+from benchmark.data.streamed import ImageFiles
 from benchmark.data.streaming import training_source
-from benchmark.plan import Request
-from benchmark.protocols import protocol_named
-from benchmark.spec import Precision, Run, Scale
-from benchmark.training.broken import BrokenRuns
+from benchmark.planning.request import Request
 from benchmark.training.cohort import Cohort
-from benchmark.training.material import Material, Settings, recipe_for
-from benchmark.training.untrained import untrained_teacher
+from benchmark.training.dummies import untrained_teacher
+from benchmark.training.failures import BrokenRuns
+from benchmark.training.inputs import Material, recipe_for
+from benchmark.training.settings import Settings
 
 WIDTH, HEIGHT = 500, 375
 """Of an image in pixels: what most of ImageNet's have."""

@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmark.grid import grid_of
-from benchmark.plan import Request, jobs_for
-from benchmark.protocols import protocol_named, scale_named
-from benchmark.results import FORMAT, Store, checksum_of, load
-from benchmark.spec import Run
-from benchmark.training.devices import peak_memory
-from benchmark.words import counted
+from benchmark.core.devices import peak_memory
+from benchmark.core.protocols import protocol_named, scale_named
+from benchmark.core.spec import Run
+from benchmark.core.text import counted
+from benchmark.planning.jobs import jobs_for
+from benchmark.planning.request import Request
+from benchmark.planning.tables import grid_of
+from benchmark.results.record import FORMAT, checksum_of
+from benchmark.results.store import Store, load
 from tables.specification import load_table, table_names
 
 RUNS = 100_000

@@ -17,18 +17,19 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
+from benchmark.core.devices import autocast, placed
+from benchmark.core.protocols import protocol_named
+from benchmark.core.rng import generator
+from benchmark.core.spec import Precision, Run, Scale, teacher_key
+from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
-from benchmark.plan import Request
-from benchmark.protocols import protocol_named
-from benchmark.registry import method_class
-from benchmark.spec import Precision, Run, Scale, teacher_key
-from benchmark.streams import generator
+from benchmark.planning.request import Request
+from benchmark.plugins.registry import method_class
 from benchmark.training.cohort import Cohort
-from benchmark.training.devices import autocast, placed
+from benchmark.training.dummies import CLASSES, random_images, untrained_teacher
+from benchmark.training.inputs import Material
 from benchmark.training.learner import fresh_network
-from benchmark.training.material import Material, Settings
-from benchmark.training.untrained import CLASSES, random_images, untrained_teacher
-from benchmark.words import counted
+from benchmark.training.settings import Settings
 
 IMAGES = 50_000
 IMAGE_SIZE = 32

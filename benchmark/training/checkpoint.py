@@ -6,11 +6,12 @@ as JSON in its header. Nothing in it is ever executed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from typing import Any
 import safetensors
 from torch import Tensor
 
-from benchmark.errors import UserError
-from benchmark.files import replacing, save_tensors, set_aside, sha256_of
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
+from benchmark.io.files import replacing, save_tensors, set_aside, sha256_of
+from benchmark.results.store import Store
 
 FILE_NAME = re.compile(r"checkpoint-(\d{6})-(\d{8})-([0-9a-f]{64})\.safetensors")
 KEPT = 2
@@ -135,3 +138,25 @@ def _read(path: Path, epoch: int, step: int, run_ids: Collection[str] | None) ->
     if run_ids is not None and not set(run_ids) <= set(notes["runs"]):
         raise UserError(f"checkpoint {path} does not hold all of {', '.join(run_ids)}")
     return Checkpoint(epoch, step, tensors, notes)
+
+
+def cohort_name(runs: Sequence[Run]) -> str:
+    """A name for a set of runs, whatever their order."""
+    return hashlib.sha256("".join(sorted(run.digest for run in runs)).encode()).hexdigest()[:16]
+
+
+def cohort_folder(store: Store, runs: Sequence[Run]) -> Path:
+    """Where the checkpoints of a cohort are."""
+    return store.cohorts(runs[0].dataset) / cohort_name(runs)
+
+
+def resume_folders(store: Store, runs: Sequence[Run]) -> list[Path]:
+    """The folders of the checkpoints that hold all of the runs, the most advanced first."""
+    wanted = {run.id for run in runs}
+    found: list[tuple[tuple[int, int], Path]] = []
+    cohorts = store.cohorts(runs[0].dataset)
+    for folder in sorted(cohorts.iterdir()) if cohorts.is_dir() else []:
+        position = latest_position(folder)
+        if position is not None and wanted <= set(members(folder)):
+            found.append((position, folder))
+    return [folder for _, folder in sorted(found, reverse=True)]

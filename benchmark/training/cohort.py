@@ -14,32 +14,32 @@ from typing import Any
 
 import torch
 
+from benchmark.core.devices import make_deterministic, peak_memory, resolve_device
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
 from benchmark.data.augmentation import EpochPlan, evaluation_batches
 from benchmark.data.dataset import ImageSet
 from benchmark.data.streaming import training_source
-from benchmark.errors import UserError
-from benchmark.files import remove_leftovers
-from benchmark.provenance import Piece, piece, provenance, unlike
-from benchmark.results import Store
-from benchmark.spec import Run
+from benchmark.io.files import remove_leftovers
+from benchmark.method.collectives import ALONE, Group
+from benchmark.results.provenance import Piece, piece, provenance, unlike
+from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.broken import BrokenRuns, note_error
-from benchmark.training.cohort_folder import cohort_folder, resume_folders
+from benchmark.training.callbacks import Listener, Progress, Say, Stop
+from benchmark.training.checkpoint import cohort_folder, resume_folders
 from benchmark.training.cost import step_cost
-from benchmark.training.devices import make_deterministic, peak_memory, resolve_device
-from benchmark.training.distributed import ALONE, Group
 from benchmark.training.evaluation import BATCH_SIZE, Evaluation
-from benchmark.training.learner import Learner, NonFiniteLoss
-from benchmark.training.listening import Listener, Progress, Say, Stop
-from benchmark.training.material import (
+from benchmark.training.failures import BrokenRuns, note_error
+from benchmark.training.inputs import (
     Material,
-    Settings,
     first_weights,
     load_teacher,
     loaded_dataset,
     recipe_for,
     training_material,
 )
+from benchmark.training.learner import Learner, NonFiniteLoss
+from benchmark.training.settings import Settings
 from benchmark.training.teacher import Teacher
 
 REPORT_SECONDS = 0.5

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.backbones import build_network
 from benchmark.backbones.cost import multiply_adds, parameters
+from benchmark.core.spec import Run
 from benchmark.data.streaming import training_source
-from benchmark.spec import Run
+from benchmark.training.dummies import random_images, untrained_teacher
+from benchmark.training.inputs import recipe_for
 from benchmark.training.learner import Learner
-from benchmark.training.material import recipe_for
-from benchmark.training.untrained import random_images, untrained_teacher
 
 BATCH = 8
 """Images of the step that is counted; what grows faster than the batch is too little to matter."""

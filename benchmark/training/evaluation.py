@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmark.backbones.network import Network
+from benchmark.core.devices import autocast
+from benchmark.core.spec import Precision
 from benchmark.data.augmentation import rotations
-from benchmark.method import ROTATIONS, Method, class_scores, joint_labels
-from benchmark.spec import Precision
-from benchmark.training.devices import autocast
+from benchmark.method.contract import ROTATIONS, Method, class_scores, joint_labels
 
 BATCH_SIZE = 250
 TOP = 5

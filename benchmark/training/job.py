@@ -7,18 +7,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmark.claims import BEAT_SECONDS, Claim, Claims
-from benchmark.errors import UserError
-from benchmark.owners import Owner
-from benchmark.results import Store
-from benchmark.spec import Run
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
+from benchmark.results.leases import BEAT_SECONDS, Claim, Claims
+from benchmark.results.owners import Owner
+from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.broken import BrokenRuns, keep_traceback, note_error
+from benchmark.training.callbacks import Listener, Say, Stop
+from benchmark.training.checkpoint import cohort_folder
 from benchmark.training.cohort import train
-from benchmark.training.cohort_folder import cohort_folder
-from benchmark.training.listening import Listener, Say, Stop
-from benchmark.training.material import Settings
-from benchmark.training.processes import BrokenProcesses, train_together
+from benchmark.training.failures import BrokenRuns, keep_traceback, note_error
+from benchmark.training.launcher import BrokenProcesses, train_together
+from benchmark.training.settings import Settings
 
 WAIT_SECONDS = 1.0
 

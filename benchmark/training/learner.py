@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from benchmark.backbones import AuxiliaryBranches, build_branches, build_network, is_mobile_network
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs, Shape, shape_of, statistics_kept
+from benchmark.core.devices import autocast, placed
+from benchmark.core.errors import UserError
+from benchmark.core.rng import generator
+from benchmark.core.spec import Run
 from benchmark.data.augmentation import Batch
-from benchmark.errors import UserError
-from benchmark.method import BrokenContract, Context, Method, Step, View
-from benchmark.method_files import code_of
-from benchmark.registry import method_class, resolve_options
-from benchmark.spec import Run
-from benchmark.streams import generator
-from benchmark.training.devices import autocast, placed
-from benchmark.training.distributed import ALONE, Group, averaged, fewest_rows, remark, share, weighted
+from benchmark.method.collectives import ALONE, Group, averaged, fewest_rows, share, weighted
+from benchmark.method.contract import BrokenContract, Context, Method, Step, View
+from benchmark.plugins.registry import method_class, resolve_options
+from benchmark.plugins.source import code_of
+from benchmark.training import ddp
 from benchmark.training.teacher import TeacherOnBatch
 
 
@@ -145,7 +146,7 @@ class Learner:
         self.teacher_seconds = 0.0
         """Host time of what it asked of the teacher, whoever else asked for it too."""
         self._draws = False
-        self._loss_of = group.loss_of(self.method, self.student)
+        self._loss_of = ddp.loss_of(group, self.method, self.student)
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         student = [] if self.student is None else list(self.student.named_parameters("student"))
@@ -296,7 +297,7 @@ class Learner:
     @property
     def remark(self) -> str | None:
         """What a reader must know of how its batches were shared; None where they were not."""
-        return remark(self.group, self.method, self.student, self._draws)
+        return ddp.remark(self.group, self.method, self.student, self._draws)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """What a finished run leaves: the plain student, and the method's modules where another run reads them."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmark.backbones.network import Network, Outputs
+from benchmark.core.devices import autocast
+from benchmark.core.spec import Precision
 from benchmark.data.augmentation import Batch
-from benchmark.method import Method, View
-from benchmark.spec import Precision
-from benchmark.training.devices import autocast
+from benchmark.method.contract import Method, View
 
 
 class Teacher:

@@ -1,0 +1,110 @@
+"""From the records of a cell's runs to what a table shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from benchmark.core.spec import ReleasedTeacher, Run
+from benchmark.planning.request import with_dependencies
+from benchmark.results.record import Record
+from tables.result import Cell, Price, Seed, Status
+from tables.specification import Column
+
+FindRecord = Callable[[Run], Record | None]
+Number = TypeVar("Number", int, float)
+
+
+def cell_of(
+    row: str, column: Column, records: Mapping[Run, Record | None], find: FindRecord, lost: Mapping[str, str]
+) -> Cell:
+    """The cell of the runs that were asked for, one for each seed.
+
+    find: the record of a run that these depend on; lost: by run id, why a run left no record.
+    """
+    finished = {run: record for run, record in records.items() if record and record["status"] == "finished"}
+    notes = tuple(
+        f"{row}, {column.name}, seed {run.seed}: {reason}"
+        for run, record in records.items()
+        if (reason := _failure(run, record, lost))
+    )
+    status: Status
+    if finished and len(finished) == len(records):
+        status = "done"
+    elif finished:
+        status = "partial"
+    else:
+        status = "failed" if notes else "not run yet"
+    seeds = tuple(seed_of(run, record, find) for run, record in finished.items())
+    return Cell(
+        row=row,
+        column=column.name,
+        values=tuple(float(seed.figures[column.metric]) for seed in seeds),
+        status=status,
+        best=tuple(
+            float(record["best_on_test"][column.metric]) for record in finished.values() if "best_on_test" in record
+        ),
+        notes=notes,
+        seeds=len(records),
+        finished=seeds,
+        metric=column.metric,
+    )
+
+
+def seed_of(run: Run, record: Record, find: FindRecord) -> Seed:
+    """What one finished run says, and what it cost."""
+    return Seed(run.seed, run.id, record["final"], price_of(run, record, find), run.precision)
+
+
+def price_of(run: Run, record: Record, find: FindRecord) -> Price:
+    """What a finished run cost, and all that it depends on."""
+    needed = with_dependencies([run])[:-1]
+    records = [find(other) for other in needed]
+    # Nobody knows what a teacher from a file has cost.
+    known = not any(
+        isinstance(part, ReleasedTeacher) for other in (*needed, run) for part in (other.teacher, other.head)
+    )
+    own = record.get("cost", {})
+    return Price(
+        multiply_adds=own.get("training_multiply_adds"),
+        teacher_multiply_adds=_total([_cost(other) for other in records], 0) if known else None,
+        seconds=_device_seconds(record),
+        teacher_seconds=_total([_device_seconds(other) for other in records], 0.0) if known else None,
+        epochs=run.schedule.epochs,
+        parameters=own.get("parameters"),
+        parameters_in_training=own.get("parameters_in_training"),
+        inference_multiply_adds=own.get("multiply_adds"),
+        peak_memory_bytes=record["provenance"].get("peak_memory_bytes"),
+    )
+
+
+def _cost(record: Record | None) -> int | None:
+    return None if record is None else record.get("cost", {}).get("training_multiply_adds")
+
+
+def _device_seconds(record: Record | None) -> float | None:
+    """Seconds times devices. On a GPU, whose work the host's clock cannot tell apart, those of the whole cohort."""
+    if record is None:
+        return None
+    made = record["provenance"]
+    if made.get("device") == "cuda":
+        seconds = made.get("seconds")
+    else:
+        own, teacher = made.get("seconds_of_its_own"), made.get("seconds_of_its_teacher", 0.0)
+        seconds = None if own is None else own + teacher
+    return None if seconds is None else float(seconds) * int(made.get("processes", 1))
+
+
+def _total(values: Sequence[Number | None], nothing: Number) -> Number | None:
+    """The sum; None where a part of it is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known, start=nothing) if len(known) == len(values) else None
+
+
+def _failure(run: Run, record: Record | None, lost: Mapping[str, str]) -> str | None:
+    if record is not None:
+        return str(record["reason"]) if record["status"] == "failed" else None
+    return lost.get(run.id)
+
+
+LookUp = Callable[[Sequence[Run]], Mapping[Run, Record | None]]

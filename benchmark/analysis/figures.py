@@ -1,0 +1,209 @@
+"""From the records of a figure's runs to the points that are drawn."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from benchmark.analysis.cells import FindRecord, LookUp, cell_of
+from benchmark.analysis.notes import is_usual, precision_remark, remarks_of, variant_of
+from benchmark.analysis.query import Collection, Setting
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import base_scale, chosen_scale, protocol_named, usual_seeds
+from benchmark.core.spec import Run
+from benchmark.planning.figures import Points, TeacherData, points_of
+from benchmark.planning.request import Request
+from benchmark.plugins.registry import all_methods, method_class
+from benchmark.results.provenance import made_by
+from figures.result import FigureResult, PanelResult, named
+from figures.specification import Figure, Panel
+from tables.result import Cell
+from tables.specification import Column
+
+
+def figure_result(
+    figure: Figure,
+    points: Mapping[str, Points],
+    look_up: LookUp,
+    find: FindRecord,
+    remarks: Sequence[str] = (),
+    lost: Mapping[str, str] | None = None,
+) -> FigureResult:
+    """What there is for a figure.
+
+    points: by the title of their panel; a panel without any is shown as not run yet. look_up, find and lost: as in
+    `benchmark.planning.tables.results_of`.
+
+    Raises:
+        UserError: no panel has any.
+    """
+    if not points:
+        raise UserError(
+            f"figure {figure.name}: no panel of it has images here; pass the folder that holds them with --data-root, "
+            "or choose another scale"
+        )
+    request = next(iter(points.values())).request
+    panels = tuple(
+        _panel_result(figure, points[panel.title], look_up, find, lost or {})
+        if panel.title in points
+        else _empty_panel(figure, panel, request.scale.name, _epochs(request))
+        for panel in figure.panels
+    )
+    precisions = {seed.precision for panel in panels for cell in panel.cells.values() for seed in cell.finished}
+    asked = {method for some in points.values() for method, _ in some.chosen}
+    measured = {method for panel in panels for (method, _), cell in panel.cells.items() if cell.values}
+    known = dict.fromkeys((*figure.all_methods, *(method for some in points.values() for method in some.methods)))
+    return FigureResult(
+        figure=figure,
+        scale=request.scale.name,
+        panels=panels,
+        methods=tuple(method for method in known if method in {*figure.methods, *asked, *measured}),
+        generated_from=made_by(),
+        remarks=(*remarks, *precision_remark(precisions, request.scale.name)),
+        protocol=request.protocol.name,
+        teacher_data=request.teacher_data,
+        variant=variant_of(request),
+    )
+
+
+def empty_result(figure: Figure, scale: str = "paper") -> FigureResult:
+    """A figure of which nothing has been run, with the published numbers where it has any.
+
+    Raises:
+        UserError: there is no such scale, or nothing is drawn at it.
+    """
+    figure, protocol = figure.at(base_scale(scale)), protocol_named(figure.protocol)
+    epochs = str(protocol.schedule.scaled(chosen_scale(scale, None, protocol).factor).epochs)
+    panels = tuple(_empty_panel(figure, panel, scale, epochs) for panel in figure.panels)
+    return FigureResult(figure, scale, panels, figure.methods, made_by(), protocol=figure.protocol)
+
+
+def collected(figure: Figure, collection: Collection, scale: str | None = None) -> list[FigureResult]:
+    """The figure for every scale, protocol and dataset that there are records of its runs for.
+
+    figure: as it was loaded; scale: only this one, and those stretched from it. Teachers that learnt from the same part
+    of the images make a figure of their own. At scale `paper` there always is one, if an empty one.
+    """
+    results: list[FigureResult] = []
+    groups: dict[tuple[str, str], list[Setting]] = defaultdict(list)
+    for setting in collection.settings():
+        groups[setting.scale.content, setting.protocol.content].append(setting)
+    for settings in groups.values():
+        name = settings[0].scale.name
+        if scale in (None, name, base_scale(name)):
+            results += _of_settings(figure, collection, settings)
+    if scale in (None, "paper") and any(panel.dataset_for("paper") for panel in figure.panels):
+        empty = empty_result(figure)
+        if all(result.stem != empty.stem for result in results):
+            results.append(empty)
+    return results
+
+
+def _of_settings(figure: Figure, collection: Collection, settings: Sequence[Setting]) -> Iterator[FigureResult]:
+    """The figures of settings that agree in scale and protocol: on its own datasets, and on each other one."""
+    scale = base_scale(settings[0].scale.name)
+    datasets = dict.fromkeys(setting.dataset for setting in settings)
+    usual = {panel.dataset_for(scale) for panel in figure.panels}
+    if usual & datasets.keys():
+        yield from _variants(figure.at(scale), collection, settings, "")
+    for dataset in datasets:
+        if dataset not in usual:
+            yield from _variants(figure.on(dataset, scale), collection, settings, dataset)
+
+
+def _variants(
+    figure: Figure, collection: Collection, settings: Sequence[Setting], dataset: str
+) -> Iterator[FigureResult]:
+    """The figure with teachers that learnt from all images, and with others, as far as there are runs of its own."""
+    usual = not dataset and settings[0].protocol == protocol_named(figure.protocol)
+    planned: set[Run] = set()
+    choices: tuple[TeacherData, ...] = ("all", "same") if figure.kind == "few-shot" else ("all",)
+    for teacher_data in choices:
+        points = {
+            panel.title: some
+            for panel in figure.panels
+            if (some := _fullest(figure, panel, collection, settings, dataset, teacher_data))
+        }
+        runs = {run for some in points.values() for runs in some.runs.values() for run in runs if _is_own(run, usual)}
+        # Without a record of a run that only this figure has, it would be another's once more.
+        if any(collection.like(run) for run in runs - planned):
+            remarks = _remarks_of(figure, list(points.values()), settings)
+            cells = [runs for some in points.values() for runs in some.runs.values()]
+            yield figure_result(figure, points, collection.look_up(cells), collection.find, remarks)
+        planned |= runs
+        usual = False
+
+
+def _is_own(run: Run, usual: bool) -> bool:
+    """Whether a run tells of the figure: where data or protocol are not its own, a table's runs alone do not."""
+    return usual or run.fraction < 1 or method_class(run.method).student_branches
+
+
+def _fullest(
+    figure: Figure,
+    panel: Panel,
+    collection: Collection,
+    settings: Sequence[Setting],
+    dataset: str,
+    teacher_data: TeacherData,
+) -> Points | None:
+    """The panel's runs on its dataset (or on the one that is named) as far as there are settings for that.
+
+    Of several contents under one name the one that most points have records of.
+    """
+    scale = settings[0].scale.name
+    name = dataset or panel.dataset_for(base_scale(scale))
+    seeds = range(usual_seeds(scale))
+    candidates = [
+        points_of(figure, panel, setting.request(teacher_data=teacher_data), seeds)
+        for setting in settings
+        if setting.dataset == name
+    ]
+
+    def recorded(points: Points) -> int:
+        return sum(bool(collection.like(runs[0])) for runs in points.runs.values())
+
+    return max(candidates, key=recorded, default=None)
+
+
+def _remarks_of(figure: Figure, points: Sequence[Points], settings: Sequence[Setting]) -> list[str]:
+    """What a reader must know of how the runs differ from the default."""
+    remarks = remarks_of(points[0].request, figure.protocol)
+    for name in dict.fromkeys(some.request.dataset for some in points):
+        if len({setting.fingerprint for setting in settings if setting.dataset == name}) > 1:
+            remarks.append(f"There are runs on other images under the name {name}, which are not shown.")
+    return remarks
+
+
+def _panel_result(
+    figure: Figure, points: Points, look_up: LookUp, find: FindRecord, lost: Mapping[str, str]
+) -> PanelResult:
+    panel, request = points.panel, points.request
+    cells: dict[tuple[str, float], Cell] = {}
+    for method in points.methods:
+        for fraction in figure.fractions or (request.fraction,):
+            title = panel.title if fraction == 1 else f"{panel.title}, {fraction:.0%} of the images"
+            # The place of a stages figure's only cell is that of all images, whatever the request's share.
+            key = (method, fraction if figure.fractions else 1.0)
+            if runs := points.runs.get((method, fraction)):
+                column = Column(student=panel.student, teacher=panel.teacher, title=title)
+                cells[key] = cell_of(method, column, look_up(runs), find, lost)
+            else:
+                cells[key] = Cell(method, title, (), "no teacher" if method in all_methods() else "not in the suite")
+    return PanelResult(
+        panel=panel,
+        scale=request.scale.name,
+        dataset=request.dataset,
+        epochs=_epochs(request),
+        cells=cells,
+        comparable=request.scale.name == "paper" and is_usual(request, figure.protocol),
+    )
+
+
+def _empty_panel(figure: Figure, panel: Panel, scale: str, epochs: str) -> PanelResult:
+    dataset = named(panel.dataset_for(base_scale(scale)) or panel.datasets[0])
+    return PanelResult(panel, scale, dataset, epochs, {}, comparable=scale == "paper")
+
+
+def _epochs(request: Request) -> str:
+    return str(request.protocol.schedule.scaled(request.scale.factor).epochs)

@@ -1,0 +1,74 @@
+"""What a reader must be told of numbers that were not made in the usual way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from benchmark.core.protocols import PROTOCOLS, base_scale, protocol_named
+from benchmark.planning.request import Request
+
+SHARED_BATCHES = ("imagenet",)
+"""Protocols whose published numbers were made with each batch shared among GPUs, where norms saw a part of it."""
+
+
+def remarks_of(request: Request, usual_protocol: str) -> list[str]:
+    """How the runs of a request differ from those of a table with this protocol, a sentence for each difference."""
+    texts = []
+    changed = _changed_protocol(request)
+    if request.protocol.name != usual_protocol or changed:
+        values = ", ".join(f"{name} = {value}" for name, value in changed.items())
+        texts.append(f"Protocol {request.protocol.name}{' with ' + values if values else ''}.")
+    if request.protocol.name == "tfkd":
+        texts.append("TF-KD's random rotation of the images by up to 15 degrees is left out.")
+    if request.augmentation != "standard":
+        texts.append(f"Students are trained with {request.augmentation} on top of the protocol's augmentation.")
+    if request.teacher_seeds == "paired":
+        texts.append("Each seed has a teacher of its own.")
+    if request.processes > 1:
+        texts.append(f"{request.processes} processes shared each batch; in each of them norms saw its own images only.")
+    if request.validation:
+        texts.append(f"Evaluated on {request.validation:.0%} of the training images, held out; not on the test set.")
+    for method, chosen in request.options.items():
+        values = ", ".join(f"{name} = {value}" for name, value in chosen.items())
+        texts.append(f"{method} with {values}.")
+    return texts
+
+
+def is_usual(request: Request, usual_protocol: str) -> bool:
+    """Whether the runs follow a protocol in full, on all images and the test set, with no option changed.
+
+    Batches shared among processes are another protocol, as norms see parts of them, but on ImageNet.
+    """
+    plain = not request.options and request.augmentation == "standard"
+    plain &= request.processes == 1 or usual_protocol in SHARED_BATCHES
+    whole = request.validation == 0 and request.fraction == 1
+    return plain and whole and request.protocol == protocol_named(usual_protocol)
+
+
+def precision_remark(precisions: Iterable[str], scale: str) -> list[str]:
+    """A sentence where some runs of scale `paper` are not in fp32, which that scale has unless told otherwise."""
+    found = set(precisions)
+    if base_scale(scale) != "paper" or not found - {"fp32"}:
+        return []
+    return ["Precision bf16." if found == {"bf16"} else "Some runs are in precision bf16."]
+
+
+def variant_of(request: Request) -> str:
+    """A short name for files of numbers that were not made in the usual way, "" for those that were."""
+    changes: dict[str, Any] = {
+        "protocol": _changed_protocol(request),
+        "options": request.options,
+        "augmentation": request.augmentation.removeprefix("standard"),
+        "teachers": request.teacher_seeds.removeprefix("shared"),
+        "files": sorted(file.teacher.sha256 for file in request.released.values()),
+        "validation": request.validation,
+        "processes": request.processes - 1,
+    }
+    made = sorted((name, repr(change)) for name, change in changes.items() if change)
+    return hashlib.sha256(repr(made).encode()).hexdigest()[:8] if made else ""
+
+
+def _changed_protocol(request: Request) -> dict[str, Any]:
+    return request.protocol.changes_from(PROTOCOLS.get(request.protocol.name, request.protocol))

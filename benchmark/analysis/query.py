@@ -1,0 +1,184 @@
+"""All records of a store, found by what they are records of: for reports, which are made without any dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from benchmark.analysis.cells import LookUp
+from benchmark.core.protocols import CHANGEABLE, PROTOCOLS, protocol_named
+from benchmark.core.spec import Precision, Protocol, ReleasedTeacher, Run, Scale
+from benchmark.planning.request import SELF_TEACHER_SEED, ReleasedFile, Request
+from benchmark.plugins.registry import method_names
+from benchmark.results.record import Record
+
+OF_ONE_SEED = ("seed", "precision", "teacher_precision", "fraction_seed")
+"""What differs between the seeds of one cell, or may."""
+TeacherSeeds = Literal["shared", "paired"]
+Released = tuple[tuple[str, ReleasedFile], ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of a table have in common: the data, the recipe, how much of it is spent, and the teachers.
+
+    released: the teachers that came from files, by network; teacher_seeds: whether each seed has teachers of its own;
+    processes: how many shared each batch.
+    """
+
+    dataset: str
+    fingerprint: str
+    protocol: Protocol
+    scale: Scale
+    released: Released = ()
+    teacher_seeds: TeacherSeeds = "shared"
+    processes: int = 1
+
+    def request(self, **changes: Any) -> Request:
+        """How cells become runs in this setting; of a precision that a collection does not look at."""
+        place = (self.dataset, self.fingerprint, self.protocol, self.scale, torch.device("cpu"))
+        return Request(
+            *place,
+            precision="fp32",
+            teacher_seeds=self.teacher_seeds,
+            processes=self.processes,
+            released=dict(self.released),
+            **changes,
+        )
+
+
+class Collection:
+    """The records of a store by what they are, whatever their seed and precision."""
+
+    def __init__(
+        self, records: Iterable[Record], released_figures: Mapping[str, Mapping[str, float]] | None = None
+    ) -> None:
+        """released_figures: what teachers from files reach on the test images, by their file's sha256."""
+        self.records = list(records)
+        self.released_figures = released_figures or {}
+        self.runs = [Run.model_validate(record["run"]) for record in self.records]
+        self._by_digest = {run.digest: record for run, record in zip(self.runs, self.records, strict=True)}
+        self._by_kin: dict[str, list[tuple[Run, Record]]] = defaultdict(list)
+        for run, record in zip(self.runs, self.records, strict=True):
+            for teacher_seeds in get_args(TeacherSeeds):
+                self._by_kin[_kin(run, teacher_seeds)].append((run, record))
+
+    def find(self, run: Run) -> Record | None:
+        """The record of exactly this run."""
+        return self._by_digest.get(run.digest)
+
+    def like(
+        self, run: Run, teacher_seeds: TeacherSeeds = "shared", precision: Precision | None = None
+    ) -> dict[Run, Record]:
+        """The records of runs that differ from this one in seed or precision only, by seed, one precision for all.
+
+        teacher_seeds: whether the teacher's seed is one for all or follows the run's; precision: of the student;
+        without one that in which most are finished.
+        """
+        groups: dict[str, dict[Run, Record]] = defaultdict(dict)
+        for other, record in sorted(self._by_kin.get(_kin(run, teacher_seeds), []), key=lambda pair: pair[0].seed):
+            # A teacher of its own network is no further seed of what it teaches.
+            alike = (other.seed < SELF_TEACHER_SEED) == (run.seed < SELF_TEACHER_SEED)
+            if alike and precision in (None, other.precision):
+                groups[f"{other.precision} {other.teacher_precision}"][other] = record
+        return max(groups.values(), key=_finished, default={})
+
+    def settings(self) -> list[Setting]:
+        """The settings that there are runs of, apart from those that were tested on held-out training images.
+
+        A run that has no teacher belongs to all settings that are equal in the rest.
+        """
+        with_branches = {run.head for run in self.runs if isinstance(run.head, ReleasedTeacher)}
+        found: dict[tuple[Any, ...], Setting] = {}
+        teachers: dict[tuple[Any, ...], dict[tuple[Released, TeacherSeeds], None]] = defaultdict(dict)
+        for run in self.runs:
+            if run.method not in method_names() or run.validation or run.protocol.name not in PROTOCOLS:
+                continue
+            changes = {name: getattr(run.protocol, name) for name in CHANGEABLE}
+            protocol = protocol_named(run.protocol.name).changed(**changes)
+            key = (run.dataset, run.fingerprint, protocol.content, run.scale.content, run.processes)
+            found.setdefault(key, Setting(run.dataset, run.fingerprint, protocol, run.scale, processes=run.processes))
+            if isinstance(run.teacher, ReleasedTeacher):
+                file = ReleasedFile(run.teacher, run.teacher in with_branches)
+                teachers[key][((run.teacher.network, file),), "shared"] = None
+            elif run.teacher is not None:
+                own = run.seed > 0 and run.teacher.seed % SELF_TEACHER_SEED == run.seed
+                teachers[key][(), "paired" if own else "shared"] = None
+        return [
+            dataclasses.replace(setting, released=released, teacher_seeds=teacher_seeds)
+            for key, setting in found.items()
+            for released, teacher_seeds in _together(teachers[key])
+        ]
+
+    def look_up(self, cells: Iterable[Sequence[Run]], teacher_seeds: TeacherSeeds = "shared") -> LookUp:
+        """How the records of cells are found: those of any seed that there is, and None for the seeds that are missing.
+
+        The cells of one student on one dataset are all of one precision, that in which most are finished, so that they
+        can be compared.
+        """
+        counts: dict[tuple[str, str], Counter[Precision]] = defaultdict(Counter)
+        for runs in cells:
+            for precision in get_args(Precision):
+                finished = _finished(self.like(runs[0], teacher_seeds, precision))
+                counts[runs[0].dataset, runs[0].student][precision] += finished
+        chosen = {place: count.most_common(1)[0][0] for place, count in counts.items()}
+
+        def look_up(runs: Sequence[Run]) -> dict[Run, Record | None]:
+            precision = chosen.get((runs[0].dataset, runs[0].student))
+            found: dict[Run, Record | None] = dict(self.like(runs[0], teacher_seeds, precision))
+            known = {run.seed for run in found}
+            missing = max(0, len(runs) - len(found))
+            return found | dict.fromkeys([run for run in runs if run.seed not in known][:missing])
+
+        return look_up
+
+
+def _together(teachers: Iterable[tuple[Released, TeacherSeeds]]) -> list[tuple[Released, TeacherSeeds]]:
+    """The ways in which runs were taught, with files of different networks together."""
+    ways: list[tuple[Released, TeacherSeeds]] = []
+    files: dict[str, list[ReleasedFile]] = defaultdict(list)
+    for released, teacher_seeds in teachers:
+        if released:
+            ((network, file),) = released
+            files[network].append(file)
+        else:
+            ways.append(((), teacher_seeds))
+    for number in range(max(map(len, files.values()), default=0)):
+        own = ((network, some[min(number, len(some) - 1)]) for network, some in sorted(files.items()))
+        ways.append((tuple(own), "shared"))
+    return ways or [((), "shared")]
+
+
+def _finished(records: Mapping[Run, Record]) -> int:
+    return sum(record["status"] == "finished" for record in records.values())
+
+
+def _kin(run: Run, teacher_seeds: TeacherSeeds) -> str:
+    """What a run is, whatever its seed and precision: equal for the seeds of one cell."""
+    return teacher_seeds + json.dumps(_content(run, run.seed if teacher_seeds == "paired" else None), sort_keys=True)
+
+
+def _content(part: Run | ReleasedTeacher, paired: int | None, outer: bool = True) -> dict[str, Any]:
+    """The fields that tell a cell from others: the seed of a teacher does, that of a run's first stage does not.
+
+    paired: the seed of the student, if it names its teachers' too; then what tells is how far these are from it.
+    """
+    content = part.model_dump(mode="json")
+    if not isinstance(part, Run):
+        return content
+    for name in OF_ONE_SEED:
+        if outer or name != "seed":
+            del content[name]
+    if not outer and paired is not None:
+        content["seed"] -= paired
+    for name in ("teacher", "head", "start"):
+        inner = getattr(part, name)
+        if inner is not None:
+            content[name] = _content(inner, paired, outer=name == "start")
+    return content

@@ -1,0 +1,173 @@
+"""From the records of a table's runs to the table that is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmark.analysis.cells import FindRecord, LookUp, cell_of
+from benchmark.analysis.notes import is_usual, precision_remark, remarks_of, variant_of
+from benchmark.analysis.query import Collection, Setting
+from benchmark.core.protocols import PAPER, SCALES, base_scale, protocol_named, usual_seeds
+from benchmark.planning.request import Request
+from benchmark.planning.tables import Grid, grid_of
+from benchmark.plugins.registry import all_methods, method_class, method_names
+from benchmark.results.provenance import made_by
+from tables.result import Cell, Status, TableResult
+from tables.specification import Row, Table
+
+
+def results_of(
+    grid: Grid,
+    request: Request,
+    look_up: LookUp,
+    find: FindRecord,
+    released_accuracy: Mapping[str, Mapping[str, float]] | None = None,
+    remarks: Sequence[str] = (),
+    lost: Mapping[str, str] | None = None,
+) -> TableResult:
+    """What there is for a grid.
+
+    look_up: the records of a cell's runs; find: the record of a run that they depend on; released_accuracy: the figures
+    of teachers that came from files; lost: by run id, why a run left no record.
+    """
+    cells = {}
+    for row in grid.table.rows:
+        for column in grid.table.columns:
+            key = (row.name, column.name)
+            if key in grid.runs:
+                cells[key] = cell_of(row.name, column, look_up(grid.runs[key]), find, lost or {})
+            else:
+                cells[key] = Cell(*key, (), "no teacher" if row.method in all_methods() else "not in the suite")
+    shown = {row for row, _ in grid.chosen} | {row for (row, _), cell in cells.items() if cell.values}
+    shown |= {row.name for row in grid.table.rows if not _runs_when_named(row)}
+    cells |= {
+        key: dataclasses.replace(cell, status="runs when named")
+        for key, cell in cells.items()
+        if key[0] not in shown and cell.status == "not run yet"
+    }
+    # What runs when it is named has a row if it was run, or if others have printed numbers for it.
+    rows = tuple(_with_remark(row) for row in grid.table.rows if row.name in shown or row.printed or row.published)
+    table = grid.table.model_copy(update={"rows": rows})
+    kept = {row.name for row in rows}
+    epochs = request.protocol.schedule.scaled(request.scale.factor).epochs
+    seeds = sorted({run.seed for runs in grid.runs.values() for run in runs})
+    precisions = {run.precision for cell in cells.values() for run in cell.finished}
+    return TableResult(
+        table=table,
+        scale=request.scale.name,
+        epochs=str(epochs),
+        dataset=request.dataset,
+        cells={key: cell for key, cell in cells.items() if key[0] in kept},
+        teachers=_teachers(grid, request, look_up, find, released_accuracy or {}, seeds, lost or {}),
+        generated_from=made_by(),
+        comparable=request.scale.name == "paper"
+        and is_usual(request, table.protocol_for(base_scale(request.scale.name))),
+        remarks=(*remarks, *precision_remark(precisions, request.scale.name)),
+        variant=variant_of(request),
+        protocol=request.protocol.name,
+    )
+
+
+def _runs_when_named(row: Row) -> bool:
+    return row.method in all_methods() and not method_class(row.method).in_default_grid
+
+
+def _with_remark(row: Row) -> Row:
+    """The row with its method's own remark among its footnotes."""
+    remark = method_class(row.method).remark if row.method in all_methods() else ""
+    text = f"{row.method}: {remark}."
+    return row if not remark else row.model_copy(update={"footnotes": (*row.footnotes, text)})
+
+
+def _teachers(
+    grid: Grid,
+    request: Request,
+    look_up: LookUp,
+    find: FindRecord,
+    released_accuracy: Mapping[str, Mapping[str, float]],
+    seeds: Sequence[int],
+    lost: Mapping[str, str],
+) -> dict[str, Cell]:
+    """The accuracy of each column's teacher: of its own run, or as measured here if it came from a file."""
+    cells = {}
+    for column in grid.table.columns:
+        if column.teacher is None:
+            continue
+        if column.teacher in request.released:
+            accuracy = released_accuracy.get(column.teacher)
+            values = () if accuracy is None else (accuracy[column.metric],)
+            notes = (f"teacher {column.teacher} comes from a file",)
+            status: Status = "done" if values else "not run yet"
+            cells[column.name] = Cell("Teacher", column.name, values, status, (), notes)
+        else:
+            own = dict.fromkeys(request.teacher_seed(column.student, column.teacher, seed) for seed in seeds)
+            runs = [request.run("Baseline", column.teacher, None, seed) for seed in own]
+            cells[column.name] = cell_of("Teacher", column, look_up(runs), find, lost)
+    return cells
+
+
+def add_rows_of_records(table: Table, collection: Collection, setting: Setting) -> Table:
+    """The table with a row more for each method that it does not have and that there are runs of in its cells."""
+    scale = base_scale(setting.scale.name)
+    students = {column.student for column in table.at(scale).columns}
+    there = {run.method for run in collection.runs if run.student in students and run.dataset == setting.dataset}
+    there -= {row.method for row in table.rows}
+    more = [Row(method=name) for name in method_names() if name in there and method_class(name).listed]
+    if not more:
+        return table
+    alone = table.model_copy(update={"rows": tuple(more)})
+    grid = grid_of(alone.at(scale), setting.request(), [0])
+    filled = {row for (row, _), runs in grid.runs.items() if collection.like(runs[0], setting.teacher_seeds)}
+    return table.model_copy(update={"rows": (*table.rows, *(row for row in more if row.name in filled))})
+
+
+def table_in_setting(table: Table, collection: Collection, setting: Setting) -> TableResult:
+    """A table, as far as there are runs for it in a setting."""
+    scale = setting.scale.name
+    request = setting.request()
+    grid = grid_of(table.at(base_scale(scale)), request, range(usual_seeds(scale)))
+    accuracy = {
+        network: collection.released_figures[file.teacher.sha256]
+        for network, file in setting.released
+        if file.teacher.sha256 in collection.released_figures
+    }
+    remarks = remarks_of(request, table.protocol_for(base_scale(scale)))
+    look_up = collection.look_up(grid.runs.values(), setting.teacher_seeds)
+    return results_of(grid, request, look_up, collection.find, accuracy, remarks)
+
+
+def results_for(table: Table, collection: Collection, settings: Sequence[Setting]) -> list[TableResult]:
+    """The table in every setting that has a run of it; once with nothing measured where none has."""
+    results = [_result(table, collection, setting) for setting in settings]
+    return [result for result in results if _has_cells(result)] or [empty_result(table)]
+
+
+def empty_result(table: Table) -> TableResult:
+    """The table at paper scale without a run: what was printed, and what is not run yet."""
+    scale = PAPER if isinstance(table.dataset, str) or PAPER in table.dataset else next(iter(table.dataset))
+    protocol = protocol_named(table.protocol_for(scale))
+    setting = Setting(Path(table.dataset_for(scale)).stem, "", protocol, SCALES[scale])
+    return _result(table, Collection([]), setting)
+
+
+def _result(table: Table, collection: Collection, setting: Setting) -> TableResult:
+    """The table in a setting.
+
+    How long a run `as_long_as` another is takes seconds to count for each network, so rows of such runs are looked up
+    only where a run has a schedule of its own; elsewhere they are not run yet.
+    """
+    stretched = {run.method for run in collection.runs if run.protocol.schedule != setting.protocol.schedule}
+    whole = add_rows_of_records(table, collection, setting)
+    looked_up = tuple(row for row in whole.rows if row.as_long_as is None or row.method in stretched)
+    result = table_in_setting(table.model_copy(update={"rows": looked_up}), collection, setting)
+    found = {row.name: row for row in result.table.rows}
+    left_out = {row.name: row for row in table.at(base_scale(setting.scale.name)).rows if row not in looked_up}
+    rows = [found.get(row.name) or left_out.get(row.name) for row in whole.rows]
+    kept = tuple(row for row in rows if row is not None)
+    return dataclasses.replace(result, table=result.table.model_copy(update={"rows": kept}))
+
+
+def _has_cells(result: TableResult) -> bool:
+    return any(cell.values or cell.status == "failed" for cell in result.cells.values())

@@ -1,0 +1,70 @@
+"""Every claim with its verdicts, and the files that say them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmark.audit.claims import Claim, Claims
+from benchmark.audit.expressions import title_of
+from benchmark.audit.measured import on_runs, precision_text, settings_of
+from benchmark.audit.render import to_csv, to_json, to_markdown
+from benchmark.audit.sources import Paper
+from benchmark.audit.verdicts import Audit, Finding, on_paper, other_readings, verdict_on_paper
+from benchmark.io.files import write_text
+from benchmark.results.provenance import made_by
+from tables.result import TableResult
+
+
+def audit_of(claims: Claims, results: Iterable[TableResult] = ()) -> Audit:
+    """Every claim with its verdicts.
+
+    results: of tables, and of figures' panels under the names that the claims give them, in any number of settings.
+
+    Raises:
+        UserError: an expression of a claim cannot be computed.
+    """
+    known = {*claims.loaded, *claims.figures}
+    results = [result for result in results if result.table.name in known and _has_values(result)]
+    paper = Paper(claims)
+    return Audit(
+        title=claims.title,
+        findings=tuple(_finding(claim, paper, results) for claim in claims.claims),
+        settings=tuple(
+            f"{title_of(result.table.name)} at scale {result.scale} on {result.dataset}"
+            f"{precision_text(result, [row.name for row in result.table.rows])}"
+            for setting in settings_of(results)
+            for result in setting.values()
+        ),
+        generated_from=made_by(),
+        caveat=claims.caveat,
+    )
+
+
+def write_audit(audit: Audit, folder: Path, stem: str = "audit") -> list[Path]:
+    """Write `audit.md`, `.csv` and `.json`, each whole or not at all, and say where they are; `stem`: another name.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    paths = []
+    for ending, text in (("md", to_markdown(audit)), ("csv", to_csv(audit)), ("json", to_json(audit))):
+        paths.append(folder / f"{stem}.{ending}")
+        write_text(paths[-1], text)
+    return paths
+
+
+def _has_values(result: TableResult) -> bool:
+    return any(cell.values for cell in result.cells.values())
+
+
+def _finding(claim: Claim, paper: Paper, results: list[TableResult]) -> Finding:
+    printed, published = on_paper(claim, paper, "printed"), on_paper(claim, paper, "published")
+    return Finding(
+        claim=claim,
+        printed=printed,
+        published=published,
+        measured=on_runs(claim, paper, results),
+        paper=verdict_on_paper(printed.verdict, published.verdict),
+        others=other_readings(claim, paper),
+    )

@@ -1,0 +1,324 @@
+"""What is found of a claim: by the paper's own tables, by the literature, and by our runs (docs/audit.md)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from benchmark.audit.claims import Best, Claim
+from benchmark.audit.expressions import Expression, Reference, parse
+from benchmark.audit.sources import Paper
+from benchmark.audit.values import CLOSE, NoNumber, Numbers, Row, Step, Value, evaluate
+from benchmark.core.errors import UserError
+from benchmark.core.statistics import Difference
+from tables.view import TEACHER
+
+Verdict = Literal[
+    "holds",
+    "does not hold",
+    "contradicts itself",
+    "as expected",
+    "remarkable",
+    "cannot be checked",
+    "not decided",
+    "not run yet",
+]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+Words = tuple[Verdict, Verdict]
+"""The verdicts where a source bears a claim out and where it does not."""
+LARGE = 1000
+"""Numbers from which nobody wants decimals."""
+MOST_STEPS = 3
+"""Comparisons that are told one by one; a number of them is told of more."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the numbers or comparisons behind an answer; `holds` where it is a comparison."""
+
+    label: str
+    text: str
+    value: float | None = None
+    difference: Difference | None = None
+    holds: bool | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one source says of a claim.
+
+    text: the number or the comparison in words, empty where there is none; reason: what must be known of the verdict;
+    value: the number; difference: the same over seeds, of our runs; setting: where these come from.
+    """
+
+    verdict: Verdict
+    text: str = ""
+    reason: str = ""
+    value: float | None = None
+    difference: Difference | None = None
+    parts: tuple[Part, ...] = ()
+    setting: str = ""
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another reading of a claim, what it gives, and whether that is the number claimed."""
+
+    says: str
+    text: str
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim with all that is found of it; `paper` is the verdict on the text, by its tables and the literature."""
+
+    claim: Claim
+    printed: Answer
+    published: Answer
+    measured: Answer
+    paper: Verdict
+    others: tuple[Other, ...] = ()
+
+    @property
+    def runs(self) -> Verdict:
+        """The verdict of our runs."""
+        return self.measured.verdict
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number of claims, and how many are left where those that say the same thing count as one."""
+
+    number: int
+    different: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All findings; settings: where measured numbers were looked for, in words; generated_from: version and commit.
+
+    caveat: what must be known of every verdict of our runs, "" for nothing.
+    """
+
+    title: str
+    findings: tuple[Finding, ...]
+    settings: tuple[str, ...]
+    generated_from: str
+    caveat: str = ""
+
+    @property
+    def stated(self) -> tuple[Finding, ...]:
+        """Findings on what the text or a table says."""
+        return tuple(finding for finding in self.findings if not finding.claim.implied)
+
+    @property
+    def implied(self) -> tuple[Finding, ...]:
+        """Findings on what nobody says and the tables take for granted."""
+        return tuple(finding for finding in self.findings if finding.claim.implied)
+
+
+def count_of(findings: Iterable[Finding]) -> Count:
+    """How many claims these are."""
+    matters = [finding.claim.matter or finding.claim.id for finding in findings]
+    return Count(len(matters), len(set(matters)))
+
+
+def counts_of(findings: Iterable[Finding], of: Literal["paper", "runs"]) -> dict[Verdict, Count]:
+    """How often each verdict on the text, or of our runs, was found; those that never were are left out."""
+    found: dict[Verdict, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        found[finding.paper if of == "paper" else finding.runs].append(finding)
+    return {verdict: count_of(found[verdict]) for verdict in VERDICTS if verdict in found}
+
+
+def on_paper(claim: Claim, paper: Paper, source: Literal["printed", "published"]) -> Answer:
+    """What the paper's tables or the literature say of a claim.
+
+    Raises:
+        UserError: the claim's expression cannot be computed.
+    """
+    words = _words(claim, source)
+    try:
+        if claim.statements:
+            return _statements(claim, words) if source == "printed" else Answer("cannot be checked")
+        if claim.best and claim.best.table in paper.claims.figures and source == "published":
+            return Answer("cannot be checked")
+        if claim.best:
+            return _best(claim.best, paper, source, words)
+        formula = claim.formulas.get(source)
+        if formula is None:
+            return Answer("cannot be checked", reason=claim.unchecked if source == "printed" else "")
+        if source == "published" and not _is_known(formula, claim, paper):
+            return Answer("cannot be checked", reason="none is known" if formula.references else "")
+        return _computed(claim, formula, paper.source(source), paper, words)
+    except NoNumber as reason:
+        return Answer("cannot be checked", reason=str(reason))
+    except UserError as error:
+        raise UserError(f"claim {claim.id}: {error}") from None
+
+
+def _words(claim: Claim, source: Literal["printed", "published"]) -> Words:
+    """What a claim is called that a source bears out, and one that it does not."""
+    if claim.implied:
+        return "as expected", "remarkable"
+    return "holds", "contradicts itself" if source == "printed" else "does not hold"
+
+
+def verdict_on_paper(printed: Verdict, published: Verdict) -> Verdict:
+    """The verdict on the text: its own tables come first, and the literature may refute what they bear out."""
+    if printed in ("contradicts itself", "remarkable") or published == "cannot be checked":
+        return printed
+    return published
+
+
+def other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
+    """What other readings of a claim give.
+
+    Raises:
+        UserError: an expression cannot be computed.
+    """
+    found = []
+    for reading in claim.readings:
+        try:
+            value, steps = evaluate(parse(reading.expression), paper.source(reading.source), paper)
+        except NoNumber as reason:
+            found.append(Other(reading.says, str(reason), False))
+            continue
+        except UserError as error:
+            raise UserError(f"claim {claim.id}: {error}") from None
+        if isinstance(value, float):
+            found.append(
+                Other(reading.says, number_text(value, claim), claim.value is not None and agrees(value, claim))
+            )
+        else:
+            found.append(Other(reading.says, _steps_text(steps), value is True))
+    return tuple(found)
+
+
+def agrees(value: float, claim: Claim) -> bool:
+    """Whether a number is the one that is claimed, as far as that was printed, or stands to it as is claimed."""
+    assert claim.value is not None
+    claimed, tolerance = float(claim.value), claim.tolerance + CLOSE
+    return {
+        "=": abs(value - claimed) <= tolerance,
+        ">": value > claimed,
+        ">=": value >= claimed - tolerance,
+        "<": value < claimed,
+        "<=": value <= claimed + tolerance,
+    }[claim.relation]
+
+
+def number_text(value: float, claim: Claim) -> str:
+    """A number in the manner of the one claimed: with a sign where that has one or is a limit for a difference."""
+    signed = claim.value is not None and (claim.value[0] in "+-" or claim.relation != "=")
+    whole = abs(value) >= LARGE or (not signed and value == round(value))
+    return f"{value:{'+' if signed else ''},.{0 if whole else 2}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _statements(claim: Claim, words: Words) -> Answer:
+    parts = tuple(Part(statement.where, statement.says) for statement in claim.statements)
+    said = list(dict.fromkeys(statement.says for statement in claim.statements))
+    text = f"{len(said)} different statements" if len(said) > 1 else "the same everywhere"
+    return Answer(words[len(said) > 1], text, parts=parts)
+
+
+def _is_known(formula: Expression, claim: Claim, paper: Paper) -> bool:
+    """Whether there is anything in the literature that the formula asks for."""
+    references = [reference for reference in formula.references if reference.source is None]
+    return bool(claim.literature) or any(paper.published.known(reference) for reference in references)
+
+
+def _computed(claim: Claim, formula: Expression, numbers: Numbers, paper: Paper, words: Words) -> Answer:
+    value, steps = evaluate(formula, numbers, paper)
+    right = is_right(claim, formula, value)
+    verdict = words[not right]
+    if not isinstance(value, float):
+        parts = tuple(Part("", step.text, holds=step.holds) for step in steps)
+        return Answer(verdict, _steps_text(steps, right), parts=parts)
+    columns = columns_of(formula, numbers, paper)
+    parts = tuple(Part(column, number_text(number, claim), number) for column, number in columns.items())
+    counted = f" ({'; '.join(step.text for step in steps)})" if steps else ""
+    return Answer(verdict, number_text(value, claim) + counted, _coverage(formula, columns, paper), value, parts=parts)
+
+
+def is_right(claim: Claim, formula: Expression, value: Value) -> bool:
+    """Whether a value bears a claim out.
+
+    Raises:
+        UserError: it is neither a number where one is claimed nor a truth where none is.
+    """
+    if claim.value is not None and isinstance(value, float):
+        return agrees(value, claim)
+    if claim.value is None and isinstance(value, bool):
+        return value
+    wanted = (
+        "a number; mean() makes one of a row" if claim.value is not None else "true or false; all() makes one of a row"
+    )
+    raise UserError(f"expression {formula.text!r} gives something else than {wanted}")
+
+
+def columns_of(formula: Expression, numbers: Numbers, paper: Paper) -> Row:
+    """What a mean is taken over, by column; nothing where the formula is no mean."""
+    inner = formula.mean_of
+    value = evaluate(inner, numbers, paper)[0] if inner else None
+    return {column: float(number) for column, number in value.items()} if isinstance(value, dict) else {}
+
+
+def _coverage(formula: Expression, columns: Row, paper: Paper) -> str:
+    """Which columns a mean is over, where the table has more."""
+    tables = {reference.table for reference in formula.references} & paper.claims.loaded.keys()
+    if not columns or len(tables) != 1:
+        return ""
+    all_columns = [column.name for column in paper.claims.loaded[tables.pop()].columns]
+    return "" if len(columns) == len(all_columns) else f"over {', '.join(columns)} only"
+
+
+def _steps_text(steps: Sequence[Step], right: bool | None = None) -> str:
+    """The comparisons that speak for the outcome, or all of them."""
+    telling = [step.text for step in steps if right is None or step.holds == right] or [step.text for step in steps]
+    more = len(telling) - MOST_STEPS
+    return "; ".join(telling[:MOST_STEPS]) + (f"; and {more} more" if more > 0 else "")
+
+
+def rivals_of(best: Best, paper: Paper, source: Literal["printed", "published"]) -> list[str]:
+    """The rows that a row is to be above: those named, or else all of other methods that the source has numbers of."""
+    if best.than or best.table not in paper.claims.loaded:
+        return list(best.than)
+    rows = [row for row in paper.claims.rows(best.table) if row not in (*paper.claims.own, best.row, TEACHER)]
+    return [row for row in rows if paper.source(source).row(Reference(best.table, row, None))]
+
+
+def _best(best: Best, paper: Paper, source: Literal["printed", "published"], words: Words) -> Answer:
+    numbers = paper.source(source)
+    own = _row(numbers, Reference(best.table, best.row, None), best.columns)
+    rivals = {name: numbers.row(Reference(best.table, name, None)) for name in rivals_of(best, paper, source)}
+    for name in best.than:
+        if not rivals[name]:
+            raise NoNumber(numbers.missing(Reference(best.table, name, None)))
+    parts = []
+    for column, number in own.items():
+        against = {name: row[column] for name, row in rivals.items() if column in row}
+        if against:
+            strongest = max(against, key=lambda name: against[name])
+            margin = number - against[strongest]
+            text = f"{margin:+.2f}".replace("-", "\N{MINUS SIGN}") + f" against {strongest}"
+            parts.append(Part(column, text, margin, holds=margin > CLOSE))
+    if not parts:
+        raise NoNumber("there is nothing to compare with")
+    first = sum(bool(part.holds) for part in parts)
+    return Answer(words[first != len(parts)], first_in(first, len(parts)), parts=tuple(parts))
+
+
+def first_in(first: int, columns: int) -> str:
+    """In how many columns a row is above all others, in words."""
+    return f"above all in {first} of {columns} columns" if columns > 1 else ("above all" if first else "not above all")
+
+
+def _row(numbers: Numbers, reference: Reference, columns: Sequence[str]) -> Row:
+    row: Row = {name: number for name, number in numbers.row(reference).items() if not columns or name in columns}
+    if not row:
+        raise NoNumber(numbers.missing(reference))
+    return row

@@ -1,0 +1,94 @@
+"""The device a cohort trains on: what it can do, and how it is made to give the same bits each time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import sys
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Precision
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one.
+
+    Raises:
+        UserError: the device is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise UserError(f"unknown device {name!r}; allowed: auto, cpu, cuda, cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda' is not available in this installation of torch; use --device cpu")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r} does not exist: there are {torch.cuda.device_count()} CUDA devices")
+    return torch.device(name)
+
+
+def make_deterministic(device: torch.device, threads: int) -> None:
+    """Fix what could change a run's bits on this device: thread count, algorithm choice, reduced precision."""
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.use_deterministic_algorithms(True)
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Whether bf16 arithmetic has hardware of its own here (elsewhere it is slower than fp32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The context in which forwards and losses are computed.
+
+    It holds also inside another one: a teacher in fp32 stays so when a student in bf16 is the first to ask for it.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+
+
+def placed(module: ModuleType, device: torch.device) -> ModuleType:
+    """The module on the device, its convolutions in channels_last, which is the faster layout for all of ours."""
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def device_name(device: torch.device) -> str:
+    """The model name of the processor or graphics card."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory this process has held on the device so far, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def processors() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,345 @@
+"""What decides a run: frozen, validated, hashable values.
+
+A `Run` is one student trained once. Nothing outside it decides its result (on the same device kind, thread count and
+library versions); its id is a hash of all of it, so a run that means something else is another run.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import re
+from functools import cached_property
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["fp32", "bf16"]
+Augmentation = Literal["standard", "cutout", "cutmix", "cutout+cutmix"]
+
+
+class Frozen(BaseModel):
+    """A value: immutable, hashable by content, closed against unknown fields.
+
+    A sweep holds a hundred thousand of them, so what is encoded of a part is kept with the part and taken over.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @cached_property
+    def content(self) -> str:
+        """The whole value as canonical JSON: the keys sorted, nothing between the tokens."""
+        return _joined(self._entries())
+
+    @cached_property
+    def digest(self) -> str:
+        """The identity of the value: sha256 of its content, in hex."""
+        # The content is kept where it is a part of others' contents only: of every run it would fill the memory.
+        content = self.__dict__.get("content") or _joined(self._entries())
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def changed(self, **updates: Any) -> Self:
+        """A validated copy with other values (pydantic's own copy would keep what is cached)."""
+        return type(self).model_validate(self.model_dump() | updates)
+
+    def with_parts(self, **parts: Any) -> Self:
+        """A copy with other values that are known to be valid: parts of another value of this kind, or frozen ones.
+
+        It shares the parts of this one and is made in a hundredth of the time that `changed` takes.
+        """
+        return self._with_values(self._values() | parts)
+
+    def _values(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in type(self).model_fields}
+
+    def _with_values(self, values: dict[str, Any]) -> Self:
+        copy = type(self).__new__(type(self))
+        # What pydantic's own copy sets, less what is cached.
+        object.__setattr__(copy, "__dict__", values)
+        object.__setattr__(copy, "__pydantic_fields_set__", self.__pydantic_fields_set__)
+        object.__setattr__(copy, "__pydantic_extra__", None)
+        object.__setattr__(copy, "__pydantic_private__", None)
+        return copy
+
+    def _entries(self) -> list[tuple[str, str]]:
+        """Each field's name and its value as canonical JSON, sorted by name."""
+        return [(name, self._encoded(name)) for name in _sorted_fields(type(self))]
+
+    def _encoded(self, name: str) -> str:
+        value = getattr(self, name)
+        if type(value) in _PLAIN:
+            return _CANONICAL.encode(value)
+        if isinstance(value, Frozen):
+            return value.content
+        return _CANONICAL.encode(self.model_dump(mode="json", include={name})[name])
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(self) is type(other) and self.digest == other.digest)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_PLAIN = (str, int, float, bool, type(None))
+"""Whose values are their own JSON."""
+
+
+@functools.cache
+def _sorted_fields(kind: type[Frozen]) -> tuple[str, ...]:
+    return tuple(sorted(kind.model_fields))
+
+
+def _joined(entries: list[tuple[str, str]]) -> str:
+    return "{" + ",".join(f'"{name}":{value}' for name, value in entries) + "}"
+
+
+def scaled_count(epochs: int, factor: float) -> int:
+    """A number of epochs times a factor, rounded to the nearest, at least 1."""
+    return max(1, math.floor(epochs * factor + 0.5))
+
+
+class Schedule(Frozen):
+    """Epochs, and the epochs (counted from 0) from which the learning rate is multiplied by the decay."""
+
+    epochs: int = Field(ge=1)
+    milestones: tuple[int, ...] = ()
+
+    def scaled(self, factor: float) -> Schedule:
+        """Every count times `factor`, rounded to the nearest, at least 1.
+
+        Milestones that would fall together stay an epoch apart; those past the last epoch are dropped.
+        """
+        return _scaled(self, factor)
+
+
+@functools.lru_cache(maxsize=1024)
+def _scaled(schedule: Schedule, factor: float) -> Schedule:
+    epochs = scaled_count(schedule.epochs, factor)
+    milestones: list[int] = []
+    for milestone in schedule.milestones:
+        after = milestones[-1] + 1 if milestones else 1
+        milestones.append(max(after, scaled_count(milestone, factor)))
+    return Schedule(epochs=epochs, milestones=tuple(milestone for milestone in milestones if milestone < epochs))
+
+
+class Protocol(Frozen):
+    """A named recipe: everything about training that is no part of the method."""
+
+    name: str
+    schedule: Schedule
+    learning_rate: float = Field(gt=0)
+    mobile_learning_rate: float | None = Field(None, gt=0)
+    """Of MobileNets and ShuffleNets; None: the same as of the others."""
+    decay: float = Field(0.1, gt=0, lt=1)
+    warmup_epochs: int = Field(0, ge=0)
+    batch_size: int = Field(64, ge=2)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    nesterov: bool = False
+    rotated_crop: Literal["shared", "per_rotation"] = "shared"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    """Normalisation of pixels scaled to 0..1; None: the dataset's own."""
+    method_schedules: dict[str, Schedule] = {}
+    """Schedules of the methods that do not follow the main one (heads of a teacher)."""
+    method_options: dict[str, dict[str, Any]] = {}
+    """Options that the recipe's authors used where they differ from a method's defaults."""
+
+    def without_tables(self, method: str | None = None) -> Protocol:
+        """What of the protocol decides a run of `method` whose options are resolved; or, with none, a cohort.
+
+        Schedules and options of other methods are left out, so that adding one makes no run another.
+        """
+        return _without_tables(self, method)
+
+    @cached_property
+    def cohort_digest(self) -> str:
+        """What of the protocol decides a cohort, hashed."""
+        return self.without_tables().digest
+
+    def changes_from(self, other: Protocol) -> dict[str, Any]:
+        """The fields in which this protocol differs from another, with its own values."""
+        # Iterating over the model itself would also yield what is cached on it.
+        fields = type(self).model_fields
+        return {name: getattr(self, name) for name in fields if getattr(self, name) != getattr(other, name)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _without_tables(protocol: Protocol, method: str | None) -> Protocol:
+    own = {name: schedule for name, schedule in protocol.method_schedules.items() if name == method}
+    return protocol.changed(method_schedules=own, method_options={})
+
+
+class Scale(Frozen):
+    """How much of a protocol is spent: every epoch count and milestone is multiplied by one factor.
+
+    The learning rate may have a factor of its own and warm-up epochs (linear, a step at a time): for schedules so short
+    that deep networks would end before they have recovered from a start at the protocol's full rate.
+    """
+
+    name: str
+    factor: float = Field(gt=0, le=1)
+    learning_rate_factor: float = Field(1.0, gt=0, le=1)
+    warmup_epochs: int = Field(0, ge=0)
+
+
+class ReleasedTeacher(Frozen):
+    """A teacher that came from a file."""
+
+    network: str
+    sha256: str
+
+
+@functools.lru_cache(maxsize=4096)
+def _readable(
+    method: str, augmentation: Augmentation, student: str, teacher: str | None, fraction: float, scale: str
+) -> str:
+    """The part of a run's id that people read, all but the seed."""
+    from_teacher = f"_from_{teacher}" if teacher is not None else ""
+    augmented = "" if augmentation == "standard" else f"_{augmentation}"
+    part = "" if fraction == 1 else f"_{fraction:g}"
+    return re.sub(r"[^A-Za-z0-9._-]", "+", f"{method}{augmented}_{student}{from_teacher}{part}_{scale}")
+
+
+class Run(Frozen):
+    """One student trained once (or a teacher, or the head of a teacher: they are runs too)."""
+
+    dataset: str
+    fingerprint: str
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training images of each class that it learns from."""
+    fraction_seed: int = Field(0, ge=0)
+    """Names which images these are; 0 where they are all."""
+    validation: float = Field(0.0, ge=0, lt=1)
+    """Share of the training images held out, on which the run is then evaluated instead of the test set."""
+    validation_seed: int = 0
+    student: str
+    method: str
+    method_version: int
+    options: dict[str, Any]
+    teacher: Run | ReleasedTeacher | None = None
+    head: Run | ReleasedTeacher | None = None
+    teacher_precision: Precision | None = None
+    start: Run | None = None
+    """The run that leaves the student's first weights."""
+    augmentation: Augmentation = "standard"
+    """The protocol's own, or with Cutout or CutMix or both on top of it."""
+    protocol: Protocol
+    scale: Scale
+    precision: Precision = "fp32"
+    processes: int = Field(1, ge=1)
+    """How many share each batch (data parallelism): in each, norms see its own rows only."""
+    seed: int = Field(0, ge=0)
+
+    def kept(self) -> Run:
+        """The run, to be written down.
+
+        Raises:
+            ValueError: its images were never read, so it can be planned and not trained (`benchmark.data.stubs`).
+        """
+        if not self.fingerprint:
+            raise ValueError(f"{self.id} is of images that were never read; nothing of it is kept")
+        return self
+
+    @cached_property
+    def id(self) -> str:
+        """A readable, unique name, fit for a folder."""
+        names = (self.method, self.augmentation, self.student, self.teacher_network, self.fraction, self.scale.name)
+        return f"{_readable(*names)}_seed{self.seed}-{self.digest[:12]}"
+
+    @property
+    def teacher_network(self) -> str | None:
+        """Name of the teacher's network."""
+        # Whether None is a Run, pydantic finds out slowly.
+        if self.teacher is None:
+            return None
+        return self.teacher.student if isinstance(self.teacher, Run) else self.teacher.network
+
+    @property
+    def schedule(self) -> Schedule:
+        """The epochs and milestones of this run, scaled."""
+        return self.protocol.method_schedules.get(self.method, self.protocol.schedule).scaled(self.scale.factor)
+
+    @property
+    def warmup_epochs(self) -> int:
+        """Epochs of linear warm-up: the protocol's, scaled, or the scale's own; at most a third of the schedule."""
+        of_protocol = self.protocol.warmup_epochs
+        scaled = scaled_count(of_protocol, self.scale.factor) if of_protocol else 0
+        return min(max(scaled, self.scale.warmup_epochs), self.schedule.epochs // 3)
+
+    def dependencies(self) -> tuple[Run, ...]:
+        """The runs whose weights this one needs."""
+        teacher = self.teacher
+        if self.head is None and self.start is None:
+            return (teacher,) if teacher is not None and isinstance(teacher, Run) else ()
+        return tuple(dict.fromkeys(part for part in (teacher, self.head, self.start) if isinstance(part, Run)))
+
+    def learning_rate(self, epoch: int, step: int, steps: int, mobile_network: bool) -> float:
+        """The learning rate of a step (counted from 0) of an epoch of `steps` steps."""
+        protocol = self.protocol
+        base = protocol.learning_rate
+        if mobile_network and protocol.mobile_learning_rate is not None:
+            base = protocol.mobile_learning_rate
+        base *= self.scale.learning_rate_factor
+        warmup_epochs = self.warmup_epochs
+        if epoch < warmup_epochs:
+            return base * (epoch * steps + step + 1) / (warmup_epochs * steps)
+        return base * protocol.decay ** sum(epoch >= milestone for milestone in self.schedule.milestones)
+
+
+class Siblings:
+    """The runs that differ from one run in their seeds and in what they depend on, and in nothing else.
+
+    They share all other parts and what is encoded of these, so that making one takes little longer than hashing it.
+    """
+
+    VARIED = ("fraction_seed", "head", "seed", "start", "teacher")
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._values = run, run._values()
+        self._between: list[str] = []
+        """What the content has before each of the values that vary; these follow each other as they are named above."""
+        text = ""
+        for name, value in run._entries():
+            text += f'{"," if text or self._between else "{"}"{name}":'
+            if name in self.VARIED:
+                self._between.append(text)
+                text = ""
+            else:
+                text += value
+        self._end = text + "}"
+
+    def run(
+        self,
+        seed: int,
+        fraction_seed: int,
+        teacher: Run | ReleasedTeacher | None,
+        head: Run | ReleasedTeacher | None,
+        start: Run | None,
+    ) -> Run:
+        """The run of these seeds (integers of at least 0) and parts."""
+        parts = {"seed": seed, "fraction_seed": fraction_seed, "teacher": teacher, "head": head, "start": start}
+        run = self._run._with_values(self._values | parts)
+        before = self._between
+        content = (
+            f"{before[0]}{fraction_seed}{before[1]}{'null' if head is None else head.content}{before[2]}{seed}"
+            f"{before[3]}{'null' if start is None else start.content}"
+            f"{before[4]}{'null' if teacher is None else teacher.content}{self._end}"
+        )
+        run.__dict__["digest"] = hashlib.sha256(content.encode()).hexdigest()
+        return run
+
+
+def cohort_key(run: Run) -> str:
+    """Runs with equal keys (and the same teacher or none) can share one pass over the data."""
+    data = (run.dataset, run.fingerprint, run.fraction, run.fraction_seed, run.validation, run.validation_seed)
+    recipe = (run.protocol.cohort_digest, run.scale.digest)
+    return repr((*data, run.augmentation, run.processes, *recipe, run.seed))
+
+
+def teacher_key(run: Run) -> str | None:
+    """Names the teacher of a run and the precision it is run in; None for a teacher-free run."""
+    return None if run.teacher is None else f"{run.teacher.digest} {run.teacher_precision}"

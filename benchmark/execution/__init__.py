@@ -1,0 +1,1 @@
+"""Who trains the jobs of a plan on this machine, and in which order."""

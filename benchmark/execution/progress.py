@@ -1,0 +1,136 @@
+"""What long work looks like: a live line for each running cohort under a total, or plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from benchmark.cli.app import INTERRUPTED
+from benchmark.core.errors import UserError
+from benchmark.core.text import counted, duration, standing
+from benchmark.execution.scheduler import Ending, Report, Watcher
+from benchmark.planning.jobs import Job
+from benchmark.training.callbacks import Progress
+
+PLAIN_SECONDS = 20.0
+BAR_WIDTH, NARROW_BAR_WIDTH = 20, 8
+NARROW = 110
+"""Columns below which names would have no room beside a wide bar."""
+KNOWN_SHARE = 0.1
+"""Of the work, before which nobody can tell how long the rest takes: the first images are slow."""
+MOST_FAILURES = 5
+"""So many reasons for failures are told again at the end."""
+
+
+class Display(Watcher):
+    """Shows a plan at work on a terminal (live) or in a log (plain lines)."""
+
+    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+        self.console = console
+        self.total = len(jobs)
+        self.work = sum(job.seconds for job in jobs) or 1.0
+        self.running: dict[int, tuple[Job, Progress | None]] = {}
+        self.done, self.done_work, self.failed = 0, 0.0, 0
+        self.began = time.perf_counter()
+        self.last_line: dict[int, float] = {}
+        self.live = (
+            Live(console=console, refresh_per_second=4, get_renderable=self._picture) if console.is_terminal else None
+        )
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def started(self, job: Job) -> None:
+        self.running[id(job)] = (job, None)
+        self._line(f"started   {job.name}")
+
+    def progress(self, job: Job, progress: Progress) -> None:
+        self.running[id(job)] = (job, progress)
+        now = time.perf_counter()
+        if not self.live and now - self.last_line.get(id(job), 0.0) > PLAIN_SECONDS:
+            self.last_line[id(job)] = now
+            self._line(f"          {job.name}: {standing(progress, progress.loss)}")
+
+    def said(self, job: Job, line: str) -> None:
+        self._line(f"{job.name}: {line}")
+
+    def ended(self, job: Job, ending: Ending) -> None:
+        self.running.pop(id(job), None)
+        if ending.reason is not None:
+            self.failed += 1
+            self._line(f"failed    {job.name}: {ending.reason}")
+        elif ending.stopped:
+            self._line(f"stopped   {job.name}")
+        else:
+            self.done += 1
+            self.done_work += job.seconds
+            outcomes = ", ".join(f"{method} {outcome}" for method, outcome in ending.outcomes.items())
+            self._line(f"finished  {job.title}: {outcomes} ({self.done} of {counted(self.total, 'job')})")
+
+    def _line(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)
+
+    def _picture(self) -> Group:
+        rows: list[tuple[ProgressBar, str, str]] = []
+        bar_width = NARROW_BAR_WIDTH if self.console.width < NARROW else BAR_WIDTH
+        done = self.done_work
+        for job, progress in self.running.values():
+            loss = None if progress is None or self.console.width < NARROW else progress.loss
+            words = "starting" if progress is None else standing(progress, loss)
+            share = progress.share_done if progress else 0.0
+            rows.append((ProgressBar(1.0, share, width=bar_width), job.name, words))
+            done += job.seconds * share
+        spent = time.perf_counter() - self.began
+        left = "" if done < KNOWN_SHARE * self.work else f", about {duration(spent * (self.work - done) / done)} left"
+        failed = f", {self.failed} failed" if self.failed else ""
+        words = f"{self.done} of {counted(self.total, 'job')}{failed}, {duration(spent)} spent{left}"
+        rows.append((ProgressBar(self.work, done, width=bar_width), "total", words))
+        table = Table.grid(padding=(0, 1))
+        widest = max(len(words) for _, _, words in rows)
+        # The figures are what people look at; the names take what room is left.
+        name_width = max(10, min(max(len(name) for _, name, _ in rows), self.console.width - bar_width - widest - 4))
+        for width in (bar_width, name_width, None):
+            table.add_column(width=width, no_wrap=True, overflow="ellipsis")
+        for row in rows:
+            table.add_row(*row)
+        return Group(table)
+
+
+def _tell_failures(report: Report, console: Console) -> None:
+    """Say once more why jobs failed, where people look: at the end."""
+    reasons: dict[str, list[str]] = {}
+    for job, reason in report.failures.items():
+        reasons.setdefault(reason, []).extend(map(str, report.tracebacks.get(job, [])))
+    for reason, paths in list(reasons.items())[:MOST_FAILURES]:
+        console.print(Text(f"{reason}; traceback: {', '.join(paths)}" if paths else reason), soft_wrap=True)
+    more = "" if len(reasons) <= MOST_FAILURES else "; what the others say stands above"
+    console.print(f"{len(report.failures)} of the jobs failed{more}")
+
+
+def exit_code(report: Report, console: Console) -> int:
+    """The exit code of a command that trained, after telling what went wrong.
+
+    Raises:
+        UserError: something that the user must mend kept jobs from ending.
+    """
+    if report.stopped:
+        console.print("stopped; all that was done is kept, and the same command goes on from here")
+        return INTERRUPTED
+    if report.user_errors:
+        raise UserError(report.user_errors[0])
+    if report.failures:
+        _tell_failures(report, console)
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Files: atomic writes, files from elsewhere, TOML, differences of JSON documents."""

@@ -1,0 +1,97 @@
+"""TOML files that people write: read within bounds, checked against a model, and refused in one line that says why."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from benchmark.core.errors import UserError, nearest, reason_of, refused_value
+from benchmark.io.untrusted import Refused, bounded_text, check_strings
+
+LARGEST = 2**20
+"""Bytes of a file."""
+
+Model = TypeVar("Model", bound=BaseModel)
+Owners = Mapping[int | str, type[BaseModel]]
+"""The models of a file's parts, by the name of the field that holds them."""
+Place = tuple[int | str, ...]
+"""Where something stands in a file, from the outermost name to the innermost."""
+
+
+def load_toml(
+    path: Path,
+    what: str,
+    model: type[Model],
+    example: str,
+    owners: Owners | None = None,
+    context: Mapping[str, Any] | None = None,
+    named: Callable[[dict[str, Any], Place], str] | None = None,
+) -> Model:
+    """What a TOML file says, as a model.
+
+    what: the kind of file, in words; example: what shows the format; context: for the model's validators; named: what
+    the part at a place is called, to be put before what is refused in it.
+
+    Raises:
+        UserError: it is no plain file, too large, no TOML, or a field is missing, unknown or refused.
+    """
+    content = _read(path, what, example)
+    try:
+        return model.model_validate(content, context=context)
+    except ValidationError as error:
+        # A misspelt field is also a missing one; the misspelling is what the user wants to hear of.
+        first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
+        place = _known_place(first, content)
+        name = named(content, place) if named else ""
+        raise UserError(f"{what} {path}: {name}{_complaint(first, place, model, owners or {}, example)}") from None
+    except UserError as error:
+        raise UserError(f"{what} {path}: {error}") from None
+
+
+def _read(path: Path, what: str, example: str) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(bounded_text(path, LARGEST))
+        check_strings(content)
+    except OSError as error:
+        advice = f"check the path ({example} shows the format)"
+        raise UserError(f"{what} {path} cannot be read: {error.strerror or error}; {advice}") from error
+    except Refused as refusal:
+        raise UserError(f"{what} {path} {refusal}; {example} shows the format") from refusal
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} {path} is no valid TOML in UTF-8: {reason}; {example} shows the format") from error
+    return content
+
+
+def _known_place(complaint: ErrorDetails, content: Any) -> Place:
+    """Where a complaint is about; pydantic also names the alternatives of a type, which are nowhere in the file."""
+    place: list[int | str] = []
+    for part in complaint["loc"]:
+        is_entry = isinstance(content, list) and isinstance(part, int) and part < len(content)
+        if is_entry or (isinstance(content, dict) and part in content):
+            content = content[part]
+            place.append(part)
+    return (*place, complaint["loc"][-1]) if complaint["type"] == "missing" else tuple(place)
+
+
+def _complaint(first: ErrorDetails, place: Place, whole: type[BaseModel], owners: Owners, example: str) -> str:
+    """What is wrong: the field, what was given, and what is allowed."""
+    name = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(str(part) for part in place))
+    if first["type"] == "extra_forbidden":
+        owner = next((owners[part] for part in reversed(place[:-1]) if part in owners), whole)
+        near = nearest(str(place[-1]), owner.model_fields)
+        hint = f" (did you mean {near!r}?)" if near else ""
+        return f"unknown field {name!r}{hint}; allowed: {', '.join(owner.model_fields)}"
+    if first["type"] == "missing":
+        return f"field {name!r} is missing; add it ({example} shows the format)"
+    is_part = not place or any(part in owners for part in place[-2:])
+    if is_part and first["type"] == "value_error" and isinstance(first["input"], dict):
+        # Of a part as a whole, the reason says which of its fields do not go together.
+        return f"{name}: {reason_of(first)}" if place else reason_of(first)
+    return f"field {name!r} = {refused_value(first)}"

@@ -1,0 +1,194 @@
+"""Collective operations of the processes that share a batch: gather rows, average means, broadcast decisions.
+
+Outside a shared batch every operation returns its argument. docs/data-parallel.md says what a method must pass through
+them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+FEWEST_ROWS = 2
+"""A process needs so many rows of a batch: batch norm cannot be trained on one."""
+
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their width in bytes."""
+
+
+Value = TypeVar("Value")
+
+
+def rows_of(rank: int, size: int, images: int) -> slice:
+    """The rows of a batch of so many images that process `rank` of `size` works on.
+
+    Contiguous, the first processes one more where it does not go into equal parts. A batch so small that a process
+    would be left with fewer than two rows is not shared: every process works on all of it.
+    """
+    if size == 1 or images < FEWEST_ROWS * size:
+        return slice(images)
+    each, more = divmod(images, size)
+    start = rank * each + min(rank, more)
+    return slice(start, start + each + (rank < more))
+
+
+def fewest_rows(size: int, images: int) -> int:
+    """The rows of a batch of so many images that every one of `size` processes has."""
+    rows = rows_of(size - 1, size, images)
+    return len(range(images)[rows])
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a process has of the batch under way: rows of each process, or None where all have the whole batch."""
+
+    group: Group
+    counts: tuple[int, ...] | None
+
+    @property
+    def weight(self) -> float:
+        """What this process's mean counts in the mean over all processes: its rows over the average number of rows."""
+        if self.counts is None:
+            return 1.0
+        return self.counts[self.group.rank] * self.group.size / sum(self.counts)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that share the batches of a cohort, as the one of number `rank`, from 0, knows them."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that evaluates, writes and decides."""
+        return self.rank == 0
+
+    def rows(self, images: int) -> slice:
+        """This process's rows of a batch of so many images."""
+        return rows_of(self.rank, self.size, images)
+
+    @contextlib.contextmanager
+    def sharing(self, images: int) -> Iterator[None]:
+        """Within it, the step under way is one on a batch of so many images that the processes share."""
+        global _share
+        if self.size == 1:
+            yield
+            return
+        counts = None
+        if self.rows(images) != slice(images):
+            slices = (rows_of(rank, self.size, images) for rank in range(self.size))
+            counts = tuple(rows.stop - rows.start for rows in slices)
+        _share = Share(self, counts)
+        try:
+            yield
+        finally:
+            _share = None
+
+    def decided(self, number: int) -> int:
+        """The number that the first process has."""
+        if self.size == 1:
+            return number
+        told = torch.tensor([number])
+        dist.broadcast(told, 0)
+        return int(told)
+
+    def told(self, value: Value) -> Value:
+        """The value that the first process has."""
+        if self.size == 1:
+            return value
+        told = [value]
+        dist.broadcast_object_list(told, 0, device=torch.device("cpu"))
+        return told[0]
+
+    def take_statistics(self, *modules: nn.Module | None) -> None:
+        """Give the norms of all processes the running statistics that those of the first have gathered."""
+        if self.size > 1:
+            for norm in norms_in(*modules):
+                for statistic in norm.buffers(recurse=False):
+                    dist.broadcast(statistic, 0)
+
+    def differing(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """The names of those tensors that are not the same on all processes."""
+        if self.size == 1 or not tensors:
+            return []
+        own = torch.stack([_checksum(tensor) for tensor in tensors.values()]).cpu()
+        of_all = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(of_all, own)
+        same = torch.stack([other == of_all[0] for other in of_all]).all(0).tolist()
+        return [name for name, alike in zip(tensors, same, strict=True) if not alike]
+
+
+ALONE = Group()
+
+_share: Share | None = None
+"""Of the step under way; None where no batch is shared."""
+
+
+def share() -> Share | None:
+    """This process's share of the batch under way; None where it has all of it to itself."""
+    return _share
+
+
+def weighted(mean: Tensor) -> Tensor:
+    """A mean over this process's rows, times what it counts in the mean over the processes; with its graph."""
+    return mean if _share is None or _share.weight == 1 else mean * _share.weight
+
+
+@torch.no_grad()
+def gathered(values: Tensor) -> Tensor:
+    """Of values of this process's rows, [rows, ...], those of the whole batch, [batch, ...], the same on all processes.
+
+    Without a graph. Where no batch is shared these are the values themselves.
+
+    Raises:
+        ValueError: it is not one value for each of this process's images.
+    """
+    if _share is None or _share.counts is None:
+        return values.detach()
+    counts, rank = _share.counts, _share.group.rank
+    if len(values) != counts[rank]:
+        raise ValueError(f"{len(values)} values of {counts[rank]} images cannot be gathered")
+    # As bytes, whatever the type; and all of one length, which the transport asks for.
+    own = values.detach().reshape(len(values), -1).contiguous().view(torch.uint8)
+    padded = own.new_zeros(max(counts), own.shape[1])
+    padded[: len(own)] = own
+    of_all = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(of_all, padded)
+    rows = torch.cat([part[:count] for part, count in zip(of_all, counts, strict=True)])
+    return rows.view(values.dtype).view(-1, *values.shape[1:])
+
+
+@torch.no_grad()
+def averaged(mean: Tensor) -> Tensor:
+    """Of a mean over this process's rows, of any shape, the mean over the whole batch, the same on all processes.
+
+    Without a graph. Where no batch is shared it is the mean itself.
+    """
+    if _share is None:
+        return mean.detach()
+    total = mean.detach() * (_share.weight / _share.group.size)
+    dist.all_reduce(total)
+    return total
+
+
+def norms_in(*modules: nn.Module | None) -> list[nn.Module]:
+    """The norms in some modules that normalise by the statistics of a batch."""
+    return [
+        part for module in modules if module is not None for part in module.modules() if isinstance(part, _NormBase)
+    ]
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """A number, int64, that depends on every bit of a tensor, whatever its layout."""
+    bits = tensor.detach().view(BITS[tensor.element_size()])
+    return bits.sum(dtype=torch.int64)

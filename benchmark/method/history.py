@@ -1,0 +1,86 @@
+"""What a network predicted in the epoch before: a table of past predictions, or the past network itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.backbones.network import Network, Outputs
+from benchmark.method.collectives import gathered
+
+TableType = Literal["float16", "float32", "float64"]
+
+
+class PredictionHistory(nn.Module):
+    """A table of the last prediction made for each training image; it lies in the state dict.
+
+    images: number of training images; shape: of one image's prediction; table_dtype: precision of the table.
+    """
+
+    table: Tensor
+    seen: Tensor
+
+    def __init__(self, images: int, shape: Sequence[int], table_dtype: TableType = "float16") -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        # Two dimensions, whatever the shape: a module that is moved to channels_last drags its four-dimensional
+        # buffers along, which would scatter each image's prediction.
+        table = torch.zeros(images, math.prod(self.shape), dtype=getattr(torch, table_dtype))
+        self.register_buffer("table", table)
+        self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
+
+    @torch.no_grad()
+    def look_up(self, index: Tensor, otherwise: Tensor) -> Tensor:
+        """The last predictions for the images `index` [batch], in the precision of `otherwise`: [batch, *shape].
+
+        otherwise: taken for the images that were never stored, [batch, *shape] or what broadcasts to it.
+        """
+        past = self.table[index].to(otherwise.dtype).view(-1, *self.shape)
+        known = self.seen[index].view(-1, *(1 for _ in self.shape))
+        return torch.where(known, past, otherwise)
+
+    @torch.no_grad()
+    def store(self, index: Tensor, predictions: Tensor) -> None:
+        """Keep `predictions` [batch, *shape] for the images `index` [batch], each image at most once.
+
+        Where processes share the batch, all of them keep what all of them store.
+        """
+        index, kept = gathered(index), gathered(predictions.flatten(1).to(self.table.dtype))
+        self.table.index_copy_(0, index, kept)
+        self.seen.index_fill_(0, index, True)
+
+
+class PastNetwork(nn.Module):
+    """A frozen copy of a network, and of the branches on it, as they were when `remember` was called last.
+
+    It runs in evaluation mode, whatever mode its owner is put in. Its weights lie in the state dict, so a resumed run
+    has them, but take no gradient and hence no step of the optimiser.
+    """
+
+    def __init__(self, network: Network, branches: nn.Module | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.branches = branches
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> PastNetwork:
+        """Stay in evaluation mode."""
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Outputs, tuple]:
+        """What the past network, and its branches if it has any, make of `images` [rows, 3, height, width]."""
+        outputs = self.network(images)
+        return outputs, () if self.branches is None else self.branches(outputs.branch_maps)
+
+    def remember(self, network: nn.Module, branches: nn.Module | None = None) -> None:
+        """Take over the weights and buffers of a network and its branches as they are now."""
+        self.network.load_state_dict(network.state_dict())
+        if self.branches is not None and branches is not None:
+            self.branches.load_state_dict(branches.state_dict())

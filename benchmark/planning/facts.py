@@ -1,0 +1,158 @@
+"""What each method needs and costs, found by watching one training step of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmark.core.protocols import PROTOCOLS, protocol_named
+from benchmark.core.spec import Protocol, Run, Scale
+from benchmark.method.contract import Method, Network, Outputs, PastNetwork, PredictionHistory, Step, View
+from benchmark.planning.request import Request
+from benchmark.plugins.registry import all_methods, method_class
+from benchmark.training.cost import Rehearsal
+from benchmark.training.dummies import CLASSES
+from benchmark.training.learner import build_method
+
+DEFAULT = "lsskd"
+TEACHER, STUDENT = "ResNet56", "ResNet20"
+IMAGE_SIZE, IMAGES = 32, 50_000
+
+_READ = {
+    "logits": "logits",
+    "pooled": "pooled features",
+    "stem": "maps",
+    "stages": "maps",
+    "branch_maps": "maps",
+    "preactivations": "maps before the activation",
+}
+_VIEWS = {"rotated": "four rotations", "second": "a second augmentation", "same_class": "images of the same class"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is said of a method: as seen on the pair ResNet56>ResNet20 and images like CIFAR-100's.
+
+    version: of the method; needs: in words, beside plain images, labels and the student's logits; extra_parameters:
+    that learn beside the student's; multiply_adds: of a training step for one image, the teacher's forward included;
+    weights: of the loss terms by protocol.
+    """
+
+    version: int
+    needs: tuple[str, ...]
+    extra_parameters: int
+    multiply_adds: int
+    weights: Mapping[str, Mapping[str, float]]
+
+
+def facts_of(name: str) -> Facts:
+    """The facts of a method, helpers of others included; it takes a training step.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    cls = method_class(name)
+    needs, multiply_adds = _watch(cls)
+    # By options, which are the same in most protocols: some methods are large.
+    built: dict[str, Method] = {}
+    kinds = {}
+    for protocol in PROTOCOLS:
+        run = reference_run(cls, protocol_named(protocol))
+        kinds[protocol] = json.dumps(run.options, sort_keys=True)
+        if kinds[protocol] not in built:
+            built[kinds[protocol]] = build_method(run, CLASSES, IMAGE_SIZE, _labels(), fill=False)
+    learnable = sum(part.numel() for part in built[kinds[DEFAULT]].parameters() if part.requires_grad)
+    weights = {protocol: built[kind].weights for protocol, kind in kinds.items()}
+    return Facts(cls.version, needs, learnable, multiply_adds, weights)
+
+
+def reference_run(cls: type[Method], protocol: Protocol) -> Run:
+    """The run of a method, or of a head, that its facts are taken from."""
+    scale = Scale(name="seen", factor=1)
+    request = Request("random", "random", protocol, scale, torch.device("cpu"), precision="fp32")
+    if cls.trains_student:
+        return request.run(cls.name, STUDENT, TEACHER, 0)
+    # A head has its place in the plan of a method that reads it.
+    owner = next(other for other in all_methods().values() if other.teacher_head == cls.name)
+    head = request.run(owner.name, STUDENT, TEACHER, 0).head
+    assert isinstance(head, Run)
+    return head
+
+
+def _labels() -> Tensor:
+    return torch.arange(IMAGES) % CLASSES
+
+
+class _Watched:
+    """A network's outputs that remember which of them were read."""
+
+    def __init__(self, outputs: Outputs, read: set[str]) -> None:
+        self._outputs = outputs
+        self._read = read
+
+    def __getattr__(self, name: str) -> Any:
+        self._read.add(name)
+        return getattr(self._outputs, name)
+
+
+def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
+    """What one training step of a method needs, and its multiply-adds for an image."""
+    # The whole training set counts in a memory of it, even if few of its images are ever shown here.
+    rehearsal = Rehearsal(reference_run(cls, protocol_named(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
+    method, batch = rehearsal.learner.method, rehearsal.batch
+    read: dict[str, set[str]] = {"student": set(), "teacher": set()}
+    views: set[str] = set()
+
+    def watched(kind: str, run: Callable[..., Outputs]) -> Callable[..., Any]:
+        return lambda shown, **how: _Watched(run(shown, **how), read[kind])
+
+    def images_of(view: View) -> Tensor:
+        views.add(view)
+        return batch.view(view)
+
+    loss = method.loss
+
+    def watched_loss(step: Step) -> Any:
+        student, teacher = watched("student", step.student), watched("teacher", step.teacher)
+        return loss(dataclasses.replace(step, images=images_of, student=student, teacher=teacher))
+
+    method.loss = watched_loss  # type: ignore[method-assign]
+    multiply_adds = rehearsal.multiply_adds()
+    return _needs(method, read, views | batch.views), multiply_adds
+
+
+def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tuple[str, ...]:
+    def parts(kind: str, leave_out: str = "") -> str:
+        own = "logits" if kind == "student" else ""
+        return ", ".join(
+            dict.fromkeys(_READ[name] for name in _READ if name in read[kind] and name not in (own, leave_out))
+        )
+
+    needs, modules = [], list(method.modules())
+    if method.needs_teacher:
+        who = "a trained network like the student" if method.teaches_itself else "teacher"
+        needs.append(f"{who} ({parts('teacher')})" if parts("teacher") else who)
+    if method.teacher_head:
+        needs.append(f"{method.teacher_head} on the teacher")
+    if method.start:
+        needs.append(f"a stage before, {method.start}")
+    of_student = parts("student", "branch_maps") if method.student_branches else parts("student")
+    if of_student:
+        needs.append(f"the student's {of_student}")
+    if method.student_branches:
+        needs.append(f"branches on the {'student' if method.trains_student else 'teacher'}")
+    if any(
+        isinstance(module, Network) and any(weight.requires_grad for weight in module.parameters())
+        for module in modules
+    ):
+        needs.append("a peer of the student")
+    needs += [text for view, text in _VIEWS.items() if view in views]
+    if any(isinstance(module, PredictionHistory | PastNetwork) for module in modules):
+        needs.append("its own past predictions")
+    return tuple(needs)

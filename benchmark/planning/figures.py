@@ -1,0 +1,96 @@
+"""A figure as runs, and the records of those runs as the figure's points."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmark.backbones import network_names
+from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.spec import Run
+from benchmark.planning.request import Request
+from benchmark.planning.tables import needs_pair
+from benchmark.plugins.registry import all_methods, method_class, method_names
+from figures.specification import Figure, Panel
+
+TeacherData = Literal["all", "same"]
+
+
+@dataclass(frozen=True)
+class Points:
+    """The runs of a panel by method and fraction, one for each seed, as far as the suite can run them."""
+
+    panel: Panel
+    request: Request
+    methods: tuple[str, ...]
+    """All that could be shown, in order."""
+    runs: Mapping[tuple[str, float], tuple[Run, ...]]
+    chosen: frozenset[tuple[str, float]]
+    """The points that were asked for."""
+
+    def to_train(self) -> list[Run]:
+        """The runs of the points that were asked for."""
+        return list(dict.fromkeys(run for point, runs in self.runs.items() if point in self.chosen for run in runs))
+
+
+def points_of(
+    figure: Figure, panel: Panel, request: Request, seeds: Iterable[int], methods: Sequence[str] = ()
+) -> Points:
+    """The runs of a panel, and which of its points were asked for (all of the figure's methods if none are named).
+
+    A point at fraction 1 is the very run that a table has for the same pair; all methods learn from the same part of
+    the images at a seed. Any method may be named; one that the figure does not have comes last.
+
+    Raises:
+        UserError: a network or method that the suite does not have, or a method that the figure cannot show.
+    """
+    seeds = tuple(seeds)
+    check_methods_of(figure)
+    for network in filter(None, (panel.teacher, panel.student)):
+        if network not in network_names():
+            raise unknown_name(f"network of figure {figure.name}", network, network_names())
+    for method in methods:
+        _check_method(figure, panel, method)
+    shown = tuple(dict.fromkeys((*figure.all_methods, *methods)))
+    fractions = figure.fractions or (request.fraction,)
+    requests = {fraction: dataclasses.replace(request, fraction=fraction) for fraction in fractions}
+    runs = {
+        (method, fraction): tuple(requests[fraction].run(method, panel.student, panel.teacher, seed) for seed in seeds)
+        for method in shown
+        if method in all_methods() and (panel.teacher or not needs_pair(method))
+        for fraction in fractions
+    }
+    wanted = tuple(methods) or figure.methods
+    chosen = frozenset(point for point in runs if point[0] in wanted)
+    return Points(panel, request, shown, runs, chosen)
+
+
+def check_methods_of(figure: Figure) -> None:
+    """Refuse a figure of methods that the suite does not have.
+
+    Raises:
+        UserError: it has such a method.
+    """
+    for method in figure.all_methods:
+        if method not in all_methods():
+            raise unknown_name(f"method of figure {figure.name}", method, method_names())
+
+
+def _check_method(figure: Figure, panel: Panel, method: str) -> None:
+    allowed = dict.fromkeys((*figure.all_methods, *method_names()))
+    if figure.kind == "stages":
+        allowed = {name: None for name in allowed if name in all_methods() and method_class(name).student_branches}
+        if method in all_methods() and method not in allowed:
+            raise UserError(
+                f"{method} has no classifier after each stage, which figure {figure.name} is about; "
+                f"allowed: {', '.join(allowed)}"
+            )
+    if method not in allowed or method not in all_methods():
+        raise unknown_name("method", method, allowed)
+    if panel.teacher is None and needs_pair(method):
+        raise UserError(
+            f"{method} needs a teacher, which panel {panel.title} of figure {figure.name} does not have; "
+            "give the panel one, or leave the method out"
+        )

@@ -1,0 +1,134 @@
+"""From what a user asks for to runs, and from runs to jobs in dependency order, with their cost."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmark.core.protocols import base_scale
+from benchmark.core.spec import (
+    Run,
+    cohort_key,
+    teacher_key,
+)
+from benchmark.planning.cohorts import Cohort, Place, depths_of, joined_teacher_free, split_for
+from benchmark.planning.cost import cohort_seconds
+from benchmark.planning.request import label, with_dependencies
+from benchmark.results.store import Store
+from benchmark.training import checkpoint as checkpoints
+
+Grouping = Literal["run", "student", "cohort"]
+"""What one job of a cluster trains: one run; all runs of a student network that can share a pass over the data; all
+runs that can, of whatever network."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs to be trained as one cohort, and the runs that must be finished before."""
+
+    runs: tuple[Run, ...]
+    needs: frozenset[str]
+    seconds: float
+    """Estimated, on one thread."""
+
+    def with_runs(self, runs: Sequence[Run]) -> Job:
+        """The same job with some of its runs only."""
+        needs = frozenset(needed.digest for run in runs for needed in run.dependencies())
+        return Job(tuple(runs), needs, self.seconds * len(runs) / len(self.runs))
+
+    @property
+    def name(self) -> str:
+        """A short name for people: what is trained from which teacher, which seed, and by which methods."""
+        return f"{self.title}: {', '.join(label(run) for run in self.runs)}"
+
+    @property
+    def title(self) -> str:
+        """The name without the methods."""
+        first = self.runs[0]
+        students = ", ".join(dict.fromkeys(run.student for run in self.runs))
+        teachers = ", ".join(dict.fromkeys(run.teacher_network for run in self.runs if run.teacher_network))
+        what = f"{teachers}>{students}" if teachers else students
+        seed = f" seed {first.seed}" if first.seed else ""
+        return f"{what}{seed}"
+
+
+def longest_chains(jobs: Sequence[Job]) -> list[float]:
+    """Of each job its seconds and those of the longest row of jobs that waits for it."""
+    makers = {run.digest: place for place, job in enumerate(jobs) for run in job.runs}
+    followers: dict[int, set[int]] = defaultdict(set)
+    for place, job in enumerate(jobs):
+        for maker in {makers.get(digest, place) for digest in job.needs} - {place}:
+            followers[maker].add(place)
+
+    @functools.cache
+    def chain(place: int) -> float:
+        return jobs[place].seconds + max(map(chain, followers[place]), default=0.0)
+
+    return [chain(place) for place in range(len(jobs))]
+
+
+def jobs_for(
+    runs: Sequence[Run], store: Store, workers: int, image_size: int, images: int, retry_failed: bool = False
+) -> list[Job]:
+    """Group the runs that have no record yet (or, with `retry_failed`, no record of success) into jobs.
+
+    Runs share a cohort where they can; with several workers a cohort holds one student network only, and is split
+    further where workers would otherwise be idle. At scale `paper` it always does: a job of all students would have no
+    record before the last epoch of all of them, and gigabytes in each checkpoint (six tables of LSSKD's). Runs that
+    stand at different checkpoints are kept apart.
+    """
+    missing = store.untrained(with_dependencies(runs), retry_failed)
+    depths = depths_of(missing)
+    long = any(base_scale(run.scale.name) == "paper" for run in missing)
+    groups = _groups(missing, store, depths, "student" if workers > 1 or long else "cohort")
+    cohorts = [Cohort(tuple(group), cohort_seconds(group, image_size, images)) for group in groups]
+    return [_job(cohort) for cohort in split_for(cohorts, depths, workers, image_size, images)]
+
+
+def jobs_of_all(runs: Iterable[Run], store: Store, grouping: Grouping, image_size: int, images: int) -> list[Job]:
+    """Group the runs, also those that have records, with what they depend on into jobs: the plan of a cluster's sweep.
+
+    It is the same whatever of it is done, apart from runs that stand at different checkpoints, which are kept apart.
+    """
+    everything = with_dependencies(runs)
+    groups = [[run] for run in everything]
+    if grouping != "run":
+        groups = _groups(everything, store, depths_of(everything), grouping)
+    return [_job(Cohort(tuple(group), cohort_seconds(group, image_size, images))) for group in groups]
+
+
+def _groups(runs: Sequence[Run], store: Store, depths: Mapping[str, int], grouping: Grouping) -> list[list[Run]]:
+    """Runs that are trained together."""
+    needed = {dependency.digest for run in runs for dependency in run.dependencies()}
+    folders = {dataset: _folders_to_resume(store, dataset) for dataset in {run.dataset for run in runs}}
+    apart = grouping != "cohort"
+    groups: dict[Place, list[Run]] = defaultdict(list)
+    for run in runs:
+        folder = folders[run.dataset].get(run.id) if folders[run.dataset] else None
+        # What others wait for is trained apart, so that they need not wait for anything else; and where there are
+        # others to do it, what can start earlier is not held up by what must wait for a head.
+        depth = depths[run.digest] if apart else 0
+        student = run.student if apart else None
+        place = Place(depth, run.digest in needed, cohort_key(run), folder, teacher_key(run), student)
+        groups[place].append(run)
+    return list(groups.values()) if apart else list(joined_teacher_free(groups).values())
+
+
+def _job(cohort: Cohort) -> Job:
+    needs = frozenset(dependency.digest for run in cohort.runs for dependency in run.dependencies())
+    return Job(cohort.runs, needs, cohort.seconds)
+
+
+def _folders_to_resume(store: Store, dataset: str) -> dict[str, Path]:
+    """By run id, the folder of the most advanced checkpoint that holds the run."""
+    cohorts = store.cohorts(dataset)
+    found: list[tuple[tuple[int, int], Path]] = []
+    for folder in cohorts.iterdir() if cohorts.is_dir() else []:
+        position = checkpoints.latest_position(folder)
+        if position is not None:
+            found.append((position, folder))
+    return {run_id: folder for _, folder in sorted(found) for run_id in checkpoints.members(folder)}

@@ -1,0 +1,128 @@
+"""Overrides from the command line: `--set METHOD.option=VALUE` and `--set protocol.field=VALUE`."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from benchmark.backbones import network_names
+from benchmark.core.errors import UserError, invalid_value, unknown_name
+from benchmark.core.protocols import CHANGEABLE
+from benchmark.core.spec import Protocol
+from benchmark.plugins.registry import method_class, resolve_options
+
+PROTOCOL = "protocol"
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """The teacher and the student of a pair such as `WRN-40-2>WRN-16-2`.
+
+    Raises:
+        UserError: it has another form, or names a network that is not there.
+    """
+    teacher, arrow, student = text.partition(">")
+    if not arrow:
+        raise UserError(f"pair {text!r} is not of the form teacher>student, such as WRN-40-2>WRN-16-2")
+    for network in (teacher, student):
+        if network not in network_names():
+            raise unknown_name("network", network, network_names())
+    return teacher, student
+
+
+def value_of(text: str) -> Any:
+    """A number, true/false/null where the text is one, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def parse_settings(assignments: list[str], protocol: Protocol) -> tuple[Protocol, dict[str, dict[str, Any]]]:
+    """`METHOD.option=value` and `protocol.field=value` assignments: the protocol so changed, and options by method.
+
+    Raises:
+        UserError: a malformed assignment, an unknown method, option or field, a value out of range.
+    """
+    check_said_once(assignments)
+    own = f"{PROTOCOL}."
+    changes = [assignment.removeprefix(own) for assignment in assignments if assignment.startswith(own)]
+    protocol = _changed_protocol(changes, protocol)
+    return protocol, method_options([text for text in assignments if not text.startswith(own)], protocol)
+
+
+def check_said_once(assignments: Sequence[str]) -> None:
+    """Refuse assignments that give one field two values.
+
+    Raises:
+        UserError: there are such.
+    """
+    said: dict[str, str] = {}
+    for assignment in assignments:
+        field, _, text = assignment.partition("=")
+        before = said.setdefault(field, text)
+        if value_of(before) != value_of(text):
+            raise UserError(f"--set gives {field} twice, as {before} and as {text}; give it once")
+
+
+def check_set(assignments: Sequence[str], methods: Iterable[str]) -> None:
+    """Refuse options of methods that no planned run is of; methods: those of the planned runs.
+
+    Raises:
+        UserError: there are such.
+    """
+    planned = list(dict.fromkeys(methods))
+    for assignment in assignments:
+        method = assignment.partition("=")[0].rpartition(".")[0]
+        if method not in (PROTOCOL, *planned):
+            raise UserError(
+                f"--set {assignment} changes nothing: no run of this command is of {method}, only of "
+                f"{', '.join(planned)}; choose {method} with --methods, or leave the --set out"
+            )
+
+
+def _check_truth(what: str, field: str, value: Any, kind: Any) -> None:
+    """Refuse true and false where a number belongs, which they would be taken for."""
+    if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+        raise UserError(
+            f"{what}: {field} = {json.dumps(value)} is refused: a value other than true or false belongs there"
+        )
+
+
+def _changed_protocol(assignments: list[str], protocol: Protocol) -> Protocol:
+    changes = {}
+    for assignment in assignments:
+        field, _, text = assignment.partition("=")
+        if field not in CHANGEABLE:
+            raise unknown_name("field of the protocol", field, CHANGEABLE)
+        changes[field] = value_of(text)
+        _check_truth(f"protocol {protocol.name}", field, changes[field], Protocol.model_fields[field].annotation)
+    try:
+        return Protocol.model_validate(protocol.model_dump() | changes)
+    except ValidationError as error:
+        raise invalid_value(f"protocol {protocol.name}", error) from None
+
+
+def method_options(assignments: list[str], protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """`METHOD.option=value` assignments by method, each checked against the method's options.
+
+    Raises:
+        UserError: a malformed assignment, an unknown method or option, a value out of range.
+    """
+    chosen: dict[str, dict[str, Any]] = defaultdict(dict)
+    for assignment in assignments:
+        target, equals, text = assignment.partition("=")
+        method, dot, option = target.rpartition(".")
+        if not (equals and dot and method and option):
+            raise UserError(f"--set {assignment!r} is not of the form METHOD.option=value, such as LSSKD.alpha=0.3")
+        if option not in method_class(method).Options.model_fields:
+            raise unknown_name(f"option of {method}", option, method_class(method).Options.model_fields)
+        chosen[method][option] = value_of(text)
+        kind = method_class(method).Options.model_fields[option].annotation
+        _check_truth(method, option, chosen[method][option], kind)
+    for method, options in chosen.items():
+        resolve_options(method_class(method), protocol, overrides=options)
+    return dict(chosen)

@@ -1,0 +1,115 @@
+"""A table as a grid of runs, and the records of those runs as the table's cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmark.backbones import network_names
+from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.spec import Run
+from benchmark.planning.request import Request, as_long_as
+from benchmark.plugins.registry import method_class, method_names
+from tables.specification import Column, Row, Table
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs of a table by row and column, one for each seed, as far as the suite can run them."""
+
+    table: Table
+    runs: Mapping[tuple[str, str], tuple[Run, ...]]
+    chosen: frozenset[tuple[str, str]]
+    """The cells that were asked for."""
+
+    def to_train(self) -> list[Run]:
+        """The runs of the cells that were asked for."""
+        return list(dict.fromkeys(run for cell, runs in self.runs.items() if cell in self.chosen for run in runs))
+
+
+def grid_of(
+    table: Table, request: Request, seeds: Iterable[int], methods: Sequence[str] = (), pairs: Sequence[str] = ()
+) -> Grid:
+    """The runs of a table, and which of its cells were asked for (all of the default grid if none are named).
+
+    Raises:
+        UserError: see `selected`; or a row was asked for that no column has a teacher for.
+    """
+    table = selected(table, methods, pairs)
+    seeds = tuple(seeds)
+    rows = [row for row in table.rows if row.method in method_names()]
+    runs = {
+        (row.name, column.name): runs_of(request, row, column, seeds)
+        for row in rows
+        for column in table.columns
+        if column.teacher or not needs_pair(row.method)
+    }
+    wanted_rows = methods or [row.name for row in rows if method_class(row.method).in_default_grid]
+    wanted_columns = pairs or [column.name for column in table.columns]
+    chosen = frozenset((row, column) for row in wanted_rows for column in wanted_columns) & runs.keys()
+    for row in rows:
+        if request.augmentation != "standard" != row.augment and any(name == row.name for name, _ in chosen):
+            raise UserError(
+                f"--augment {request.augmentation}: row {row.name} has an augmentation of its own, {row.augment}; "
+                "leave --augment out, or choose other rows with --methods"
+            )
+    for method in methods:
+        if not any(name == method for name, _ in chosen):
+            raise UserError(
+                f"{method} needs a teacher, which no column of table {table.name} has; choose a table of pairs"
+            )
+    return Grid(table, runs, chosen)
+
+
+def needs_pair(method: str) -> bool:
+    """Whether a method can only be run where there is a teacher beside the student."""
+    cls = method_class(method)
+    return cls.needs_teacher and not cls.teaches_itself
+
+
+def runs_of(request: Request, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
+    """The runs of a cell, one for each seed."""
+    augmentation = None if row.augment == "standard" else row.augment
+
+    def run(method: str, seed: int) -> Run:
+        return request.run(method, column.student, column.teacher, seed, augmentation)
+
+    runs = tuple(run(row.method, seed) for seed in seeds)
+    if row.as_long_as is None or not runs:
+        return runs
+    return as_long_as(runs, run(row.as_long_as, runs[0].seed))
+
+
+def selected(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] = ()) -> Table:
+    """The table with a row more for each method that was named and is not in it.
+
+    Raises:
+        UserError: a method that is neither a row of the table nor in the suite, a row without any number of a method
+            that is not in the suite, a pair that the table does not have, or a network that the suite does not have.
+    """
+    columns = [column.name for column in table.columns]
+    rows = [row.name for row in table.rows if row.method in method_names()]
+    for network in (name for column in table.columns for name in (column.teacher, column.student) if name):
+        if network not in network_names():
+            raise unknown_name(f"network of table {table.name}", network, network_names())
+    for row in table.rows:
+        if row.method not in method_names() and not _has_numbers(row):
+            unknown = unknown_name(f"method of table {table.name}", row.method, method_names())
+            raise UserError(f"{unknown}; only a row with printed or published numbers may be of another method")
+    for pair in pairs:
+        if pair not in columns:
+            unknown = unknown_name(f"pair of table {table.name}", pair, columns)
+            raise UserError(f"{unknown}; any other pair goes into a table file of your own")
+    more = [method for method in dict.fromkeys(methods) if method not in rows]
+    for method in more:
+        if method not in method_names():
+            raise unknown_name("method", method, dict.fromkeys([*rows, *method_names()]))
+    kept = [row for row in table.rows if row.name not in more]
+    return table.model_copy(update={"rows": (*kept, *(Row(method=method) for method in more))})
+
+
+def _has_numbers(row: Row) -> bool:
+    """Whether anything was printed or published for a row."""
+    published = row.published.mean if row.published else ()
+    return not all(math.isnan(number) for number in (*row.printed, *published))

@@ -1,0 +1,1 @@
+"""Methods found in method files, and the code that a record fingerprints."""

@@ -1,0 +1,324 @@
+"""What stands behind a table's cells: paired differences, further figures, and the price of every row."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from benchmark.core.statistics import LEAST, LEVEL, Difference, common_seeds, paired_difference, pooled_difference
+from benchmark.report.table import (
+    EMPTY,
+    Datum,
+    Heading,
+    Listing,
+    count,
+    mean_of,
+    mebibytes,
+    number,
+    power,
+    signed,
+    signless,
+    spread,
+    word,
+)
+from tables.result import Cell, Price, TableResult
+
+BASELINE = "Baseline"
+HOUR = 3600.0
+
+
+def measured_cells(result: TableResult, teachers: bool = True) -> Iterator[Cell]:
+    """The cells that have a finished run, the teachers' first; of columns that share their runs only the first."""
+    seen = set()
+    rows: list[Callable[[str], Cell]] = [result.teacher] if teachers else []
+    rows += [functools.partial(result.cell, row.name) for row in result.table.rows]
+    for cell_in in rows:
+        for column in result.table.columns:
+            cell = cell_in(column.name)
+            key = (cell.row, tuple(run.run for run in cell.finished))
+            if cell.finished and key not in seen:
+                seen.add(key)
+                yield cell
+
+
+def differences(result: TableResult, row: str) -> Listing | None:
+    """A row minus every other one, paired by seed, in each column and over columns; None where nothing can be paired.
+
+    (Pairing and pooling are those of `benchmark.core.statistics`.)
+    """
+    columns = [column.name for column in result.table.columns]
+    same_metric = len({column.metric for column in result.table.columns}) == 1
+    pooled = len(columns) > 1 and same_metric
+    lines, fewest, most = [], None, 0
+    for other in result.table.rows:
+        pairs = [(result.cell(row, name).by_seed(), result.cell(other.name, name).by_seed()) for name in columns]
+        sharing = [pair for pair in pairs if common_seeds(pair)]
+        if other.name == row or not sharing:
+            continue
+        found = [paired_difference(*pair) if common_seeds(pair) else None for pair in pairs]
+        known = [difference.n for difference in found if difference]
+        fewest, most = min(known) if fewest is None else min(fewest, *known), max(most, *known)
+        line = [word(other.name), *map(_difference, found)]
+        if pooled:
+            line.append(_pooled(sharing, len(columns)))
+        lines.append(tuple(line))
+    if not lines:
+        return None
+    headings = [Heading("minus", numeric=False), *map(Heading, columns)]
+    if pooled:
+        headings.append(Heading("mean of\nthe columns", "at each seed the mean over the columns that both rows have"))
+    return Listing(
+        f"{row} minus the other rows, paired by seed", tuple(headings), tuple(lines), _caveats(fewest or 0, most)
+    )
+
+
+def _caveats(fewest: int, most: int) -> tuple[str, ...]:
+    notes = [
+        "In percentage points. At one seed the two methods of a pair saw the same batches and started from the same "
+        "weights, as far as their rows allow: AB starts from a first stage of its own, rows with Cutout and CutMix see "
+        "other images, and rows that are as long as another go on for more epochs. In "
+        f"brackets the {LEVEL:.0%} interval of the mean, by Student's t over seeds; p is two-sided, of no difference, "
+        "and not corrected for the number of comparisons."
+    ]
+    if fewest < LEAST:
+        some = "" if most < LEAST else "Where "
+        seeds = f"n is below {LEAST}" if some else f"There are fewer than {LEAST} seeds, so"
+        notes.append(
+            f"{some}{seeds} no interval and no p value is shown: one difference says nothing of how much it varies, "
+            "and two give an interval too wide to tell anything."
+        )
+    return tuple(notes)
+
+
+def _difference(difference: Difference | None) -> Datum:
+    if difference is None:
+        return EMPTY
+    lines = []
+    if difference.interval is not None:
+        low, high = difference.interval
+        lines.append(f"[{signless(f'{low:.2f}')}, {signless(f'{high:.2f}')}]")
+    seeds = f"n={difference.n}"
+    if difference.p_value is not None:
+        p_value = "p < 0.001" if difference.p_value < 0.001 else f"p = {difference.p_value:.3f}"
+        seeds = f"{p_value}, {seeds}"
+    return Datum(signed(difference.mean), difference.mean, "\n".join([*lines, seeds]))
+
+
+def _pooled(pairs: list[tuple[dict[int, float], dict[int, float]]], columns: int) -> Datum:
+    if not common_seeds(by_seed for pair in pairs for by_seed in pair):
+        return Datum("\N{EN DASH}", None, "no seed that all columns have")
+    found = _difference(pooled_difference(pairs))
+    of = "" if len(pairs) == columns else f", {len(pairs)} of {columns} columns"
+    return Datum(found.text, found.key, found.below + of)
+
+
+def figures(result: TableResult) -> Listing | None:
+    """Every figure of the last epoch, mean and standard deviation over seeds; None where nothing was measured."""
+    lines = []
+    cells = list(measured_cells(result))
+    staged = any(_stages(cell, name) is not EMPTY for cell in cells for name in ("stages", "stages_joint"))
+    for cell in cells:
+        line = [word(cell.row), word(cell.column), number(len(cell.finished), 0)]
+        for name, decimals in (("top1", 2), ("top5", 2), ("nll", 3), ("ece", 2)):
+            known = [float(seed.figures[name]) for seed in cell.finished if seed.figures.get(name) is not None]
+            line.append(spread(known, decimals))
+        if staged:
+            line += [_stages(cell, "stages"), _stages(cell, "stages_joint")]
+        lines.append(tuple(line))
+    if not lines:
+        return None
+    headings = [
+        Heading("method", numeric=False),
+        Heading("column", numeric=False),
+        Heading("n", "the number of seeds"),
+        Heading("top-1, %"),
+        Heading("top-5, %"),
+        Heading("NLL", "negative log-likelihood, the mean cross entropy in nats"),
+        Heading("ECE, %", "expected calibration error, 15 bins of equal width"),
+    ]
+    if staged:
+        headings += [
+            Heading(
+                "stages, %", "top-1 of the classifier of each stage, from the first on: class scores, upright images"
+            ),
+            Heading("stages, joint, %", "the same for class and rotation at once, over the four rotated views"),
+        ]
+    return Listing("All figures of the last epoch", tuple(headings), tuple(lines))
+
+
+def _stages(cell: Cell, name: str) -> Datum:
+    """The accuracy of every stage, the mean over the seeds that record it."""
+    known = [seed.figures[name] for seed in cell.finished if seed.figures.get(name)]
+    if not known or len({len(stages) for stages in known}) > 1:
+        return EMPTY
+    means = [sum(stages) / len(known) for stages in zip(*known, strict=True)]
+    return Datum(" · ".join(f"{mean:.1f}" for mean in means), means[-1])
+
+
+def costs(result: TableResult, edges: Mapping[str, Mapping[str, Any]] | None = None) -> Listing | None:
+    """The price of every measured cell, the mean over seeds; None where nothing was measured.
+
+    edges: by run id, what `benchmark.export` measured; where there is some, latencies stand in the table too.
+    """
+    lines = []
+    totals = {cell.column: _total(cell) for cell in measured_cells(result) if cell.row == BASELINE}
+    for cell in measured_cells(result):
+        prices = [seed.price for seed in cell.finished]
+        total, baseline = _total(cell), totals.get(cell.column)
+        hours = _mean(prices, "seconds"), _mean(prices, "teacher_seconds")
+        both = None if None in hours else sum(hours)  # type: ignore[arg-type]
+        epochs = mean_of([price.epochs for price in prices])
+        lines.append(
+            (
+                word(cell.row),
+                word(cell.column),
+                number(len(prices), 0),
+                number(epochs, 0),
+                power(_mean(prices, "multiply_adds")),
+                power(_mean(prices, "teacher_multiply_adds")),
+                number(total / baseline, 2, "\N{MULTIPLICATION SIGN}") if total and baseline else EMPTY,
+                _hours(hours[0]),
+                _hours(hours[1]),
+                number(hours[0] / epochs if hours[0] is not None and epochs else None, 1),
+                number(both / epochs if both is not None and epochs else None, 1),
+                count(_mean(prices, "parameters") or None),
+                count(_mean(prices, "parameters_in_training")),
+                power(_mean(prices, "inference_multiply_adds") or None),
+                mebibytes(_mean(prices, "peak_memory_bytes")),
+                *_latencies(cell, edges or {}),
+            )
+        )
+    if not lines:
+        return None
+    shown = len(_COST_HEADINGS) + (len(_EDGE_HEADINGS) if any(line[-1] is not EMPTY for line in lines) else 0)
+    headings = (*_COST_HEADINGS, *_EDGE_HEADINGS)[:shown]
+    return Listing("What each row costs", headings, tuple(line[:shown] for line in lines), _COST_NOTES)
+
+
+def _latencies(cell: Cell, edges: Mapping[str, Mapping[str, Any]]) -> tuple[Datum, Datum]:
+    """Median milliseconds for one image, in fp32 and in int8: the mean over the seeds that were exported."""
+    found = [edges[seed.run] for seed in cell.finished if seed.run in edges]
+    fp32, int8 = (mean_of([edge[kind]["latency"]["1"]["median_ms"] for edge in found]) for kind in ("fp32", "int8"))
+    return number(fp32, 3), number(int8, 3)
+
+
+def prices(result: TableResult) -> Listing | None:
+    """What each method costs and gives, as multiples of Baseline's and averages over the columns that have both.
+
+    None where nothing was measured.
+    """
+    cells = list(measured_cells(result, teachers=False))
+    baselines = {cell.column: cell for cell in cells if cell.row == BASELINE}
+    lines = []
+    for row in dict.fromkeys(cell.row for cell in cells):
+        own = [cell for cell in cells if cell.row == row]
+        pairs = [(cell, baselines[cell.column]) for cell in own if cell.column in baselines]
+        gains = [pair for pair in pairs if common_seeds([pair[0].by_seed(), pair[1].by_seed()])]
+        gained = mean_of([paired_difference(cell.by_seed(), base.by_seed()).mean for cell, base in gains])
+        lines.append(
+            (
+                word(row),
+                number(len(own), 0),
+                Datum(signed(gained), gained, f"over {len(gains)}" if len(gains) != len(own) else "")
+                if gained is not None
+                else EMPTY,
+                _times(pairs, _own_total),
+                _times(pairs, _total),
+                _times(pairs, _seconds_per_epoch),
+                _hours(mean_of([_seconds_with_teacher(cell) for cell in own])),
+                _times(pairs, lambda cell: _mean_price(cell, "parameters_in_training")),
+                _times(pairs, lambda cell: _mean_price(cell, "parameters")),
+                _times(pairs, lambda cell: _mean_price(cell, "inference_multiply_adds")),
+                mebibytes(mean_of([_mean_price(cell, "peak_memory_bytes") for cell in own])),
+            )
+        )
+    return Listing("Price of each method", _PRICE_HEADINGS, tuple(lines), _PRICE_NOTES) if lines else None
+
+
+def _times(pairs: list[tuple[Cell, Cell]], figure: Callable[[Cell], float | None]) -> Datum:
+    """The mean over columns of a figure as a multiple of Baseline's."""
+    ratios = [(figure(cell), figure(base)) for cell, base in pairs]
+    known = [own / base if own is not None and base else None for own, base in ratios]
+    return number(mean_of(known), 2, "\N{MULTIPLICATION SIGN}")
+
+
+_PRICE_HEADINGS = (
+    Heading("method", numeric=False),
+    Heading("columns", "how many of the table's are measured"),
+    Heading("gain,\npoints", "over Baseline, paired by seed, the mean over columns"),
+    Heading("training", "multiply-adds of training the row, its teacher's forwards included"),
+    Heading("with\nteacher", "the same with the training of all that it depends on"),
+    Heading("time of\nan epoch", "its teacher's forwards included, on whatever device the runs had"),
+    Heading("device\nhours", "of a run with all that it depends on, the mean over columns"),
+    Heading("parameters,\ntraining", "of all that learns"),
+    Heading("parameters,\nuse", "of the student as it is used"),
+    Heading("multiply-adds,\nuse", "of the student for one image"),
+    Heading("peak\nmemory", "of the process that trained it, which may have trained others beside it"),
+)
+_PRICE_NOTES = (
+    "\N{MULTIPLICATION SIGN}: a multiple of what Baseline needs for the same student, the mean over columns.",
+)
+
+_COST_HEADINGS = (
+    Heading("method", numeric=False),
+    Heading("column", numeric=False),
+    Heading("n", "the number of seeds"),
+    Heading("epochs"),
+    Heading("training", "multiply-adds of training the run, its teacher's forwards included"),
+    Heading("its\nteacher", "multiply-adds of training all that it depends on: teacher, head, first stage"),
+    Heading("of\nBaseline", "training and teacher together, as a multiple of row Baseline's in the same column"),
+    Heading("device\nhours", "of training the run, its share of the teacher's forwards included"),
+    Heading("its\nteacher's", "device hours of training all that it depends on"),
+    Heading("s/epoch", "seconds of an epoch, its teacher's forwards included"),
+    Heading("with\nteacher", "the same with the training of its teacher spread over the epochs"),
+    Heading("parameters", "of the student as it is used"),
+    Heading("in\ntraining", "parameters of all that learns: student, branches, heads"),
+    Heading("per\nimage", "multiply-adds of the student for one image, as it is used"),
+    Heading("peak\nmemory", "of the process that trained it, which may have trained others beside it"),
+)
+_EDGE_HEADINGS = (
+    Heading(
+        "fp32,\nms", "median latency for one image of an exported network, on the processor that it was exported on"
+    ),
+    Heading("int8,\nms", "the same in int8"),
+)
+_COST_NOTES = (
+    "Means over the n seeds. A teacher that several runs share is counted in full for each of them. Device hours "
+    "depend on the device and on what else it did; multiply-adds do not.",
+)
+
+
+def _own_total(cell: Cell) -> float | None:
+    return _mean_price(cell, "multiply_adds")
+
+
+def _seconds_per_epoch(cell: Cell) -> float | None:
+    seconds, epochs = _mean_price(cell, "seconds"), _mean_price(cell, "epochs")
+    return seconds / epochs if seconds is not None and epochs else None
+
+
+def _seconds_with_teacher(cell: Cell) -> float | None:
+    own, teacher = _mean_price(cell, "seconds"), _mean_price(cell, "teacher_seconds")
+    return own + teacher if own is not None and teacher is not None else None
+
+
+def _mean_price(cell: Cell, name: str) -> float | None:
+    return _mean([seed.price for seed in cell.finished], name)
+
+
+def _mean(prices: list[Price], name: str) -> float | None:
+    return mean_of([getattr(price, name) for price in prices])
+
+
+def _total(cell: Cell) -> float | None:
+    prices = [seed.price for seed in cell.finished]
+    own, teacher = _mean(prices, "multiply_adds"), _mean(prices, "teacher_multiply_adds")
+    return None if own is None or teacher is None else own + teacher
+
+
+def _hours(seconds: float | None) -> Datum:
+    if seconds is None:
+        return EMPTY
+    hours = seconds / HOUR
+    return Datum(f"{hours:,.2f}" if hours >= 0.005 or not hours else "< 0.01", hours)

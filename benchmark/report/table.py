@@ -1,0 +1,140 @@
+"""Tables as every format of the report draws them: headings, rows of words and digits, and what each is sorted by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmark.core.statistics import Summary, summarise
+
+NOTHING = "\N{EN DASH}"
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+@dataclass(frozen=True)
+class Datum:
+    """What stands in one place of a table.
+
+    key: what it is sorted by, None for what has nothing to say; below: smaller lines under it; run: the run whose
+    curves it can show, by what names it on the page (`benchmark.report.runs.key_of`).
+    """
+
+    text: str
+    key: float | str | None = None
+    below: str = ""
+    run: str = ""
+
+
+EMPTY = Datum(NOTHING)
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Of a column.
+
+    title: in one line or several; hint: what it is, where that needs to be said; numeric: set flush right.
+    """
+
+    title: str
+    hint: str = ""
+    numeric: bool = True
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The title where it is to be broken: at its line ends, or a pair of networks before the student."""
+        teacher, arrow, student = self.title.partition(">")
+        return (teacher, f">{student}") if arrow else tuple(self.title.splitlines())
+
+    @property
+    def name(self) -> str:
+        """The title in one line."""
+        return " ".join(self.title.splitlines())
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table. Its first column names the rows; `notes` stand under it."""
+
+    title: str
+    headings: tuple[Heading, ...]
+    rows: tuple[tuple[Datum, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hints(self) -> tuple[Heading, ...]:
+        """The headings that need a word of explanation."""
+        return tuple(heading for heading in self.headings if heading.hint)
+
+
+def word(text: str, below: str = "") -> Datum:
+    """Text that is sorted by what it says."""
+    return Datum(text, text.casefold(), below) if text else EMPTY
+
+
+def number(value: float | None, decimals: int = 2, unit: str = "") -> Datum:
+    """A number with a fixed number of decimals; a dash for None."""
+    return EMPTY if value is None else Datum(signless(f"{value:,.{decimals}f}") + unit, float(value))
+
+
+def spread(values: Sequence[float], decimals: int = 2) -> Datum:
+    """Mean and standard deviation of a figure over seeds; a dash for no values."""
+    if not values:
+        return EMPTY
+    summary = summarise(values)
+    return Datum(with_std(summary, decimals), summary.mean)
+
+
+def with_std(summary: Summary, decimals: int = 2) -> str:
+    """`71.25 ± 0.31`, or the mean alone where there is no deviation."""
+    mean = signless(f"{summary.mean:.{decimals}f}")
+    return mean if summary.std is None else f"{mean} ± {summary.std:.{decimals}f}"
+
+
+def signed(value: float, decimals: int = 2) -> str:
+    """With its sign, and a real minus sign."""
+    return signless(f"{value:+.{decimals}f}")
+
+
+def signless(text: str) -> str:
+    """The text of a number with a real minus sign."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def power(value: float | None) -> Datum:
+    """A large count as a number times a power of ten."""
+    if value is None:
+        return EMPTY
+    if abs(value) < 1e5:
+        return Datum(f"{value:,.0f}", float(value))
+    exponent = math.floor(math.log10(abs(value)))
+    mantissa = f"{value / 10**exponent:.2f}"
+    if mantissa == "10.00":
+        mantissa, exponent = "1.00", exponent + 1
+    return Datum(f"{mantissa}\N{MULTIPLICATION SIGN}10{str(exponent).translate(_SUPERSCRIPTS)}", float(value))
+
+
+def count(value: float | None) -> Datum:
+    """A count of parameters: in thousands or millions where it is that large."""
+    if value is None:
+        return EMPTY
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return Datum(f"{value / size:.2f} {letter}", float(value))
+    return Datum(f"{value:,.0f}", float(value))
+
+
+def mebibytes(value: float | None) -> Datum:
+    """Bytes as MiB."""
+    return EMPTY if value is None else Datum(f"{value / 2**20:,.0f} MiB", float(value))
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean; None where any of them, or all, are unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

@@ -1,0 +1,36 @@
+"""What several formats of the report say in the same words."""
+
+from __future__ import annotations
+
+from benchmark.report.data import Report
+from benchmark.report.table import counted
+
+LEAD = (
+    "The tables and figures of the LSSKD paper (arXiv:2506.07055), regenerated from scratch: every measured number "
+    "beside the printed one, with the number of seeds that stand behind it."
+)
+NOT_RUN = "Not run yet: these numbers are the printed and published ones."
+LEGEND = (
+    "In each cell the measured mean ± the standard deviation over the n runs (seeds) behind it, of the last epoch; "
+    "below it, in italics, the number printed in the paper or published elsewhere, and in brackets how far the "
+    "measured one is from it, where the two may be compared. The best measured number of a column is bold, the second "
+    "underlined."
+)
+DIFFERENCES = (
+    "Differences are taken at each seed before anything is averaged, because runs of one seed share their batches and "
+    "first weights."
+)
+COST = (
+    "What a row costs to train, its teacher included. At inference the student is the same network for every method, "
+    "because branches and heads are removed: what a method costs is paid in training."
+)
+AUDIT = (
+    "Every quantitative claim of the paper's text, and what its tables take for granted, held against these tables, "
+    "against what others published, and against our runs. Verdicts are computed."
+)
+
+
+def records_line(report: Report) -> str:
+    """How many records the report was made of."""
+    parts = [f"{number:,} {status}" for status, number in sorted(report.counts.items(), reverse=True)]
+    return f"Made from {counted(len(report.records), 'record')}{': ' + ', '.join(parts) if len(parts) > 1 else ''}."

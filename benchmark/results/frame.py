@@ -1,0 +1,57 @@
+"""Records as rows of a DataFrame."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from benchmark.core.spec import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+"""A record's columns: texts, numbers, booleans and None."""
+
+
+def frame_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row a record: the spec's main fields, final figures, best-on-test figures, cost and provenance.
+
+    What is a list or has fields of its own (`stages`, `terms`, `cohort`, ...) stands there as JSON.
+    """
+    import pandas as pd  # Late, since it is slow to import and what trains has no use for it.
+
+    return pd.DataFrame([row_of(record) for record in records])
+
+
+def row_of(record: Mapping[str, Any], run: Run | None = None) -> Row:
+    """The row of one record, see `frame_of`. run: the record's, where it is known."""
+    run = run or Run.model_validate(record["run"])
+    row = {
+        "id": run.id,
+        "status": record["status"],
+        "dataset": run.dataset,
+        "fraction": run.fraction,
+        "validation": run.validation,
+        "method": run.method,
+        "augmentation": run.augmentation,
+        "student": run.student,
+        "teacher": run.teacher_network,
+        "protocol": run.protocol.name,
+        "scale": run.scale.name,
+        "epochs": run.schedule.epochs,
+        "precision": run.precision,
+        "seed": run.seed,
+        "options": run.options,
+        "reason": record.get("reason"),
+        **record.get("final", {}),
+        **{f"best_{key}": value for key, value in record.get("best_on_test", {}).items()},
+        **{f"cost_{key}": value for key, value in record.get("cost", {}).items()},
+        **{f"provenance_{key}": value for key, value in record["provenance"].items()},
+    }
+    return {key: _flat(value) for key, value in row.items()}
+
+
+def _flat(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value

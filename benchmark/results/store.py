@@ -1,0 +1,314 @@
+"""The record store: one folder a run, written so that a reader sees a whole record or none.
+
+`<root>/<dataset>/<run id>/` holds `run.json` (the spec), `epochs.jsonl` (a line an epoch, as training goes),
+`student.safetensors`, for heads and joint teachers `method.safetensors`, and `record.json`, written last; `error.txt`
+if an error ended the last attempt.
+
+A record carries a checksum of itself and those of its weights. What does not match them is never used: who only reads
+says so; who trains renames it to `damaged-<name>-<n>` and trains the run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import safetensors.torch
+from torch import Tensor
+
+from benchmark.core.errors import UserError
+from benchmark.core.spec import Run
+from benchmark.io.files import put_back, remove_leftovers, replacing, save_tensors, set_aside, sha256_of, write_text
+from benchmark.results.frame import frame_of as frame_of
+from benchmark.results.record import (
+    FORMAT,
+    DamagedRecord,
+    DamagedRun,
+    Record,
+    _is_damaged,
+    _read_record,
+    checksum_of,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from benchmark.results.record import Ending
+
+
+class Store:
+    """The runs under one folder. Any number of processes may read and write it at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, run: Run) -> Path:
+        """Where a run's files are."""
+        return self.root / run.dataset / run.id
+
+    def traceback(self, run: Run) -> Path:
+        """Where it is kept which error ended the last attempt at a run, if one did."""
+        return self.folder(run) / "error.txt"
+
+    def cohorts(self, dataset: str) -> Path:
+        """Where the checkpoints of a dataset's unfinished cohorts are."""
+        return self.root / dataset / "cohorts"
+
+    def record(self, run: Run) -> Record | None:
+        """The record of a finished or failed run, or None.
+
+        Raises:
+            DamagedRun: the record is damaged.
+            UserError: it is of another version, belongs to another run, or cannot be read.
+        """
+        path = self.folder(run) / "record.json"
+        try:
+            record = _read_record(path)
+        except FileNotFoundError:
+            return None
+        except DamagedRecord as error:
+            raise DamagedRun(run, str(error)) from error
+        if record["digest"] != run.digest:
+            raise UserError(f"record {path} belongs to another run; delete its folder to train this one again")
+        return record
+
+    def has_record(self, run: Run) -> bool:
+        """Whether the run has a record, of success or of failure; it is not read."""
+        return (self.folder(run) / "record.json").exists()
+
+    def found(self, runs: Sequence[Run]) -> dict[Run, Record | None]:
+        """The records of some runs, None for those that have none."""
+        return {run: self.record(run) for run in runs}
+
+    def statuses(self, runs: Iterable[Run]) -> dict[Run, Literal["finished", "failed"] | None]:
+        """How some runs ended, None for those that have no record.
+
+        Fast for many: records that have been read before are taken from an index, as `load` does.
+
+        Raises:
+            UserError: see `record`.
+        """
+        return {run: ending and ending.status for run, ending in self._endings(runs, self.record).items()}
+
+    def codes(self, runs: Iterable[Run]) -> dict[Run, str | None]:
+        """The method's code (`method_files.code_of`) when runs with a record were trained; None where it does not tell.
+
+        Raises:
+            UserError: see `record`.
+        """
+        return {run: ending.code for run, ending in self._endings(runs, self.record).items() if ending}
+
+    def _endings(self, runs: Iterable[Run], read: Callable[[Run], Record | None]) -> Mapping[Run, Ending | None]:
+        return _index().endings(self.root, list(runs), read)
+
+    def untrained(self, runs: Iterable[Run], retry_failed: bool = False) -> list[Run]:
+        """Those of some runs that have no record or, with `retry_failed`, no record of success: what is still to train.
+
+        Raises:
+            UserError: see `record`.
+        """
+        enough = ("finished",) if retry_failed else ("finished", "failed")
+        return [run for run, status in self.statuses(runs).items() if status not in enough]
+
+    def begin(self, run: Run) -> None:
+        """Write the spec of a run that is about to be trained, by the process that holds its claim."""
+        remove_leftovers(self.folder(run))
+        write_text(self.folder(run) / "run.json", run.kept().model_dump_json(indent=1) + "\n")
+
+    def write_epochs(self, run: Run, epochs: list[dict[str, Any]]) -> None:
+        """Write the figures of all epochs so far, a line each."""
+        write_text(self.folder(run) / "epochs.jsonl", "".join(json.dumps(figures) + "\n" for figures in epochs))
+
+    def finish(self, run: Run, record: Record, weights: dict[str, dict[str, Tensor]]) -> None:
+        """Write the weights (`student`, `method`) and then the record, which makes the run a finished one."""
+        whole = {"format": FORMAT, "id": run.id, "digest": run.digest, "run": run.kept().model_dump(mode="json")}
+        digests = {}
+        for part, tensors in weights.items():
+            path = self.folder(run) / f"{part}.safetensors"
+            with replacing(path) as file:
+                save_tensors(file.temporary, tensors)
+                digests[part] = sha256_of(file.temporary)
+        # What is summed is what a reader will have: JSON has no tuples, and no keys but texts.
+        written = json.loads(json.dumps({**whole, **record, "weights": digests}))
+        text = json.dumps(written | {"sha256": checksum_of(written)}, indent=1)
+        write_text(self.folder(run) / "record.json", text + "\n")
+
+    def weights(self, run: Run, part: str = "student") -> dict[str, Tensor]:
+        """The weights of a finished run, verified by checksum.
+
+        Raises:
+            DamagedRun: they or the record are damaged or have gone.
+            UserError: the run leaves no such weights.
+        """
+        record = self.record(run)
+        path = self.folder(run) / f"{part}.safetensors"
+        if record is None:
+            raise DamagedRun(run, f"{path} has no record beside it; call the command that trains {run.id} again")
+        if part not in record["weights"]:
+            raise UserError(f"{run.id} left no {path.name}; choose another run")
+        try:
+            # Read once: what was verified is what is used.
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise DamagedRun(run, f"{path} is not there; delete its folder to train the run again") from None
+        if hashlib.sha256(content).hexdigest() != record["weights"][part]:
+            reason = f"{path} is damaged (its checksum differs); delete its folder to train the run again"
+            raise DamagedRun(run, reason)
+        return safetensors.torch.load(content)
+
+    def put_aside(self, run: Run) -> list[str]:
+        """Rename what is damaged of a run to `damaged-<name>-<n>`, so that the run counts as not trained.
+
+        A record whose weights are damaged or have gone is put aside with them. Nothing is deleted, and nothing is done
+        where all is whole, so that several processes may do this at once. Returns a line on each renamed file.
+        """
+        folder, path = self.folder(run), self.folder(run) / "record.json"
+        try:
+            record = self.record(run)
+        except DamagedRun:
+            return _put_aside(path, _is_damaged)
+        if record is None:
+            return []
+        lines: list[str] = []
+        for part in _damaged_parts(folder, record):
+            # Where another process has put the record aside meanwhile, the weights may be those of its next training.
+            differs = functools.partial(self._differs, run, part)
+            lines += _put_aside(folder / f"{part}.safetensors", differs)
+        return lines + _put_aside(
+            path, lambda moved: _is_damaged(moved) or bool(_damaged_parts(folder, _read_record(moved)))
+        )
+
+    def _differs(self, run: Run, part: str, weights: Path) -> bool:
+        """Whether a file is not the weights that the run's record names."""
+        try:
+            record = self.record(run)
+        except DamagedRun:
+            return True
+        return record is not None and sha256_of(weights) != record["weights"].get(part)
+
+    def heal(self, runs: Iterable[Run]) -> list[str]:
+        """See `healed`: its lines."""
+        return self.healed(runs)[0]
+
+    def healed(self, runs: Iterable[Run]) -> tuple[list[str], dict[Run, str | None]]:
+        """Put aside every damaged record of some runs; returns a line on each, and what `codes` says of the others.
+
+        Weights are verified when they are used. Records that have been read before, and whose files are as they were,
+        are not read again.
+
+        Raises:
+            UserError: a record is of another version, belongs to another run, or cannot be read.
+        """
+        lines: list[str] = []
+
+        def read(run: Run) -> Record | None:
+            try:
+                return self.record(run)
+            except DamagedRun:
+                lines.extend(self.put_aside(run))
+                return None
+
+        found = self._endings(runs, read)
+        return lines, {run: ending.code for run, ending in found.items() if ending}
+
+    def keep_released_figures(self, dataset: str, sha256: str, figures: Mapping[str, float]) -> None:
+        """Remember what a teacher from a file reaches on a dataset's test images."""
+        summed = {**figures, "sha256": checksum_of(figures)}
+        write_text(self.root / dataset / "teachers" / f"{sha256}.json", json.dumps(summed) + "\n")
+
+    def released_figures(self) -> dict[str, dict[str, float]]:
+        """What teachers from files reach, by their file's sha256, as far as it was measured.
+
+        Damaged figures are left out: they are measured and written again whenever the file is used.
+        """
+        found = {}
+        for path in sorted(self.root.glob("*/teachers/*.json")):
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                figures = json.loads(path.read_text(encoding="utf-8"))
+                if isinstance(figures, dict) and figures.pop("sha256", None) == checksum_of(figures):
+                    found[path.stem] = figures
+        return found
+
+    def forget_failure(self, run: Run) -> None:
+        """Remove the record of a failed run, so that it is trained again; any other stays."""
+        record = self.record(run)
+        if record is not None and record["status"] == "failed":
+            (self.folder(run) / "record.json").unlink(missing_ok=True)
+
+    def records(self) -> Iterator[Record]:
+        """Every record in the store.
+
+        Raises:
+            UserError: one is damaged, of another version, or cannot be read.
+        """
+        for path in sorted(self.root.glob("*/*/record.json")):
+            try:
+                record = _read_record(path)
+            except FileNotFoundError:
+                # Put aside since the folder was listed.
+                continue
+            yield record
+
+    def readable(self) -> tuple[list[Record], list[str]]:
+        """Every record that can be read and lies in its dataset's folder, and a line on each other one."""
+        records, damaged = [], []
+        for path in sorted(self.root.glob("*/*/record.json")):
+            try:
+                record = _read_record(path)
+            except FileNotFoundError:
+                continue
+            except UserError as error:
+                damaged.append(str(error))
+                continue
+            # Reports name their files after datasets; a crafted name could lead them out of their folder.
+            if path.parent.parent.name == record["run"]["dataset"]:
+                records.append(record)
+            else:
+                damaged.append(f"record {path} is of another dataset than its folder; move it to where it belongs")
+        return records, damaged
+
+
+def load(root: Path = Path("runs")) -> pd.DataFrame:
+    """Every record as one row, as `frame_of` has them; those that have been read before are taken from an index.
+
+    Raises:
+        UserError: a record that is read is damaged, of another version, or cannot be read.
+    """
+    return _index().load(root, _read_record)
+
+
+def _index() -> ModuleType:
+    """The index of records; its libraries take half a second to import, for which what only trains has no use."""
+    from benchmark.results import index
+
+    return index
+
+
+def _damaged_parts(folder: Path, record: Record) -> list[str]:
+    """Whose weights, of those that a record names, are damaged or have gone."""
+
+    def is_whole(part: str) -> bool:
+        try:
+            return sha256_of(folder / f"{part}.safetensors") == record["weights"][part]
+        except FileNotFoundError:
+            return False
+
+    return [part for part in record["weights"] if not is_whole(part)]
+
+
+def _put_aside(path: Path, is_damaged: Callable[[Path], bool]) -> list[str]:
+    """Rename a file if it is damaged; returns a line on it, or none where it was not renamed."""
+    moved = set_aside(path)
+    if moved is None:
+        return []
+    if is_damaged(moved):
+        return [f"warning: {path} is damaged; it was put aside as {moved.name}, and the run is trained again"]
+    # Another process has healed the run since it was looked at, and this is its new file.
+    put_back(moved, path)
+    return []

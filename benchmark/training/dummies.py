@@ -1,0 +1,60 @@
+"""Images and teachers that stand on nothing: noise and first weights, to measure what a step costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from benchmark.core.devices import placed
+from benchmark.core.rng import generator
+from benchmark.core.spec import Run
+from benchmark.data.dataset import Dataset, ImageSet
+from benchmark.plugins.registry import method_class
+from benchmark.training.inputs import stand_in_for_head
+from benchmark.training.learner import build_method, fresh_network, head_key
+from benchmark.training.teacher import Teacher
+
+CLASSES = 100
+
+
+def random_images(count: int, size: int, classes: int = CLASSES) -> Dataset:
+    """Training images of noise in CIFAR-100's form: what a step costs does not depend on what they show."""
+    stream = generator("untrained", "images")
+    train = ImageSet(
+        torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=stream),
+        torch.arange(count) % classes,
+    )
+    test = ImageSet(train.images[:classes], train.labels[:classes])
+    return Dataset(
+        name="random",
+        classes=tuple(f"{number:03}" for number in range(classes)),
+        train=train,
+        test=test,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        padding=4,
+        flip=True,
+        fingerprint="random",
+    )
+
+
+def untrained_teacher(runs: Sequence[Run], num_classes: int, image_size: int, device: torch.device) -> Teacher | None:
+    """The teacher that the runs share and its heads, as they would be before any training; None if none has one."""
+    taught = [run for run in runs if run.teacher]
+    if not taught:
+        return None
+    no_labels = torch.zeros(0, dtype=torch.int64)
+    heads = {}
+    for run in taught:
+        if run.head is not None:
+            head = run.head if isinstance(run.head, Run) else stand_in_for_head(run)
+            heads[head_key(run)] = placed(build_method(head, num_classes, image_size, no_labels), device)
+    assert taught[0].teacher_network
+    assert taught[0].teacher_precision
+    return Teacher(
+        placed(fresh_network(taught[0].teacher_network, num_classes, 0), device),
+        heads,
+        taught[0].teacher_precision,
+        preactivations=any(method_class(run.method).needs_preactivations for run in taught),
+    )

@@ -1,0 +1,95 @@
+"""What the TOML files of tables and figures have in common: their fields, and how they are found by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
+
+from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.protocols import SCALES
+from benchmark.io.toml import Model, Owners, load_toml
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Frozen(BaseModel):
+    """A part of a file: what it does not know is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def file_name(value: str) -> str:
+    """A name that is part of the names of files.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("it names files; allowed: letters, digits, '.', '_' and '-', the first a letter or a digit")
+    return value
+
+
+def known_scales(scales: Iterable[str]) -> None:
+    """Refuse a scale that is not there.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    for scale in scales:
+        if scale not in SCALES:
+            raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
+
+
+def located_datasets(value: Any, info: ValidationInfo) -> Any:
+    """A dataset's name or path, or one for each scale, with paths made relative to the file's folder.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    entries = value if isinstance(value, Mapping) else {"any scale": value}
+    if not entries or not all(isinstance(entry, str) and entry for entry in entries.values()):
+        raise ValueError(f"allowed: a name or a path, or one for some of the scales {', '.join(SCALES)}")
+    if isinstance(value, Mapping):
+        known_scales(value)
+    folder = (info.context or {}).get("folder", Path())
+    located = {scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()}
+    return located if isinstance(value, Mapping) else located["any scale"]
+
+
+def names_in(folder: Path, kind: str) -> list[str]:
+    """The names of the files `<kind>_<name>.toml` in a folder."""
+    return sorted(path.stem.removeprefix(f"{kind}_") for path in folder.glob(f"{kind}_*.toml"))
+
+
+def load(
+    folder: Path,
+    kind: str,
+    name_or_path: str | Path,
+    model: type[Model],
+    owners: Owners,
+    example: str,
+) -> Model:
+    """What the file of a name (`II` or `table_II`) in a folder says, or the TOML file at a path.
+
+    kind: what it is, in words and in the files' names; owners: the models of its parts, by the name of the field that
+    holds them; example: a file that shows the format.
+
+    Raises:
+        UserError: there is none of that name, the file cannot be read, a field is missing, unknown or refused, or the
+            name is that of another one, which comes with the suite.
+    """
+    known, name, path = names_in(folder, kind), str(name_or_path).removeprefix(f"{kind}_"), Path(name_or_path)
+    if name in known:
+        path = folder / f"{kind}_{name}.toml"
+    elif path.suffix != ".toml" and not path.is_file():
+        raise unknown_name(kind, str(name_or_path), [*known, "the path of a TOML file"])
+    loaded = load_toml(path, f"{kind} file", model, example, owners, {"folder": path.parent})
+    taken = getattr(loaded, "name", "")
+    if taken in known and path.resolve().parent != folder.resolve():
+        # Its files would take the place of those of the suite's own.
+        raise UserError(f"{kind} file {path}: the name {taken!r} is taken by the suite's own {kind}; choose another")
+    return loaded

@@ -1,0 +1,277 @@
+"""What all renderings of a table say: entries, ranks, footnotes, and whether the numbers may be compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmark.core.statistics import Summary, summarise
+from tables.result import ABSENT, Cell, Status, TableResult
+from tables.specification import Column, Row, number_at
+
+TEACHER = "Teacher"
+BEST_TITLE = "Best epoch on the test set"
+BEST_EXPLANATION = (
+    "The epoch of these was chosen by looking at the test set. They are kept apart from the numbers above, "
+    "which are those of the last epoch; they are no result."
+)
+Marks = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell, in words and digits.
+
+    status, summary: what was measured, in % (no summary: no finished seed; no status: nothing to say);
+    seeds: how many stand behind it;
+    rank: 1 for the best of the column among the methods measured, 2 for the second, else 0; marks: its footnotes;
+    reference, reference_std: the printed number, or else the published one, with its own footnotes;
+    difference: measured minus printed, only where the numbers may be compared.
+    """
+
+    status: Status | Literal[""]
+    summary: Summary | None
+    seeds: str
+    rank: int
+    marks: Marks
+    reference: str
+    reference_std: str
+    reference_marks: Marks
+    difference: str
+
+    @property
+    def mean(self) -> str:
+        """The measured mean; empty where nothing was measured."""
+        return f"{self.summary.mean:.2f}" if self.summary else ""
+
+    @property
+    def std(self) -> str:
+        """The standard deviation over seeds; empty for less than two."""
+        return f"{self.summary.std:.2f}" if self.summary and self.summary.std is not None else ""
+
+
+@dataclass(frozen=True)
+class PageRow:
+    """A row: its name, its footnotes, and an entry for each column."""
+
+    name: str
+    marks: Marks
+    entries: tuple[Entry, ...]
+
+    @property
+    def absent(self) -> bool:
+        """Whether the suite does not have this method."""
+        return all(entry.status in ABSENT for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A table with all that is said over and under it; `best`: the best-on-test values of the rows that have any."""
+
+    name: str
+    caption: str
+    metric: str
+    scale: str
+    dataset: str
+    statement: str
+    remarks: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[PageRow, ...]
+    best: tuple[PageRow, ...]
+    footnotes: tuple[tuple[int, str], ...]
+    notes: tuple[str, ...]
+    counts: str
+    generated_from: str
+    reproduces: bool
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries."""
+        return tuple(entry for row in self.rows for entry in row.entries)
+
+    @property
+    def has_teachers(self) -> bool:
+        """Whether the first row is that of the teachers."""
+        return bool(self.rows) and self.rows[0].name == TEACHER
+
+    @property
+    def has_references(self) -> bool:
+        """Whether any number is printed or published."""
+        return any(entry.reference for entry in self.entries)
+
+    @property
+    def has_absent(self) -> bool:
+        """Whether the suite lacks a method of the table."""
+        return any(entry.status in ABSENT for entry in self.entries)
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether any column has methods to rank."""
+        return any(entry.rank for entry in self.entries)
+
+
+class _Footnotes:
+    """Numbers footnotes in the order in which they are first met."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def marks(self, texts: Iterable[str]) -> Marks:
+        return tuple(sorted({self.numbers.setdefault(text, len(self.numbers) + 1) for text in texts}))
+
+
+def page_of(result: TableResult) -> Page:
+    """What the renderings of a result say."""
+    table = result.table
+    footnotes = _Footnotes()
+    ranks = _ranks(result)
+    has_teachers = any(column.teacher for column in table.columns)
+    rows = [_teacher_row(result, footnotes)] if has_teachers else []
+    for row in table.rows:
+        marks = footnotes.marks(row.footnotes)
+        entries = []
+        for position, column in enumerate(table.columns):
+            cell = result.cell(row.name, column.name)
+            rank = ranks.get((row.name, column.name), 0)
+            entries.append(_entry(cell, rank, row, position, result.reproduces, footnotes))
+        rows.append(PageRow(row.name, marks, tuple(entries)))
+    return Page(
+        name=table.name,
+        caption=table.caption,
+        metric=table.metric,
+        scale=result.scale,
+        dataset=result.dataset,
+        statement=statement(result),
+        columns=table.columns,
+        rows=tuple(rows),
+        best=tuple(_best_rows(result)),
+        footnotes=tuple((number, text) for text, number in footnotes.numbers.items()),
+        remarks=result.remarks,
+        notes=(*table.footnotes, *_renamed(table.columns)),
+        counts=counts(result),
+        generated_from=result.generated_from,
+        reproduces=result.reproduces,
+    )
+
+
+def _renamed(columns: Iterable[Column]) -> list[str]:
+    """What networks stand behind columns that are called otherwise."""
+    texts = []
+    for column in columns:
+        pair = f"{column.teacher}>{column.student}" if column.teacher else column.student
+        if column.name != pair:
+            texts.append(f"Column {column.name} is {pair} here.")
+    return texts
+
+
+def statement(result: TableResult) -> str:
+    """In one line: where the numbers come from, and whether they may be compared with the paper's."""
+    epochs = f"{result.epochs} epoch" if result.epochs == "1" else f"{result.epochs} epochs"
+    origin = f"scale {result.scale}, on dataset {result.dataset}, after {epochs}"
+    if result.reproduces:
+        return f"Measured at {origin}."
+    printed = any(row.printed or row.published for row in result.table.rows)
+    against = "are not comparable with the paper's" if printed else "are no results of the full protocol"
+    return f"These numbers are from {origin}, and {against}."
+
+
+def counts(result: TableResult) -> str:
+    """How many cells are done, partial, failed, not run yet, and how many are of methods that the suite lacks."""
+    found = Counter(
+        result.cell(row.name, column.name).status for row in result.table.rows for column in result.table.columns
+    )
+    absent = found.pop("not in the suite", 0)
+    untaught = found.pop("no teacher", 0)
+    parts = [f"{found['done']} of {found.total()} cells done"]
+    for status in ("partial", "failed", "not run yet"):
+        if found[status]:
+            parts.append(f"{found[status]} {status}")
+    named = found.pop("runs when named", 0)
+    ending = f"; {absent} are of methods that are not in the suite" if absent else ""
+    ending += f"; {named} are of methods that run when they are named" if named else ""
+    ending += f"; {untaught} are of methods that need a teacher, in columns without one" if untaught else ""
+    return f"{', '.join(parts)}{ending}."
+
+
+def _entry(cell: Cell, rank: int, row: Row, position: int, reproduces: bool, footnotes: _Footnotes) -> Entry:
+    marks = footnotes.marks(cell.notes)
+    summary = summarise(cell.values) if cell.values else None
+    printed = number_at(row.printed, position)
+    difference = f"{summary.mean - printed:+.2f}" if reproduces and summary and printed is not None else ""
+    reference, reference_std, reference_marks = _reference(row, position, footnotes)
+    return Entry(
+        status=cell.status,
+        summary=summary,
+        seeds=_seeds(cell),
+        rank=rank,
+        marks=marks,
+        reference=reference,
+        reference_std=reference_std,
+        reference_marks=reference_marks,
+        difference=difference.replace("-", "\N{MINUS SIGN}"),
+    )
+
+
+def _reference(row: Row, position: int, footnotes: _Footnotes) -> tuple[str, str, Marks]:
+    """The printed number, or else the published one with its standard deviation and a footnote on its source."""
+    printed = number_at(row.printed, position)
+    if printed is not None:
+        return f"{printed:.2f}", "", ()
+    published = row.published
+    mean = number_at(published.mean, position) if published else None
+    if published is None or mean is None:
+        return "", "", ()
+    std = number_at(published.std, position)
+    runs = f", mean of {published.runs} runs" if published.runs else ""
+    origin = "Printed" if published.printed else "Not printed in this table, but published"
+    marks = footnotes.marks([f"{origin}: {published.source}{runs}."])
+    return f"{mean:.2f}", "" if std is None else f"{std:.2f}", marks
+
+
+def _seeds(cell: Cell) -> str:
+    if not cell.values:
+        return ""
+    if cell.status != "partial":
+        return f"n={len(cell.values)}"
+    return f"n={len(cell.values)} of {cell.seeds}" if cell.seeds else f"n={len(cell.values)}, partial"
+
+
+def _teacher_row(result: TableResult, footnotes: _Footnotes) -> PageRow:
+    row = Row(method=TEACHER, published=result.table.teachers)
+    entries = [
+        _entry(result.teacher(column.name), 0, row, position, result.reproduces, footnotes)
+        for position, column in enumerate(result.table.columns)
+    ]
+    return PageRow(TEACHER, (), tuple(entries))
+
+
+def _ranks(result: TableResult) -> dict[tuple[str, str], int]:
+    """1 for the best and 2 for the second-best cells of each column that has at least two measured ones."""
+    ranks = {}
+    for column in result.table.columns:
+        means = {}
+        for row in result.table.rows:
+            values = result.cell(row.name, column.name).values
+            if values:
+                # What looks equal on the page ranks as equal.
+                means[row.name] = round(summarise(values).mean, 2)
+        distinct = sorted(set(means.values()), reverse=True)
+        if len(means) > 1:
+            for name, mean in means.items():
+                if mean in distinct[:2]:
+                    ranks[name, column.name] = distinct.index(mean) + 1
+    return ranks
+
+
+def _best_rows(result: TableResult) -> Iterable[PageRow]:
+    for row in result.table.rows:
+        entries = []
+        for column in result.table.columns:
+            cell = result.cell(row.name, column.name)
+            summary = summarise(cell.best) if cell.best else None
+            seeds = f"n={len(cell.best)}" if cell.best else ""
+            entries.append(Entry("", summary, seeds, 0, (), "", "", (), ""))
+        if any(entry.summary for entry in entries):
+            yield PageRow(row.name, (), tuple(entries))
