@@ -26,9 +26,9 @@ from benchmark.core.errors import UserError
 from benchmark.core.protocols import PROTOCOLS, STAGE_SCHEDULES
 from benchmark.io.files import write_text
 from benchmark.method.contract import Method
-from benchmark.planning.facts import STUDENT, TEACHER, Facts, facts_of
+from benchmark.planning.facts import STUDENT, TEACHER, Facts, probe_method
 from benchmark.plugins.registry import all_methods, method_class
-from benchmark.plugins.source import explained
+from benchmark.plugins.source import user_errors
 from benchmark.training.cost import BATCH
 
 FACTS = Path(__file__).parent / "facts.json"
@@ -41,7 +41,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodEntry:
     """A method with its facts and what Baseline's step costs."""
 
     method: type[Method]
@@ -92,16 +92,16 @@ def _stored() -> dict[str, dict[str, Any]]:
 def _facts(name: str) -> Facts:
     stored = _stored().get(name)
     if stored is None or stored["version"] != method_class(name).version:
-        with explained(method_class(name), "be described"):
-            return facts_of(name)
+        with user_errors(method_class(name), "be described"):
+            return probe_method(name)
     return Facts(**{**stored, "needs": tuple(stored["needs"])})
 
 
-def entries(facts: Mapping[str, Facts] | None = None) -> list[Entry]:
+def entries(facts: Mapping[str, Facts] | None = None) -> list[MethodEntry]:
     """Every method, helpers of others last; with the stored facts, unless other ones are given."""
     known = facts or {name: _facts(name) for name in all_methods()}
     baseline = known["Baseline"].multiply_adds
-    found = [Entry(cls, known[name], baseline) for name, cls in all_methods().items()]
+    found = [MethodEntry(cls, known[name], baseline) for name, cls in all_methods().items()]
     return sorted(found, key=lambda entry: not entry.method.listed)
 
 
@@ -129,7 +129,7 @@ def to_terminal() -> RenderableType:
     return Group(*parts)
 
 
-def to_markdown(known: list[Entry]) -> str:
+def to_markdown(known: list[MethodEntry]) -> str:
     """The page docs/methods.md."""
     return "\n".join([INTRODUCTION, *_overview(known), *(line for entry in known for line in _section(entry))])
 
@@ -148,7 +148,7 @@ public implementation, against which losses and gradients are tested in float64.
 """
 
 
-def _overview(known: list[Entry]) -> Iterator[str]:
+def _overview(known: list[MethodEntry]) -> Iterator[str]:
     yield "| method | needs | extra parameters | cost |"
     yield "|---|---|--:|--:|"
     anchors: list[str] = []
@@ -160,7 +160,7 @@ def _overview(known: list[Entry]) -> Iterator[str]:
         yield f"| {_cell(link)} | {entry.needs} | {entry.facts.extra_parameters:,} | {entry.cost} |"
 
 
-def _section(entry: Entry) -> Iterator[str]:
+def _section(entry: MethodEntry) -> Iterator[str]:
     cls = entry.method
     yield ""
     yield f"## {_cell(cls.name)}"
@@ -238,7 +238,7 @@ def main(
     ] = False,
 ) -> int:
     """Watch a training step of every method and write benchmark/facts.json and docs/methods.md."""
-    facts = {name: facts_of(name) for name in all_methods()}
+    facts = {name: probe_method(name) for name in all_methods()}
     content = json.dumps({name: asdict(found) for name, found in facts.items()}, indent=1) + "\n"
     wanted = {FACTS: content, PAGE: to_markdown(entries(facts)) + "\n"}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from benchmark.core.devices import processors, resolve_device
+from benchmark.core.devices import cpu_count, resolve_device
 from benchmark.core.errors import UserError
 from benchmark.execution.executor import Executor
 from benchmark.execution.local import Local
@@ -44,5 +44,5 @@ def executor_named(
     if name == "debug" and (workers or 1) > 1:
         raise UserError("--executor debug trains in this process; leave --workers out, or use --executor local")
     here = resolve_device(device)
-    usual = 1 if here.type == "cuda" or processes > 1 else processors()
+    usual = 1 if here.type == "cuda" or processes > 1 else cpu_count()
     return Local(here, 1 if name == "debug" else workers or usual)

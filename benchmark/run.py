@@ -14,7 +14,7 @@ from rich.text import Text
 
 from benchmark.backbones import network_names
 from benchmark.catalogue import to_terminal
-from benchmark.cli.app import command, given_options, names, run_app
+from benchmark.cli.app import command, given_options, run_app, split_names
 from benchmark.cli.options import (
     Assignments,
     DataRoot,
@@ -33,27 +33,27 @@ from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.protocols import PROTOCOLS, SCALES, scale_named
 from benchmark.core.spec import Augmentation
 from benchmark.data import dataset_names
-from benchmark.execution.executor import Executor, Left, Order
+from benchmark.execution.executor import Detached, ExecutionPlan, Executor
 from benchmark.execution.progress import exit_code
-from benchmark.execution.scheduler import Report
+from benchmark.execution.scheduler import ExecutionSummary
 from benchmark.executors import ExecutorName, executor_named
 from benchmark.io.files import check_writable
-from benchmark.planning.checks import check_methods, looked_over
-from benchmark.planning.datasets import Library
-from benchmark.planning.overrides import check_set
-from benchmark.planning.request import Wish, with_dependencies
-from benchmark.results.record import DamagedRun
+from benchmark.planning.checks import check_methods, check_records
+from benchmark.planning.datasets import DatasetCache
+from benchmark.planning.overrides import reject_unused_overrides
+from benchmark.planning.request import RunOptions, with_dependencies
+from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.targets import (
     ALL,
-    Brought,
+    PretrainedTeachers,
     Target,
-    check_heard,
     planned_targets,
+    reject_unused_options,
     wanted_targets,
 )
 from benchmark.training.job import remove_finished_checkpoints
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 from figures.specification import figure_names
 from tables.specification import table_names
 
@@ -134,14 +134,14 @@ def main(
         _print_catalogue(console)
         return 0
     there = executor_named(executor, device, workers, processes_per_run, profile, wait)
-    wish = Wish(
+    wish = RunOptions(
         scale=scale_named(scale).name,
         device=there.device,
         protocol=protocol,
         epochs=epochs,
         settings=tuple(settings or ()),
-        methods=tuple(names(methods, "--methods")),
-        pairs=tuple(names(pairs, "--pairs")),
+        methods=tuple(split_names(methods, "--methods")),
+        pairs=tuple(split_names(pairs, "--pairs")),
         seeds=seeds,
         dataset=dataset,
         precision=precision,
@@ -152,30 +152,32 @@ def main(
         validation=validation,
         bf16=there.bf16,
     )
-    tables, figures = names(table, "--table"), names(figure, "--figure")
+    tables, figures = split_names(table, "--table"), split_names(figure, "--figure")
     wanted = wanted_targets(tables, figures, wish)
-    check_heard(wanted, wish, train_teachers)
+    reject_unused_options(wanted, wish, train_teachers)
     check_writable(runs, "--runs")
     check_writable(reports, "--reports")
     there.check_folders(runs, data_root)
     make_deterministic(wish.device, threads)
-    library = Library(data_root, forgiving=ALL in (*tables, *figures), dry=dry_run)
-    brought = Brought(tuple(teacher_checkpoint or ()), released=not train_teachers, measured=not dry_run)
+    library = DatasetCache(data_root, forgiving=ALL in (*tables, *figures), dry=dry_run)
+    brought = PretrainedTeachers(tuple(teacher_checkpoint or ()), released=not train_teachers, measured=not dry_run)
     store = Store(runs)
     targets, teachers = planned_targets(wanted, wish, brought, library, store, console)
     parts = [part for target in targets for part in target.parts]
-    check_set(wish.settings, (run.method for run in with_dependencies(run for part in parts for run in part.runs)))
+    reject_unused_overrides(
+        wish.settings, (run.method for run in with_dependencies(run for part in parts for run in part.runs))
+    )
     for part in parts:
         check_methods(part.runs, part.images)
         there.check_runs(part.runs)
-    for line in looked_over(store, with_dependencies(run for part in parts for run in part.runs), heal=not dry_run):
+    for line in check_records(store, with_dependencies(run for part in parts for run in part.runs), heal=not dry_run):
         console.print(Text(line, style="yellow"), soft_wrap=True)
     plans = there.plans_of(parts, store, retry_failed)
-    order = Order(title_of([*tables, *figures], scale), parts, plans, retry_failed)
+    order = ExecutionPlan(title_of([*tables, *figures], scale), parts, plans, retry_failed)
     if dry_run:
         there.print_plan(order, store, console)
-        return library.tell(console)
-    place = Settings(
+        return library.report_missing(console)
+    place = TrainSettings(
         runs=runs,
         dataset="",
         data_root=data_root,
@@ -188,14 +190,19 @@ def main(
     )
     try:
         report = trained_and_rendered(order, targets, there, place, reports, console)
-    except Left as leaving:
+    except Detached as leaving:
         return leaving.code
-    return exit_code(report, console) or library.tell(console)
+    return exit_code(report, console) or library.report_missing(console)
 
 
 def trained_and_rendered(
-    order: Order, targets: Sequence[Target], there: Executor, place: Settings, reports: Path, console: Console
-) -> Report:
+    order: ExecutionPlan,
+    targets: Sequence[Target],
+    there: Executor,
+    place: TrainSettings,
+    reports: Path,
+    console: Console,
+) -> ExecutionSummary:
     """Train what is ordered and, unless the user stopped that, render the tables and figures from all their records.
 
     Raises:
@@ -213,9 +220,9 @@ def trained_and_rendered(
     try:
         for target in targets:
             target.render(store, lost, reports, console)
-    except DamagedRun as damage:
+    except CorruptRun as damage:
         # Since all was planned; or by something that left the file's time as it was when the file was whole.
-        store.put_aside(damage.run)
+        store.quarantine(damage.run)
         raise UserError(f"{damage.run.id} was damaged and is put aside; call the same command again") from damage
     return report
 
@@ -238,7 +245,7 @@ def augmentation_named(name: str) -> Augmentation:
     return cast(Augmentation, name)
 
 
-def _lost(report: Report, store: Store) -> dict[str, str]:
+def _lost(report: ExecutionSummary, store: Store) -> dict[str, str]:
     """Why runs without a record have none, by run id."""
     return {run.id: reason for job, reason in report.failures.items() for run in job.runs if store.record(run) is None}
 

@@ -11,17 +11,17 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from benchmark.analysis.figures import figure_result
-from benchmark.analysis.notes import remarks_of
-from benchmark.analysis.tables import results_of
+from benchmark.analysis.figures import make_figure_result
+from benchmark.analysis.notes import list_notes
+from benchmark.analysis.tables import make_table_result
 from benchmark.backbones.pretrained import torchvision_teacher
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.data import Dataset, imagenet
-from benchmark.planning.datasets import Library
-from benchmark.planning.figures import Points, check_methods_of, points_of
-from benchmark.planning.request import Part, Request, Wish
-from benchmark.planning.tables import Grid, grid_of, selected
-from benchmark.planning.teachers import Teachers, named_files, read_teachers
+from benchmark.planning.datasets import DatasetCache
+from benchmark.planning.figures import Points, check_methods_of, plan_panel
+from benchmark.planning.request import RunFactory, RunGroup, RunOptions
+from benchmark.planning.tables import Grid, plan_table, select_rows
+from benchmark.planning.teachers import Teachers, load_teachers, parse_teacher_files
 from benchmark.results.store import Store
 from figures.render import write_figure
 from figures.specification import Figure, figure_names, load_figure
@@ -38,7 +38,7 @@ class Target(Protocol):
     """A table or a figure that was planned."""
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[RunGroup]:
         """What is to be trained for it."""
 
     def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
@@ -54,31 +54,33 @@ class TableTarget:
     """A table as a grid of runs."""
 
     grid: Grid
-    request: Request
-    part: Part
+    request: RunFactory
+    part: RunGroup
     remarks: tuple[str, ...] = ()
     accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Of teachers that came from files, on this dataset's test images."""
 
     @classmethod
-    def planned(cls, table: Table, wish: Wish, source: str, images: Dataset, teachers: Teachers) -> TableTarget:
+    def planned(cls, table: Table, wish: RunOptions, source: str, images: Dataset, teachers: Teachers) -> TableTarget:
         """The table as it was wished for.
 
         Raises:
             UserError: a method, a pair, an option or the protocol is refused.
         """
         request = wish.request(table.protocol_for(wish.scale), images, teachers.released)
-        grid = grid_of(table, request, wish.seed_numbers, wish.methods, wish.pairs)
-        part = Part(f"Table {table.name} on {images.name}", source, images, tuple(grid.to_train()))
-        return cls(grid, request, part, tuple(remarks_of(request, table.protocol_for(wish.scale))), teachers.accuracy)
+        grid = plan_table(table, request, wish.seed_numbers, wish.methods, wish.pairs)
+        part = RunGroup(f"Table {table.name} on {images.name}", source, images, tuple(grid.requested_runs()))
+        return cls(grid, request, part, tuple(list_notes(request, table.protocol_for(wish.scale))), teachers.accuracy)
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[RunGroup]:
         return (self.part,)
 
     def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
         """Write the table's files and print it; it is printed also where they cannot be written."""
-        result = results_of(self.grid, self.request, store.found, store.record, self.accuracy, self.remarks, lost)
+        result = make_table_result(
+            self.grid, self.request, store.found, store.record, self.accuracy, self.remarks, lost
+        )
         written: list[Path] = []
         try:
             written = write_reports(result, reports)
@@ -92,11 +94,11 @@ class FigureTarget:
 
     figure: Figure
     points: Mapping[str, Points]
-    parts: Sequence[Part]
+    parts: Sequence[RunGroup]
     remarks: tuple[str, ...] = ()
 
     @classmethod
-    def planned(cls, figure: Figure, wish: Wish, load: Load) -> FigureTarget:
+    def planned(cls, figure: Figure, wish: RunOptions, load: Load) -> FigureTarget:
         """The figure as it was wished for, as far as there is data for its panels.
 
         Raises:
@@ -112,7 +114,7 @@ class FigureTarget:
             images = load(wish.dataset, f"figure {figure.name}")
             figure = figure.on(images.name, wish.scale) if images else figure
         points: dict[str, Points] = {}
-        parts: list[Part] = []
+        parts: list[RunGroup] = []
         for panel in figure.panels:
             source = wish.dataset or panel.dataset_for(wish.scale)
             if source is None or (wish.pairs and panel.title not in wish.pairs):
@@ -127,15 +129,15 @@ class FigureTarget:
             if images is None:
                 continue
             request = wish.request(figure.protocol, images)
-            points[panel.title] = points_of(figure, panel, request, wish.seed_numbers, wish.methods)
+            points[panel.title] = plan_panel(figure, panel, request, wish.seed_numbers, wish.methods)
             title = f"Figure {figure.name}, {panel.title}, on {images.name}"
-            parts.append(Part(title, source, images, tuple(points[panel.title].to_train())))
-        texts = remarks_of(next(iter(points.values())).request, figure.protocol) if points else []
+            parts.append(RunGroup(title, source, images, tuple(points[panel.title].requested_runs())))
+        texts = list_notes(next(iter(points.values())).request, figure.protocol) if points else []
         return cls(figure, points, tuple(parts), tuple(texts))
 
     def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
         """Write the figure's files and say where they are."""
-        result = figure_result(self.figure, self.points, store.found, store.record, self.remarks, lost)
+        result = make_figure_result(self.figure, self.points, store.found, store.record, self.remarks, lost)
         written = ", ".join(str(path) for path in write_figure(result, reports))
         console.print(Text(f"Written: {written}", overflow="fold"))
 
@@ -143,7 +145,7 @@ class FigureTarget:
 ALL = "all"
 
 
-def wanted_targets(tables: Sequence[str], figures: Sequence[str], wish: Wish) -> list[Table | Figure]:
+def wanted_targets(tables: Sequence[str], figures: Sequence[str], wish: RunOptions) -> list[Table | Figure]:
     """The tables and figures by the names that were given, as they are at the scale.
 
     Raises:
@@ -166,7 +168,7 @@ def wanted_targets(tables: Sequence[str], figures: Sequence[str], wish: Wish) ->
     ]
 
 
-def check_heard(wanted: Sequence[Table | Figure], wish: Wish, train_teachers: bool) -> None:
+def reject_unused_options(wanted: Sequence[Table | Figure], wish: RunOptions, train_teachers: bool) -> None:
     """Refuse options that would change nothing of what is wanted.
 
     Raises:
@@ -187,7 +189,7 @@ def check_heard(wanted: Sequence[Table | Figure], wish: Wish, train_teachers: bo
 
 
 @dataclass(frozen=True)
-class Brought:
+class PretrainedTeachers:
     """Teachers that need not be trained: files of the user's; torchvision's; whether their accuracy is measured."""
 
     files: tuple[str, ...]
@@ -196,7 +198,12 @@ class Brought:
 
 
 def planned_targets(
-    wanted: Sequence[Table | Figure], wish: Wish, brought: Brought, library: Library, store: Store, console: Console
+    wanted: Sequence[Table | Figure],
+    wish: RunOptions,
+    brought: PretrainedTeachers,
+    library: DatasetCache,
+    store: Store,
+    console: Console,
 ) -> tuple[list[Target], Teachers]:
     """The targets with their data and runs, and the teachers that came from files.
 
@@ -204,7 +211,7 @@ def planned_targets(
         UserError: something in it is refused, or no data is there for any of them.
     """
     tables = [entry for entry in wanted if isinstance(entry, Table)]
-    named = named_files(brought.files, [selected(entry, wish.methods, wish.pairs) for entry in tables])
+    named = parse_teacher_files(brought.files, [select_rows(entry, wish.methods, wish.pairs) for entry in tables])
     if named and len(wanted) > 1:
         raise UserError("--teacher-checkpoint speaks of one table; name one table")
     targets: list[Target] = []
@@ -219,9 +226,9 @@ def planned_targets(
             recipe = wish.request(entry.protocol_for(wish.scale), images).protocol
             # A cluster's device may be none of this machine's.
             here = wish.device if wish.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
-            teachers = read_teachers(files, images, recipe, here, console, brought.measured)
+            teachers = load_teachers(files, images, recipe, here, console, brought.measured)
             for name, figures in teachers.accuracy.items():
-                store.keep_released_figures(images.name, teachers.released[name].teacher.sha256, figures)
+                store.save_teacher_metrics(images.name, teachers.released[name].teacher.sha256, figures)
             all_teachers = all_teachers.joined(teachers)
             targets.append(TableTarget.planned(entry, wish, source, images, teachers))
         else:
@@ -233,7 +240,7 @@ def planned_targets(
     return targets, all_teachers
 
 
-def released_files(table: Table, images: Dataset, library: Library, console: Console) -> dict[str, Path]:
+def released_files(table: Table, images: Dataset, library: DatasetCache, console: Console) -> dict[str, Path]:
     """The files of teachers that torchvision has released for a table's dataset, as far as they can be had."""
     if images.name != imagenet.NAME or images.num_classes != imagenet.NUM_CLASSES:
         return {}

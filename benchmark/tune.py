@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.analysis.notes import variant_of
+from benchmark.analysis.notes import variant_suffix
 from benchmark.cli.app import command, run_app
 from benchmark.cli.options import (
     Assignments,
@@ -41,16 +41,16 @@ from benchmark.core.protocols import protocol_named, scale_named
 from benchmark.core.spec import Run
 from benchmark.core.statistics import Summary, summarise
 from benchmark.data import load_dataset
-from benchmark.execution.executor import Order
+from benchmark.execution.executor import ExecutionPlan
 from benchmark.execution.progress import exit_code
 from benchmark.executors import executor_named
 from benchmark.io.files import check_writable, write_text
-from benchmark.planning.checks import check_methods, looked_over
-from benchmark.planning.overrides import check_set, parse_pair, parse_settings, value_of
-from benchmark.planning.request import Part, Wish, with_dependencies
+from benchmark.planning.checks import check_methods, check_records
+from benchmark.planning.overrides import parse_pair, parse_settings, parse_value, reject_unused_overrides
+from benchmark.planning.request import RunGroup, RunOptions, with_dependencies
 from benchmark.plugins.registry import method_names
 from benchmark.results.store import Store
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 from tables.specification import DEFAULT_PROTOCOL, load_table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -84,9 +84,9 @@ def main(
     if method not in method_names():
         raise unknown_name("method", method, method_names())
     combinations = parse_grid(grid)
-    check_apart(method, combinations, settings or ())
+    reject_grid_overlap(method, combinations, settings or ())
     there = executor_named("local", device, workers, processes=1, profile=None, waits=True)
-    wish = Wish(
+    wish = RunOptions(
         scale=scale_named(scale).name,
         device=there.device,
         protocol=protocol,
@@ -105,21 +105,23 @@ def main(
     images = load_dataset(source, data_root)
     requests = [each.request(protocol, images) for each in wishes]
     planned = [[request.run(method, student, teacher, seed) for seed in range(seeds)] for request in requests]
-    part = Part(f"{method} on {images.name}", source, images, tuple(itertools.chain(*planned)))
-    check_set(settings or (), (run.method for run in with_dependencies(part.runs)))
+    part = RunGroup(f"{method} on {images.name}", source, images, tuple(itertools.chain(*planned)))
+    reject_unused_overrides(settings or (), (run.method for run in with_dependencies(part.runs)))
     check_methods(part.runs, images)
     there.check_runs(part.runs)
     store = Store(runs)
-    for line in looked_over(store, with_dependencies(part.runs)):
+    for line in check_records(store, with_dependencies(part.runs)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    order = Order(f"tune-{method}", [part], there.plans_of([part], store, retry_failed=False), retry_failed=False)
-    place = Settings(runs, "", data_root, str(there.device), threads, command=command())
+    order = ExecutionPlan(
+        f"tune-{method}", [part], there.plans_of([part], store, retry_failed=False), retry_failed=False
+    )
+    place = TrainSettings(runs, "", data_root, str(there.device), threads, command=command())
     report = there.train(order, place, store, console)
     if report.stopped:
         return exit_code(report, console)
     ranking = rank(combinations, planned, store)
     _print(console, ranking, f"{method} on {student}: accuracy on {validation:.0%} of the training images, held out")
-    others = variant_of(replace(wish, settings=tuple(settings or ())).request(protocol, images))
+    others = variant_suffix(replace(wish, settings=tuple(settings or ())).request(protocol, images))
     path = reports / f"{stem_of(planned[0][0], usual, combinations, others)}.csv"
     write_text(path, as_csv(ranking))
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
@@ -144,13 +146,13 @@ def parse_grid(texts: Sequence[str]) -> list[Combination]:
                 values[option] = []
             if option is None or not part:
                 raise UserError(f"--grid {text!r} is not of the form option=value,value,option=value")
-            values[option].append(value_of(part))
+            values[option].append(parse_value(part))
     if not values:
         raise UserError("--grid is empty; write option=value,value, such as alpha=0.3,0.8")
     return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
 
 
-def check_apart(method: str, combinations: Sequence[Combination], settings: Sequence[str]) -> None:
+def reject_grid_overlap(method: str, combinations: Sequence[Combination], settings: Sequence[str]) -> None:
     """Refuse options that stand both in the grid and beside it.
 
     Raises:
@@ -165,7 +167,7 @@ def check_apart(method: str, combinations: Sequence[Combination], settings: Sequ
 def stem_of(run: Run, usual_dataset: str, combinations: Sequence[Combination], variant: str) -> str:
     """What the file of a ranking is called, so that one of another pair, scale, dataset, grid or setting keeps its own.
 
-    run: any of those that are ranked; variant: what was set beside the grid (`benchmark.analysis.notes.variant_of`).
+    run: any of those that are ranked; variant: what was set beside the grid (`benchmark.analysis.notes.variant_suffix`).
     """
     parts = ["tune", run.method, run.student, run.scale.name]
     if run.dataset != usual_dataset:

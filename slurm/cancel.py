@@ -10,14 +10,14 @@ import typer
 from rich.console import Console
 
 from benchmark.cli.app import run_app
-from benchmark.cli.options import Runs, check_there
+from benchmark.cli.options import Runs, check_exists
 from benchmark.core.errors import UserError
 from benchmark.io.files import write_text
 from slurm import client
 from slurm.client import SchedulerError
 from slurm.status import SweepName
-from slurm.submit import name_in_queue
-from slurm.sweep import STOPPED, Sweep, chosen_sweep
+from slurm.submit import queue_name
+from slurm.sweep import STOPPED, Sweep, find_sweep
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 LOOK_SECONDS = 1.0
@@ -33,9 +33,9 @@ def main(
 ) -> int:
     """Cancel every job of a sweep; those that run write a checkpoint first. Its command, given again, goes on."""
     console = Console()
-    check_there(runs)
+    check_exists(runs)
     client.check_installed()
-    chosen = chosen_sweep(runs, sweep, doubtless=True)
+    chosen = find_sweep(runs, sweep, doubtless=True)
     if len(chosen.ended()) == len(chosen.jobs):
         console.print(f"sweep {chosen.name} is over; there is nothing to cancel", highlight=False)
         return 0
@@ -67,7 +67,7 @@ def cancelled(sweep: Sweep, wait_seconds: float) -> int:
     while True:
         arrays = set()
         for submission in sweep.submissions():
-            array = submission.array or client.named(name_in_queue(sweep, submission))
+            array = submission.array or client.find_by_name(queue_name(sweep, submission))
             if array is None:
                 raise SchedulerError("squeue gave no answer")
             arrays |= {array} if array else set()

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmark.core.errors import UserError
-from benchmark.results.owners import Owner, this_user
+from benchmark.results.owners import LeaseHolder, this_user
 
 TRIES = 3
 PAUSE_SECONDS = 1.0
 TIMEOUT_SECONDS = 30.0
 SUBMIT_SECONDS = 90.0
 """sbatch itself waits and tries again where the controller is busy."""
-GONE = "GONE"
+NOT_FOUND = "GONE"
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 ARRAY_LIMIT = 1001
@@ -32,7 +32,7 @@ class SchedulerError(Exception):
 
 
 @dataclass(frozen=True)
-class Task:
+class QueuedTask:
     """A job as the queue shows it. task: `12_3` of an array, else `12`.
 
     Jobs of an array are never called by their own numbers: that of the last one is also that of the whole array.
@@ -72,7 +72,7 @@ def outside_environment(environment: Mapping[str, str] = os.environ) -> dict[str
     return {name: value for name, value in environment.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
 
 
-def asked(command: Sequence[str], tries: int = TRIES, timeout: float = TIMEOUT_SECONDS) -> str:
+def run_command(command: Sequence[str], tries: int = TRIES, timeout: float = TIMEOUT_SECONDS) -> str:
     """What a command printed.
 
     Raises:
@@ -99,13 +99,13 @@ def asked(command: Sequence[str], tries: int = TRIES, timeout: float = TIMEOUT_S
     raise SchedulerError(f"{command[0]}: {said}")
 
 
-def queue(arrays: Iterable[str]) -> dict[str, Task] | None:
+def queue(arrays: Iterable[str]) -> dict[str, QueuedTask] | None:
     """The jobs of some arrays that are pending or running, each task of its own, by task; None: SLURM cannot say."""
     wanted = sorted(set(arrays), key=int)
     if not wanted:
         return {}
     try:
-        text = asked(["squeue", "-h", "-r", "-o", _QUEUE, "-j", ",".join(wanted)])
+        text = run_command(["squeue", "-h", "-r", "-o", _QUEUE, "-j", ",".join(wanted)])
     except SchedulerError as error:
         # The only ones that were asked for have been forgotten by now.
         return {} if "Invalid job id" in str(error) else None
@@ -115,14 +115,14 @@ def queue(arrays: Iterable[str]) -> dict[str, Task] | None:
         if len(parts) != 5 or not parts[0][:1].isdigit():
             # Not what was asked for: that a job is not in it then tells nothing.
             return None
-        found[parts[0]] = Task(*parts)
+        found[parts[0]] = QueuedTask(*parts)
     return found
 
 
-def named(name: str) -> str | None:
+def find_by_name(name: str) -> str | None:
     """The number of the job or array of a name, empty where the queue has none; None: SLURM cannot say."""
     try:
-        numbers = asked(["squeue", "-h", "-o", "%F", "--name", name]).split()
+        numbers = run_command(["squeue", "-h", "-o", "%F", "--name", name]).split()
     except SchedulerError:
         return None
     if not all(number.isdigit() for number in numbers):
@@ -133,34 +133,34 @@ def named(name: str) -> str | None:
 def state_of(job: str) -> str | None:
     """The state of a job, GONE where SLURM has forgotten it; None: SLURM cannot say."""
     try:
-        shown = asked(["scontrol", "show", "job", "-o", job])
+        shown = run_command(["scontrol", "show", "job", "-o", job])
     except SchedulerError as error:
-        return GONE if "Invalid job id" in str(error) else None
+        return NOT_FOUND if "Invalid job id" in str(error) else None
     match = re.search(r"\bJobState=(\S+)", shown)
     return match[1] if match else None
 
 
-def is_alive(owner: Owner) -> bool | None:
+def is_alive(owner: LeaseHolder) -> bool | None:
     """Whether the job that made a claim still runs, as far as SLURM can say."""
     state = state_of(owner.job)
     if state is None:
         return None
-    if state == GONE and owner.user != this_user():
+    if state == NOT_FOUND and owner.user != this_user():
         # On some clusters nobody sees the jobs of others.
         return None
     return state.split("+")[0] in RUNNING
 
 
-def end_of(job: str, tries: int = TRIES) -> float | None:
+def end_time(job: str, tries: int = TRIES) -> float | None:
     """When SLURM will end a running job, in seconds since 1970; None where it cannot say."""
     # What is left, and not when it ends: nodes' clocks differ, and have summer and winter.
     with contextlib.suppress(SchedulerError):
-        left = seconds_of(asked(["squeue", "-h", "-j", job, "-o", "%L"], tries).strip())
+        left = parse_seconds(run_command(["squeue", "-h", "-j", job, "-o", "%L"], tries).strip())
         return None if left is None else time.time() + left
     return None
 
 
-def seconds_of(text: str) -> float | None:
+def parse_seconds(text: str) -> float | None:
     """A duration as SLURM writes it, `1-02:03:04` or less of it; None where it is none (`UNLIMITED`, `INVALID`)."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if match is None:
@@ -175,7 +175,7 @@ def requeue(job: str) -> None:
     Raises:
         SchedulerError: SLURM refuses, or does not answer.
     """
-    asked(["scontrol", "requeue", job])
+    run_command(["scontrol", "requeue", job])
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -185,19 +185,19 @@ def cancel(jobs: Sequence[str]) -> None:
         SchedulerError: SLURM does not answer.
     """
     for first in range(0, len(jobs), 200):
-        asked(["scancel", "--quiet", *jobs[first : first + 200]])
+        run_command(["scancel", "--quiet", *jobs[first : first + 200]])
 
 
 def comment(job: str, text: str) -> None:
     """Leave a line with SLURM about a job, for when nothing can be written to the shared folder."""
     with contextlib.suppress(SchedulerError):
-        asked(["scontrol", "update", f"JobId={job}", f"Comment={text[:200]}"], tries=1)
+        run_command(["scontrol", "update", f"JobId={job}", f"Comment={text[:200]}"], tries=1)
 
 
 def comment_of(job: str) -> str:
     """The line that was left with SLURM about a job; empty where there is none."""
     with contextlib.suppress(SchedulerError):
-        match = re.search(r"\bComment=(.*?)(?: \w+=|$)", asked(["scontrol", "show", "job", "-o", job], tries=1))
+        match = re.search(r"\bComment=(.*?)(?: \w+=|$)", run_command(["scontrol", "show", "job", "-o", job], tries=1))
         return match[1].strip() if match else ""
     return ""
 
@@ -205,7 +205,7 @@ def comment_of(job: str) -> str:
 def array_limit() -> int:
     """How many jobs an array may have at most."""
     with contextlib.suppress(SchedulerError):
-        match = re.search(r"MaxArraySize\s*=\s*(\d+)", asked(["scontrol", "show", "config"]))
+        match = re.search(r"MaxArraySize\s*=\s*(\d+)", run_command(["scontrol", "show", "config"]))
         # The limit counts from 0, so that an array of MaxArraySize jobs still fits; beyond it indices are refused.
         return max(1, int(match[1])) if match else ARRAY_LIMIT
     return ARRAY_LIMIT

@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchmark.core.spec import Run
 from benchmark.planning.cost import cohort_seconds, run_seconds, training_multiply_adds
-from benchmark.planning.jobs import Grouping, Job, longest_chains
+from benchmark.planning.jobs import Grouping, Job, critical_path_lengths
 from slurm.profile import Profile
 
 Kind = tuple[str, str, str | None, int, str]
@@ -102,13 +102,13 @@ def kind_of(run: Run, image_size: int) -> Kind:
     return (run.method, run.student, run.teacher_network, image_size, run.precision)
 
 
-def priced(jobs: Sequence[Job], rates: Rates, image_size: int, images: int) -> list[Job]:
+def price_jobs(jobs: Sequence[Job], rates: Rates, image_size: int, images: int) -> list[Job]:
     """The jobs with the seconds that they will take on the cluster."""
     return [replace(job, seconds=rates.job_seconds(job.runs, image_size, images)) for job in jobs]
 
 
 @dataclass(frozen=True)
-class Price:
+class SweepPrice:
     """What a grouping costs: jobs, hours of what each job holds, and the soonest that all can be done."""
 
     grouping: Grouping
@@ -118,8 +118,8 @@ class Price:
     """Hours of the longest row of jobs that wait for each other; no cluster is faster."""
 
 
-def price_of(grouping: Grouping, jobs: Sequence[Job], profile: Profile) -> Price:
+def estimate_price(grouping: Grouping, jobs: Sequence[Job], profile: Profile) -> SweepPrice:
     """What some jobs cost, whose seconds are those on the cluster."""
-    longest = max(longest_chains(jobs), default=0.0)
+    longest = max(critical_path_lengths(jobs), default=0.0)
     hours = sum(job.seconds for job in jobs) / 3600 * max(1, profile.gpus)
-    return Price(grouping, len(jobs), hours, longest / 3600)
+    return SweepPrice(grouping, len(jobs), hours, longest / 3600)

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.planning.request import label
-from benchmark.results.record import DamagedRun, Record
-from slurm.states import Ending
+from benchmark.results.record import CorruptRun, Record
+from slurm.states import JobState
 from slurm.sweep import Sweep
 
-LOST: tuple[Ending, ...] = ("failed", "blocked", "cancelled")
+TERMINAL_FAILURES: tuple[JobState, ...] = ("failed", "blocked", "cancelled")
 
 
 @dataclass(frozen=True)
-class Standing:
+class Readiness:
     """Of the runs of a job that have no record: those that can be trained, and why others cannot."""
 
     ready: tuple[Run, ...]
@@ -33,7 +33,7 @@ class Standing:
         return bool(self.lost) and not self.ready and not self.waiting
 
 
-def standing(sweep: Sweep, number: int, ended: Mapping[int, Ending] | None = None) -> Standing:
+def readiness(sweep: Sweep, number: int, ended: Mapping[int, JobState] | None = None) -> Readiness:
     """How the runs of a job stand. ended: how jobs have ended, if that was just looked up."""
     ready: list[Run] = []
     lost: list[str] = []
@@ -55,7 +55,7 @@ def standing(sweep: Sweep, number: int, ended: Mapping[int, Ending] | None = Non
             maker = sweep.job_of(needed)
             if record is not None:
                 never = f"{what}, has failed: {record['reason']}"
-            elif maker is None or ended.get(maker) in LOST:
+            elif maker is None or ended.get(maker) in TERMINAL_FAILURES:
                 why = "" if maker is None else sweep.reason(maker)
                 never = f"{what}, has no record{': ' + why if why else ''}"
             else:
@@ -66,28 +66,28 @@ def standing(sweep: Sweep, number: int, ended: Mapping[int, Ending] | None = Non
             waiting = later
         else:
             ready.append(run)
-    return Standing(tuple(ready), waiting, tuple(dict.fromkeys(lost)))
+    return Readiness(tuple(ready), waiting, tuple(dict.fromkeys(lost)))
 
 
 def record_of(sweep: Sweep, run: Run) -> Record | None:
     """The record of a run; one that is damaged is put aside, and its job is open again."""
     try:
         return sweep.store.record(run)
-    except DamagedRun as damage:
-        heal(sweep, damage)
+    except CorruptRun as damage:
+        quarantine_corrupt(sweep, damage)
         return None
 
 
-def heal(sweep: Sweep, damage: DamagedRun) -> list[str]:
+def quarantine_corrupt(sweep: Sweep, damage: CorruptRun) -> list[str]:
     """Put aside what is damaged of a run, and have it trained again; returns what there is to say of it."""
-    lines = sweep.store.put_aside(damage.run)
+    lines = sweep.store.quarantine(damage.run)
     maker = sweep.job_of(damage.run)
     if maker is not None:
         sweep.reopen(maker)
     return lines
 
 
-def answer_of(sweep: Sweep, number: int) -> tuple[Ending, str] | None:
+def outcome_from_records(sweep: Sweep, number: int) -> tuple[JobState, str] | None:
     """How a job ended by its records: well, or, where a run failed, for what reason; None if some are missing.
 
     A record that is not to be used, say of another version, counts as a failure.
@@ -102,7 +102,7 @@ def answer_of(sweep: Sweep, number: int) -> tuple[Ending, str] | None:
     return ("failed" if reasons else "done"), "; ".join(dict.fromkeys(reasons))
 
 
-def take_up(sweep: Sweep) -> list[int]:
+def resume(sweep: Sweep) -> list[int]:
     """Bring what is noted of a sweep's jobs in line with the records; returns the jobs that are to do once more.
 
     A cancelled sweep goes on. A job whose records have gone is open again, and so is one that lacked what now is there.
@@ -116,7 +116,7 @@ def take_up(sweep: Sweep) -> list[int]:
     for job in sweep.jobs:
         ending = ended.get(job.number)
         if not missing[job.number]:
-            if ending is None and (answer := answer_of(sweep, job.number)) is not None:
+            if ending is None and (answer := outcome_from_records(sweep, job.number)) is not None:
                 sweep.end(job.number, *answer)
         elif ending in ("done", "cancelled"):
             _open_again(sweep, job.number)
@@ -124,7 +124,7 @@ def take_up(sweep: Sweep) -> list[int]:
     return again + _unblocked(sweep)
 
 
-def retry(sweep: Sweep, endings: tuple[Ending, ...] = ("failed",)) -> list[int]:
+def retry(sweep: Sweep, endings: tuple[JobState, ...] = ("failed",)) -> list[int]:
     """Have jobs that ended badly tried again, and with them what was blocked by them; returns these jobs.
 
     Records of failure are removed; records of success stay.
@@ -144,7 +144,7 @@ def retry(sweep: Sweep, endings: tuple[Ending, ...] = ("failed",)) -> list[int]:
 def _open_again(sweep: Sweep, number: int) -> None:
     """Have a job submitted anew, whatever became of it before."""
     # Also of one that never ran: the cluster may still know it as cancelled, for want of what it needed.
-    sweep.write_state(sweep.state(number).changed(forgiven=time.time(), shown=None))
+    sweep.write_state(sweep.state(number).replace(forgiven=time.time(), shown=None))
     sweep.reopen(number)
 
 
@@ -154,7 +154,7 @@ def _unblocked(sweep: Sweep) -> list[int]:
     opened = []
     for job in sweep.jobs:
         needed = sweep.needs.get(job.number, frozenset())
-        if ended.get(job.number) == "blocked" and not any(ended.get(other) in LOST for other in needed):
+        if ended.get(job.number) == "blocked" and not any(ended.get(other) in TERMINAL_FAILURES for other in needed):
             _open_again(sweep, job.number)
             del ended[job.number]
             opened.append(job.number)

@@ -14,13 +14,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from benchmark.io.files import write_text
-from benchmark.results.leases import Claim, Claims
+from benchmark.results.leases import Lease, LeaseManager
 from benchmark.results.owners import this_user
 from slurm import client
-from slurm.client import SchedulerError, Task
-from slurm.dependencies import LOST, answer_of, standing
-from slurm.states import Attempt, Ending, State, Submission, Tended
-from slurm.submit import Giver, name_in_queue
+from slurm.client import QueuedTask, SchedulerError
+from slurm.dependencies import TERMINAL_FAILURES, outcome_from_records, readiness
+from slurm.states import Attempt, JobState, ReconcileResult, State, Submission
+from slurm.submit import Submitter, queue_name
 from slurm.sweep import Sweep
 
 Say = Callable[[str], None]
@@ -34,7 +34,7 @@ SILENT_LOOK_SECONDS = 30.0
 MOST_ASKED_AFTER = 100
 
 
-def tend(sweep: Sweep, say: Say = print, patience: float = PATIENCE_SECONDS) -> Tended | None:
+def reconcile(sweep: Sweep, say: Say = print, patience: float = PATIENCE_SECONDS) -> ReconcileResult | None:
     """Look after a sweep; None where another process has done so since this was called.
 
     Raises:
@@ -42,22 +42,22 @@ def tend(sweep: Sweep, say: Say = print, patience: float = PATIENCE_SECONDS) -> 
         SchedulerError: another process has been at it for longer than `patience` seconds.
     """
     place = sweep.folder / "dispatch"
-    claims = Claims(sweep.store.root, client.is_alive)
+    claims = LeaseManager(sweep.store.root, client.is_alive)
     wish = place / f"wish-{uuid.uuid4().hex[:10]}"
-    taken = claims.take(place)
+    taken = claims.acquire(place)
     with contextlib.suppress(OSError):
         wish.touch()
     deadline, pause = time.monotonic() + patience, 0.2
     tended = None
     try:
         while True:
-            if isinstance(taken, Claim):
+            if isinstance(taken, Lease):
                 try:
                     # A wish that is removed is granted by what is looked at after that.
                     while wishes := list(place.glob("wish-*")):
                         for other in wishes:
                             other.unlink(missing_ok=True)
-                        tended = Tending(sweep, say).once()
+                        tended = Reconciler(sweep, say).once()
                 finally:
                     taken.release()
                 # One may have been made after the last look, by somebody who then found the claim taken.
@@ -71,13 +71,13 @@ def tend(sweep: Sweep, say: Say = print, patience: float = PATIENCE_SECONDS) -> 
                 # Whether its owner lives is asked of SLURM, which many jobs that end at once must not wear out.
                 time.sleep(pause)
                 pause = min(2 * pause, 5.0)
-            taken = claims.take(place)
+            taken = claims.acquire(place)
     finally:
         with contextlib.suppress(OSError):
             wish.unlink(missing_ok=True)
 
 
-class Tending:
+class Reconciler:
     """One look at a sweep, by the only process that does so."""
 
     def __init__(self, sweep: Sweep, say: Say) -> None:
@@ -93,9 +93,9 @@ class Tending:
         self.by: dict[str, str] = {}
         """Who submitted each task."""
         self.keepers: list[str] = []
-        self.found = Tended()
+        self.found = ReconcileResult()
 
-    def once(self) -> Tended:
+    def once(self) -> ReconcileResult:
         """See what has become of everything, and submit what there is room for."""
         if self.sweep.is_stopped:
             return self.found
@@ -109,18 +109,20 @@ class Tending:
         self._see_what_left(queue)
         self._restart_the_silent()
         self._block_hopeless()
-        giver = Giver(self.sweep, self.profile, self.ended, self.open, self.tasks, self.after, self.found, self.say)
+        giver = Submitter(self.sweep, self.profile, self.ended, self.open, self.tasks, self.after, self.found, self.say)
         giver.submit_all()
-        giver.see_to_keeper([keeper for keeper in self.keepers if keeper in queue and queue[keeper].state == "PENDING"])
+        giver.ensure_watchdog(
+            [keeper for keeper in self.keepers if keeper in queue and queue[keeper].state == "PENDING"]
+        )
         return self.found
 
     def _read_submissions(self) -> None:
         for noted in self.sweep.submissions():
             submission = noted
             if not submission.array:
-                array = client.named(name_in_queue(self.sweep, submission))
+                array = client.find_by_name(queue_name(self.sweep, submission))
                 if array:
-                    submission = submission.changed(array=array)
+                    submission = submission.replace(array=array)
                     self.sweep.write_submission(submission)
                 elif array == "" and time.time() - submission.when > self._doubt(submission):
                     self.sweep.remove_submission(submission)
@@ -143,7 +145,7 @@ class Tending:
 
     # What has left the queue.
 
-    def _see_what_left(self, queue: Mapping[str, Task]) -> None:
+    def _see_what_left(self, queue: Mapping[str, QueuedTask]) -> None:
         asked = 0
         for job, task in list(self.open.items()):
             if not task or task in queue:
@@ -157,7 +159,7 @@ class Tending:
                 self.after[job] = attempt.waits_for
             if leaving in ("elsewhere", "waiting", "time limit", "interrupted"):
                 del self.open[job]
-            elif (answer := answer_of(self.sweep, job)) is not None:
+            elif (answer := outcome_from_records(self.sweep, job)) is not None:
                 self._end(job, *answer)
             elif self.tasks[job][-1][0] <= max(state.forgiven, self.sweep.resumed):
                 # What became of it before a user had it tried again, or went on with the sweep, does not count.
@@ -173,7 +175,7 @@ class Tending:
     def _see_how_it_left(self, job: int, task: str, state: State, attempt: Attempt | None) -> bool:
         """Judge a job that left the queue without a word; whether SLURM said what became of it."""
         said = client.state_of(task)
-        if said == client.GONE and self.by.get(task) != this_user() and not self._is_silent(attempt):
+        if said == client.NOT_FOUND and self.by.get(task) != this_user() and not self._is_silent(attempt):
             # Somebody else's job, which this user may not be shown: only its own file tells of it.
             return True
         if said is None or said in client.WAITING or said in client.RUNNING:
@@ -189,7 +191,7 @@ class Tending:
     def _reopen_needs(self, job: int) -> None:
         """Have trained again what a job found missing although the job that makes it was done."""
         for needed in self.sweep.needs.get(job, frozenset()):
-            if self.ended.get(needed) == "done" and answer_of(self.sweep, needed) is None:
+            if self.ended.get(needed) == "done" and outcome_from_records(self.sweep, needed) is None:
                 self.say(f"{self.sweep.jobs[needed].name} has lost its record; it is trained again")
                 self.sweep.reopen(needed)
                 del self.ended[needed]
@@ -199,11 +201,15 @@ class Tending:
         began = {entry.owner.job for entry in state.attempts}
         since = max(state.forgiven, self.sweep.resumed)
         never_began = sum(when > since and other not in began for when, other in self.tasks[job])
-        if state.fruitless + never_began <= self.profile.resubmissions:
+        if state.no_progress_attempts + never_began <= self.profile.resubmissions:
             where = f" on {attempt.owner.node}" if attempt else ""
             self.say(f"job {task}{where} was lost ({self.sweep.jobs[job].name}); it is submitted again")
             return
-        why = tired(state) if state.fruitless else f"its job ended {never_began} times before it began"
+        why = (
+            give_up_reason(state)
+            if state.no_progress_attempts
+            else f"its job ended {never_began} times before it began"
+        )
         said = client.comment_of(task) or self._last_words(task)
         self._end(job, "failed", f"{why}{': ' + said if said else ''}")
 
@@ -223,7 +229,7 @@ class Tending:
             last = self.sweep.state(job).last if task.state == "RUNNING" else None
             is_of_this_start = last is not None and last.owner.job == task.task and last.ended is None
             # One that has just started again has not yet said anything.
-            began = client.seconds_of(task.run_time) or 0.0
+            began = client.parse_seconds(task.run_time) or 0.0
             mark = self.sweep.folder / "silent" / f"{job:06d}"
             if not is_of_this_start or not self._is_silent(last) or began < self._patience:
                 if mark.exists():
@@ -245,7 +251,7 @@ class Tending:
     def _is_silent(self, attempt: Attempt | None) -> bool:
         return attempt is not None and time.time() - attempt.beat > self._patience
 
-    def _end(self, job: int, ending: Ending, reason: str = "") -> None:
+    def _end(self, job: int, ending: JobState, reason: str = "") -> None:
         self.sweep.end(job, ending, reason)
         self.ended[job] = ending
         self.open.pop(job, None)
@@ -254,12 +260,12 @@ class Tending:
 
     def _block_hopeless(self) -> None:
         """Tell what can never run for want of what it needs, in dependency order, and take it back from the cluster."""
-        lost = {job for job, ending in self.ended.items() if ending in LOST}
+        lost = {job for job, ending in self.ended.items() if ending in TERMINAL_FAILURES}
         tasks: list[str] = []
         for job in sorted(set(self.sweep.needs) - set(self.ended)):
             if not self.sweep.needs[job] & lost:
                 continue
-            found = standing(self.sweep, job, self.ended)
+            found = readiness(self.sweep, job, self.ended)
             if found.is_hopeless:
                 tasks += [task] if (task := self.open.get(job)) else []
                 self._end(job, "blocked", "; ".join(found.lost))
@@ -269,8 +275,8 @@ class Tending:
                 client.cancel(tasks)
 
 
-def tired(state: State) -> str:
+def give_up_reason(state: State) -> str:
     """Why a job is not tried again."""
     last = state.last
     where = f", last on {last.owner.node}" if last else ""
-    return f"it ended {state.fruitless} times without getting any further{where}"
+    return f"it ended {state.no_progress_attempts} times without getting any further{where}"

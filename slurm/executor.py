@@ -17,23 +17,23 @@ from benchmark.cli.app import INTERRUPTED
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.core.text import counted, duration
-from benchmark.execution.executor import Left, Order, Plans, by_source, print_parts
-from benchmark.execution.scheduler import Report
-from benchmark.planning.jobs import Grouping, Job, jobs_of_all
-from benchmark.planning.request import Part
+from benchmark.execution.executor import Detached, ExecutionPlan, JobsByDataset, group_by_source, print_groups
+from benchmark.execution.scheduler import ExecutionSummary
+from benchmark.planning.jobs import Grouping, Job, all_jobs
+from benchmark.planning.request import RunGroup
 from benchmark.results.store import Store, load
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 from slurm import client
 from slurm import client as scheduler
 from slurm.client import SchedulerError
-from slurm.cost import Price, Rates, price_of, priced
-from slurm.dependencies import retry, take_up
-from slurm.dispatcher import tend
+from slurm.cost import Rates, SweepPrice, estimate_price, price_jobs
+from slurm.dependencies import resume, retry
+from slurm.dispatcher import reconcile
 from slurm.monitor import Reader
-from slurm.plan import Asked, in_order, planned_sweep, to_train
+from slurm.plan import SweepRequest, create_or_open_sweep, pending_jobs, topological_order
 from slurm.profile import Profile
-from slurm.screen import Display, watch
-from slurm.states import Tended
+from slurm.screen import SweepDisplay, watch
+from slurm.states import ReconcileResult
 from slurm.sweep import Sweep
 
 
@@ -76,45 +76,45 @@ class Slurm:
                 f"{self.profile.gpus}; make them equal"
             )
 
-    def plans_of(self, parts: Sequence[Part], store: Store, retry_failed: bool) -> Plans:
+    def plans_of(self, parts: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
         """All jobs, also those that are done, grouped as the profile says and priced by what was measured."""
         return self._priced(parts, store, self.profile.grouping)
 
-    def _priced(self, parts: Sequence[Part], store: Store, grouping: Grouping) -> Plans:
+    def _priced(self, parts: Sequence[RunGroup], store: Store, grouping: Grouping) -> JobsByDataset:
         rates = rates_of(self.profile, store.root)
         plans = {}
-        for source, runs, images in by_source(parts):
+        for source, runs, images in group_by_source(parts):
             size, count = images.image_size, len(images.train.labels)
-            jobs = jobs_of_all(runs, store, grouping, size, count)
-            plans[placed(source)] = priced(jobs, rates, size, count)
+            jobs = all_jobs(runs, store, grouping, size, count)
+            plans[placed(source)] = price_jobs(jobs, rates, size, count)
         return plans
 
-    def print_plan(self, order: Order, store: Store, console: Console) -> None:
+    def print_plan(self, order: ExecutionPlan, store: Store, console: Console) -> None:
         """The arrays that jobs form, what they wait for, what it costs, and what other groupings would."""
-        print_parts(console, order.parts, store)
+        print_groups(console, order.parts, store)
         rates = rates_of(self.profile, store.root)
         print_arrays(console, order.plans, store, self.profile, order.retry_failed)
         prices = [self._price(order, store, grouping) for grouping in get_args(Grouping)]
-        asked = [(run, images.image_size) for _, runs, images in by_source(order.parts) for run in runs]
+        asked = [(run, images.image_size) for _, runs, images in group_by_source(order.parts) for run in runs]
         print_prices(console, prices, self.profile, sum(rates.is_measured(*each) for each in asked), len(asked))
 
-    def _price(self, order: Order, store: Store, grouping: Grouping) -> Price:
+    def _price(self, order: ExecutionPlan, store: Store, grouping: Grouping) -> SweepPrice:
         groups = self._priced(order.parts, store, grouping).values()
-        jobs = [job for group in groups for job in to_train(group, store, order.retry_failed)]
-        return price_of(grouping, jobs, self.profile)
+        jobs = [job for group in groups for job in pending_jobs(group, store, order.retry_failed)]
+        return estimate_price(grouping, jobs, self.profile)
 
-    def train(self, order: Order, settings: Settings, store: Store, console: Console) -> Report:
+    def train(self, order: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
         """Give all jobs to the cluster and, if this command waits, watch them until all have ended."""
         client.check_installed()
-        if not any(to_train(jobs, store, order.retry_failed) for jobs in order.plans.values()):
+        if not any(pending_jobs(jobs, store, order.retry_failed) for jobs in order.plans.values()):
             console.print("nothing to train: every run has its record")
-            return Report()
+            return ExecutionSummary()
         settings = for_jobs(settings)
         targets = {part.title: part.runs for part in order.parts}
-        asked = Asked(order.title, settings.command, self.profile.grouping, targets, order.plans)
-        sweep, is_new = planned_sweep(settings.runs, asked)
+        asked = SweepRequest(order.title, settings.command, self.profile.grouping, targets, order.plans)
+        sweep, is_new = create_or_open_sweep(settings.runs, asked)
         sweep.write_settings(settings, self.profile)
-        again = take_up(sweep) + (retry(sweep) if order.retry_failed else [])
+        again = resume(sweep) + (retry(sweep) if order.retry_failed else [])
         how = "planned" if is_new else "taken up"
         console.print(f"sweep {sweep.name}: {how}, {counted(len(sweep.jobs), 'job')}", highlight=False)
         if again:
@@ -128,12 +128,12 @@ class Slurm:
         try:
             console.print(looked_after(sweep, console), highlight=False, soft_wrap=True)
             if not self.waits:
-                raise Left(0)
-            with Display(console) as display:
-                watch(Reader(sweep), display, look_after=lambda: tend(sweep, display.say))
+                raise Detached(0)
+            with SweepDisplay(console) as display:
+                watch(Reader(sweep), display, look_after=lambda: reconcile(sweep, display.say))
             if sweep.is_stopped:
-                return Report(stopped=True)
-        except (KeyboardInterrupt, Left) as leaving:
+                return ExecutionSummary(stopped=True)
+        except (KeyboardInterrupt, Detached) as leaving:
             console.print(
                 f"The sweep goes on without this command: python -m slurm.status --runs {settings.runs} "
                 f"--sweep {sweep.name} shows it, python -m slurm.cancel with the same options ends it, and this "
@@ -141,7 +141,7 @@ class Slurm:
                 highlight=False,
                 soft_wrap=True,
             )
-            raise Left(leaving.code if isinstance(leaving, Left) else INTERRUPTED) from None
+            raise Detached(leaving.code if isinstance(leaving, Detached) else INTERRUPTED) from None
         return _report(sweep, order.plans)
 
 
@@ -167,12 +167,12 @@ def looked_after(sweep: Sweep, console: Console) -> str:
         UserError: SLURM refuses the jobs, or the shared folder cannot be written.
     """
     try:
-        return told(tend(sweep, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)))
+        return told(reconcile(sweep, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)))
     except SchedulerError as error:
         return str(error)
 
 
-def told(tended: Tended | None) -> str:
+def told(tended: ReconcileResult | None) -> str:
     """What a look at a sweep did, for people."""
     if tended is None:
         return "another process looks after this sweep right now"
@@ -190,8 +190,8 @@ def told(tended: Tended | None) -> str:
     return said
 
 
-def _report(sweep: Sweep, plans: Plans) -> Report:
-    report = Report()
+def _report(sweep: Sweep, plans: JobsByDataset) -> ExecutionSummary:
+    report = ExecutionSummary()
     ended = sweep.ended()
     for jobs in plans.values():
         for job in jobs:
@@ -202,7 +202,7 @@ def _report(sweep: Sweep, plans: Plans) -> Report:
     return report
 
 
-def for_jobs(settings: Settings) -> Settings:
+def for_jobs(settings: TrainSettings) -> TrainSettings:
     """Settings that hold wherever a job is started."""
     return replace(
         settings,
@@ -222,7 +222,9 @@ WORDS = {
 }
 
 
-def print_arrays(console: Console, plans: Plans, store: Store, profile: Profile, retry_failed: bool = False) -> None:
+def print_arrays(
+    console: Console, plans: JobsByDataset, store: Store, profile: Profile, retry_failed: bool = False
+) -> None:
     """The arrays that jobs which are still to be done form, in the order in which they can start."""
     limit = scheduler.array_limit() if scheduler.is_installed() else scheduler.ARRAY_LIMIT
     screen = Table("array", "jobs", "waits for", "trains", "hours", box=None, pad_edge=False)
@@ -240,10 +242,10 @@ def print_arrays(console: Console, plans: Plans, store: Store, profile: Profile,
 
 
 def arrays_of(
-    plans: Plans, store: Store, limit: int, retry_failed: bool = False
+    plans: JobsByDataset, store: Store, limit: int, retry_failed: bool = False
 ) -> list[tuple[frozenset[str], list[Job]]]:
     """Jobs that wait for the same, in arrays that the cluster takes; what they need, by digest, and the jobs."""
-    missing = to_train([job for _, job in in_order(plans)], store, retry_failed)
+    missing = pending_jobs([job for _, job in topological_order(plans)], store, retry_failed)
     makers = {run.digest: place for place, job in enumerate(missing) for run in job.runs}
     groups: dict[frozenset[int], list[Job]] = defaultdict(list)
     for place, job in enumerate(missing):
@@ -255,7 +257,7 @@ def arrays_of(
     ]
 
 
-def print_prices(console: Console, prices: Sequence[Price], profile: Profile, known: int, asked: int) -> None:
+def print_prices(console: Console, prices: Sequence[SweepPrice], profile: Profile, known: int, asked: int) -> None:
     """What each grouping costs, that of the profile first, and what the cheapest one would save."""
     unit = "GPU hours" if profile.gpus else "hours of jobs"
     chosen = next(price for price in prices if price.grouping == profile.grouping)

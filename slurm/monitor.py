@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from slurm import client
-from slurm.client import Task
-from slurm.states import Shown, State
+from slurm.client import QueuedTask
+from slurm.states import ShownProgress, State
 from slurm.sweep import Sweep
 
 Condition = Literal["running", "requeued", "pending", "held back", "unknown", "done", "failed", "blocked", "cancelled"]
@@ -50,7 +50,7 @@ NEVER = (
 
 
 @dataclass(frozen=True)
-class Line:
+class JobLine:
     """One job as people see it."""
 
     number: int
@@ -58,13 +58,13 @@ class Line:
     condition: Condition
     task: str = ""
     node: str = ""
-    shown: Shown | None = None
+    shown: ShownProgress | None = None
     reason: str = ""
     attempts: int = 0
 
 
 @dataclass(frozen=True)
-class Coverage:
+class SweepCoverage:
     """Of a table or figure, how many of its runs have a record."""
 
     title: str
@@ -77,8 +77,8 @@ class Snapshot:
     """A sweep at one moment. Hours are those of what one job holds: a graphics card, or the processors of a job."""
 
     name: str
-    lines: tuple[Line, ...]
-    coverage: tuple[Coverage, ...]
+    lines: tuple[JobLine, ...]
+    coverage: tuple[SweepCoverage, ...]
     hours_used: float
     hours_left: float
     unit: str
@@ -159,30 +159,30 @@ class Reader:
         state: State | None,
         ending: Condition | None,
         latest: Mapping[int, str],
-        queue: Mapping[int, Task],
+        queue: Mapping[int, QueuedTask],
         answers: bool,
-    ) -> Line:
+    ) -> JobLine:
         last = state.last if state else None
         attempts = len(state.attempts) if state else 0
         task, node = latest.get(number, ""), last.owner.node if last else ""
         if ending is not None:
             if ending != "done" and number not in self._reasons:
                 self._reasons[number] = self.sweep.reason(number)
-            return Line(number, name, ending, task, node, None, self._reasons.get(number, ""), attempts)
+            return JobLine(number, name, ending, task, node, None, self._reasons.get(number, ""), attempts)
         shown = state.shown if state and last and last.ended is None else None
         fresh = last is not None and last.ended is None and time.time() - last.beat < FRESH_SECONDS
         if number in queue:
             at = queue[number]
             if at.state == "PENDING":
                 reason = "" if at.reason in ("None", "Priority", "Resources") else at.reason
-                return Line(number, name, "requeued" if attempts else "pending", task, "", None, reason, attempts)
-            return Line(number, name, "running", task, at.node, shown, "", attempts)
+                return JobLine(number, name, "requeued" if attempts else "pending", task, "", None, reason, attempts)
+            return JobLine(number, name, "running", task, at.node, shown, "", attempts)
         if not answers and fresh:
-            return Line(number, name, "running", task, node, shown, "by its own word", attempts)
+            return JobLine(number, name, "running", task, node, shown, "by its own word", attempts)
         if not answers and task:
-            return Line(number, name, "unknown", task, node, None, "SLURM does not say", attempts)
+            return JobLine(number, name, "unknown", task, node, None, "SLURM does not say", attempts)
         reason = last.reason if last and last.ended else ""
-        return Line(number, name, "held back", task, node, None, reason, attempts)
+        return JobLine(number, name, "held back", task, node, None, reason, attempts)
 
     def _read_states(self) -> dict[int, State]:
         folder = self.sweep.folder / "states"
@@ -217,7 +217,7 @@ class Reader:
     def _targets(self) -> dict[str, list[tuple[int, str, str]]]:
         return self.sweep.targets()
 
-    def _coverage(self, lines: Iterable[Line]) -> Iterable[Coverage]:
+    def _coverage(self, lines: Iterable[JobLine]) -> Iterable[SweepCoverage]:
         """Records are looked for where jobs move: a hundred thousand files would keep a shared folder busy."""
         moving = {line.number for line in lines if line.condition in ("running", "requeued", "unknown")}
         for title, runs in self._targets.items():
@@ -226,11 +226,11 @@ class Reader:
                 looked_for = run not in self._recorded and (job in moving or job not in self._still)
                 if looked_for and self.sweep.is_recorded(dataset, run_id):
                     self._recorded.add(run)
-            yield Coverage(title, sum(run in self._recorded for run in runs), len(runs))
+            yield SweepCoverage(title, sum(run in self._recorded for run in runs), len(runs))
         self._still = {job.number for job in self.sweep.jobs} - moving
 
     def _troubles(
-        self, lines: Iterable[Line], answers: bool, queue: Mapping[int, Task], is_cancelled: bool
+        self, lines: Iterable[JobLine], answers: bool, queue: Mapping[int, QueuedTask], is_cancelled: bool
     ) -> Iterable[str]:
         if is_cancelled:
             yield "this sweep is cancelled; its command, given again, goes on with it"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
-from benchmark.planning.jobs import Job, longest_chains
+from benchmark.planning.jobs import Job, critical_path_lengths
 from benchmark.results.owners import this_user
 from benchmark.results.store import Store
 from slurm.sweep import FOLDER, PARTS, PLAN, Sweep
@@ -35,7 +35,7 @@ create index runs_by_job on runs (job);
 
 
 @dataclass(frozen=True)
-class Asked:
+class SweepRequest:
     """What a command wants of a sweep: runs by the tables and figures they are for, and the jobs that train them.
 
     plans: by dataset, as `load_dataset` takes it.
@@ -48,13 +48,13 @@ class Asked:
     plans: Mapping[str, Sequence[Job]]
 
 
-def name_of(asked: Asked) -> str:
+def name_of(asked: SweepRequest) -> str:
     """What a sweep is called: the same for the same runs, whoever asks for them."""
     digests = sorted({run.digest for runs in asked.targets.values() for run in runs})
     return f"{asked.title}-{hashlib.sha256(''.join(digests).encode()).hexdigest()[:8]}"
 
 
-def planned_sweep(runs: Path, asked: Asked) -> tuple[Sweep, bool]:
+def create_or_open_sweep(runs: Path, asked: SweepRequest) -> tuple[Sweep, bool]:
     """The sweep that a command asks for, and whether it is new; the same command again finds the same one.
 
     Raises:
@@ -88,8 +88,8 @@ def planned_sweep(runs: Path, asked: Asked) -> tuple[Sweep, bool]:
             temporary.unlink(missing_ok=True)
 
 
-def _write_plan(path: Path, asked: Asked) -> None:
-    ordered = in_order(asked.plans)
+def _write_plan(path: Path, asked: SweepRequest) -> None:
+    ordered = topological_order(asked.plans)
     number_of = {run.digest: number for number, (_, job) in enumerate(ordered) for run in job.runs}
     connection = sqlite3.connect(path)
     try:
@@ -102,7 +102,7 @@ def _write_plan(path: Path, asked: Asked) -> None:
             "created": time.time(),
         }
         connection.executemany("insert into about values (?, ?)", [(key, json.dumps(about[key])) for key in about])
-        priorities = longest_chains([job for _, job in ordered])
+        priorities = critical_path_lengths([job for _, job in ordered])
         for number, (source, job) in enumerate(ordered):
             connection.execute(
                 "insert into jobs values (?, ?, ?, ?, ?, ?)",
@@ -134,13 +134,13 @@ def _write_run(connection: sqlite3.Connection, run: Run, job: int | None) -> Non
     )
 
 
-def to_train(jobs: Sequence[Job], store: Store, retry_failed: bool = False) -> list[Job]:
+def pending_jobs(jobs: Sequence[Job], store: Store, retry_failed: bool = False) -> list[Job]:
     """Those of the jobs that have runs without a record (or, with `retry_failed`, without one of success)."""
-    untrained = set(store.untrained([run for job in jobs for run in job.runs], retry_failed))
-    return [job for job in jobs if not untrained.isdisjoint(job.runs)]
+    missing = set(store.missing([run for job in jobs for run in job.runs], retry_failed))
+    return [job for job in jobs if not missing.isdisjoint(job.runs)]
 
 
-def in_order(plans: Mapping[str, Sequence[Job]]) -> list[tuple[str, Job]]:
+def topological_order(plans: Mapping[str, Sequence[Job]]) -> list[tuple[str, Job]]:
     """All jobs with their dataset, each after those that it needs."""
     waiting = [(source, job) for source, jobs in plans.items() for job in jobs]
     planned = {run.digest for _, job in waiting for run in job.runs}

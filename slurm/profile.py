@@ -167,4 +167,4 @@ def load_profile(path: Path) -> Profile:
     return load_toml(path, "profile", Profile, str(EXAMPLE))
 
 
-KEEPER_MINUTES = 10
+WATCHDOG_MINUTES = 10

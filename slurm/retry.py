@@ -9,14 +9,14 @@ import typer
 from rich.console import Console
 
 from benchmark.cli.app import run_app
-from benchmark.cli.options import Runs, check_there
+from benchmark.cli.options import Runs, check_exists
 from benchmark.core.errors import UserError
 from slurm import client
 from slurm.dependencies import retry
 from slurm.executor import looked_after
-from slurm.states import Ending
+from slurm.states import JobState
 from slurm.status import SweepName
-from slurm.sweep import chosen_sweep
+from slurm.sweep import find_sweep
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -32,12 +32,12 @@ def main(
     if not (failed or cancelled):
         raise UserError("what is to be tried again? pass --failed, --cancelled, or both")
     console = Console()
-    check_there(runs)
+    check_exists(runs)
     client.check_installed()
-    chosen = chosen_sweep(runs, sweep)
+    chosen = find_sweep(runs, sweep)
     if chosen.is_stopped:
         raise UserError(f"sweep {chosen.name} is cancelled; give its command again to go on with it")
-    wanted: list[tuple[bool, Ending]] = [(failed, "failed"), (cancelled, "cancelled")]
+    wanted: list[tuple[bool, JobState]] = [(failed, "failed"), (cancelled, "cancelled")]
     again = retry(chosen, tuple(ending for asked, ending in wanted if asked))
     if not again:
         console.print("nothing to try again")

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmark.core.errors import UserError
-from benchmark.core.text import counted, standing
+from benchmark.core.text import counted, describe_position
 from benchmark.execution.progress import BAR_WIDTH
 from slurm.client import SchedulerError
-from slurm.monitor import CONDITIONS, Condition, Line, Reader, Snapshot
+from slurm.monitor import CONDITIONS, Condition, JobLine, Reader, Snapshot
 
 COLOURS: dict[Condition, str] = {
     "running": "green",
@@ -35,7 +35,7 @@ TEND_SECONDS = 15.0
 PLAIN_SECONDS = 30.0
 
 
-def picture(snapshot: Snapshot, verbose: bool = False) -> RenderableType:
+def render_screen(snapshot: Snapshot, verbose: bool = False) -> RenderableType:
     """A snapshot as a screen: counts, what runs, what failed and why, what is there of each table, and the hours.
 
     verbose: every job that waits, too.
@@ -60,24 +60,24 @@ def _headline(snapshot: Snapshot) -> Text:
     return text.append(f" of {counted(len(snapshot.lines), 'job')}")
 
 
-def _lines(condition: Condition, lines: list[Line], most: int | None) -> Table:
+def _lines(condition: Condition, lines: list[JobLine], most: int | None) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style=COLOURS.get(condition, ""), no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold", ratio=1)
     for line in lines[:most]:
         where = " ".join(part for part in (line.task, line.node) if part)
-        table.add_row(condition, where, f"{line.name}{': ' if words(line) else ''}{words(line)}")
+        table.add_row(condition, where, f"{line.name}{': ' if job_summary(line) else ''}{job_summary(line)}")
     if most is not None and len(lines) > most:
         table.add_row(condition, "", f"and {len(lines) - most} more (--verbose names them)")
     return table
 
 
-def words(line: Line) -> str:
+def job_summary(line: JobLine) -> str:
     """What there is to say of a job: where it is, or why it has ended."""
     said = []
     if line.shown is not None:
-        said.append(standing(line.shown))
+        said.append(describe_position(line.shown))
     if line.reason:
         said.append(line.reason)
     if line.attempts > 1:
@@ -100,7 +100,7 @@ def _hours(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
 
-class Display:
+class SweepDisplay:
     """Shows a sweep as it goes: a live screen, or a line for whatever changes."""
 
     def __init__(self, console: Console) -> None:
@@ -110,7 +110,7 @@ class Display:
         self._troubles: tuple[str, ...] = ()
         self._told = 0.0
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> SweepDisplay:
         if self.live:
             self.live.start()
         return self
@@ -126,7 +126,7 @@ class Display:
     def show(self, snapshot: Snapshot) -> None:
         """Show how the sweep stands."""
         if self.live:
-            self.live.update(picture(snapshot), refresh=True)
+            self.live.update(render_screen(snapshot), refresh=True)
             return
         for line in snapshot.lines:
             before = self._seen.get(line.number)
@@ -144,7 +144,7 @@ class Display:
             self.console.print(_headline(snapshot), soft_wrap=True)
 
 
-def watch(reader: Reader, display: Display, look_after: Callable[[], object] | None = None) -> Snapshot:
+def watch(reader: Reader, display: SweepDisplay, look_after: Callable[[], object] | None = None) -> Snapshot:
     """Show a sweep until it is over, or somebody has cancelled it; returns how it stands then.
 
     look_after: called now and then while it goes on. What goes wrong is said, once, and looked at again: it may be

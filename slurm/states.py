@@ -6,29 +6,29 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmark.core.spec import Frozen
-from benchmark.results.owners import Owner
-from slurm.client import Task
+from benchmark.results.owners import LeaseHolder
+from slurm.client import QueuedTask
 
-Ending = Literal["done", "failed", "blocked", "cancelled"]
-ENDINGS: tuple[Ending, ...] = ("done", "failed", "blocked", "cancelled")
-Leaving = Literal["done", "failed", "time limit", "preempted", "cancelled", "elsewhere", "waiting", "interrupted"]
+JobState = Literal["done", "failed", "blocked", "cancelled"]
+ENDINGS: tuple[JobState, ...] = ("done", "failed", "blocked", "cancelled")
+ExitReason = Literal["done", "failed", "time limit", "preempted", "cancelled", "elsewhere", "waiting", "interrupted"]
 """How an attempt ended: with its records; with an error; told by the clock, by the cluster or by a user; because
 somebody else trains the same; because what it needs is not there; because what watched it for the cluster died."""
 
 
-BLAMELESS: tuple[Leaving, ...] = ("elsewhere", "waiting", "cancelled", "preempted")
+NOT_COUNTED: tuple[ExitReason, ...] = ("elsewhere", "waiting", "cancelled", "preempted")
 """How attempts end that could not help it."""
 
 
 class Attempt(Frozen):
     """One time that a job ran, as the job itself tells it."""
 
-    owner: Owner
+    owner: LeaseHolder
     began: float
     beat: float
     """When it last wrote, in seconds since 1970."""
     ended: float | None = None
-    leaving: Leaving | None = None
+    leaving: ExitReason | None = None
     reason: str = ""
     waits_for: str = ""
     """The job of another sweep that trains the same."""
@@ -41,7 +41,7 @@ class Attempt(Frozen):
         return (self.ended or self.beat) - self.began
 
 
-class Shown(Frozen):
+class ShownProgress(Frozen):
     """Where a running job is: the epoch (from 1), and how fast it goes."""
 
     epoch: int
@@ -56,7 +56,7 @@ class State(Frozen):
 
     job: int
     attempts: tuple[Attempt, ...] = ()
-    shown: Shown | None = None
+    shown: ShownProgress | None = None
     forgiven: float = 0.0
     """When a user last had it tried again; what went wrong before no longer counts."""
 
@@ -80,7 +80,7 @@ class State(Frozen):
         )
 
     @property
-    def fruitless(self) -> int:
+    def no_progress_attempts(self) -> int:
         """How many attempts in a row, up to now, ended without an answer and without getting any further.
 
         Further than any before: one that dies at the same step each time gets no further, wherever it began.
@@ -92,7 +92,7 @@ class State(Frozen):
                 count, reached = 0, 0.0
             elif further:
                 count = 0
-            elif attempt.leaving not in BLAMELESS:
+            elif attempt.leaving not in NOT_COUNTED:
                 count += 1
         return count
 
@@ -127,12 +127,12 @@ class Submission(Frozen):
 
 
 @dataclass
-class Tended:
+class ReconcileResult:
     """What one look at a sweep found and did."""
 
     answers: bool = True
     """Whether SLURM said what is in its queue."""
-    in_queue: dict[int, Task] = field(default_factory=dict)
+    in_queue: dict[int, QueuedTask] = field(default_factory=dict)
     submitted: list[Submission] = field(default_factory=list)
     waiting: int = 0
     """Jobs that could start and for which there is no room."""

@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 
 from benchmark.cli.app import run_app
-from benchmark.cli.options import Runs, check_there
+from benchmark.cli.options import Runs, check_exists
 from benchmark.core.errors import UserError
 from benchmark.core.text import counted
 from slurm.monitor import Reader
-from slurm.screen import Display, picture, watch
-from slurm.sweep import chosen_sweep, sweeps_in
+from slurm.screen import SweepDisplay, render_screen, watch
+from slurm.sweep import find_sweep, sweeps_in
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 SweepName = Annotated[str, typer.Option("--sweep", help="Which sweep, by its name. [the latest]")]
@@ -34,8 +34,8 @@ def main(
     The exit code is 1 if a job failed, or was blocked by one that did.
     """
     console = Console()
-    check_there(runs)
-    chosen = chosen_sweep(runs, sweep)
+    check_exists(runs)
+    chosen = find_sweep(runs, sweep)
     if listing:
         for found in sweeps_in(runs):
             said = f"{found.name}  {counted(len(found.jobs), 'job')}, {found.about('command')}"
@@ -48,9 +48,9 @@ def main(
         # What fails later may be mended while this command waits.
         raise UserError(f"sweep {chosen.name} cannot be read: {error}; look whether the folder is there") from error
     if once or not console.is_terminal:
-        console.print(picture(snapshot, verbose))
+        console.print(render_screen(snapshot, verbose))
     else:
-        with Display(console) as display:
+        with SweepDisplay(console) as display:
             snapshot = watch(reader, display)
     return snapshot.exit_code
 

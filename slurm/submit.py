@@ -21,8 +21,8 @@ from submitit.slurm import slurm as submitit_slurm
 from benchmark.core.errors import UserError
 from benchmark.results.owners import this_user
 from slurm import client
-from slurm.profile import KEEPER_MINUTES, Profile
-from slurm.states import Ending, Submission, Tended
+from slurm.profile import WATCHDOG_MINUTES, Profile
+from slurm.states import JobState, ReconcileResult, Submission
 from slurm.sweep import Sweep
 
 NO_ROOM = (
@@ -40,20 +40,20 @@ ENTRY_POINTS = "slurm.entry"
 """The module that submitted jobs start in. Pickled jobs of sweeps under way name it, so it is never renamed."""
 
 
-class NoRoom(Exception):
+class QueueFull(Exception):
     """The cluster takes no more jobs for now."""
 
 
-class TooLarge(Exception):
+class ArrayTooLarge(Exception):
     """The cluster takes no array of this size."""
 
 
-class NotNow(Exception):
+class SchedulerUnavailable(Exception):
     """SLURM did not answer, or asked to be left alone for a while."""
 
 
 @dataclass(frozen=True)
-class Terms:
+class SubmitConstraints:
     """When and where jobs of one array may run."""
 
     after: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class _Executor(submitit.SlurmExecutor):
             submitit_slurm.SlurmExecutor = plain  # type: ignore[misc]
 
 
-def submit(sweep: Sweep, profile: Profile, jobs: Sequence[int], terms: Terms) -> Submission:
+def submit(sweep: Sweep, profile: Profile, jobs: Sequence[int], terms: SubmitConstraints) -> Submission:
     """Give jobs to the cluster as one array.
 
     Raises:
@@ -98,27 +98,31 @@ def submit(sweep: Sweep, profile: Profile, jobs: Sequence[int], terms: Terms) ->
         NoRoom, TooLarge, NotNow: not now, or not so many.
     """
     excluded = tuple(dict.fromkeys((*profile.exclude, *terms.exclude)))
-    parameters = _merged(profile.parameters(), Terms(terms.after, excluded, terms.delay_seconds).parameters())
+    parameters = _merged(
+        profile.parameters(), SubmitConstraints(terms.after, excluded, terms.delay_seconds).parameters()
+    )
 
     def give(executor: _Executor) -> str:
         given = executor.map_array(_entry_point("run_job"), [str(sweep.folder)] * len(jobs), jobs)
         return str(given[0].job_id).partition("_")[0]
 
-    return _noted(sweep, profile, _submission(jobs), parameters, give)
+    return _submit_journaled(sweep, profile, _submission(jobs), parameters, give)
 
 
-def submit_keeper(sweep: Sweep, profile: Profile, arrays: Sequence[str], delay_seconds: int = 0) -> Submission:
+def submit_watchdog(sweep: Sweep, profile: Profile, arrays: Sequence[str], delay_seconds: int = 0) -> Submission:
     """Have the sweep looked after once when some arrays have ended, and not before some seconds have gone.
 
     Raises:
         UserError, NoRoom, TooLarge, NotNow: see `submit`.
     """
-    parameters = _merged(profile.parameters(), Terms(after=tuple(arrays), delay_seconds=delay_seconds).parameters())
+    parameters = _merged(
+        profile.parameters(), SubmitConstraints(after=tuple(arrays), delay_seconds=delay_seconds).parameters()
+    )
     # It asks for as little as can be, and for nothing that another partition may not have.
     for name in ("gpus_per_node", "gres", *(("constraint",) if profile.keeper_partition else ())):
         parameters.pop(name, None)
     parameters |= {
-        "time": KEEPER_MINUTES,
+        "time": WATCHDOG_MINUTES,
         "cpus_per_task": 1,
         "srun_args": ["--cpus-per-task=1"],
         "signal_delay_s": 30,
@@ -133,7 +137,7 @@ def submit_keeper(sweep: Sweep, profile: Profile, arrays: Sequence[str], delay_s
     def give(executor: _Executor) -> str:
         return str(executor.submit(_entry_point("keep"), str(sweep.folder)).job_id)
 
-    return _noted(sweep, profile, _submission((), keeper=True), parameters, give)
+    return _submit_journaled(sweep, profile, _submission((), keeper=True), parameters, give)
 
 
 def _entry_point(name: str) -> Callable[..., None]:
@@ -152,12 +156,12 @@ def _merged(parameters: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return parameters | more | {"additional_parameters": options}
 
 
-def name_in_queue(sweep: Sweep, submission: Submission) -> str:
+def queue_name(sweep: Sweep, submission: Submission) -> str:
     """What the jobs of a submission are called in the queue, as no others are."""
     return f"{sweep.job_name}-{submission.token}"
 
 
-def _noted(
+def _submit_journaled(
     sweep: Sweep,
     profile: Profile,
     submission: Submission,
@@ -171,34 +175,34 @@ def _noted(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             executor = _Executor(folder=folder, python=profile.python or None)
-            executor.update_parameters(job_name=name_in_queue(sweep, submission), **parameters)
+            executor.update_parameters(job_name=queue_name(sweep, submission), **parameters)
             with contextlib.redirect_stderr(io.StringIO()):
                 array = give(executor)
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror}; free some space there") from error
         except (FailedJobError, FailedSubmissionError) as error:
-            raise _translated(error) from error
+            raise _classify_error(error) from error
     except Exception:
-        found = client.named(name_in_queue(sweep, submission))
+        found = client.find_by_name(queue_name(sweep, submission))
         if not found:
             if found == "":
                 sweep.remove_submission(submission)
             raise
         # The answer was lost, the jobs were not.
         array = found
-    submission = submission.changed(array=array)
+    submission = submission.replace(array=array)
     sweep.write_submission(submission)
     return submission
 
 
-def _translated(error: Exception) -> Exception:
+def _classify_error(error: Exception) -> Exception:
     said = " ".join(str(error).replace("sbatch: error:", "").split())
-    for words, kind in ((TOO_LARGE, TooLarge), (NO_ROOM, NoRoom), (BUSY, NotNow)):
+    for words, kind in ((TOO_LARGE, ArrayTooLarge), (NO_ROOM, QueueFull), (BUSY, SchedulerUnavailable)):
         if any(word in said for word in words):
             return kind(said)
     cause = error.__cause__
     if not said or getattr(cause, "returncode", 0) in (124, 137):
-        return NotNow(f"sbatch gave no answer in {client.SUBMIT_SECONDS:.0f} s")
+        return SchedulerUnavailable(f"sbatch gave no answer in {client.SUBMIT_SECONDS:.0f} s")
     return UserError(f"SLURM refuses the jobs: {said}; change the profile and give the command again")
 
 
@@ -210,7 +214,7 @@ POLICY = "QOS policy"
 """What sbatch says both of too many jobs and of jobs that ask for too much."""
 
 
-KEEPER_DELAY_SECONDS = 60
+WATCHDOG_DELAY_SECONDS = 60
 """How soon a keeper looks where nothing of the sweep is with the cluster."""
 
 
@@ -223,7 +227,7 @@ MOST_ARRAYS = 100
 
 
 @dataclass
-class Giver:
+class Submitter:
     """One round of submitting, by the only process that does so.
 
     ended: how jobs have ended; open: the latest task of those that the cluster has, empty where its answer was never
@@ -233,11 +237,11 @@ class Giver:
 
     sweep: Sweep
     profile: Profile
-    ended: Mapping[int, Ending]
+    ended: Mapping[int, JobState]
     open: dict[int, str]
     tasks: dict[int, list[tuple[float, str]]]
     after: Mapping[int, str]
-    found: Tended
+    found: ReconcileResult
     say: Callable[[str], None]
     _began: float = field(default_factory=time.monotonic)
 
@@ -272,7 +276,7 @@ class Giver:
             while room > 0 and (groups := self._groups(self._ready()[:room])):
                 for terms, jobs in groups:
                     room -= self._submit_group(terms, jobs, limit)
-        except NoRoom as refusal:
+        except QueueFull as refusal:
             self.found.trouble = str(refusal)
             if POLICY in str(refusal) and not self.open:
                 # That may be for ever, and nothing of this sweep is there to make room by ending.
@@ -280,7 +284,7 @@ class Giver:
                     f"SLURM takes no job of this sweep: {refusal}; change the profile, or wait"
                 ) from refusal
             return f"no room for more: {refusal}; the rest is submitted as jobs end"
-        except NotNow as trouble:
+        except SchedulerUnavailable as trouble:
             self.found.trouble = str(trouble)
             return None
         return ""
@@ -292,9 +296,9 @@ class Giver:
         ready = [job for job in waiting if self.sweep.needs.get(job.number, frozenset()) <= placed]
         return [job.number for job in sorted(ready, key=lambda job: -job.priority)]
 
-    def _groups(self, jobs: Iterable[int]) -> list[tuple[Terms, list[int]]]:
+    def _groups(self, jobs: Iterable[int]) -> list[tuple[SubmitConstraints, list[int]]]:
         """Jobs that may form an array: those that wait for the same and keep away from the same nodes."""
-        groups: dict[Terms, list[int]] = defaultdict(list)
+        groups: dict[SubmitConstraints, list[int]] = defaultdict(list)
         for job in jobs:
             needed = self.sweep.needs.get(job, frozenset())
             after = {self.open[other] for other in needed if self.open.get(other)}
@@ -304,15 +308,15 @@ class Giver:
             delay = 0
             if job in self.after:
                 other_task = self.after[job]
-                if other_task and client.state_of(other_task) not in (None, client.GONE):
+                if other_task and client.state_of(other_task) not in (None, client.NOT_FOUND):
                     after.add(other_task)
                 else:
                     delay = ELSEWHERE_SECONDS
             exclude = tuple(sorted(self.sweep.state(job).failed_on)) if self.tasks[job] else ()
-            groups[Terms(tuple(sorted(after)), exclude, delay)].append(job)
+            groups[SubmitConstraints(tuple(sorted(after)), exclude, delay)].append(job)
         return list(groups.items())
 
-    def _submit_group(self, terms: Terms, jobs: list[int], limit: int) -> int:
+    def _submit_group(self, terms: SubmitConstraints, jobs: list[int], limit: int) -> int:
         """Submit jobs of equal terms in arrays of the size that the cluster takes; returns how many it took.
 
         Raises:
@@ -323,22 +327,22 @@ class Giver:
         size = min(limit, len(jobs))
         while given < len(jobs):
             if self.sweep.is_stopped:
-                raise NotNow("the sweep was cancelled meanwhile")
+                raise SchedulerUnavailable("the sweep was cancelled meanwhile")
             if time.monotonic() - self._began > LONGEST_SECONDS:
-                raise NotNow("submitting takes long; the rest follows")
+                raise SchedulerUnavailable("submitting takes long; the rest follows")
             part = jobs[given : given + size]
             try:
                 submission = submit(self.sweep, self.profile, part, terms)
-            except (TooLarge, NoRoom) as refusal:
+            except (ArrayTooLarge, QueueFull) as refusal:
                 if size == 1:
-                    raise NoRoom(str(refusal)) from refusal
+                    raise QueueFull(str(refusal)) from refusal
                 size = max(1, size // 2)
                 continue
             except UserError as refusal:
                 if not terms.exclude:
                     raise
                 self.say(f"{refusal}; keeping away from {', '.join(terms.exclude)} is given up")
-                terms = Terms(terms.after, (), terms.delay_seconds)
+                terms = SubmitConstraints(terms.after, (), terms.delay_seconds)
                 continue
             self.found.submitted.append(submission)
             for job, task in submission.tasks.items():
@@ -347,7 +351,7 @@ class Giver:
             given += len(part)
         return given
 
-    def see_to_keeper(self, waiting: Sequence[str]) -> None:
+    def ensure_watchdog(self, waiting: Sequence[str]) -> None:
         """See that something looks after the sweep when all that is with the cluster has ended.
 
         waiting: the keepers that are pending; one that runs may be this very process, or has looked already.
@@ -358,9 +362,9 @@ class Giver:
         if waiting or not (self.open or self.found.waiting):
             return
         try:
-            delay = 0 if arrays else KEEPER_DELAY_SECONDS
-            submit_keeper(self.sweep, self.profile, arrays[-MOST_ARRAYS:], delay)
-        except (NoRoom, TooLarge, NotNow):
+            delay = 0 if arrays else WATCHDOG_DELAY_SECONDS
+            submit_watchdog(self.sweep, self.profile, arrays[-MOST_ARRAYS:], delay)
+        except (QueueFull, ArrayTooLarge, SchedulerUnavailable):
             self.found.is_followed = False
         except UserError as refusal:
             self.found.is_followed = False

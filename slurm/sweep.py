@@ -33,9 +33,9 @@ from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.spec import Run
 from benchmark.io.files import write_text
 from benchmark.results.store import Store
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 from slurm.profile import Profile
-from slurm.states import ENDINGS, Ending, State, Submission
+from slurm.states import ENDINGS, JobState, State, Submission
 
 FOLDER = "sweeps"
 PLAN = "plan.sqlite"
@@ -157,7 +157,7 @@ class Sweep:
 
     # How jobs are run.
 
-    def settings(self) -> tuple[Settings, Profile]:
+    def settings(self) -> tuple[TrainSettings, Profile]:
         """How its jobs are trained, and what they ask the cluster for, as the last command said.
 
         Raises:
@@ -169,14 +169,14 @@ class Sweep:
             fields = content["settings"]
             released = tuple((sha256, Path(file)) for sha256, file in fields.pop("released"))
             data_root = Path(fields["data_root"]) if fields["data_root"] else None
-            settings = Settings(**fields | {"released": released, "data_root": data_root, "runs": self.store.root})
+            settings = TrainSettings(**fields | {"released": released, "data_root": data_root, "runs": self.store.root})
             return settings, Profile.model_validate(content["profile"])
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise UserError(
                 f"{path} cannot be read ({type(error).__name__}); give the sweep's command again"
             ) from error
 
-    def write_settings(self, settings: Settings, profile: Profile) -> None:
+    def write_settings(self, settings: TrainSettings, profile: Profile) -> None:
         """Say how jobs are run from now on."""
         fields = asdict(settings) | {
             "runs": "",
@@ -203,9 +203,9 @@ class Sweep:
         """
         write_text(self.folder / "states" / f"{state.job:06d}.json", state.model_dump_json() + "\n")
 
-    def ended(self) -> dict[int, Ending]:
+    def ended(self) -> dict[int, JobState]:
         """How jobs have ended, by number."""
-        found: dict[int, Ending] = {}
+        found: dict[int, JobState] = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder / "ended") as entries:
             for entry in entries:
                 number, _, ending = entry.name.partition(".")
@@ -220,7 +220,7 @@ class Sweep:
                 return (self.folder / "ended" / f"{number:06d}.{ending}").read_text(encoding="utf-8").strip()
         return ""
 
-    def end(self, number: int, ending: Ending, reason: str = "") -> None:
+    def end(self, number: int, ending: JobState, reason: str = "") -> None:
         """Note how a job ended.
 
         Raises:
@@ -306,7 +306,7 @@ def sweeps_in(runs: Path) -> list[Sweep]:
     return [Sweep(folder) for folder in sorted((path.parent for path in (runs / FOLDER).glob(f"*/{PLAN}")), key=used)]
 
 
-def chosen_sweep(runs: Path, name: str = "", doubtless: bool = False) -> Sweep:
+def find_sweep(runs: Path, name: str = "", doubtless: bool = False) -> Sweep:
     """The sweep of a name, or the one that a command took up last.
 
     doubtless: of several that are not over, none is chosen without a name.

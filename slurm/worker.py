@@ -17,18 +17,18 @@ from typing import Any
 
 from benchmark.core.errors import UserError
 from benchmark.planning.request import label
-from benchmark.results.leases import Claims
+from benchmark.results.leases import LeaseManager
 from benchmark.results.owners import this_owner
-from benchmark.results.record import DamagedRun
+from benchmark.results.record import CorruptRun
 from benchmark.training.callbacks import Progress
-from benchmark.training.failures import BrokenRuns
-from benchmark.training.job import attempt
+from benchmark.training.failures import RunsFailed
+from benchmark.training.job import run_available
 from slurm import client
 from slurm.client import SchedulerError
-from slurm.dependencies import heal, record_of, standing
-from slurm.dispatcher import tend, tired
-from slurm.profile import KEEPER_MINUTES, Profile
-from slurm.states import Attempt, Leaving, Shown, State
+from slurm.dependencies import quarantine_corrupt, readiness, record_of
+from slurm.dispatcher import give_up_reason, reconcile
+from slurm.profile import WATCHDOG_MINUTES, Profile
+from slurm.states import Attempt, ExitReason, ShownProgress, State
 from slurm.sweep import Sweep
 
 BEAT_SECONDS = 10.0
@@ -37,7 +37,7 @@ FIRST_SECONDS = 1.0
 """How soon it writes down where it is for the first time."""
 MOST_DAMAGED = 6
 """So many files of a run may be put aside as damaged before it is given up."""
-KEEPER_PATIENCE_SECONDS = 60.0 * (KEEPER_MINUTES - 3)
+WATCHDOG_PATIENCE_SECONDS = 60.0 * (WATCHDOG_MINUTES - 3)
 LOOK_SECONDS = 5.0
 """How often it looks whether the sweep was cancelled."""
 
@@ -46,7 +46,7 @@ def run_job(folder: str, number: int) -> None:
     """Bring a job of the sweep in a folder as far as its time on the cluster allows; what submitit calls on a node."""
     sweep = Sweep(Path(folder))
     signals = Signals()
-    leaving: Leaving = "failed"
+    leaving: ExitReason = "failed"
     try:
         is_over = number in sweep.ended() or sweep.is_stopped
         leaving = "done" if is_over else _worked(sweep, number, signals)
@@ -60,7 +60,7 @@ def run_job(folder: str, number: int) -> None:
         sys.exit(1)
 
 
-def _start_again(job: str, leaving: Leaving) -> None:
+def _start_again(job: str, leaving: ExitReason) -> None:
     """Have the cluster start this job again, where it has time left to do or nothing else would."""
     # A job that leaves in the grace time of its preemption would otherwise count as completed; of one that is cancelled
     # or already requeued the state is COMPLETING, and nothing is asked for.
@@ -79,7 +79,7 @@ def keep(folder: str) -> None:
     itself started again, for which there is always room.
     """
     signals, sweep = Signals(), Sweep(Path(folder))
-    deadline = time.monotonic() + KEEPER_PATIENCE_SECONDS
+    deadline = time.monotonic() + WATCHDOG_PATIENCE_SECONDS
     while not _looked_after(sweep):
         if signals.told is not None:
             return
@@ -93,7 +93,7 @@ def keep(folder: str) -> None:
 def _looked_after(sweep: Sweep) -> bool:
     """Look after a sweep; whether that was possible, and somebody will look again."""
     try:
-        tended = tend(sweep, say=_say)
+        tended = reconcile(sweep, say=_say)
     except (UserError, SchedulerError) as error:
         # Whoever looks after the sweep next makes good for it; what this job has trained is safe.
         _say(f"the sweep was not looked after: {error}")
@@ -109,7 +109,7 @@ class Signals:
     """What the cluster, or a user through it, has told this job."""
 
     def __init__(self) -> None:
-        self.told: Leaving | None = None
+        self.told: ExitReason | None = None
         self.parent = os.getppid()
         self.clock = False
         signal.signal(signal.SIGTERM, self._end)
@@ -125,12 +125,12 @@ class Signals:
         self.clock = True
 
 
-class Guard:
+class StopCondition:
     """Says when a job must leave, and why: by signal, by the clock, because it was cancelled or nobody watches it."""
 
     def __init__(self, sweep: Sweep, profile: Profile, signals: Signals, job: str) -> None:
         self.sweep, self.signals, self.job, self.grace = sweep, signals, job, profile.grace_seconds
-        end = client.end_of(job) if job else None
+        end = client.end_time(job) if job else None
         self.deadline = None if end is None else end - self.grace
         self._looked = time.monotonic()
 
@@ -152,14 +152,14 @@ class Guard:
     def _hear_clock(self) -> None:
         """The time is nearly over, says the cluster; somebody may have changed the limit since this job began."""
         self.signals.clock = False
-        end = client.end_of(self.job, tries=1) if self.job else None
+        end = client.end_time(self.job, tries=1) if self.job else None
         if end is not None:
             self.deadline = end - self.grace
         elif self.deadline is None:
             self.signals.told = "time limit"
 
 
-class Diary:
+class AttemptLog:
     """Writes down what becomes of an attempt; a thread does, so that a slow folder holds up no training."""
 
     def __init__(self, sweep: Sweep, number: int) -> None:
@@ -168,11 +168,11 @@ class Diary:
         now = time.time()
         self.sweep, self.before = sweep, before
         self.attempt = Attempt(owner=this_owner(), began=now, beat=now, reached=reached)
-        self.shown: Shown | None = None
+        self.shown: ShownProgress | None = None
         self.reached = reached
         self.lock, self.over = threading.Lock(), threading.Event()
 
-    def __enter__(self) -> Diary:
+    def __enter__(self) -> AttemptLog:
         self.write()
         threading.Thread(target=self._go_on, name="diary", daemon=True).start()
         return self
@@ -199,11 +199,11 @@ class Diary:
             UserError: the shared folder cannot be written.
         """
         with self.lock:
-            self.attempt = self.attempt.changed(**changes)
+            self.attempt = self.attempt.replace(**changes)
             self._write_now()
 
     def _write_now(self) -> None:
-        self.attempt = self.attempt.changed(beat=time.time(), reached=self.reached)
+        self.attempt = self.attempt.replace(beat=time.time(), reached=self.reached)
         present, others = self._others()
         attempts = tuple(sorted((*others, self.attempt), key=lambda attempt: attempt.began))
         shown = self.shown if attempts[-1] is self.attempt else present.shown
@@ -226,7 +226,7 @@ class Diary:
 
     def heard(self, progress: Progress) -> None:
         """Note where the cohort is; it is written with the next beat."""
-        self.shown = Shown(
+        self.shown = ShownProgress(
             epoch=progress.epoch,
             epochs=progress.epochs,
             images_per_second=progress.images_per_second,
@@ -236,7 +236,7 @@ class Diary:
         # Without the lock, which a slow folder may keep for long.
         self.reached = max(self.reached, progress.share_done)
 
-    def close(self, leaving: Leaving, reason: str = "", waits_for: str = "") -> Leaving:
+    def close(self, leaving: ExitReason, reason: str = "", waits_for: str = "") -> ExitReason:
         """Write down how the attempt ended; where the folder takes nothing, SLURM is told instead."""
         self.over.set()
         _say(f"left: {leaving}{': ' + reason if reason else ''}")
@@ -248,43 +248,43 @@ class Diary:
         return leaving
 
 
-def _worked(sweep: Sweep, number: int, signals: Signals) -> Leaving:
+def _worked(sweep: Sweep, number: int, signals: Signals) -> ExitReason:
     """One attempt at a job, written down from its beginning to its end; how it was left."""
     settings, profile = sweep.settings()
     owner = this_owner()
-    with Diary(sweep, number) as diary:
-        if diary.before.fruitless > profile.resubmissions:
-            return _answered(diary, [tired(diary.before)])
-        found = standing(sweep, number)
+    with AttemptLog(sweep, number) as diary:
+        if diary.before.no_progress_attempts > profile.resubmissions:
+            return _answered(diary, [give_up_reason(diary.before)])
+        found = readiness(sweep, number)
         if found.waiting:
             return diary.close("waiting", found.waiting)
         reasons = list(found.lost)
-        guard = Guard(sweep, profile, signals, owner.job)
-        claims = Claims(settings.runs, client.is_alive, settings.silent_seconds)
+        guard = StopCondition(sweep, profile, signals, owner.job)
+        claims = LeaseManager(settings.runs, client.is_alive, settings.silent_seconds)
         try:
             with _warnings_said():
                 here = replace(settings, dataset=sweep.jobs[number].source)
-                came = attempt(found.ready, here, guard, diary.heard, _say, claims)
-        except DamagedRun as damage:
-            for line in heal(sweep, damage):
+                came = run_available(found.ready, here, guard, diary.heard, _say, claims)
+        except CorruptRun as damage:
+            for line in quarantine_corrupt(sweep, damage):
                 _say(f"warning: {line}")
             if len(list(sweep.store.folder(damage.run).glob("damaged-*"))) > MOST_DAMAGED:
                 return _answered(diary, [f"{damage}, again and again"])
             return diary.close("waiting", str(damage))
         except Exception as error:
             traceback.print_exc()
-            told = isinstance(error, UserError | BrokenRuns)
+            told = isinstance(error, UserError | RunsFailed)
             reasons.append(str(error) if told else f"{type(error).__name__}: {error}")
             return _answered(diary, reasons)
         if came.stopped:
             return diary.close(_why_told(signals, owner.job))
-        if came.elsewhere:
-            run, holder = next(iter(came.elsewhere.items()))
+        if came.held_by_others:
+            run, holder = next(iter(came.held_by_others.items()))
             return diary.close("elsewhere", f"{run.id} is trained by {holder.words}", holder.job)
         return _answered(diary, reasons)
 
 
-def _answered(diary: Diary, reasons: list[str]) -> Leaving:
+def _answered(diary: AttemptLog, reasons: list[str]) -> ExitReason:
     """Note a job as done, or as failed where a run of it has no record of success and never will by itself."""
     sweep, number = diary.sweep, diary.before.job
     for run in sweep.runs_of(number):
@@ -306,7 +306,7 @@ def _answered(diary: Diary, reasons: list[str]) -> Leaving:
     return leaving
 
 
-def _why_told(signals: Signals, job: str) -> Leaving:
+def _why_told(signals: Signals, job: str) -> ExitReason:
     """Why a job was told to leave; the cluster's signal is the same for all that it may mean."""
     if signals.told == "preempted" and job and client.state_of(job) == "CANCELLED":
         return "cancelled"

@@ -16,7 +16,7 @@ from tables.escaping import Markup, environment, escape_latex, escape_markdown, 
 from tables.result import ABSENT, Cell, TableResult
 from tables.specification import Column, Row, number_at
 from tables.terminal import superscript, to_terminal
-from tables.view import BEST_EXPLANATION, BEST_TITLE, TEACHER, Entry, Marks, Page, PageRow, page_of
+from tables.view import BEST_EXPLANATION, BEST_TITLE, TEACHER, Marks, Page, PageCell, PageRow, make_page
 
 __all__ = ["Cell", "TableResult", "to_csv", "to_latex", "to_markdown", "to_terminal", "write_reports"]
 
@@ -56,7 +56,7 @@ _LATEX = environment(
 
 def to_markdown(result: TableResult) -> str:
     """The page in Markdown with pipe tables, aligned so that it also reads well as plain text."""
-    page = page_of(result)
+    page = make_page(result)
     return _MARKDOWN.get_template("table.md.j2").render(
         page=page,
         table=_markdown_table(page.columns, page.rows),
@@ -72,7 +72,7 @@ def to_latex(result: TableResult) -> str:
 
     Best in bold, second underlined. A table that has no printed or published numbers has no columns for them.
     """
-    page = page_of(result)
+    page = make_page(result)
     return _LATEX.get_template("table.tex.j2").render(
         page=page,
         label=Markup(page.name),
@@ -170,7 +170,7 @@ def _markdown_table(columns: Sequence[Column], rows: Sequence[PageRow]) -> Marku
     return Markup("\n".join(f"| {line} |" for line in padded))
 
 
-def _markdown_cell(entry: Entry) -> str:
+def _markdown_cell(entry: PageCell) -> str:
     if entry.summary:
         text = f"{entry.mean} ± {entry.std}" if entry.std else entry.mean
         measured = f"{f'**{text}**' if entry.rank == 1 else text} ({entry.seeds})"
@@ -230,7 +230,7 @@ def _latex_row(row: PageRow, beside: bool, usual: str) -> Markup:
     return _latex_line(cells)
 
 
-def _latex_measured(entry: Entry, usual: str) -> str:
+def _latex_measured(entry: PageCell, usual: str) -> str:
     marks = _latex_marks(entry.marks)
     if not entry.summary:
         return {"not in the suite": "--", "runs when named": "--", "not run yet": "not run"}.get(

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tables.escaping import plain
 from tables.result import ABSENT, TableResult
-from tables.view import Entry, Page, PageRow, page_of
+from tables.view import Page, PageCell, PageRow, make_page
 
 WIDEST_GAP = 3
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -31,7 +31,7 @@ def superscript(marks: Sequence[int]) -> str:
 
 def to_terminal(result: TableResult, width: int, written: Sequence[Path] = ()) -> RenderableType:
     """The table for a terminal so many characters wide, and under it what is missing and where the reports are."""
-    page = page_of(result)
+    page = make_page(result)
     parts: list[RenderableType] = [
         Text.assemble((f"Table {page.name}. ", "bold"), plain(page.caption)),
         Text(plain(page.statement), style="" if page.reproduces else "yellow"),
@@ -119,7 +119,7 @@ def _name(row: PageRow) -> Text:
     return Text.assemble(plain(row.name), (superscript(row.marks), "dim"))
 
 
-def _cell(entry: Entry, left_out: str) -> Text:
+def _cell(entry: PageCell, left_out: str) -> Text:
     """Measured over printed; on one line for a method that the suite lacks. left_out: a number of seeds not to say."""
     reference = Text.assemble((entry.reference, "cyan"), (superscript(entry.reference_marks), "dim"))
     if entry.status in ABSENT:
@@ -136,7 +136,7 @@ def _cell(entry: Entry, left_out: str) -> Text:
     return Text.assemble(measured, "\n", below, reference)
 
 
-def _value(entry: Entry) -> str:
+def _value(entry: PageCell) -> str:
     return f"{entry.mean}±{entry.std}" if entry.std else entry.mean
 
 

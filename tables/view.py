@@ -21,7 +21,7 @@ Marks = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
+class PageCell:
     """One cell, in words and digits.
 
     status, summary: what was measured, in % (no summary: no finished seed; no status: nothing to say);
@@ -58,7 +58,7 @@ class PageRow:
 
     name: str
     marks: Marks
-    entries: tuple[Entry, ...]
+    entries: tuple[PageCell, ...]
 
     @property
     def absent(self) -> bool:
@@ -87,7 +87,7 @@ class Page:
     reproduces: bool
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[PageCell, ...]:
         """All entries."""
         return tuple(entry for row in self.rows for entry in row.entries)
 
@@ -122,7 +122,7 @@ class _Footnotes:
         return tuple(sorted({self.numbers.setdefault(text, len(self.numbers) + 1) for text in texts}))
 
 
-def page_of(result: TableResult) -> Page:
+def make_page(result: TableResult) -> Page:
     """What the renderings of a result say."""
     table = result.table
     footnotes = _Footnotes()
@@ -195,13 +195,13 @@ def counts(result: TableResult) -> str:
     return f"{', '.join(parts)}{ending}."
 
 
-def _entry(cell: Cell, rank: int, row: Row, position: int, reproduces: bool, footnotes: _Footnotes) -> Entry:
+def _entry(cell: Cell, rank: int, row: Row, position: int, reproduces: bool, footnotes: _Footnotes) -> PageCell:
     marks = footnotes.marks(cell.notes)
     summary = summarise(cell.values) if cell.values else None
     printed = number_at(row.printed, position)
     difference = f"{summary.mean - printed:+.2f}" if reproduces and summary and printed is not None else ""
     reference, reference_std, reference_marks = _reference(row, position, footnotes)
-    return Entry(
+    return PageCell(
         status=cell.status,
         summary=summary,
         seeds=_seeds(cell),
@@ -272,6 +272,6 @@ def _best_rows(result: TableResult) -> Iterable[PageRow]:
             cell = result.cell(row.name, column.name)
             summary = summarise(cell.best) if cell.best else None
             seeds = f"n={len(cell.best)}" if cell.best else ""
-            entries.append(Entry("", summary, seeds, 0, (), "", "", (), ""))
+            entries.append(PageCell("", summary, seeds, 0, (), "", "", (), ""))
         if any(entry.summary for entry in entries):
             yield PageRow(row.name, (), tuple(entries))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from benchmark.audit.audit import audit_of
-from benchmark.audit.claims import Claims, load_claims
+from benchmark.audit.audit import make_audit
+from benchmark.audit.claims import ClaimSet, load_claims
 from benchmark.audit.results import panels_of
 from benchmark.audit.verdicts import Audit, Finding
 from figures.result import FigureResult, PanelResult
@@ -24,11 +24,11 @@ def finding(audit: Audit, name: str) -> Finding:
     return next(found for found in audit.findings if found.claim.id == name)
 
 
-def audited(name: str, results: list[TableResult] | None = None, claims: Claims = SHIPPED) -> Finding:
-    return finding(audit_of(claims.selected([name]), results or []), name)
+def audited(name: str, results: list[TableResult] | None = None, claims: ClaimSet = SHIPPED) -> Finding:
+    return finding(make_audit(claims.selected([name]), results or []), name)
 
 
-def with_printed(table: str, row: str, column: str, number: float) -> Claims:
+def with_printed(table: str, row: str, column: str, number: float) -> ClaimSet:
     """The shipped claims with another printed number in one cell of a table."""
     old = SHIPPED.loaded[table]
     position = [entry.name for entry in old.columns].index(column)

@@ -10,23 +10,23 @@ from typing import Any
 import torch
 
 from benchmark.core.protocols import STAGE_SCHEDULES
-from benchmark.core.spec import Precision, Protocol, Run, Scale, Schedule
+from benchmark.core.spec import LRSchedule, Precision, Protocol, Run, Scale
 from benchmark.data import load_dataset
 from benchmark.data.dataset import Dataset
-from benchmark.planning.request import Request, with_dependencies
-from benchmark.results.record import Record, outcome
+from benchmark.planning.request import RunFactory, with_dependencies
+from benchmark.results.record import Record, comparable_part
 from benchmark.results.store import Store
-from benchmark.training.job import execute
-from benchmark.training.settings import Settings
+from benchmark.training.job import run_until_done
+from benchmark.training.settings import TrainSettings
 
 STUDENT, TEACHER = "ResNet8", "ResNet20"
 METHODS = ("CRD", "SSKD", "HSSAKD", "PS-KD", "LSSKD")
 SHORT = Protocol(
     name="short",
-    schedule=Schedule(epochs=3, milestones=(2,)),
+    schedule=LRSchedule(epochs=3, milestones=(2,)),
     learning_rate=0.05,
     batch_size=16,
-    method_schedules={name: Schedule(epochs=1) for name in STAGE_SCHEDULES},
+    method_schedules={name: LRSchedule(epochs=1) for name in STAGE_SCHEDULES},
 )
 
 
@@ -36,9 +36,9 @@ def digits() -> Dataset:
     return load_dataset("digits", None)
 
 
-def request(precision: Precision = "fp32", protocol: Protocol = SHORT, **changes: Any) -> Request:
+def request(precision: Precision = "fp32", protocol: Protocol = SHORT, **changes: Any) -> RunFactory:
     """A request for runs on a tenth of the digits."""
-    return Request(
+    return RunFactory(
         dataset=digits().name,
         fingerprint=digits().fingerprint,
         protocol=protocol,
@@ -66,20 +66,20 @@ def shrunk(run: Run) -> Run:
     )
 
 
-def settings(folder: Path, **changes: Any) -> Settings:
+def settings(folder: Path, **changes: Any) -> TrainSettings:
     """Settings that keep everything under `folder`."""
-    return Settings(runs=folder, dataset="digits", **changes)
+    return TrainSettings(runs=folder, dataset="digits", **changes)
 
 
-def train_dependencies(runs: Sequence[Run], place: Settings) -> None:
+def train_dependencies(runs: Sequence[Run], place: TrainSettings) -> None:
     """Train the teachers and heads of some runs, each in a cohort of its own."""
     wanted = {run.digest for run in runs}
     for run in with_dependencies(runs):
         if run.digest not in wanted:
-            assert execute([run], place)
+            assert run_until_done([run], place)
 
 
-def records(runs: Sequence[Run], place: Settings) -> dict[str, Record]:
+def records(runs: Sequence[Run], place: TrainSettings) -> dict[str, Record]:
     """The records of runs, by method."""
     found = {run.method: Store(place.runs).record(run) for run in runs}
     return {method: record for method, record in found.items() if record is not None}
@@ -91,4 +91,4 @@ def assert_same_bits(runs: Sequence[Run], left: Path, right: Path) -> None:
         first, second = Store(left).record(run), Store(right).record(run)
         assert first is not None
         assert second is not None
-        assert outcome(first) == outcome(second), run.method
+        assert comparable_part(first) == comparable_part(second), run.method

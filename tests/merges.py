@@ -13,10 +13,10 @@ from torch import Tensor
 from benchmark.backbones import build_network
 from benchmark.core.rng import generator
 from benchmark.core.spec import Run
-from benchmark.merge import Finding, Kind, Merge
-from benchmark.results.record import Record, checksum_of
+from benchmark.merge import Kind, Merge, MergeFinding
+from benchmark.results.record import Record, compute_checksum
 from benchmark.results.store import Store
-from benchmark.training.job import execute
+from benchmark.training.job import run_until_done
 from tests import engine, report_records
 from tests.commands import files_under
 
@@ -41,15 +41,15 @@ def write(root: Path, run: Run, weights: dict[str, Tensor] | None = None, **chan
     return store.folder(run)
 
 
-def merged(source: Path, here: Path, dry_run: bool = False) -> dict[str, list[Finding]]:
+def merged(source: Path, here: Path, dry_run: bool = False) -> dict[str, list[MergeFinding]]:
     """What a merge found, by its kind."""
-    found: dict[str, list[Finding]] = {}
+    found: dict[str, list[MergeFinding]] = {}
     for finding in Merge(Store(here), dry_run).merge(source):
         found.setdefault(finding.kind, []).append(finding)
     return found
 
 
-def counts(found: dict[str, list[Finding]]) -> dict[str, int]:
+def counts(found: dict[str, list[MergeFinding]]) -> dict[str, int]:
     return {kind: len(findings) for kind, findings in found.items()}
 
 
@@ -70,7 +70,7 @@ def rewritten(folder: Path, change: Callable[[Record], Any], summed: bool = True
     changed = change(record)
     record = record if changed is None else changed
     if summed and isinstance(record, dict):
-        record["sha256"] = checksum_of(record)
+        record["sha256"] = compute_checksum(record)
     (folder / "record.json").write_text(json.dumps(record))
 
 
@@ -93,9 +93,9 @@ def here(tmp_path: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run]]:
     """A store of runs that were trained: a teacher, its head, the student of both."""
     place = engine.settings(tmp_path_factory.mktemp("trained") / "runs")
-    request = engine.request(protocol=engine.SHORT.changed(schedule={"epochs": 1}))
+    request = engine.request(protocol=engine.SHORT.replace(schedule={"epochs": 1}))
     run = engine.shrunk(request.run("HSSAKD", NETWORK, NETWORK, 0))
     runs = [*run.dependencies(), run]
     engine.train_dependencies([run], place)
-    assert execute([run], place)
+    assert run_until_done([run], place)
     return place.runs, runs

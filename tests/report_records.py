@@ -13,17 +13,17 @@ import torch
 from benchmark.core.protocols import protocol_named, scale_named
 from benchmark.core.rng import generator
 from benchmark.core.spec import Run
-from benchmark.planning.request import Request, with_dependencies
-from benchmark.planning.tables import grid_of
+from benchmark.planning.request import RunFactory, with_dependencies
+from benchmark.planning.tables import plan_table
 from benchmark.plugins.registry import method_class
 from benchmark.results.store import Store
 from tables.specification import load_table
 
 
-def request(scale: str = "paper", dataset: str = "cifar100", **changes: Any) -> Request:
+def request(scale: str = "paper", dataset: str = "cifar100", **changes: Any) -> RunFactory:
     """A request for runs on a dataset that nobody has."""
     place = (dataset, "made up", protocol_named("lsskd"), scale_named(scale), torch.device("cpu"))
-    return Request(*place, precision="fp32", **changes)
+    return RunFactory(*place, precision="fp32", **changes)
 
 
 def fill(
@@ -41,7 +41,9 @@ def fill(
     # How long these rows are takes seconds to count, and nothing here depends on it.
     rows = tuple(row for row in specification.rows if row.as_long_as is None)
     specification = specification.model_copy(update={"rows": rows}).at(scale)
-    runs = with_dependencies(grid_of(specification, request(scale, dataset), range(seeds), methods, pairs).to_train())
+    runs = with_dependencies(
+        plan_table(specification, request(scale, dataset), range(seeds), methods, pairs).requested_runs()
+    )
     for run in runs:
         write(root, run, epochs)
     return runs

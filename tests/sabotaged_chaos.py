@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmark.results.leases import Claims
+from benchmark.results.leases import LeaseManager
 from benchmark.results.store import Store
 from benchmark.training import checkpoint
 from tests.chaos import faults, fixture
 from tests.chaos.harness import Harness
 
 FIGURE = b'"loss": '
-hash_file, plan = checkpoint.sha256_of, fixture.jobs_for
+hash_file, plan = checkpoint.compute_sha256, fixture.missing_jobs
 
 
 class Whatever(str):
@@ -59,7 +59,7 @@ BROKEN: dict[str, tuple[Any, str, Callable[..., Any], dict[str, int], int]] = {
         8,
     ),
     "checkpoints are not verified": (checkpoint, "sha256_of", unverified, {"checkpoint": 1}, 8),
-    "claims are not respected": (Claims, "holder", lambda *_: None, {"run.json": 1}, 6),
+    "claims are not respected": (LeaseManager, "holder", lambda *_: None, {"run.json": 1}, 6),
     "a run is forgotten": (fixture, "jobs_for", without_kd, {"run.json": 1}, 3),
 }
 """What is replaced by what, which files are damaged then, and how many faults are to count."""

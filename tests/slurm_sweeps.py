@@ -23,20 +23,20 @@ import torch
 from benchmark.core.spec import Run
 from benchmark.data import load_dataset
 from benchmark.execution.pool import run_jobs
-from benchmark.execution.scheduler import Watcher
-from benchmark.planning.jobs import Job, jobs_for
-from benchmark.planning.request import Wish
+from benchmark.execution.scheduler import JobCallback
+from benchmark.planning.jobs import Job, missing_jobs
+from benchmark.planning.request import RunOptions
 from benchmark.planning.teachers import Teachers
-from benchmark.results.record import outcome
+from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
 from benchmark.targets import TableTarget
-from benchmark.training.settings import Settings
-from slurm.dependencies import take_up
-from slurm.dispatcher import tend
-from slurm.plan import Asked, planned_sweep
+from benchmark.training.settings import TrainSettings
+from slurm.dependencies import resume
+from slurm.dispatcher import reconcile
+from slurm.plan import SweepRequest, create_or_open_sweep
 from slurm.profile import Profile
-from slurm.states import Ending
-from slurm.submit import NotNow
+from slurm.states import JobState
+from slurm.submit import SchedulerUnavailable
 from slurm.sweep import Sweep
 from tables.specification import load_table
 from tests.commands import ROOT, small_dataset, small_table
@@ -56,7 +56,7 @@ class Planned:
     target: TableTarget
     source: str
     jobs: Sequence[Job]
-    settings: Settings
+    settings: TrainSettings
 
     @property
     def runs(self) -> list[Run]:
@@ -64,16 +64,16 @@ class Planned:
         return [run for job in self.jobs for run in job.runs]
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> SweepRequest:
         """The same as a sweep asks for it."""
         part = self.target.part
-        return Asked("small", "a test", "student", {part.title: part.runs}, {self.source: self.jobs})
+        return SweepRequest("small", "a test", "student", {part.title: part.runs}, {self.source: self.jobs})
 
     def sweep(self, profile: Profile = PROFILE) -> Sweep:
         """The sweep of these runs, taken up; nothing of it is given to the cluster yet."""
-        sweep, _ = planned_sweep(self.settings.runs, self.asked)
+        sweep, _ = create_or_open_sweep(self.settings.runs, self.asked)
         sweep.write_settings(self.settings, profile)
-        take_up(sweep)
+        resume(sweep)
         return sweep
 
     def number(self, sweep: Sweep, method: str, seed: int | None = None) -> int:
@@ -97,7 +97,7 @@ def planned(
     if not toml.exists():
         small_dataset(place)
     images = load_dataset(str(toml))
-    wish = Wish(
+    wish = RunOptions(
         scale="demo",
         device=torch.device("cpu"),
         epochs=epochs,
@@ -108,8 +108,8 @@ def planned(
     table = load_table(str(small_table(place, list(methods))))
     target = TableTarget.planned(table, wish, str(toml), images, Teachers())
     runs = place / "runs"
-    jobs = jobs_for(target.part.runs, Store(runs), 2, images.image_size, len(images.train.labels))
-    given = Settings(runs=runs, dataset="", command="a test", checkpoint_seconds=1)
+    jobs = missing_jobs(target.part.runs, Store(runs), 2, images.image_size, len(images.train.labels))
+    given = TrainSettings(runs=runs, dataset="", command="a test", checkpoint_seconds=1)
     return Planned(place, target, str(toml), jobs, given)
 
 
@@ -138,8 +138,8 @@ def bring_home(sweep: Sweep, said: list[str] | None = None, tends: bool = True, 
     while len(sweep.ended()) < len(sweep.jobs):
         assert time.monotonic() < deadline, f"{sweep.ended()} and no more in {patience:.0f} s; {lines}; {logs(sweep)}"
         if tends:
-            with contextlib.suppress(NotNow):
-                tend(sweep, lines.append)
+            with contextlib.suppress(SchedulerUnavailable):
+                reconcile(sweep, lines.append)
         time.sleep(0.3)
 
 
@@ -155,7 +155,7 @@ def logs(sweep: Sweep) -> str:
     return "\n".join(f"{path.name}: {path.read_text()}" for path in sorted(sweep.folder.glob("logs/*/*log.*")))
 
 
-def endings(sweep: Sweep) -> list[Ending]:
+def endings(sweep: Sweep) -> list[JobState]:
     """How the jobs have ended, by number."""
     ended = sweep.ended()
     return [ended[number] for number in sorted(ended)]
@@ -241,7 +241,7 @@ def undisturbed(plan: Planned) -> Store:
     """The records of the same plan trained by `run_jobs` in this process, where nothing disturbs them."""
     reference = _undisturbed()
     settings = replace(reference.settings, dataset=reference.source)
-    report = run_jobs(plan.jobs, settings, 1, Watcher())
+    report = run_jobs(plan.jobs, settings, 1, JobCallback())
     assert not report.failures, report.failures
     return Store(settings.runs)
 
@@ -253,7 +253,7 @@ def assert_equal_to_undisturbed(plan: Planned, runs: Sequence[Run] | None = None
         record, expected = store.record(run), reference.record(run)
         assert record is not None
         assert expected is not None
-        assert outcome(record) == outcome(expected)
+        assert comparable_part(record) == comparable_part(expected)
         files = {path.name for path in reference.folder(run).glob("*.safetensors")}
         assert {path.name for path in store.folder(run).glob("*.safetensors")} == files
         for name in files:

@@ -28,13 +28,13 @@ from benchmark.core.protocols import protocol_named
 from benchmark.core.rng import generator
 from benchmark.core.spec import Augmentation, Run, Scale
 from benchmark.data.augmentation import evaluation_batches
-from benchmark.planning.request import Request
+from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import all_methods
 from benchmark.training.cohort import Cohort
-from benchmark.training.dummies import random_images, untrained_teacher
+from benchmark.training.dummies import dummy_teacher, random_images
 from benchmark.training.evaluation import Evaluation
-from benchmark.training.inputs import Material
-from benchmark.training.settings import Settings
+from benchmark.training.inputs import TrainingData
+from benchmark.training.settings import TrainSettings
 
 META = torch.device("meta")
 CPU = torch.device("cpu")
@@ -116,10 +116,10 @@ def meta_as_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_of(method: str, student: str, teacher: str, augmentation: Augmentation = "standard", **protocol: Any) -> Run:
-    request = Request(
+    request = RunFactory(
         "random",
         "random",
-        protocol_named("lsskd").changed(batch_size=BATCH_SIZE, **protocol),
+        protocol_named("lsskd").replace(batch_size=BATCH_SIZE, **protocol),
         Scale(name="test", factor=1),
         CPU,
         "fp32",
@@ -127,14 +127,14 @@ def run_of(method: str, student: str, teacher: str, augmentation: Augmentation =
         options=SMALL_OPTIONS,
     )
     # Weights to start from would be read from the store; they are weights like any others.
-    return request.run(method, student, teacher, 0).changed(start=None)
+    return request.run(method, student, teacher, 0).replace(start=None)
 
 
 def cohort_of(runs: Sequence[Run]) -> Cohort:
     """A cohort on images of noise, whose teacher is not trained."""
     data = random_images(IMAGES, 32, CLASSES)
-    place = Settings(runs=Path("nowhere"), dataset=data.name)
-    return Cohort(runs, Material(data, data.train, data.test), untrained_teacher(runs, CLASSES, 32, META), place)
+    place = TrainSettings(runs=Path("nowhere"), dataset=data.name)
+    return Cohort(runs, TrainingData(data, data.train, data.test), dummy_teacher(runs, CLASSES, 32, META), place)
 
 
 def take_an_epoch(cohort: Cohort, epoch: int = 0) -> set[str]:

@@ -13,11 +13,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from benchmark.audit.__main__ import main
-from benchmark.audit.audit import audit_of
+from benchmark.audit.audit import make_audit
 from benchmark.audit.claims import Claim
 from benchmark.audit.render import summary, to_csv, to_json, to_markdown, to_terminal
 from benchmark.audit.sources import Paper
-from benchmark.audit.verdicts import Audit, Count, Verdict, agrees, count_of, counts_of, on_paper
+from benchmark.audit.verdicts import Audit, Count, Verdict, agrees, count_of, counts_of, judge_on_paper
 from benchmark.core.errors import UserError
 from benchmark.report.data import collect
 from benchmark.report.html import to_html
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_verdicts_on_the_shipped_claims() -> None:
-    audit = audit_of(SHIPPED)
+    audit = make_audit(SHIPPED)
     verdicts = {found.claim.id: found.paper for found in audit.findings}
     expected: dict[Verdict, set[str]] = {
         "holds": {
@@ -148,7 +148,7 @@ def test_another_printed_number_is_another_verdict(
 
 def test_the_verdict_does_not_hinge_on_the_rounding_of_cells() -> None:
     # Two cells of a difference are rounded by at most 0.01 together.
-    for found in audit_of(SHIPPED).findings:
+    for found in make_audit(SHIPPED).findings:
         claim, value = found.claim, found.printed.value
         if value is not None and claim.value is not None and claim.relation == "=":
             verdicts = {agrees(value + shift, claim) for shift in (-0.01, 0.0, 0.01)}
@@ -186,15 +186,15 @@ def test_another_published_number_is_another_verdict() -> None:
 def test_statements_that_agree_hold() -> None:
     claim = next(claim for claim in SHIPPED.claims if claim.id == "imagenet-two-gains")
     same = claim.model_copy(update={"statements": (claim.statements[0],) * 2})
-    assert on_paper(claim, Paper(SHIPPED), "printed").verdict == "contradicts itself"
-    assert on_paper(same, Paper(SHIPPED), "printed").verdict == "holds"
+    assert judge_on_paper(claim, Paper(SHIPPED), "printed").verdict == "contradicts itself"
+    assert judge_on_paper(same, Paper(SHIPPED), "printed").verdict == "holds"
 
 
 def test_an_expression_that_gives_something_else_than_is_claimed_is_refused() -> None:
     claim = next(claim for claim in SHIPPED.claims if claim.id == "ps-kd-average")
     for text, wanted in (('III["LSSKD"] - III["PS-KD"]', "a number; mean()"), ('III["LS"] > 1', "a number; mean()")):
         with pytest.raises(UserError, match=re.escape(f"gives something else than {wanted}")):
-            on_paper(claim.model_copy(update={"expression": text}), Paper(SHIPPED), "printed")
+            judge_on_paper(claim.model_copy(update={"expression": text}), Paper(SHIPPED), "printed")
 
 
 # What is shown.
@@ -208,7 +208,7 @@ def text_of(audit: Audit, width: int) -> str:
 
 @pytest.mark.parametrize("width", [60, 80, 149, 150, 200])
 def test_the_terminal_shows_every_claim_within_its_width(width: int) -> None:
-    audit = audit_of(SHIPPED, [measured(load_table("II"), ahead_by(1.14))])
+    audit = make_audit(SHIPPED, [measured(load_table("II"), ahead_by(1.14))])
     text = text_of(audit, width)
     assert all(cell_len(line.rstrip()) <= width for line in text.splitlines())
     assert "50 statements (43 different)." in text
@@ -218,7 +218,7 @@ def test_the_terminal_shows_every_claim_within_its_width(width: int) -> None:
 
 
 def test_markdown_csv_and_json_say_the_same() -> None:
-    audit = audit_of(SHIPPED, [measured(load_table("II"), ahead_by(1.14))])
+    audit = make_audit(SHIPPED, [measured(load_table("II"), ahead_by(1.14))])
     markdown, content = to_markdown(audit), json.loads(to_json(audit))
     lines = {line["id"]: line for line in csv.DictReader(io.StringIO(to_csv(audit)))}
     assert list(lines) == [claim.id for claim in SHIPPED.claims]
@@ -245,7 +245,7 @@ def test_what_users_write_breaks_no_page() -> None:
     hostile = "a | b <script>alert(1)</script> [bold]x[/bold] \x1b[31m `c` *d* $e$\n# f"
     claim = Claim(id="one", text=hostile, where=hostile, unchecked=hostile, note=hostile)
     claims = SHIPPED.model_copy(update={"claims": (claim,), "title": hostile})
-    audit = audit_of(claims)
+    audit = make_audit(claims)
     markdown = to_markdown(audit)
     assert "<script>" not in markdown.replace(r"\<script>", "")
     assert [line for line in markdown.splitlines() if line.startswith("# ")] == [markdown.splitlines()[0]]
@@ -256,17 +256,17 @@ def test_what_users_write_breaks_no_page() -> None:
 
 
 def test_counts_and_settings_stand_on_top() -> None:
-    audit = audit_of(SHIPPED, [measured(load_table("II"), ahead_by(1.14), scale="demo")])
+    audit = make_audit(SHIPPED, [measured(load_table("II"), ahead_by(1.14), scale="demo")])
     assert audit.settings == ("Table II at scale demo on digits",)
     for findings, number in ((audit.stated, 50), (audit.implied, 10), (audit.findings, len(SHIPPED.claims))):
         for of in ("paper", "runs"):
             assert sum(count.number for count in counts_of(findings, of).values()) == len(findings) == number
     assert "Measured: Table II at scale demo on digits." in text_of(audit, 200)
-    assert "Measured: nothing yet." in text_of(audit_of(SHIPPED), 80)
+    assert "Measured: nothing yet." in text_of(make_audit(SHIPPED), 80)
 
 
 def test_what_is_stated_is_counted_apart_from_what_is_implied_and_one_matter_once() -> None:
-    audit = audit_of(SHIPPED)
+    audit = make_audit(SHIPPED)
     assert count_of(audit.stated) == Count(50, 43)
     assert counts_of(audit.stated, "paper") == {
         "holds": Count(11, 10),
@@ -287,11 +287,11 @@ def test_what_is_stated_is_counted_apart_from_what_is_implied_and_one_matter_onc
 
 
 def test_the_readme_and_the_page_on_the_audit_count_as_the_audit_does() -> None:
-    stated, implied = (counts_of(of, "paper") for of in (audit_of(SHIPPED).stated, audit_of(SHIPPED).implied))
+    stated, implied = (counts_of(of, "paper") for of in (make_audit(SHIPPED).stated, make_audit(SHIPPED).implied))
     words = {"holds": "hold", "contradicts itself": "contradict", "does not hold": "do not hold"}
     for name in ("README.md", "docs/audit.md"):
         text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
-        assert f"{count_of(audit_of(SHIPPED).stated).number} statements" in text, name
+        assert f"{count_of(make_audit(SHIPPED).stated).number} statements" in text, name
         for verdict, count in stated.items():
             assert f"{count.number} {words.get(verdict, verdict)}" in text, (name, verdict)
         assert f"({stated['contradicts itself'].different} different)" in text, name
@@ -299,7 +299,7 @@ def test_the_readme_and_the_page_on_the_audit_count_as_the_audit_does() -> None:
 
 
 def test_that_ours_is_a_reconstruction_stands_in_every_form(tmp_path: Path) -> None:
-    audit = audit_of(SHIPPED, [measured(load_table("II"), ahead_by(3.0))])
+    audit = make_audit(SHIPPED, [measured(load_table("II"), ahead_by(3.0))])
     assert finding(audit, "sskd-average").runs == "does not hold"
     caveat = SHIPPED.caveat
     assert "reconstruction" in caveat
@@ -317,11 +317,11 @@ def test_that_ours_is_a_reconstruction_stands_in_every_form(tmp_path: Path) -> N
     ledger = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
     choices = re.findall(r"^\| (R\d+) \|", ledger, flags=re.MULTILINE)
     assert f"{len(choices)} choices are open ({choices[0]} to {choices[-1]} in docs/ledger.md)" in caveat
-    assert summary(audit_of(SHIPPED.model_copy(update={"caveat": ""})))[-1].startswith("Our runs: ")
+    assert summary(make_audit(SHIPPED.model_copy(update={"caveat": ""})))[-1].startswith("Our runs: ")
 
 
 def test_p_values_are_said_to_be_uncorrected() -> None:
-    audit = audit_of(SHIPPED, [measured(load_table("II"), ahead_by(1.14))])
+    audit = make_audit(SHIPPED, [measured(load_table("II"), ahead_by(1.14))])
     markdown = to_markdown(audit)
     numbers = re.findall(r"p = [\d.e-]+( uncorrected)?", markdown)
     assert numbers

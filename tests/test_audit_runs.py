@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.audit.audit import audit_of
+from benchmark.audit.audit import make_audit
 from benchmark.audit.claims import Claim, Relation
 from benchmark.audit.measured import judged
 from benchmark.audit.verdicts import Answer, Verdict
-from benchmark.core.statistics import Difference, difference_of, paired_difference, pooled_difference
+from benchmark.core.statistics import PairedDifference, paired_difference, paired_statistics, pooled_difference
 from tables.result import TableResult
 from tables.specification import load_table
 from tests.audits import PRICE, SHIPPED, Values, ahead_by, audited, measured, panel
@@ -70,7 +70,7 @@ def test_one_measured_cell_changes_the_verdict() -> None:
 
 def test_a_wide_interval_is_compatible_with_much_and_bears_nothing_out() -> None:
     # 3.13 [0.14, 6.13]
-    noisy = difference_of([2.0, 3.0, 4.4])
+    noisy = paired_statistics([2.0, 3.0, 4.4])
     for name, reach in (("sskd-average", "0.57"), ("sskd-average-again", "1")):
         claim = next(claim for claim in SHIPPED.claims if claim.id == name)
         reason = f"compatible: the interval holds what is claimed, but reaches beyond {reach} from it"
@@ -80,8 +80,8 @@ def test_a_wide_interval_is_compatible_with_much_and_bears_nothing_out() -> None
 NUMBERS = st.floats(-12, 12).map(lambda number: f"{number:+.2f}")
 
 
-def at(mean: float, reach: float) -> Difference:
-    return Difference(3, mean, 1.0, (mean - reach, mean + reach), 0.5)
+def at(mean: float, reach: float) -> PairedDifference:
+    return PairedDifference(3, mean, 1.0, (mean - reach, mean + reach), 0.5)
 
 
 @settings(max_examples=300, deadline=None)
@@ -110,15 +110,15 @@ def test_one_interval_never_bears_out_two_numbers_that_say_different_things(
 
 def test_the_side_that_is_claimed_is_decided_by_the_whole_interval() -> None:
     claim = next(claim for claim in SHIPPED.claims if claim.id == "sskd-average")
-    assert judged(difference_of([-1.0, 1.14, 3.0]), claim)[0] == "not decided"
-    assert judged(difference_of([1.0, 1.14, 1.3]), claim)[0] == "holds"
+    assert judged(paired_statistics([-1.0, 1.14, 3.0]), claim)[0] == "not decided"
+    assert judged(paired_statistics([1.0, 1.14, 1.3]), claim)[0] == "holds"
     above = claim.model_copy(update={"relation": ">", "value": "0"})
-    assert judged(difference_of([1.0, 1.14, 1.3]), above) == ("holds", "the interval is above it")
-    assert judged(difference_of([-1.0, -1.14, -1.3]), above) == ("does not hold", "the interval is below it")
-    assert judged(difference_of([-1.0, 1.14, 3.0]), above)[0] == "not decided"
+    assert judged(paired_statistics([1.0, 1.14, 1.3]), above) == ("holds", "the interval is above it")
+    assert judged(paired_statistics([-1.0, -1.14, -1.3]), above) == ("does not hold", "the interval is below it")
+    assert judged(paired_statistics([-1.0, 1.14, 3.0]), above)[0] == "not decided"
     most = claim.model_copy(update={"relation": "<=", "value": "2.0"})
-    assert judged(difference_of([1.0, 1.14, 1.3]), most)[0] == "holds"
-    assert judged(difference_of([3.0, 3.14, 3.3]), most)[0] == "does not hold"
+    assert judged(paired_statistics([1.0, 1.14, 1.3]), most)[0] == "holds"
+    assert judged(paired_statistics([3.0, 3.14, 3.3]), most)[0] == "does not hold"
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -271,7 +271,7 @@ def test_bf16_runs_are_named_in_the_setting() -> None:
         assert (answer.verdict, answer.setting) == ("holds", setting)
     best = audited("table-ii-best", [in_bf16("VID")]).measured
     assert best.setting == "scale paper, cifar100, precision bf16 and fp32"
-    audit = audit_of(SHIPPED, [in_bf16("VID")])
+    audit = make_audit(SHIPPED, [in_bf16("VID")])
     assert audit.settings == ("Table II at scale paper on cifar100, precision bf16 and fp32",)
 
 

@@ -10,13 +10,13 @@ import torch
 
 from benchmark.backbones import build_branches, build_network, shape_of
 from benchmark.core.rng import generator
-from benchmark.core.spec import Protocol, Scale, Schedule
-from benchmark.planning.request import Request
+from benchmark.core.spec import LRSchedule, Protocol, Scale
+from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import method_class
 from benchmark.training.cohort import Cohort
-from benchmark.training.dummies import random_images, untrained_teacher
-from benchmark.training.inputs import Material
-from benchmark.training.settings import Settings
+from benchmark.training.dummies import dummy_teacher, random_images
+from benchmark.training.inputs import TrainingData
+from benchmark.training.settings import TrainSettings
 from tests.test_backbones_contract import LIGHT, SMALLEST
 
 SIZE, CLASSES, JOINT_LABELS, BATCH = 64, 200, 800, 2
@@ -27,7 +27,7 @@ FEW_SHOT = ("KD", "CRD", "SSKD", "HSSAKD", "LSSKD")
 """The methods of the few-shot figure."""
 WITH_CONNECTORS = ("FitNet", "AB-init", "VID", "SP", "CC", "SemCKD")
 """Methods that build modules of their own from the sizes of the maps, or compare maps."""
-SHORT = Protocol(name="short", schedule=Schedule(epochs=1), learning_rate=1e-3, batch_size=4)
+SHORT = Protocol(name="short", schedule=LRSchedule(epochs=1), learning_rate=1e-3, batch_size=4)
 
 
 @pytest.mark.parametrize("name", OF_EACH_FAMILY)
@@ -57,11 +57,13 @@ def test_the_network_of_32_runs_forward_and_backward_at_64(name: str) -> None:
 @pytest.mark.parametrize("method", [*FEW_SHOT, *WITH_CONNECTORS])
 def test_a_method_takes_a_step_on_the_few_shot_pair(method: str, tmp_path: Path) -> None:
     images = replace(random_images(2 * CLASSES, SIZE, CLASSES), padding=8)
-    request = Request(images.name, images.fingerprint, SHORT, Scale(name="test", factor=1), CPU, "fp32")
+    request = RunFactory(images.name, images.fingerprint, SHORT, Scale(name="test", factor=1), CPU, "fp32")
     run = request.run(method, "ResNet20", "ResNet56", 0)
-    teacher = untrained_teacher([run], images.num_classes, SIZE, CPU)
+    teacher = dummy_teacher([run], images.num_classes, SIZE, CPU)
     assert (teacher is not None) == method_class(method).needs_teacher
-    cohort = Cohort([run], Material(images, images.train, images.test), teacher, Settings(tmp_path, images.name))
+    cohort = Cohort(
+        [run], TrainingData(images, images.train, images.test), teacher, TrainSettings(tmp_path, images.name)
+    )
     (learner,) = cohort.learners
     before = [parameter.detach().clone() for parameter in learner.parameters]
     cohort.one_step(cohort.source.epoch(0))

@@ -10,8 +10,8 @@ import pytest
 
 from benchmark.results.store import Store
 from benchmark.training import job
-from benchmark.training.failures import BrokenRuns
-from benchmark.training.job import execute
+from benchmark.training.failures import RunsFailed
+from benchmark.training.job import run_until_done
 from tests import engine
 from tests.commands import arguments, run_here, small_dataset, small_table
 from tests.new_methods import NewMethods, line_of, new_methods
@@ -48,8 +48,8 @@ def test_a_mistake_ends_one_run_with_a_line_and_keeps_its_traceback(
     broken, well = engine.run_of("Follow"), engine.run_of("KD")
     engine.train_dependencies([broken, well], place_of_runs)
     # Together with one that has a teacher: what a method may ask for does not depend on who else is there.
-    with pytest.raises(BrokenRuns) as ended:
-        execute([broken, well], place_of_runs)
+    with pytest.raises(RunsFailed) as ended:
+        run_until_done([broken, well], place_of_runs)
     reason = str(ended.value)
     assert reason.startswith(f"run {broken.id} failed: Follow")
     assert said in reason
@@ -66,11 +66,11 @@ def test_the_traceback_goes_when_the_run_is_trained_again(new_methods: NewMethod
     place, store, run = engine.settings(tmp_path / "runs"), Store(tmp_path / "runs"), engine.run_of
     new_methods((f", {LOGITS}", ""))
     engine.train_dependencies([run("Follow")], place)
-    with pytest.raises(BrokenRuns):
-        execute([run("Follow")], place)
+    with pytest.raises(RunsFailed):
+        run_until_done([run("Follow")], place)
     assert store.traceback(run("Follow")).exists()
     new_methods()
-    assert execute([run("Follow")], place)
+    assert run_until_done([run("Follow")], place)
     assert not store.traceback(run("Follow")).exists()
 
 
@@ -81,11 +81,11 @@ def test_what_ends_a_whole_cohort_is_kept_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(job, "train", train)
     place, store = engine.settings(tmp_path), Store(tmp_path)
     runs = [engine.run_of("Baseline"), engine.run_of("CS-KD")]
-    with pytest.raises(BrokenRuns, match=rf"^run {runs[0].id} and 1 more failed: RuntimeError: the device is lost$"):
-        execute(runs, place)
+    with pytest.raises(RunsFailed, match=rf"^run {runs[0].id} and 1 more failed: RuntimeError: the device is lost$"):
+        run_until_done(runs, place)
     assert [store.traceback(run).exists() for run in runs] == [True, False]
-    with pytest.raises(BrokenRuns, match=rf"^run {runs[1].id} failed: CS-KD: RuntimeError: the device is lost$"):
-        execute(runs[1:], place)
+    with pytest.raises(RunsFailed, match=rf"^run {runs[1].id} failed: CS-KD: RuntimeError: the device is lost$"):
+        run_until_done(runs[1:], place)
 
 
 @pytest.fixture
@@ -113,5 +113,5 @@ def test_the_command_ends_with_the_line_that_names_the_traceback(
         said[-2],
     )
     assert found
-    assert "BrokenContract" in (tmp_path / found[1]).read_text()
+    assert "ContractError" in (tmp_path / found[1]).read_text()
     assert any(line.startswith("Written: ") for line in said[:-2])

@@ -15,7 +15,7 @@ from benchmark.planning.cost import training_multiply_adds
 from benchmark.planning.facts import IMAGE_SIZE, reference_run
 from benchmark.plugins.registry import all_methods, method_class, method_names
 
-facts_of = functools.cache(facts.facts_of)
+facts_of = functools.cache(facts.probe_method)
 
 
 @pytest.mark.parametrize("name", all_methods())

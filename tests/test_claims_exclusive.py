@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 
 from benchmark.core.errors import UserError
 from benchmark.results import leases, owners
-from benchmark.results.leases import Claim, Claims
-from benchmark.results.owners import Owner, this_owner
+from benchmark.results.leases import Lease, LeaseManager
+from benchmark.results.owners import LeaseHolder, this_owner
 
 FORK = multiprocessing.get_context("fork")
 SILENT = 300.0
 
 
-def owner(**changes: Any) -> Owner:
+def owner(**changes: Any) -> LeaseHolder:
     """A process on another node, of no cluster."""
-    return Owner(token="x" * 32, machine="far away", node="n9", process=7, started=1.0).changed(**changes)
+    return LeaseHolder(token="x" * 32, machine="far away", node="n9", process=7, started=1.0).replace(**changes)
 
 
-def claimed_by(folder: Path, who: Owner, number: int = 1, seconds_ago: float = 0.0) -> Path:
+def claimed_by(folder: Path, who: LeaseHolder, number: int = 1, seconds_ago: float = 0.0) -> Path:
     """The claim of somebody else, as its file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"claim-{number:06d}.json"
@@ -51,7 +51,7 @@ def contend(folder: Path, rounds: int, barrier: Any, answers: Connection) -> Non
     taken = []
     for number in range(rounds):
         barrier.wait()
-        taken.append(isinstance(Claims(folder).take(folder / str(number)), Claim))
+        taken.append(isinstance(LeaseManager(folder).acquire(folder / str(number)), Lease))
     # Until all have asked, those that hold must live.
     barrier.wait()
     answers.send(taken)
@@ -86,7 +86,7 @@ def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path: Path) -> None:
 
 
 def hold(folder: Path, sends: Connection) -> None:
-    sends.send(isinstance(Claims(folder).take(folder / "run"), Claim))
+    sends.send(isinstance(LeaseManager(folder).acquire(folder / "run"), Lease))
     time.sleep(60)
 
 
@@ -95,75 +95,77 @@ def test_the_claim_of_a_killed_process_is_free_at_once_and_not_before(tmp_path: 
     child = FORK.Process(target=hold, args=(tmp_path, sends))
     child.start()
     assert receives.recv()
-    holder = Claims(tmp_path).take(tmp_path / "run")
-    assert isinstance(holder, Owner)
+    holder = LeaseManager(tmp_path).acquire(tmp_path / "run")
+    assert isinstance(holder, LeaseHolder)
     assert holder.process == child.pid
     # A process that is stopped is still there, whatever it says.
     assert child.pid is not None
     os.kill(child.pid, signal.SIGSTOP)
-    assert isinstance(Claims(tmp_path, silent_seconds=0).take(tmp_path / "run"), Owner)
+    assert isinstance(LeaseManager(tmp_path, silent_seconds=0).acquire(tmp_path / "run"), LeaseHolder)
     child.kill()
     child.join()
-    assert isinstance(Claims(tmp_path).take(tmp_path / "run"), Claim)
+    assert isinstance(LeaseManager(tmp_path).acquire(tmp_path / "run"), Lease)
 
 
 def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path: Path) -> None:
     mine = this_owner()
-    claimed_by(tmp_path / "run", mine.changed(token="other", started=mine.started - 3600))
-    assert isinstance(Claims(tmp_path).take(tmp_path / "run"), Claim)
+    claimed_by(tmp_path / "run", mine.replace(token="other", started=mine.started - 3600))
+    assert isinstance(LeaseManager(tmp_path).acquire(tmp_path / "run"), Lease)
 
 
-@pytest.mark.parametrize(("since_claim", "since_beat", "is_held"), [(10, 10, True), (900, 10, True), (900, 900, False)])
+@pytest.mark.parametrize(
+    ("since_claim", "since_beat", "is_valid"), [(10, 10, True), (900, 10, True), (900, 900, False)]
+)
 def test_an_owner_that_nobody_can_ask_after_holds_as_long_as_it_beats(
-    tmp_path: Path, since_claim: float, since_beat: float, is_held: bool
+    tmp_path: Path, since_claim: float, since_beat: float, is_valid: bool
 ) -> None:
     claimed_by(tmp_path / "run", owner(), seconds_ago=since_claim)
     beat = tmp_path / leases.OWNERS / owner().token
     beat.parent.mkdir()
     beat.touch()
     aged(beat, since_beat)
-    assert isinstance(Claims(tmp_path).take(tmp_path / "run"), Owner) == is_held
+    assert isinstance(LeaseManager(tmp_path).acquire(tmp_path / "run"), LeaseHolder) == is_valid
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds_ago", "is_held"),
+    ("said", "seconds_ago", "is_valid"),
     [(True, 600, True), (True, 9999, False), (False, 0, False), (None, 0, True), (None, 9999, False)],
 )
 def test_what_the_cluster_says_of_a_job_comes_first(
-    tmp_path: Path, said: bool | None, seconds_ago: float, is_held: bool
+    tmp_path: Path, said: bool | None, seconds_ago: float, is_valid: bool
 ) -> None:
     claimed_by(tmp_path / "run", owner(job="12_3"), seconds_ago=seconds_ago)
-    taken = Claims(tmp_path, lambda asked: said).take(tmp_path / "run")
-    assert isinstance(taken, Owner) == is_held
+    taken = LeaseManager(tmp_path, lambda asked: said).acquire(tmp_path / "run")
+    assert isinstance(taken, LeaseHolder) == is_valid
 
 
-@pytest.mark.parametrize(("restarts", "is_held"), [(0, False), (1, True), (2, True)])
+@pytest.mark.parametrize(("restarts", "is_valid"), [(0, False), (1, True), (2, True)])
 def test_a_job_that_was_started_again_takes_the_place_of_its_earlier_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int, is_held: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int, is_valid: bool
 ) -> None:
     claimed_by(tmp_path / "run", owner(job="12_3", restarts=restarts))
     monkeypatch.setattr(owners, "_owner_of", lambda process: owner(token="me", job="12_3", restarts=1))
-    taken = Claims(tmp_path, lambda asked: True).take(tmp_path / "run")
-    assert isinstance(taken, Owner) == is_held
+    taken = LeaseManager(tmp_path, lambda asked: True).acquire(tmp_path / "run")
+    assert isinstance(taken, LeaseHolder) == is_valid
 
 
 def test_an_owner_that_was_wrongly_buried_notices(tmp_path: Path) -> None:
-    held = Claims(tmp_path).take(tmp_path / "run")
-    assert isinstance(held, Claim)
-    assert held.is_held()
+    held = LeaseManager(tmp_path).acquire(tmp_path / "run")
+    assert isinstance(held, Lease)
+    assert held.is_valid()
     claimed_by(tmp_path / "run", owner(), number=held.number + 1)
-    assert not held.is_held()
+    assert not held.is_valid()
     # What it gives up is its own claim, not that of its heir.
     held.release()
-    assert isinstance(Claims(tmp_path).take(tmp_path / "run"), Owner)
+    assert isinstance(LeaseManager(tmp_path).acquire(tmp_path / "run"), LeaseHolder)
 
 
 def test_a_claim_that_is_released_is_free_and_its_number_is_not_used_again(tmp_path: Path) -> None:
-    taking = Claims(tmp_path)
+    taking = LeaseManager(tmp_path)
     numbers = []
     for _ in range(3):
-        held = taking.take(tmp_path / "run")
-        assert isinstance(held, Claim)
+        held = taking.acquire(tmp_path / "run")
+        assert isinstance(held, Lease)
         numbers.append(held.number)
         held.release()
         assert taking.holder(tmp_path / "run") is None
@@ -173,21 +175,21 @@ def test_a_claim_that_is_released_is_free_and_its_number_is_not_used_again(tmp_p
 
 
 def test_a_claim_on_what_is_done_leaves_no_file(tmp_path: Path) -> None:
-    held = Claims(tmp_path).take(tmp_path / "run")
-    assert isinstance(held, Claim)
+    held = LeaseManager(tmp_path).acquire(tmp_path / "run")
+    assert isinstance(held, Lease)
     held.release(forget=True)
     assert list((tmp_path / "run").iterdir()) == []
 
 
-@pytest.mark.parametrize(("seconds_ago", "is_held"), [(0, True), (SILENT + 60, False)])
+@pytest.mark.parametrize(("seconds_ago", "is_valid"), [(0, True), (SILENT + 60, False)])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]", b'{"token": 3}'])
 def test_a_damaged_claim_is_somebodys_until_it_has_been_silent_for_long(
-    tmp_path: Path, content: bytes, seconds_ago: float, is_held: bool
+    tmp_path: Path, content: bytes, seconds_ago: float, is_valid: bool
 ) -> None:
     path = claimed_by(tmp_path / "run", owner())
     path.write_bytes(content)
     aged(path, seconds_ago)
-    assert isinstance(Claims(tmp_path).take(tmp_path / "run"), Owner) == is_held
+    assert isinstance(LeaseManager(tmp_path).acquire(tmp_path / "run"), LeaseHolder) == is_valid
 
 
 @settings(max_examples=60, deadline=None)
@@ -196,7 +198,7 @@ def test_no_content_of_a_claim_does_harm(tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("claims")
     path = claimed_by(folder / "run", owner())
     path.write_bytes(content)
-    holder = Claims(folder).holder(folder / "run")
+    holder = LeaseManager(folder).holder(folder / "run")
     assert (holder is None) == (content == leases.RELEASED.encode())
 
 
@@ -210,17 +212,17 @@ def test_a_folder_that_takes_nothing_is_told_in_one_line(
 ) -> None:
     monkeypatch.setattr(Path, method, full)
     with pytest.raises(UserError, match=r"cannot write .*run: No space left on device; choose another .*--runs"):
-        Claims(tmp_path).take(tmp_path / "run")
+        LeaseManager(tmp_path).acquire(tmp_path / "run")
 
 
 def test_a_folder_in_which_nothing_can_be_made_is_told_in_one_line() -> None:
     with pytest.raises(UserError, match=r"cannot write /proc/nothing"):
-        Claims(Path("/proc")).take(Path("/proc/nothing"))
+        LeaseManager(Path("/proc")).acquire(Path("/proc/nothing"))
 
 
-def beats_and_release(folder: Path, change: Callable[[Claim], None]) -> float:
-    held = Claims(folder).take(folder / "run")
-    assert isinstance(held, Claim)
+def beats_and_release(folder: Path, change: Callable[[Lease], None]) -> float:
+    held = LeaseManager(folder).acquire(folder / "run")
+    assert isinstance(held, Lease)
     beat = folder / leases.OWNERS / this_owner().token
     aged(beat, 1000)
     change(held)

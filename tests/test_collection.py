@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmark.analysis.query import Collection
-from benchmark.analysis.tables import table_in_setting
+from benchmark.analysis.query import RecordQuery
+from benchmark.analysis.tables import make_table_in_setting
 from benchmark.core.protocols import protocol_named, scale_named
 from benchmark.core.spec import ReleasedTeacher, Run
-from benchmark.planning.request import ReleasedFile, Request
+from benchmark.planning.request import PretrainedFile, RunFactory
 from benchmark.results.record import Record
 from tables.result import TableResult
 from tables.specification import Column, Row, Table
@@ -24,7 +24,7 @@ TABLE = Table(
 )
 
 
-def request(**changes: Any) -> Request:
+def request(**changes: Any) -> RunFactory:
     return dataclasses.replace(engine.request(protocol=protocol_named("lsskd")), scale=scale_named("paper"), **changes)
 
 
@@ -39,9 +39,9 @@ def kd(seed: int = 0, **changes: Any) -> Run:
 
 
 def table_of(runs: Sequence[Run]) -> TableResult:
-    collection = Collection([record(run, 50.0 + run.seed) for run in runs])
+    collection = RecordQuery([record(run, 50.0 + run.seed) for run in runs])
     (setting,) = collection.settings()
-    return table_in_setting(TABLE, collection, setting)
+    return make_table_in_setting(TABLE, collection, setting)
 
 
 def test_a_cell_holds_all_seeds_that_there_are_and_says_how_many_are_missing() -> None:
@@ -71,8 +71,8 @@ def test_seeds_of_two_precisions_are_not_mixed() -> None:
     ],
 )
 def test_a_run_that_is_another_fills_no_cell(other: Run) -> None:
-    collection = Collection([record(request().run("Baseline", "ResNet20", None, 0)), record(other)])
-    assert table_in_setting(TABLE, collection, collection.settings()[0]).cell("KD", COLUMN.name).values == ()
+    collection = RecordQuery([record(request().run("Baseline", "ResNet20", None, 0)), record(other)])
+    assert make_table_in_setting(TABLE, collection, collection.settings()[0]).cell("KD", COLUMN.name).values == ()
 
 
 def test_a_teacher_is_found_by_the_column_it_teaches_in() -> None:
@@ -82,13 +82,13 @@ def test_a_teacher_is_found_by_the_column_it_teaches_in() -> None:
 
 
 def tables_of(runs: Sequence[Run], **figures: dict[str, float]) -> list[TableResult]:
-    collection = Collection([record(run, 50.0 + run.seed) for run in runs], figures)
-    return [table_in_setting(TABLE, collection, setting) for setting in collection.settings()]
+    collection = RecordQuery([record(run, 50.0 + run.seed) for run in runs], figures)
+    return [make_table_in_setting(TABLE, collection, setting) for setting in collection.settings()]
 
 
 def test_students_of_a_teacher_from_a_file_stand_in_a_table_of_their_own() -> None:
     sha = "0" * 64
-    file = ReleasedFile(ReleasedTeacher(network="WRN-16-2", sha256=sha), has_branches=False)
+    file = PretrainedFile(ReleasedTeacher(network="WRN-16-2", sha256=sha), has_branches=False)
     released = [kd(seed, released={"WRN-16-2": file}) for seed in range(2)]
     baseline = request().run("Baseline", "ResNet20", None, 0)
     own, of_file = tables_of([kd(0), *released, baseline], **{sha: {"top1": 76.4}})
@@ -117,9 +117,9 @@ def test_a_teacher_of_the_students_own_network_is_no_further_seed_of_it() -> Non
     student = request().run("Baseline", "ResNet20", None, 0)
     teacher = request().run("KD", "ResNet20", "ResNet20", 0).teacher
     assert isinstance(teacher, Run)
-    collection = Collection([record(run) for run in (student, teacher)])
-    assert list(collection.like(student)) == [student]
-    assert list(collection.like(teacher)) == [teacher]
+    collection = RecordQuery([record(run) for run in (student, teacher)])
+    assert list(collection.replicates(student)) == [student]
+    assert list(collection.replicates(teacher)) == [teacher]
 
 
 def test_batches_shared_by_processes_make_a_table_of_their_own() -> None:
@@ -139,24 +139,24 @@ def test_each_dataset_scale_and_changed_protocol_is_a_setting_of_its_own() -> No
     runs = [
         kd(),
         dataclasses.replace(request(), scale=scale_named("quick")).run("KD", "ResNet20", "WRN-16-2", 0),
-        dataclasses.replace(request(), protocol=protocol_named("lsskd").changed(weight_decay=1e-4)).run(
+        dataclasses.replace(request(), protocol=protocol_named("lsskd").replace(weight_decay=1e-4)).run(
             "KD", "ResNet20", "WRN-16-2", 0
         ),
         dataclasses.replace(request(), protocol=protocol_named("crd")).run("KD", "ResNet20", "WRN-16-2", 0),
     ]
-    collection = Collection([record(run) for run in runs])
+    collection = RecordQuery([record(run) for run in runs])
     assert len(collection.settings()) == 4
-    results = [table_in_setting(TABLE, collection, setting) for setting in collection.settings()]
+    results = [make_table_in_setting(TABLE, collection, setting) for setting in collection.settings()]
     assert [result.cell("KD", COLUMN.name).values for result in results] == [(50.0,)] * 4
     assert len({(result.stem, result.remarks) for result in results}) == 4
 
 
 def test_a_failed_run_is_told_of() -> None:
-    collection = Collection([record(kd(0)), record(kd(1), status="failed")])
-    cell = table_in_setting(TABLE, collection, collection.settings()[0]).cell("KD", COLUMN.name)
+    collection = RecordQuery([record(kd(0)), record(kd(1), status="failed")])
+    cell = make_table_in_setting(TABLE, collection, collection.settings()[0]).cell("KD", COLUMN.name)
     assert cell.status == "partial"
     assert cell.notes == ("KD, WRN-16-2>ResNet20, seed 1: no number",)
 
 
 def test_nothing_is_found_in_an_empty_store() -> None:
-    assert Collection([]).settings() == []
+    assert RecordQuery([]).settings() == []

@@ -24,17 +24,17 @@ from benchmark.backbones.four_stage_resnet import Plan, four_stage_branches, fou
 from benchmark.core.devices import placed
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import STAGE_SCHEDULES
-from benchmark.core.spec import Protocol, Run, Schedule
+from benchmark.core.spec import LRSchedule, Protocol, Run
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, TrainingSource
 from benchmark.data.dataset import Dataset, ImageSet
 from benchmark.planning.request import with_dependencies
 from benchmark.plugins.registry import all_methods, method_class
-from benchmark.results.record import outcome
+from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
 from benchmark.training import cohort as cohort_module
 from benchmark.training.cohort import Cohort
-from benchmark.training.inputs import Material, load_teacher, recipe_for
+from benchmark.training.inputs import TrainingData, load_teacher, recipe_for
 from benchmark.training.learner import Learner, head_key, network_shape
 from benchmark.training.teacher import Teacher
 from tests.engine import request, settings
@@ -46,12 +46,12 @@ LARGER_IMAGES = {"ImageNet-ResNet18": 32, "ImageNet-ResNet34": 32}
 """Rows of an image for networks that halve it five times; the digits have 8."""
 SHORT = Protocol(
     name="short",
-    schedule=Schedule(epochs=2),
+    schedule=LRSchedule(epochs=2),
     learning_rate=0.01,
     batch_size=BATCH_SIZE,
-    method_schedules={name: Schedule(epochs=2) for name in STAGE_SCHEDULES},
+    method_schedules={name: LRSchedule(epochs=2) for name in STAGE_SCHEDULES},
 )
-GENTLE = SHORT.changed(name="gentle", learning_rate=1e-12, weight_decay=0.0)
+GENTLE = SHORT.replace(name="gentle", learning_rate=1e-12, weight_decay=0.0)
 FALL = 1e-4
 """By which share of itself a loss should fall in a step along its gradient."""
 SMALL_OPTIONS: dict[str, dict[str, Any]] = {
@@ -198,7 +198,7 @@ def take_steps(learner: Learner, teacher: Teacher | None, batch: Batch, steps: i
 @functools.cache
 def trained(run: Run) -> Learner:
     """What a run that others depend on has learnt from a few steps, with the statistics of the last one."""
-    learner, teacher, source = set_up(run.changed(protocol=run.protocol.changed(learning_rate=SHORT.learning_rate)))
+    learner, teacher, source = set_up(run.replace(protocol=run.protocol.replace(learning_rate=SHORT.learning_rate)))
     batch = source.batch(source.epoch(0), 0)
     take_steps(learner, teacher, batch, steps=3)
     for module in (learner.student or nn.Identity(), learner.method):
@@ -292,7 +292,7 @@ def test_a_method_learns_and_teaches_only_what_it_should(method: str, student: s
     # The first step may set what the loss refers to, such as a memory; it tells how steep the loss is.
     losses = take_steps(learner, guide, batch, steps=1)
     rate = FALL * losses[0] / gradients.square
-    learner.run = run.changed(protocol=run.protocol.changed(learning_rate=rate))
+    learner.run = run.replace(protocol=run.protocol.replace(learning_rate=rate))
     losses = take_steps(learner, guide, batch, steps=2)
     assert losses[1] < losses[0], f"the loss must fall on a fixed batch: {losses}"
 
@@ -322,16 +322,16 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cohort_of(runs: list[Run], folder: Path) -> Cohort:
     dataset = digits()
-    material = Material(dataset, dataset.train, dataset.test)
+    material = TrainingData(dataset, dataset.train, dataset.test)
     place = settings(folder, checkpoint_seconds=0.0)
     return Cohort(runs, material, load_teacher(runs, material, place, CPU), place)
 
 
 def train_what_is_missing(run: Run, kept: Path) -> None:
     for needed in with_dependencies([run]):
-        if Store(kept).untrained([needed], retry_failed=True):
+        if Store(kept).missing([needed], retry_failed=True):
             assert cohort_of([needed], kept).train()
-            assert not Store(kept).untrained([needed], retry_failed=True), f"{needed.id} failed"
+            assert not Store(kept).missing([needed], retry_failed=True), f"{needed.id} failed"
 
 
 def with_dependencies_of(run: Run, kept: Path, folder: Path) -> Path:
@@ -344,7 +344,7 @@ def with_dependencies_of(run: Run, kept: Path, folder: Path) -> Path:
 def result(run: Run, folder: Path) -> dict[str, Any]:
     record = Store(folder).record(run) or {"status": "missing"}
     assert record["status"] == "finished", record.get("reason")
-    return outcome(record)
+    return comparable_part(record)
 
 
 def assert_same_bits(run: Run, left: Path, right: Path) -> None:
@@ -389,7 +389,7 @@ def test_a_run_gives_the_same_bits_alone_and_beside_others(method: str, kept: Pa
     if run.teacher is not None:
         # A cohort has one teacher.
         shared = {"teacher": run.teacher.model_dump(), "teacher_precision": run.teacher_precision}
-        others = [other.changed(**shared) if other.teacher else other for other in others]
+        others = [other.replace(**shared) if other.teacher else other for other in others]
     for each in (run, *others):
         train_what_is_missing(each, kept)
     folder = with_dependencies_of(run, kept, tmp_path)

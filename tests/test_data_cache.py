@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import Content, Place, place_for, read_or_build
+from benchmark.data.cache import CacheLocation, Content, locate_cache, read_or_build
 from benchmark.data.dataset import ImageSet
 
 
@@ -31,11 +31,11 @@ def interrupted() -> Content:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "cache", None)
+def place(tmp_path: Path) -> CacheLocation:
+    return CacheLocation(tmp_path / "cache", None)
 
 
-def test_what_is_read_is_what_was_built(place: Place) -> None:
+def test_what_is_read_is_what_was_built(place: CacheLocation) -> None:
     built = read_or_build(place, "set", "source", content)
     again = read_or_build(place, "set", "source", never)
     for found in (built, again):
@@ -47,13 +47,13 @@ def test_what_is_read_is_what_was_built(place: Place) -> None:
     assert (built.hashes, built.mean, built.std) == (again.hashes, again.mean, again.std)
 
 
-def test_writing_to_what_was_read_does_not_change_the_cache(place: Place) -> None:
+def test_writing_to_what_was_read_does_not_change_the_cache(place: CacheLocation) -> None:
     read_or_build(place, "set", "source", content).content.train.images.zero_()
     again = read_or_build(place, "set", "source", never)
     assert torch.equal(again.content.train.images, content().train.images)
 
 
-def test_another_source_is_built_anew_and_takes_the_old_ones_place(place: Place) -> None:
+def test_another_source_is_built_anew_and_takes_the_old_ones_place(place: CacheLocation) -> None:
     old = read_or_build(place, "set", "source", content)
     (place.preferred / "set" / ".train-images.0.tmp").write_bytes(b"left by a killed process")
     new = read_or_build(place, "set", "changed", lambda: content(1))
@@ -68,7 +68,7 @@ def test_another_source_is_built_anew_and_takes_the_old_ones_place(place: Place)
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "empty"])
 @pytest.mark.parametrize("pattern", ["train-images-*", "test-labels-*"])
 def test_a_damaged_array_is_told_and_built_again(
-    place: Place, pattern: str, damage: str, caplog: pytest.LogCaptureFixture
+    place: CacheLocation, pattern: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     read_or_build(place, "set", "source", content)
     (path,) = (place.preferred / "set").glob(pattern)
@@ -88,7 +88,7 @@ def test_a_damaged_array_is_told_and_built_again(
 
 @pytest.mark.parametrize("spoil", [lambda text: text[:-9], lambda text: "[]", lambda text: text.replace('"b"', '"c"')])
 def test_a_damaged_index_is_told_and_built_again(
-    place: Place, spoil: Callable[[str], str], caplog: pytest.LogCaptureFixture
+    place: CacheLocation, spoil: Callable[[str], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     read_or_build(place, "set", "source", content)
     path = place.preferred / "set" / "index.json"
@@ -99,27 +99,29 @@ def test_a_damaged_index_is_told_and_built_again(
     read_or_build(place, "set", "source", never)
 
 
-def test_a_cache_that_a_disk_spoils_as_it_is_written_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_a_disk_spoils_as_it_is_written_is_refused(
+    place: CacheLocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("benchmark.data.cache.content_hash", lambda array: "another")
     with pytest.raises(UserError, match=r"is damaged as it is written \(.*; mend that disk$"):
         read_or_build(place, "set", "source", content)
 
 
-def test_an_interrupted_build_leaves_no_cache(place: Place) -> None:
+def test_an_interrupted_build_leaves_no_cache(place: CacheLocation) -> None:
     with pytest.raises(KeyboardInterrupt):
         read_or_build(place, "set", "source", interrupted)
     found = read_or_build(place, "set", "source", content)
     assert torch.equal(found.content.train.images, content().train.images)
 
 
-def test_a_cache_of_which_the_index_was_never_written_is_built_again(place: Place) -> None:
+def test_a_cache_of_which_the_index_was_never_written_is_built_again(place: CacheLocation) -> None:
     read_or_build(place, "set", "source", content)
     (place.preferred / "set" / "index.json").unlink()
     found = read_or_build(place, "set", "source", lambda: content(1))
     assert torch.equal(found.content.train.images, content(1).train.images)
 
 
-def test_one_builds_while_others_wait(place: Place) -> None:
+def test_one_builds_while_others_wait(place: CacheLocation) -> None:
     builds, found = [], []
 
     def build() -> Content:
@@ -148,7 +150,7 @@ def test_a_folder_that_cannot_be_written_falls_back_to_the_users_cache(
     root.mkdir()
     # A file where the folder would be stands for a disk that cannot be written, also for a privileged user.
     (root / ".kd-cache").write_text("")
-    place = place_for(root, None)
+    place = locate_cache(root, None)
     read_or_build(place, "set", "source", content)
     assert f"cannot be written to {root / '.kd-cache'}" in caplog.text
     assert str(tmp_path / "home") in caplog.text
@@ -158,17 +160,17 @@ def test_a_folder_that_cannot_be_written_falls_back_to_the_users_cache(
 
 
 def test_data_folders_do_not_share_the_users_cache(tmp_path: Path) -> None:
-    fallbacks = {place_for(tmp_path / name, None).fallback for name in ("one", "other")}
+    fallbacks = {locate_cache(tmp_path / name, None).fallback for name in ("one", "other")}
     assert len(fallbacks) == 2
 
 
 def test_a_cache_folder_of_ones_own_must_be_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"dataset cache cannot be written to .*file"):
-        read_or_build(place_for(tmp_path, tmp_path / "file"), "set", "source", content)
+        read_or_build(locate_cache(tmp_path, tmp_path / "file"), "set", "source", content)
 
 
-def test_a_finished_cache_is_read_without_its_lock(place: Place) -> None:
+def test_a_finished_cache_is_read_without_its_lock(place: CacheLocation) -> None:
     read_or_build(place, "set", "source", content)
     # A folder where the lock would be: it cannot be taken, as on a disk that cannot be written.
     lock = place.preferred / "set.lock"
@@ -180,7 +182,7 @@ def test_a_finished_cache_is_read_without_its_lock(place: Place) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
-def test_the_arrays_are_mapped_and_not_read_whole(place: Place) -> None:
+def test_the_arrays_are_mapped_and_not_read_whole(place: CacheLocation) -> None:
     found = read_or_build(place, "set", "source", content)
     mapped = Path("/proc/self/maps").read_text()
     for path in (place.preferred / "set").glob("*.npy"):

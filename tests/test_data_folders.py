@@ -169,9 +169,9 @@ def test_what_is_no_image_is_passed_over(toml: Path) -> None:
 
 def test_several_processes_decode_the_same_in_the_same_order(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = sorted(str(path) for path in toml.parent.rglob("*.png"))
-    monkeypatch.setattr(folders_module, "processors", lambda: 1)
+    monkeypatch.setattr(folders_module, "cpu_count", lambda: 1)
     alone = decode_images(files, SIZE)
-    monkeypatch.setattr(folders_module, "processors", lambda: 2)
+    monkeypatch.setattr(folders_module, "cpu_count", lambda: 2)
     monkeypatch.setattr(folders_module, "CHUNK", 3)
     assert np.array_equal(decode_images(files, SIZE), alone)
     Path(files[5]).write_bytes(b"")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from benchmark.core.errors import UserError
 from benchmark.data import dataset_names, load_dataset
-from benchmark.data.stubs import FORMS, UNREAD, known_form
+from benchmark.data.stubs import STUBS, UNREAD, find_stub
 from benchmark.results.store import Store
 from tests.commands import files_under, run_here
 from tests.engine import run_of
@@ -23,7 +23,7 @@ from tests.engine import run_of
     ],
 )
 def test_a_dataset_that_is_not_there_has_its_known_form(tmp_path, name, train, test, classes, image_size) -> None:
-    form = known_form(name, tmp_path)
+    form = find_stub(name, tmp_path)
     assert form is not None
     assert (len(form.train), len(form.test), form.num_classes, form.image_size) == (train, test, classes, image_size)
     assert form.train.labels.bincount().numel() == classes
@@ -33,22 +33,22 @@ def test_a_dataset_that_is_not_there_has_its_known_form(tmp_path, name, train, t
 
 
 def test_only_datasets_that_come_with_no_images_have_a_known_form(tmp_path) -> None:
-    assert set(FORMS) == set(dataset_names()) - {"digits"}
-    assert known_form("digits", tmp_path) is None
-    assert known_form("leaves.toml", tmp_path) is None
+    assert set(STUBS) == set(dataset_names()) - {"digits"}
+    assert find_stub("digits", tmp_path) is None
+    assert find_stub("leaves.toml", tmp_path) is None
 
 
-@pytest.mark.parametrize("name", sorted(FORMS))
+@pytest.mark.parametrize("name", sorted(STUBS))
 def test_a_folder_that_is_there_is_read_whatever_is_in_it(tmp_path, name) -> None:
-    (tmp_path / FORMS[name].folders[0]).mkdir()
-    assert known_form(name, tmp_path) is None
+    (tmp_path / STUBS[name].folders[0]).mkdir()
+    assert find_stub(name, tmp_path) is None
     with pytest.raises(UserError):
         load_dataset(name, tmp_path, download=False)
 
 
 @pytest.mark.parametrize("work", ["begin", "finish"])
 def test_nothing_is_kept_of_a_run_on_images_that_nobody_read(tmp_path, work) -> None:
-    store, run = Store(tmp_path), run_of("Baseline").changed(fingerprint=UNREAD)
+    store, run = Store(tmp_path), run_of("Baseline").replace(fingerprint=UNREAD)
     with pytest.raises(ValueError, match="of images that were never read"):
         store.begin(run) if work == "begin" else store.finish(run, {"status": "failed"}, {})
     assert files_under(tmp_path) == []

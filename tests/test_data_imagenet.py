@@ -15,7 +15,7 @@ import torch
 from benchmark.core.errors import UserError
 from benchmark.data import imagenet, load_dataset
 from benchmark.data.streamed import ImageFiles
-from benchmark.data.subsets import held_out, stratified_fraction
+from benchmark.data.subsets import split_held_out, stratified_fraction
 from tests.photographs import WNIDS, made_up_imagenet
 
 
@@ -218,7 +218,7 @@ def test_parts_are_the_same_files(root: Path) -> None:
     assert isinstance(train, ImageFiles)
     half = train.subset(stratified_fraction(train.labels, 0.5, "imagenet", "fraction", 0))
     assert torch.bincount(half.labels).tolist() == [2, 2, 2]
-    kept, held = held_out(train.labels, 0.25, "imagenet", "validation", 0)
+    kept, held = split_held_out(train.labels, 0.25, "imagenet", "validation", 0)
     parts = (train.subset(kept), train.subset(held))
     assert [len(part) for part in parts] == [9, 3]
     together = [path for part in parts for path in part.paths(torch.arange(len(part)))]

@@ -23,7 +23,7 @@ from benchmark.core.spec import Augmentation
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, Recipe, RotatedCrop, TrainingSource, View
 from benchmark.data.dataset import ImageSet
-from benchmark.data.mixing import draw_mix
+from benchmark.data.mixing import sample_mix
 from benchmark.training.inputs import recipe_for
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -178,7 +178,7 @@ def test_a_mixed_box_is_as_likely_as_the_definition_says() -> None:
     chances = boxes_by_definition(size)
     counts = dict.fromkeys(chances, 0)
     for number in range(draws):
-        mix = draw_mix(2, size, 1.0, generator("test", number), CPU)
+        mix = sample_mix(2, size, 1.0, generator("test", number), CPU)
         assert mix is not None
         box = mix.box.numpy()
         assert mix.share == pytest.approx(1 - box.mean(), abs=1e-12)
@@ -189,7 +189,7 @@ def test_a_mixed_box_is_as_likely_as_the_definition_says() -> None:
 def test_a_box_of_a_large_image_lies_around_its_centre_and_reaches_every_edge() -> None:
     size = 32
     possible = boxes_by_definition(size)
-    mixes = [draw_mix(2, size, 1.0, generator("test", number), CPU) for number in range(300)]
+    mixes = [sample_mix(2, size, 1.0, generator("test", number), CPU) for number in range(300)]
     found = [corners(mix.box.numpy()) for mix in mixes if mix is not None]
     assert set(found) <= set(possible)
     assert min(box[0] for box in found) == min(box[2] for box in found) == 0
@@ -200,7 +200,7 @@ def test_partners_are_a_permutation_and_each_is_as_likely() -> None:
     orders = list(itertools.permutations(range(3)))
     counts = dict.fromkeys(orders, 0)
     for number in range(1200):
-        mix = draw_mix(3, 4, 1.0, generator("test", number), CPU)
+        mix = sample_mix(3, 4, 1.0, generator("test", number), CPU)
         assert mix is not None
         first, second, third = mix.partner.tolist()
         counts[first, second, third] += 1
@@ -208,7 +208,7 @@ def test_partners_are_a_permutation_and_each_is_as_likely() -> None:
 
 
 def test_half_of_the_batches_are_mixed() -> None:
-    assert all(draw_mix(4, 8, 0.0, generator("test", number), CPU) is None for number in range(50))
+    assert all(sample_mix(4, 8, 0.0, generator("test", number), CPU) is None for number in range(50))
     source = source_of(random_images(40, 4), 4, cutmix=recipe_of("cutmix").cutmix)
     batches = [source.batch(plan, step) for plan in map(source.epoch, range(40)) for step in range(10)]
     # 200 are expected; six standard deviations (10) are left on both sides.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmark.core.errors import UserError
-from benchmark.data.subsets import held_out, stratified_fraction
+from benchmark.data.subsets import split_held_out, stratified_fraction
 
 
 @st.composite
@@ -60,7 +60,7 @@ def test_adding_a_class_does_not_move_the_draw_of_another() -> None:
 def test_held_out_images_and_the_rest_are_stratified_and_make_up_the_whole(
     labels: Tensor, share: float, seed: int
 ) -> None:
-    kept, held = held_out(labels, share, seed)
+    kept, held = split_held_out(labels, share, seed)
     assert sorted(kept.tolist() + held.tolist()) == list(range(len(labels)))
     for part in (kept, held):
         assert part.tolist() == sorted(part.tolist())
@@ -78,6 +78,6 @@ def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
 
 def test_an_impossible_held_out_share_is_refused() -> None:
     with pytest.raises(UserError, match="above 0 and below 1"):
-        held_out(torch.tensor([0, 0, 1, 1]), 1.0)
+        split_held_out(torch.tensor([0, 0, 1, 1]), 1.0)
     with pytest.raises(UserError, match="class number 1 has a single image"):
-        held_out(torch.tensor([0, 0, 1]), 0.5)
+        split_held_out(torch.tensor([0, 0, 1]), 0.5)

@@ -15,12 +15,12 @@ from benchmark.core.protocols import PROTOCOLS, SCALES
 from benchmark.core.spec import Protocol, Run
 from benchmark.data import load_dataset
 from benchmark.execution.pool import run_jobs
-from benchmark.execution.scheduler import Watcher
-from benchmark.planning.jobs import jobs_for
-from benchmark.planning.request import Request
+from benchmark.execution.scheduler import JobCallback
+from benchmark.planning.jobs import missing_jobs
+from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import all_methods
 from benchmark.results.store import Store
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 
 TEACHER, STUDENT = "ResNet20", "ResNet8"
 SHARE = 1 / 4
@@ -36,7 +36,7 @@ LEAST_OF_DEEP = 40.0
 
 def protocol() -> Protocol:
     usual = PROTOCOLS["lsskd"]
-    return usual.changed(batch_size=round(SHARE * usual.batch_size))
+    return usual.replace(batch_size=round(SHARE * usual.batch_size))
 
 
 def kinds(needs_teacher: bool) -> list[str]:
@@ -53,7 +53,7 @@ def kinds(needs_teacher: bool) -> list[str]:
 def reached(methods: list[str], student: str, teacher: str | None, folder: Path) -> dict[str, float]:
     """Accuracy in % by method, each trained from the same teacher in one process."""
     digits = load_dataset("digits")
-    request = Request(
+    request = RunFactory(
         dataset=digits.name,
         fingerprint=digits.fingerprint,
         protocol=protocol(),
@@ -64,8 +64,8 @@ def reached(methods: list[str], student: str, teacher: str | None, folder: Path)
     )
     runs: list[Run] = [request.run(method, student, teacher, 0) for method in methods]
     store = Store(folder)
-    jobs = jobs_for(runs, store, 1, digits.image_size, round(SHARE * len(digits.train)))
-    report = run_jobs(jobs, Settings(runs=folder, dataset=digits.name), 1, Watcher())
+    jobs = missing_jobs(runs, store, 1, digits.image_size, round(SHARE * len(digits.train)))
+    report = run_jobs(jobs, TrainSettings(runs=folder, dataset=digits.name), 1, JobCallback())
     assert not report.failures
     assert not report.stopped
     return {run.method: (store.record(run) or {})["final"]["top1"] for run in runs}

@@ -25,26 +25,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmark.core.errors import UserError
-from benchmark.core.spec import Run, Schedule
+from benchmark.core.spec import LRSchedule, Run
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, Recipe, Source
 from benchmark.data.streaming import training_source
 from benchmark.execution.pool import run_jobs
-from benchmark.execution.scheduler import Watcher
-from benchmark.method.collectives import FEWEST_ROWS, Group, fewest_rows, rows_of
-from benchmark.method.contract import averaged, gathered
+from benchmark.execution.scheduler import JobCallback
+from benchmark.method.collectives import FEWEST_ROWS, ProcessGroup, fewest_rows, rows_of
+from benchmark.method import all_gather_rows, all_reduce_mean
 from benchmark.planning.jobs import Job
 from benchmark.plugins.registry import method_class
-from benchmark.results.record import outcome
+from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training.checkpoint import cohort_folder
 from benchmark.training.cohort import train
 from benchmark.training.dummies import random_images
-from benchmark.training.job import execute
-from benchmark.training.launcher import BrokenProcesses, check_sharing
+from benchmark.training.job import run_until_done
+from benchmark.training.launcher import WorkerProcessDied, check_sharing
 from benchmark.training.learner import Learner
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 from tests.engine import SHORT, request, settings, shrunk
 from tests.photographs import made_up_imagenet
 from tests.two_processes import (
@@ -117,7 +117,7 @@ def test_every_row_of_a_batch_has_one_process_and_every_process_two_rows(images:
 
 def test_outside_a_shared_batch_nothing_is_gathered() -> None:
     values = torch.rand(3, 2, requires_grad=True)
-    for same in (gathered(values), averaged(values)):
+    for same in (all_gather_rows(values), all_reduce_mean(values)):
         assert torch.equal(same, values)
         assert not same.requires_grad
 
@@ -172,7 +172,7 @@ def test_two_processes_without_batch_norm_train_as_one_does_over_epochs(shared, 
     one, two = (runs_of_cohort(processes)[TOGETHER.index(method)] for processes in (1, 2))
     assert one.id != two.id
     assert worst(store.weights(one), store.weights(two)) <= SAME_AFTER_EPOCHS
-    alone, together = (outcome(store.record(run) or {}) for run in (one, two))
+    alone, together = (comparable_part(store.record(run) or {}) for run in (one, two))
     assert alone["cost"] == together["cost"]
     for before, after in zip(alone["epochs"], together["epochs"], strict=True):
         assert before.keys() == after.keys()
@@ -232,20 +232,20 @@ def assert_rows(part: Batch, whole: Batch, rows: slice) -> None:
 
 def shared_runs(epochs: int = 3) -> list[Run]:
     """Two runs with batch norm and a past: a table, and the network of the epoch before with its statistics."""
-    protocol = SHORT.changed(schedule=Schedule(epochs=epochs))
+    protocol = SHORT.replace(schedule=LRSchedule(epochs=epochs))
     asked = request(protocol=protocol, options={"PS-KD": {"past": "previous_weights"}}, **FEW)
-    return [shrunk(asked.run(name, "ResNet8", None, 0)).changed(processes=2) for name in ("PS-KD", "LSSKD")]
+    return [shrunk(asked.run(name, "ResNet8", None, 0)).replace(processes=2) for name in ("PS-KD", "LSSKD")]
 
 
-def trained(runs: list[Run], place: Settings, group: Group, folder: Path) -> None:
+def trained(runs: list[Run], place: TrainSettings, group: ProcessGroup, folder: Path) -> None:
     assert train(runs, place, group=group)
 
 
-def results_of(runs: list[Run], place: Settings) -> list[dict[str, Any]]:
-    return [outcome(Store(place.runs).record(run) or {}) for run in runs]
+def results_of(runs: list[Run], place: TrainSettings) -> list[dict[str, Any]]:
+    return [comparable_part(Store(place.runs).record(run) or {}) for run in runs]
 
 
-def remade(kind: type[Settings], place: Settings, **changes: Any) -> Settings:
+def remade(kind: type[TrainSettings], place: TrainSettings, **changes: Any) -> TrainSettings:
     fields = {field.name: getattr(place, field.name) for field in dataclasses.fields(place)}
     return kind(**fields | changes)
 
@@ -281,12 +281,12 @@ def test_stopped_and_killed_and_resumed_gives_the_same_bits(tmp_path: Path) -> N
     in_two_processes(tmp_path / "first", partial(trained, runs, undisturbed))
     folder = cohort_folder(Store(place.runs), runs)
 
-    assert not execute(runs, place, stop=lambda: True)
+    assert not run_until_done(runs, place, stop=lambda: True)
     stopped = checkpoints.latest_position(folder)
     assert stopped is not None, "a stop leaves a checkpoint"
 
     eager = remade(EagerSettings, place, checkpoint_seconds=0.0)
-    parent = multiprocessing.get_context("fork").Process(target=execute, args=(runs, eager))
+    parent = multiprocessing.get_context("fork").Process(target=run_until_done, args=(runs, eager))
     parent.start()
     assert parent.pid is not None
     wait_for(lambda: (checkpoints.latest_position(folder) or stopped) >= (1, 4), "nothing is trained")
@@ -324,8 +324,8 @@ def test_the_failure_of_one_process_ends_all_with_one_reason(
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
     monkeypatch.setattr(Learner, "step", interrupted_by(happening))
     run, before = shared_runs()[0], children_of(os.getpid())
-    with pytest.raises(BrokenProcesses, match=reason):
-        execute([run], settings(tmp_path))
+    with pytest.raises(WorkerProcessDied, match=reason):
+        run_until_done([run], settings(tmp_path))
     assert Store(tmp_path).record(run) is None
     assert not {child for child in children_of(os.getpid()) - before if is_running(child)}
     assert all(not member.is_alive() for member in multiprocessing.active_children())
@@ -334,15 +334,15 @@ def test_the_failure_of_one_process_ends_all_with_one_reason(
 def test_what_cannot_be_shared_is_refused(tmp_path: Path, monkeypatch) -> None:
     run = shared_runs()[0]
     with pytest.raises(UserError, match=r"batch of 16 images .* for 3 processes; .* from 1, 2, 4, 8$"):
-        check_sharing(run.changed(processes=3), "cpu")
+        check_sharing(run.replace(processes=3), "cpu")
     with pytest.raises(UserError, match=r"equal parts of 2 or more for 16 processes"):
-        check_sharing(run.changed(processes=16), "cpu")
+        check_sharing(run.replace(processes=16), "cpu")
     with pytest.raises(UserError, match=r"one after another; use --workers 1$"):
-        run_jobs([Job((run,), frozenset(), 1.0)], settings(tmp_path), 2, Watcher())
+        run_jobs([Job((run,), frozenset(), 1.0)], settings(tmp_path), 2, JobCallback())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"2 processes need as many CUDA devices, and there is 1; .*--device cpu$"):
         check_sharing(run, "cuda")
     with pytest.raises(UserError, match=r"not 'cuda:0' alone; use --device cuda$"):
         check_sharing(run, "cuda:0")
-    check_sharing(run.changed(processes=1), "cuda:0", workers=4)
+    check_sharing(run.replace(processes=1), "cuda:0", workers=4)

@@ -20,20 +20,20 @@ from PIL import Image
 
 import methods
 from benchmark.backbones import network_names
-from benchmark.cli.app import names
+from benchmark.cli.app import split_names
 from benchmark.core.protocols import PROTOCOLS, SCALES, SEEDS
 from benchmark.core.rng import generator
 from benchmark.data import load_dataset
-from benchmark.data.custom import Description, read_description
-from benchmark.planning.figures import points_of
+from benchmark.data.custom import DatasetDescription, read_description
+from benchmark.planning.figures import plan_panel
 from benchmark.planning.overrides import parse_pair, parse_settings
 from benchmark.planning.request import with_dependencies
-from benchmark.planning.tables import grid_of
-from benchmark.planning.teachers import assigned_files
+from benchmark.planning.tables import plan_table
+from benchmark.planning.teachers import parse_file_assignments
 from benchmark.plugins.registry import all_methods, method_class, method_names, resolve_options
 from benchmark.results.store import Store
 from benchmark.targets import ALL
-from benchmark.training.job import execute
+from benchmark.training.job import run_until_done
 from benchmark.tune import parse_grid
 from figures.specification import figure_names, load_figure
 from tables.specification import Column, Row, Table, load_table, table_names
@@ -42,8 +42,9 @@ from tests.documents import DOCUMENTS, OWN_FILES, README, ROOT, table_after
 
 COMMANDS = (
     *(f"benchmark.{name}" for name in ("run", "report", "audit", "export", "tune", "speed", "catalogue")),
-    *(f"benchmark.{name}" for name in ("merge", "chaos")),
-    *(f"slurm.{name}" for name in ("status", "retry", "cancel", "devcluster")),
+    "benchmark.merge",
+    *(f"slurm.{name}" for name in ("status", "retry", "cancel")),
+    *(f"tests.{name}" for name in ("chaos", "devcluster")),
 )
 
 METHODS_OF_THE_SUITE = {row.method for row in load_table("II").at("demo").rows}
@@ -157,15 +158,17 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
                 continue
             given = command_of(module).make_context(module, arguments).params
             tables = given.get("table")
-            asked = tables if isinstance(tables, list) else names(tables, "--table")
+            asked = tables if isinstance(tables, list) else split_names(tables, "--table")
             assert set(asked) <= {*table_names(), ALL, *shown}, arguments
-            assert set(names(given.get("figure"), "--figure")) <= {*figure_names(), ALL, *shown}, arguments
+            assert set(split_names(given.get("figure"), "--figure")) <= {*figure_names(), ALL, *shown}, arguments
             assert given.get("scale", "demo") in {*SCALES, ""}, arguments
-            assert set(names(given.get("methods"), "--methods")) <= set(method_names()), arguments
-            for pair in names(given.get("pairs"), "--pairs"):
+            assert set(split_names(given.get("methods"), "--methods")) <= set(method_names()), arguments
+            for pair in split_names(given.get("pairs"), "--pairs"):
                 assert parse_pair(pair) in {(column.teacher, column.student) for column in load_table("II").columns}
             parse_settings(given.get("settings") or [], PROTOCOLS["lsskd"])
-            assert set(assigned_files(given.get("teacher_checkpoint") or [], "")) <= set(network_names()), arguments
+            assert set(parse_file_assignments(given.get("teacher_checkpoint") or [], "")) <= set(network_names()), (
+                arguments
+            )
             for combination in parse_grid(given["grid"]) if module == "benchmark.tune" else []:
                 resolve_options(method_class(given["method"]), PROTOCOLS["lsskd"], overrides=combination)
     assert seen == set(COMMANDS)
@@ -200,12 +203,12 @@ def test_every_toml_example_is_read(document: Path, tmp_path: Path) -> None:
         file.write_text(text)
         if "[[columns]]" in text:
             table = load_table(file)
-            grid = grid_of(table, engine.request(), [0])
+            grid = plan_table(table, engine.request(), [0])
             assert set(grid.runs) == {(row.method, column.name) for row in table.rows for column in table.columns}
         elif "[[panels]]" in text:
             figure = load_figure(file)
-            planned = [points_of(figure, panel, engine.request(), [0]) for panel in figure.panels]
-            assert all(points.to_train() for points in planned)
+            planned = [plan_panel(figure, panel, engine.request(), [0]) for panel in figure.panels]
+            assert all(points.requested_runs() for points in planned)
         else:
             size = read_description(file).image_size
             for split, name in itertools.product(("train", "test"), ("ash", "oak")):
@@ -226,7 +229,7 @@ def test_the_page_on_own_files_names_every_field() -> None:
         ("## A table", Table),
         ("A column:", Column),
         ("A row:", Row),
-        ("## A dataset", Description),
+        ("## A dataset", DatasetDescription),
     ):
         stated = [name for row in table_after(page, heading)[1:] for name in re.findall(r"`(\w+)`", row[0])]
         assert sorted(stated) == sorted(model.model_fields), heading
@@ -235,8 +238,8 @@ def test_the_page_on_own_files_names_every_field() -> None:
 def test_the_readme_states_the_number_of_runs_and_epochs_of_each_scale() -> None:
     request = dataclasses.replace(engine.request(), protocol=PROTOCOLS["lsskd"], scale=SCALES["demo"])
     rows = [name for name in METHODS_OF_THE_SUITE if method_class(name).in_default_grid]
-    grid = grid_of(load_table("II").at("demo"), request, range(SEEDS["demo"]), rows)
-    runs, students = with_dependencies(grid.to_train()), grid.to_train()
+    grid = plan_table(load_table("II").at("demo"), request, range(SEEDS["demo"]), rows)
+    runs, students = with_dependencies(grid.requested_runs()), grid.requested_runs()
     first = [run for run in runs if run.method == "AB-init"]
     heads = [run for run in runs if not method_class(run.method).listed and run not in first]
     teachers = len(runs) - len(students) - len(heads) - len(first)
@@ -284,14 +287,14 @@ def test_the_example_method_trains_and_the_results_are_read_as_the_readme_shows(
     place = engine.settings(tmp_path / "runs")
     run = engine.run_of("Logits")
     engine.train_dependencies([run], place)
-    assert execute([run], place)
+    assert run_until_done([run], place)
     record = Store(place.runs).record(run)
     assert record
     assert record["status"] == "finished"
     assert record["final"]["terms"].keys() == {"ce", "logits"}
     losses = [figures["terms"]["logits"] for figures in record["epochs"]]
     assert 0 < losses[-1] < losses[0]
-    assert "Logits" in [row for row, _ in grid_of(load_table("II"), engine.request(), [0], ["Logits"]).chosen]
+    assert "Logits" in [row for row, _ in plan_table(load_table("II"), engine.request(), [0], ["Logits"]).chosen]
     monkeypatch.chdir(tmp_path)
     (code,) = [block for block in blocks(README, "python") if "load(" in block]
     exec(code, {"__name__": "example"})

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from benchmark.core.spec import Run
-from benchmark.planning.checks import edited, looked_over
+from benchmark.planning.checks import check_records, edited
 from benchmark.plugins.registry import all_methods, method_class
-from benchmark.plugins.source import code_of
+from benchmark.plugins.source import fingerprint_code
 from benchmark.results import index
 from benchmark.results.record import Record
 from benchmark.results.store import Store, load
-from benchmark.training.job import execute
+from benchmark.training.job import run_until_done
 from tests import engine
 from tests.new_methods import NewMethods, new_methods
 
@@ -46,9 +46,9 @@ def method_code(store: Store, run: Run) -> str:
     ],
 )
 def test_what_only_people_read_is_no_other_code(new_methods: NewMethods, change: tuple[str, str]) -> None:
-    before = code_of(new_methods())
+    before = fingerprint_code(new_methods())
     assert len(before) == 64
-    assert code_of(new_methods(change)) == before
+    assert fingerprint_code(new_methods(change)) == before
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_what_only_people_read_is_no_other_code(new_methods: NewMethods, change:
     ],
 )
 def test_what_is_computed_is_other_code(new_methods: NewMethods, change: tuple[str, str]) -> None:
-    before = code_of(new_methods())
-    assert code_of(new_methods(change)) != before
+    before = fingerprint_code(new_methods())
+    assert fingerprint_code(new_methods(change)) != before
 
 
 def test_the_code_of_what_a_method_is_derived_from_counts(new_methods: NewMethods) -> None:
@@ -74,7 +74,7 @@ def test_the_code_of_what_a_method_is_derived_from_counts(new_methods: NewMethod
             source='from methods.follow import Follower\n\n\nclass Again(Follower):\n    name = "Again"\n',
             file="again.py",
         )
-        return code_of(all_methods()["Again"])
+        return fingerprint_code(all_methods()["Again"])
 
     assert derived() == derived() != derived(EDIT)
 
@@ -83,27 +83,27 @@ def test_the_record_tells_the_code_and_an_edit_is_told_until_the_version_is_rais
     new_methods: NewMethods, tmp_path: Path
 ) -> None:
     place, store = engine.settings(tmp_path / "runs"), Store(tmp_path / "runs")
-    trained = code_of(new_methods())
+    trained = fingerprint_code(new_methods())
     run = engine.run_of("Follow")
     engine.train_dependencies([run], place)
-    assert execute([run], place)
+    assert run_until_done([run], place)
     assert method_code(store, run) == trained
-    assert looked_over(store, [run]) == []
+    assert check_records(store, [run]) == []
     content = (store.folder(run) / "record.json").read_bytes()
     new_methods(EDIT)
     assert engine.run_of("Follow") == run
-    (line,) = looked_over(store, [run, *run.dependencies()])
+    (line,) = check_records(store, [run, *run.dependencies()])
     assert line == (
         "warning: edited since these runs were trained, with the same version: Follow (1 run; methods/follow.py, "
         "version 1). They are not trained again; if a method computes something else now, raise the version in its "
         "class"
     )
-    assert store.untrained([run]) == []
+    assert store.missing([run]) == []
     assert (store.folder(run) / "record.json").read_bytes() == content
     new_methods(EDIT, RAISED)
     again = engine.run_of("Follow")
-    assert looked_over(store, [again]) == []
-    assert store.untrained([again]) == [again]
+    assert check_records(store, [again]) == []
+    assert store.missing([again]) == [again]
 
 
 def test_one_line_counts_the_runs_of_all_methods(tmp_path: Path) -> None:
@@ -114,17 +114,17 @@ def test_one_line_counts_the_runs_of_all_methods(tmp_path: Path) -> None:
         recorded(store, run, method_code="0" * 64)
     for name, provenance in others.items():
         recorded(store, engine.run_of(name), **provenance)
-    recorded(store, engine.run_of("CRD"), method_code=code_of(all_methods()["CRD"]))
+    recorded(store, engine.run_of("CRD"), method_code=fingerprint_code(all_methods()["CRD"]))
     asked = [*seeds[:2], *(engine.run_of(name) for name in (*others, "CRD", "FitNet"))]
-    (line,) = looked_over(store, asked)
+    (line,) = check_records(store, asked)
     assert "AT (1 run; methods/at.py, version 1), KD (2 runs; methods/kd.py, version 1)." in line
     # A run that has not been asked for is no matter, and neither are records that do not tell.
-    assert looked_over(store, [engine.run_of(name) for name in others if name != "AT"]) == []
+    assert check_records(store, [engine.run_of(name) for name in others if name != "AT"]) == []
 
 
 def test_a_run_that_was_edited_while_it_was_interrupted_is_judged_by_its_last_piece() -> None:
     run = engine.run_of("KD")
-    today = code_of(method_class("KD"))
+    today = fingerprint_code(method_class("KD"))
     assert edited({run: f"{'0' * 64}+{today}"}) == []
     (line,) = edited({run: f"{today}+{'0' * 64}"})
     assert "KD (1 run;" in line
@@ -133,40 +133,40 @@ def test_a_run_that_was_edited_while_it_was_interrupted_is_judged_by_its_last_pi
 def test_nothing_is_put_aside_where_only_lines_are_wanted(tmp_path: Path) -> None:
     store, run = Store(tmp_path), engine.run_of("KD")
     recorded(store, run, method_code="0" * 64)
-    assert looked_over(store, [run], heal=False) == looked_over(store, [run])
-    assert "KD (1 run" in looked_over(store, [run])[0]
+    assert check_records(store, [run], heal=False) == check_records(store, [run])
+    assert "KD (1 run" in check_records(store, [run])[0]
 
 
 def test_the_index_knows_the_code_so_that_no_record_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "FEW", 0)
+    monkeypatch.setattr(index, "MIN_LOOKUPS", 0)
     store = Store(tmp_path)
     runs = [engine.run_of("KD"), engine.run_of("AT"), engine.run_of("SP")]
     for run, provenance in zip(runs, ({"method_code": "a"}, {"method_code": "b+c"}, {}), strict=True):
         recorded(store, run, **provenance)
     expected = dict(zip(runs, ("a", "b+c", None), strict=True))
-    assert store.codes(runs) == expected
+    assert store.code_hashes(runs) == expected
     load(store.root)
 
     def read(run: Run) -> Record | None:
         raise AssertionError(f"{run.id} was read")
 
     monkeypatch.setattr(store, "record", read)
-    assert store.codes([*runs, engine.run_of("CC")]) == expected
-    assert store.healed(runs) == ([], expected)
+    assert store.code_hashes([*runs, engine.run_of("CC")]) == expected
+    assert store.quarantined(runs) == ([], expected)
 
 
 def test_an_edit_between_two_pieces_of_a_run_is_told_and_recorded(new_methods: NewMethods, tmp_path: Path) -> None:
     place, store = engine.settings(tmp_path / "runs"), Store(tmp_path / "runs")
-    first = code_of(new_methods())
+    first = fingerprint_code(new_methods())
     run = engine.run_of("Follow")
     engine.train_dependencies([run], place)
     asked = iter([False] * 3 + [True] * 100)
-    assert not execute([run], place, stop=lambda: next(asked))
-    second = code_of(new_methods(EDIT))
+    assert not run_until_done([run], place, stop=lambda: next(asked))
+    second = fingerprint_code(new_methods(EDIT))
     lines: list[str] = []
-    assert execute([run], place, say=lines.append)
+    assert run_until_done([run], place, say=lines.append)
     told = "warning: edited since its runs were begun, with the same version: Follow; their records will tell"
     assert lines[-1] == told
     assert method_code(store, run) == f"{first}+{second}"
     # It was told, and its record tells; since its last piece nothing was edited.
-    assert looked_over(store, [run]) == []
+    assert check_records(store, [run]) == []

@@ -33,11 +33,11 @@ from benchmark.data.dataset import Images
 from benchmark.export import exporting, load_edge
 from benchmark.export.__main__ import app, milliseconds
 from benchmark.export.edge import Edge, logits_of, open_session, quantised, to_onnx
-from benchmark.export.exporting import Shown, images_of
+from benchmark.export.exporting import ExportSubject, images_of
 from benchmark.results.record import Record
 from benchmark.results.store import Store
-from benchmark.training.inputs import recipe_for, training_material
-from benchmark.training.job import execute
+from benchmark.training.inputs import recipe_for, select_training_data
+from benchmark.training.job import run_until_done
 from tests import engine
 from tests.commands import ROOT, files_under, run_command, small_dataset
 from tests.onnx_files import by_hand, changed
@@ -106,8 +106,8 @@ class Exported:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A student that was trained with branches on it, which are not to be exported."""
     runs = tmp_path_factory.mktemp("export") / "runs"
-    run = engine.request().run("LSSKD", "ResNet8", None, 0).changed(fraction=0.3)
-    assert execute([run], engine.settings(runs))
+    run = engine.request().run("LSSKD", "ResNet8", None, 0).replace(fraction=0.3)
+    assert run_until_done([run], engine.settings(runs))
     seen: list[np.ndarray] = []
 
     def watched(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
@@ -306,7 +306,7 @@ def test_the_int8_file_is_calibrated_on_what_the_run_learned_from(exported: Expo
 
 
 def test_some_images_are_the_same_share_of_each_class_from_a_stream_of_their_own() -> None:
-    shown = images_of(engine.run_of("Baseline").changed(fraction=0.5), "", None, None)
+    shown = images_of(engine.run_of("Baseline").replace(fraction=0.5), "", None, None)
     everything = torch.cat([batch for batch, _ in shown.batches(shown.train)])
     labels = {image.numpy().tobytes(): int(label) for image, label in zip(everything, shown.train.labels, strict=True)}
     chosen = shown.some(shown.train, 100, "one")
@@ -320,14 +320,14 @@ def test_some_images_are_the_same_share_of_each_class_from_a_stream_of_their_own
 def test_a_run_of_tuning_is_measured_on_what_it_held_out() -> None:
     run = engine.run_of("Baseline", validation=0.2)
     images = images_of(run, "", None, None)
-    material = training_material(run, images.dataset)
+    material = select_training_data(run, images.dataset)
     for ours, theirs in ((images.evaluation, material.evaluation), (images.train, material.train)):
         assert torch.equal(pixels_of(ours), pixels_of(theirs))
 
 
 def test_more_classes_than_images_wanted_still_give_few_images() -> None:
     digits = load_dataset("digits")
-    images = Shown(digits, recipe_for(engine.SHORT, digits), 8, digits.train, digits.test)
+    images = ExportSubject(digits, recipe_for(engine.SHORT, digits), 8, digits.train, digits.test)
     assert len(images.some(digits.test, 3, "few")) == 5
 
 
@@ -370,7 +370,7 @@ def test_bad_input_is_one_line_and_leaves_everything_as_it_was(
         # As if the run had been another one.
         record = {"status": "finished", "final": {"top1": 1.0}, "provenance": {}}
         weights = safetensors.torch.load_file(copied.folder / "student.safetensors")
-        Store(copied.runs).finish(copied.run.changed(**changes), record, {"student": weights})
+        Store(copied.runs).finish(copied.run.replace(**changes), record, {"student": weights})
         shutil.rmtree(copied.folder)
     before = files_under(tmp_path)
     ended = export(*command)

@@ -32,7 +32,7 @@ def finish(store: Store, run: Run, network: str = "ResNet8", part: str = "studen
 def store(tmp_path: Path) -> Store:
     kept = Store(tmp_path / "runs")
     finish(kept, RUN)
-    finish(kept, RUN.changed(student="ResNet20"), "ResNet20")
+    finish(kept, RUN.replace(student="ResNet20"), "ResNet20")
     (kept.cohorts("digits") / "LSSKD_ResNet8").mkdir(parents=True)
     return kept
 
@@ -96,7 +96,7 @@ def renamed(store: Store) -> None:
 
 def twins(store: Store) -> None:
     for seed in range(1, 8):
-        store.begin(RUN.changed(seed=seed))
+        store.begin(RUN.replace(seed=seed))
 
 
 def nothing(store: Store) -> None:

@@ -22,8 +22,8 @@ from benchmark.audit.claims import load_claims
 from benchmark.cli.app import refuse
 from benchmark.core.errors import UserError
 from benchmark.data import cache, decoding, download, folders, imagenet, load_dataset
-from benchmark.data.cache import Place, place_for, read_or_build
-from benchmark.io.untrusted import Refused, bounded_text
+from benchmark.data.cache import CacheLocation, locate_cache, read_or_build
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from figures.specification import load_figure
 from slurm.profile import load_profile
 from tables.specification import load_table
@@ -50,13 +50,13 @@ def rewritten(index: Path, change: Callable[[dict[str, object]], object]) -> Non
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    where = Place(tmp_path / "cache", None)
+def place(tmp_path: Path) -> CacheLocation:
+    where = CacheLocation(tmp_path / "cache", None)
     read_or_build(where, "set", "source", content)
     return where
 
 
-def test_an_index_names_no_file_outside_of_its_folder(place: Place, tmp_path: Path) -> None:
+def test_an_index_names_no_file_outside_of_its_folder(place: CacheLocation, tmp_path: Path) -> None:
     folder = place.preferred / "set"
     (train,) = folder.glob("train-images-*.npy")
     secret = train.rename(tmp_path / "secret.npy")
@@ -82,7 +82,7 @@ def test_an_index_names_no_file_outside_of_its_folder(place: Place, tmp_path: Pa
     ],
 )
 def test_an_index_that_the_suite_did_not_write_is_built_again(
-    place: Place, change: Callable[[dict[str, object]], object]
+    place: CacheLocation, change: Callable[[dict[str, object]], object]
 ) -> None:
     rewritten(place.preferred / "set" / "index.json", change)
     again = read_or_build(place, "set", "source", content)
@@ -90,14 +90,14 @@ def test_an_index_that_the_suite_did_not_write_is_built_again(
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"sha256": "x", "index": ' + "[" * 100_000])
-def test_an_index_that_is_nested_deeply_is_built_again(place: Place, text: str) -> None:
+def test_an_index_that_is_nested_deeply_is_built_again(place: CacheLocation, text: str) -> None:
     (place.preferred / "set" / "index.json").write_text(text)
     assert read_or_build(place, "set", "source", content).content.classes == ("a", "b")
     read_or_build(place, "set", "source", never)
 
 
 @pytest.mark.parametrize("name", ["index.json", "train-images-*.npy"])
-def test_a_pipe_in_a_cache_is_not_waited_for(place: Place, name: str) -> None:
+def test_a_pipe_in_a_cache_is_not_waited_for(place: CacheLocation, name: str) -> None:
     (path,) = (place.preferred / "set").glob(name)
     path.unlink()
     os.mkfifo(path)
@@ -112,7 +112,7 @@ def kept_listing(tmp_path: Path) -> tuple[Path, Path]:
     for folder in [*(root / "imagenet").glob("*/*"), *(root / "imagenet").glob("*")]:
         os.utime(folder, (1e9, 1e9))
     load_dataset("imagenet", root)
-    path = place_for(root, None).preferred / "imagenet-files.npz"
+    path = locate_cache(root, None).preferred / "imagenet-files.npz"
     assert path.is_file()
     return root, path
 
@@ -257,11 +257,11 @@ def test_a_toml_file_from_elsewhere_is_bounded(tmp_path: Path, kind: str) -> Non
 def test_bounded_text_reads_what_is_within_its_bound(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("ä" * 50)
-    assert bounded_text(path, 100) == "ä" * 50
-    with pytest.raises(Refused, match="has 100 bytes, at most 99 bytes are read"):
-        bounded_text(path, 99)
+    assert read_text_limited(path, 100) == "ä" * 50
+    with pytest.raises(UntrustedInputError, match="has 100 bytes, at most 99 bytes are read"):
+        read_text_limited(path, 99)
     with pytest.raises(FileNotFoundError):
-        bounded_text(tmp_path / "y", 99)
+        read_text_limited(tmp_path / "y", 99)
 
 
 # What is printed and written.

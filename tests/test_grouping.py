@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.core.spec import Run
-from benchmark.planning.cohorts import Cohort, Place, depths_of, joined_teacher_free, split_for
+from benchmark.planning.cohorts import CohortKey, CohortPlan, balance_cohorts, dependency_depths, merge_teacher_free
 from benchmark.planning.cost import cohort_seconds, run_seconds
 from benchmark.plugins.registry import method_class
 from tests import engine
@@ -49,8 +49,8 @@ def test_the_dearest_cohort_is_halved_until_no_worker_is_idle(runs: list[Run], c
     ends = [0, *sorted(cuts), len(runs)]
     groups = [list(runs[start:end]) for start, end in itertools.pairwise(ends)]
     depths = dict.fromkeys((run.digest for run in runs), 0)
-    cohorts = [Cohort(tuple(group), seconds(group)) for group in groups]
-    found = split_for(cohorts, depths, workers, IMAGE_SIZE, IMAGES)
+    cohorts = [CohortPlan(tuple(group), seconds(group)) for group in groups]
+    found = balance_cohorts(cohorts, depths, workers, IMAGE_SIZE, IMAGES)
     assert [list(cohort.runs) for cohort in found] == split_plainly(groups, workers)
     assert all(cohort.seconds == seconds(list(cohort.runs)) for cohort in found)
 
@@ -58,18 +58,18 @@ def test_the_dearest_cohort_is_halved_until_no_worker_is_idle(runs: list[Run], c
 def test_each_depth_is_split_for_all_workers() -> None:
     runs = RUNS[:4]
     depths = {run.digest: place % 2 for place, run in enumerate(runs)}
-    cohorts = [Cohort(tuple(runs[start::2]), seconds(runs[start::2])) for start in (0, 1)]
-    assert [len(cohort.runs) for cohort in split_for(cohorts, depths, 2, IMAGE_SIZE, IMAGES)] == [1] * 4
+    cohorts = [CohortPlan(tuple(runs[start::2]), seconds(runs[start::2])) for start in (0, 1)]
+    assert [len(cohort.runs) for cohort in balance_cohorts(cohorts, depths, 2, IMAGE_SIZE, IMAGES)] == [1] * 4
 
 
 def test_a_run_is_as_deep_as_what_it_waits_for() -> None:
     student = REQUEST.run("SSKD", "ResNet8", "ResNet32", 0)
     teacher, head = student.dependencies()
-    depths = depths_of([student, RUNS[0]])
+    depths = dependency_depths([student, RUNS[0]])
     assert depths == {teacher.digest: 0, head.digest: 1, student.digest: 2, RUNS[0].digest: 0}
 
 
-def join_plainly(groups: dict[Place, list[Run]]) -> dict[Place, list[Run]]:
+def join_plainly(groups: dict[CohortKey, list[Run]]) -> dict[CohortKey, list[Run]]:
     """Look for a host among all groups, for each teacher-free one."""
     joined = dict(groups)
     for place in groups:
@@ -86,7 +86,7 @@ def join_plainly(groups: dict[Place, list[Run]]) -> dict[Place, list[Run]]:
 
 
 PLACES = st.builds(
-    Place,
+    CohortKey,
     depth=st.just(0),
     needed=st.booleans(),
     cohort=st.sampled_from("ab"),
@@ -98,6 +98,6 @@ HEAD = REQUEST.run("SSKD", "ResNet8", "ResNet32", 0).head
 
 
 @given(places=st.lists(PLACES, unique=True), runs=st.permutations([*RUNS, HEAD]))
-def test_teacher_free_runs_join_the_first_cohort_that_has_a_teacher(places: list[Place], runs: list[Run]) -> None:
+def test_teacher_free_runs_join_the_first_cohort_that_has_a_teacher(places: list[CohortKey], runs: list[Run]) -> None:
     groups = {place: [run] for place, run in zip(places, runs, strict=False)}
-    assert list(joined_teacher_free(groups).items()) == list(join_plainly(groups).items())
+    assert list(merge_teacher_free(groups).items()) == list(join_plainly(groups).items())

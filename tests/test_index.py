@@ -19,7 +19,7 @@ from pandas.testing import assert_frame_equal
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.results import index
-from benchmark.results.frame import frame_of
+from benchmark.results.frame import to_dataframe
 from benchmark.results.store import Store, load
 from tests import engine
 
@@ -52,7 +52,7 @@ def store(tmp_path: Path) -> Store:
             finish(store, run_of(method, seed, ("zebra", "digits")[number % 2]))
     fail(store, run_of("CRD"))
     store.begin(run_of("FitNet"))
-    store.keep_released_figures("digits", "a" * 64, {"top1": 70.0})
+    store.save_teacher_metrics("digits", "a" * 64, {"top1": 70.0})
     store.cohorts("digits").mkdir()
     return store
 
@@ -81,7 +81,7 @@ class Reader:
         """The frame, which must be that of the records; what was read for it stands in `read`."""
         self.read.clear()
         frame = index.load(self.store.root, self.by_path)
-        assert_frame_equal(frame, frame_of(self.store.records()), check_exact=True)
+        assert_frame_equal(frame, to_dataframe(self.store.records()), check_exact=True)
         assert_frame_equal(load(self.store.root), frame, check_exact=True)
         return frame
 
@@ -142,7 +142,7 @@ def no_parquet(path: Path) -> None:
 
 def of_other_code(path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "_maker", lambda: "other code")
+        patch.setattr(index, "_schema_version", lambda: "other code")
         load(path.parent)
 
 
@@ -179,7 +179,7 @@ def test_no_altered_byte_of_the_index_alters_what_is_loaded(store: Store) -> Non
 
 
 def test_a_folder_without_records_gets_no_index(tmp_path: Path) -> None:
-    assert_frame_equal(load(tmp_path / "nowhere"), frame_of([]))
+    assert_frame_equal(load(tmp_path / "nowhere"), to_dataframe([]))
     assert not (tmp_path / "nowhere").exists()
     assert load(tmp_path).empty
     assert list(tmp_path.iterdir()) == []
@@ -227,8 +227,11 @@ COLUMNS = columns_of_one_type(
 def test_rows_of_any_kind_come_back_as_the_frame_of_the_rows(tmp_path_factory, rows: list[dict[str, Any]]) -> None:
     root = tmp_path_factory.mktemp("rows")
     table = index.Table()
-    stamp = index.Stamp(1, 2, 3)
-    table.add(index.Entry(str(place), stamp, "d", index.Ending("failed", None), row) for place, row in enumerate(rows))
+    stamp = index.FileStat(1, 2, 3)
+    table.add(
+        index.IndexEntry(str(place), stamp, "d", index.RecordStatus("failed", None), row)
+        for place, row in enumerate(rows)
+    )
     assert_frame_equal(table.frame(), pd.DataFrame(rows), check_exact=True)
     index._write(root, table)
     again = index._read(root)
@@ -241,8 +244,8 @@ def test_rows_of_any_kind_come_back_as_the_frame_of_the_rows(tmp_path_factory, r
 @pytest.fixture
 def always_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handful of records are treated as a multitude is."""
-    monkeypatch.setattr(index, "FEW", 0)
-    monkeypatch.setattr(index, "WORTH_WRITING", 1)
+    monkeypatch.setattr(index, "MIN_LOOKUPS", 0)
+    monkeypatch.setattr(index, "MIN_WRITES", 1)
 
 
 EXPECTED = {run_of("CRD"): "failed", run_of("FitNet"): None, run_of("KD"): "finished", run_of("KD", 7): None}

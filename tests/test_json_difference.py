@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.io.json_diff import Difference, canonical, first_difference
+from benchmark.io.json_diff import JsonDiff, canonical, first_difference
 
 LEAVES = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 1.0, float("nan")]) | st.text("ab")
 VALUES = st.recursive(
@@ -30,12 +30,12 @@ def test_a_difference_is_named_where_and_only_where_the_texts_differ(left: Any, 
 
 def test_the_first_in_the_order_of_the_left_is_given_and_the_innermost() -> None:
     left = {"b": [1, {"c": 2}], "a": 3}
-    assert first_difference(left, {"a": 4, "b": [1, {"c": 5}]}) == Difference(("b", 1, "c"), 2, 5)
-    assert first_difference(left, {"a": 3}) == Difference(("b",), [1, {"c": 2}], None)
-    assert first_difference([1], [1, 2]) == Difference((), [1], [1, 2])
+    assert first_difference(left, {"a": 4, "b": [1, {"c": 5}]}) == JsonDiff(("b", 1, "c"), 2, 5)
+    assert first_difference(left, {"a": 3}) == JsonDiff(("b",), [1, {"c": 2}], None)
+    assert first_difference([1], [1, 2]) == JsonDiff((), [1], [1, 2])
 
 
 def test_a_whole_number_is_no_other_number_and_the_order_of_names_says_nothing() -> None:
-    assert first_difference({"a": 1}, {"a": 1.0}) == Difference(("a",), 1, 1.0)
+    assert first_difference({"a": 1}, {"a": 1.0}) == JsonDiff(("a",), 1, 1.0)
     assert first_difference([True], [1]) is not None
     assert first_difference(json.loads('{"a": 1, "b": 2}'), json.loads('{"b": 2, "a": 1}')) is None

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmark.core.errors import UserError
-from benchmark.core.spec import Run, Schedule
+from benchmark.core.spec import LRSchedule, Run
 from benchmark.method.contract import Outputs, Shape
-from benchmark.results.record import outcome
+from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
 from benchmark.training.inputs import first_weights
-from benchmark.training.job import execute
+from benchmark.training.job import run_until_done
 from benchmark.training.learner import Learner, fresh_network, network_shape
 from methods.ab import AB, ABInit, boundary_loss, connector
 from methods.fitnet import Connector
@@ -172,8 +172,8 @@ def test_maps_of_one_size_are_connected_by_nothing_that_learns() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     """A run of AB whose first stage is trained, for two epochs; its student has a norm behind the stages."""
-    schedules = engine.SHORT.method_schedules | {"AB-init": Schedule(epochs=2)}
-    protocol = engine.SHORT.changed(method_schedules=schedules)
+    schedules = engine.SHORT.method_schedules | {"AB-init": LRSchedule(epochs=2)}
+    protocol = engine.SHORT.replace(method_schedules=schedules)
     run = engine.shrunk(engine.request("fp32", protocol).run("AB", "WRN-16-2", "ResNet20", 0))
     place = engine.settings(tmp_path_factory.mktemp("ab"))
     engine.train_dependencies([run], place)
@@ -190,7 +190,7 @@ def test_the_student_starts_from_the_weights_that_the_first_stage_left(trained: 
     left = Store(folder).weights(run.start)
     for name, tensor in learner.student.state_dict().items():
         assert torch.equal(tensor, left[name]), name
-    assert execute([run], place)
+    assert run_until_done([run], place)
     (record,) = engine.records([run], place).values()
     assert record["status"] == "finished"
 
@@ -215,10 +215,10 @@ def test_a_first_stage_that_is_killed_and_resumed_gives_the_same_bits(
     engine.train_dependencies([run.start], place)
     # In the middle of the second epoch of nine steps, when an evaluation lies behind it.
     asked = iter([False] * 12 + [True])
-    assert not execute([run.start], place, stop=lambda: next(asked))
-    assert execute([run.start], place)
+    assert not run_until_done([run.start], place, stop=lambda: next(asked))
+    assert run_until_done([run.start], place)
     (resumed,) = engine.records([run.start], place).values()
     undisturbed = Store(folder).record(run.start)
     assert undisturbed is not None
     assert resumed["provenance"]["resumed"] == 1
-    assert outcome(resumed) == outcome(undisturbed)
+    assert comparable_part(resumed) == comparable_part(undisturbed)

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from benchmark.method.contract import Context, Mixture, Network, Outputs
-from benchmark.results.record import outcome
+from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
-from benchmark.training.job import execute
+from benchmark.training.job import run_until_done
 from methods.hssakd_online import HSSAKDOnline
 from tests.engine import run_of, settings, train_dependencies
 from tests.support import (
@@ -123,18 +123,18 @@ def test_a_resumed_run_beside_a_taught_one_gives_the_same_bits_as_one_alone(tmp_
     run, taught = run_of("HSSAKD-online"), run_of("KD")
     assert run.teacher is None
     alone, resumed = settings(tmp_path / "alone"), settings(tmp_path / "resumed")
-    assert execute([run], alone)
+    assert run_until_done([run], alone)
     train_dependencies([taught], resumed)
     asked = iter([False] * 12 + [True])
-    assert not execute([taught, run], resumed, stop=lambda: next(asked))
-    assert execute([taught, run], resumed)
+    assert not run_until_done([taught, run], resumed, stop=lambda: next(asked))
+    assert run_until_done([taught, run], resumed)
     first, second = Store(alone.runs).record(run), Store(resumed.runs).record(run)
     assert first is not None
     assert second is not None
     assert second["provenance"]["resumed"] == 1
     assert first["status"] == "finished"
     assert len(first["final"]["stages"]) == 3
-    assert outcome(first) == outcome(second)
+    assert comparable_part(first) == comparable_part(second)
 
 
 @pytest.mark.parametrize("option", [{"temperature": 0}, {"joint_weight": -1}, {"peers": 3}], ids=str)

@@ -19,11 +19,11 @@ from benchmark.core.rng import generator
 from benchmark.data.augmentation import TrainingSource
 from benchmark.data.mixing import Mixture
 from benchmark.method.contract import Step, UserError
-from benchmark.results.record import outcome
+from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
 from benchmark.training.dummies import random_images
 from benchmark.training.inputs import recipe_for
-from benchmark.training.job import execute
+from benchmark.training.job import run_until_done
 from benchmark.training.learner import Learner
 from methods.baseline import cross_entropy
 from methods.mokd import (
@@ -338,16 +338,16 @@ def test_a_resumed_run_gives_the_same_bits_as_one_that_was_not(tmp_path: Path) -
     run, beside = engine.run_of("MOKD", options={"MOKD": SMALL}), engine.run_of("Baseline")
     assert run.teacher is None
     alone, resumed = engine.settings(tmp_path / "alone"), engine.settings(tmp_path / "resumed")
-    assert execute([run], alone)
+    assert run_until_done([run], alone)
     asked = iter([False] * 12 + [True])
-    assert not execute([beside, run], resumed, stop=lambda: next(asked))
-    assert execute([beside, run], resumed)
+    assert not run_until_done([beside, run], resumed, stop=lambda: next(asked))
+    assert run_until_done([beside, run], resumed)
     first, second = Store(alone.runs).record(run), Store(resumed.runs).record(run)
     assert first is not None
     assert second is not None
     assert second["provenance"]["resumed"] == 1
     assert first["status"] == "finished"
-    assert outcome(first) == outcome(second)
+    assert comparable_part(first) == comparable_part(second)
 
 
 def test_cost_counts_both_networks_their_crops_and_their_teachers() -> None:

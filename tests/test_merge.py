@@ -15,13 +15,13 @@ import pytest
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
-from benchmark.io.files import sha256_of
+from benchmark.io.files import compute_sha256
 from benchmark.merge import Merge
 from benchmark.merge.__main__ import main
-from benchmark.results.leases import Claims
-from benchmark.results.record import checksum_of
+from benchmark.results.leases import LeaseManager
+from benchmark.results.record import compute_checksum
 from benchmark.results.store import Store, load
-from benchmark.training.job import execute
+from benchmark.training.job import run_until_done
 from tests import engine, report_records
 from tests.commands import files_under, run_command
 from tests.merges import (
@@ -56,10 +56,10 @@ def test_trained_runs_come_in_to_the_last_byte_and_are_equal_after_that(
             assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
         for part, digest in (Store(here).record(run) or {})["weights"].items():
             assert Store(here).weights(run, part)
-            assert digest == sha256_of(ours / f"{part}.safetensors")
+            assert digest == compute_sha256(ours / f"{part}.safetensors")
     assert len(load(here)) == 3
     assert counts(merged(source, here)) == {"equal": 3}
-    assert execute(runs, engine.settings(here))
+    assert run_until_done(runs, engine.settings(here))
 
 
 def test_what_is_derived_is_written_from_the_record_and_not_copied(there: Path, here: Path) -> None:
@@ -96,7 +96,7 @@ def test_new_equal_conflicting_kept_replaced_and_unfinished_runs_are_told_apart(
     assert counts(found) == expected
     assert found["replaced"][0].why == "a failed run"
     assert found["kept"][0].why == "failed there: loss not finite at epoch 3, step 17"
-    assert Store(here).untrained([new, equal, conflicting, kept, replaced], retry_failed=True) == []
+    assert Store(here).missing([new, equal, conflicting, kept, replaced], retry_failed=True) == []
     assert not Store(here).folder(unfinished).exists()
     assert {path: path.read_bytes() for path in before} == before
 
@@ -127,7 +127,7 @@ def test_a_damaged_record_here_is_put_aside_for_the_whole_one(there: Path, here:
     (folder / "record.json").write_text("{")
     (finding,) = Merge(Store(here)).merge(there)
     assert (finding.kind, finding.why) == ("replaced", "a damaged record, which is put aside")
-    assert Store(here).untrained([run_of()], retry_failed=True) == []
+    assert Store(here).missing([run_of()], retry_failed=True) == []
     assert any(path.name.startswith("damaged-record.json") for path in folder.iterdir())
 
 
@@ -137,7 +137,7 @@ def test_a_run_that_is_being_trained_here_is_left(there: Path, here: Path) -> No
     ready, done = context.Event(), context.Event()
 
     def train() -> None:
-        Claims(here).take(Store(here).folder(run_of()))
+        LeaseManager(here).acquire(Store(here).folder(run_of()))
         ready.set()
         done.wait(60)
 
@@ -198,14 +198,14 @@ def test_a_merge_that_is_killed_at_any_moment_leaves_whole_runs_or_none_and_goes
 def test_figures_of_released_teachers_come_in(there: Path, here: Path) -> None:
     names = ["a" * 64, "b" * 64, "c" * 64]
     for name in names:
-        Store(there).keep_released_figures("digits", name, {"top1": 70.0, "nll": 1.0})
-    Store(here).keep_released_figures("digits", names[1], {"top1": 70.0, "nll": 1.0})
-    Store(here).keep_released_figures("digits", names[2], {"top1": 71.5, "nll": 1.0})
+        Store(there).save_teacher_metrics("digits", name, {"top1": 70.0, "nll": 1.0})
+    Store(here).save_teacher_metrics("digits", names[1], {"top1": 70.0, "nll": 1.0})
+    Store(here).save_teacher_metrics("digits", names[2], {"top1": 71.5, "nll": 1.0})
     found = merged(there, here)
     assert counts(found) == {"new": 1, "equal": 1, "conflicting": 1}
     assert found["conflicting"][0].why == "top1 71.5 here, 70.0 there"
-    assert Store(here).released_figures()[names[0]] == {"top1": 70.0, "nll": 1.0}
-    assert Store(here).released_figures()[names[2]]["top1"] == 71.5
+    assert Store(here).teacher_metrics()[names[0]] == {"top1": 70.0, "nll": 1.0}
+    assert Store(here).teacher_metrics()[names[2]]["top1"] == 71.5
 
 
 @pytest.mark.parametrize(
@@ -224,13 +224,13 @@ def test_figures_that_the_suite_did_not_write_are_refused(
     (there / "digits" / "teachers").mkdir(parents=True)
     if content.startswith("summed"):
         figures = {"top1": float(content.split()[1])}
-        content = json.dumps(figures | {"sha256": checksum_of(figures)})
+        content = json.dumps(figures | {"sha256": compute_checksum(figures)})
     (there / "digits" / "teachers" / name).write_text(content)
     assert reason in why(there, here)
 
 
 def test_figures_of_a_dataset_whose_name_is_none_are_refused(there: Path, here: Path) -> None:
-    Store(there).keep_released_figures("\x1b[2J", "a" * 64, {"top1": 70.0})
+    Store(there).save_teacher_metrics("\x1b[2J", "a" * 64, {"top1": 70.0})
     assert why(there, here) == "its dataset's name could not name a file"
     assert not here.exists()
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from benchmark.backbones import build_network
 from benchmark.core.spec import Run
-from benchmark.io.files import sha256_of
-from benchmark.io.untrusted import Refused
+from benchmark.io.files import compute_sha256
+from benchmark.io.untrusted import UntrustedInputError
 from benchmark.merge import Merge
 from benchmark.merge import merging as module
 from benchmark.merge.weights import largest
@@ -122,7 +122,7 @@ def test_weights_that_are_not_the_network_s_are_refused_though_their_checksum_fi
     content, reason = WEIGHTS[attack]
     folder = write(there, run_of())
     (folder / "student.safetensors").write_bytes(content())
-    digest = sha256_of(folder / "student.safetensors")
+    digest = compute_sha256(folder / "student.safetensors")
     rewritten(folder, lambda record: record["weights"].update(student=digest))
     found = why(there, here)
     assert found.startswith("student.safetensors ")
@@ -149,7 +149,7 @@ def test_weights_for_any_number_of_classes_are_taken(there: Path, here: Path, cl
 
 
 def test_a_run_of_a_network_that_this_version_does_not_have_is_refused(there: Path, here: Path) -> None:
-    run = run_of().changed(student="ResNet9000\x7f"[:10])
+    run = run_of().replace(student="ResNet9000\x7f"[:10])
     write(there, run, weights_of(run_of()))
     assert why(there, here) == "its network ResNet9000 is none of this version"
 
@@ -203,11 +203,11 @@ def test_a_file_that_becomes_a_pipe_after_its_folder_was_listed_is_not_waited_fo
     with ForeignFolder.at(folder) as opened:
         (folder / "record.json").unlink()
         os.mkfifo(folder / "record.json")
-        with pytest.raises(Refused, match="is no plain file"):
+        with pytest.raises(UntrustedInputError, match="is no plain file"):
             opened.text("record.json", 10)
         (folder / "record.json").unlink()
         (folder / "record.json").symlink_to("run.json")
-        with pytest.raises(Refused, match="is a link"):
+        with pytest.raises(UntrustedInputError, match="is a link"):
             opened.text("record.json", 10)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.io.files import write_text
-from benchmark.io.untrusted import bounded_json, shown
+from benchmark.io.untrusted import escape_control_chars, parse_json_limited
 from benchmark.results.store import Store
 from tests.merges import (
     here,
@@ -184,7 +184,7 @@ def test_a_run_in_another_dataset_s_folder_is_refused(there: Path, here: Path) -
 @pytest.mark.parametrize("part", ["dataset", "scale", "protocol"])
 def test_a_name_never_leads_out_of_the_store_or_the_reports(there: Path, here: Path, part: str, name: str) -> None:
     run = run_of()
-    run = run.changed(**{part: name if part == "dataset" else getattr(run, part).changed(name=name)})
+    run = run.replace(**{part: name if part == "dataset" else getattr(run, part).replace(name=name)})
     if len(run.id) > 200:
         pytest.skip("no folder could have this name")
     folder = Store(there).folder(run_of())
@@ -202,9 +202,9 @@ def test_a_name_never_leads_out_of_the_store_or_the_reports(there: Path, here: P
     )
 )
 def test_bounded_json_reads_what_json_writes(value: Any) -> None:
-    assert bounded_json(json.dumps(value)) == value
+    assert parse_json_limited(json.dumps(value)) == value
 
 
 @given(st.text())
 def test_what_is_shown_can_be_printed_on_one_line(text: str) -> None:
-    assert shown(text).isprintable()
+    assert escape_control_chars(text).isprintable()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.cli.app import names, refuse_empty
+from benchmark.cli.app import refuse_empty, split_names
 from benchmark.core.errors import UserError
 from benchmark.io.files import check_writable
 from tests.commands import arguments, files_under, run_here, small_dataset, small_table
@@ -56,8 +56,8 @@ def test_no_command_takes_an_empty_value_for_its_default(module, command, option
 
 def test_values_that_only_end_in_an_equals_sign_are_none_of_that_kind() -> None:
     refuse_empty(["--set=KD.temperature=", "--set", "KD.temperature=", "RUN", "--onnx"])
-    assert names(None, "--methods") == []
-    assert names(" KD, ,LSSKD", "--methods") == ["KD", "LSSKD"]
+    assert split_names(None, "--methods") == []
+    assert split_names(" KD, ,LSSKD", "--methods") == ["KD", "LSSKD"]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.core.protocols import PROTOCOLS, SCALES, chosen_scale
-from benchmark.core.spec import Protocol, ReleasedTeacher, Run, Schedule
+from benchmark.core.spec import LRSchedule, Protocol, ReleasedTeacher, Run
 from benchmark.planning.cost import run_seconds
-from benchmark.planning.jobs import Job, jobs_for
-from benchmark.planning.request import ReleasedFile, Request, label, with_dependencies
+from benchmark.planning.jobs import Job, missing_jobs
+from benchmark.planning.request import PretrainedFile, RunFactory, label, with_dependencies
 from benchmark.plugins.registry import all_methods
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
@@ -26,7 +26,7 @@ IMAGE_SIZE, IMAGES = 8, 640
 NOWHERE = Store(Path("a-folder-that-is-not-there"))
 
 
-def request(**changes: Any) -> Request:
+def request(**changes: Any) -> RunFactory:
     values: dict[str, Any] = {
         "dataset": "digits",
         "fingerprint": "0" * 64,
@@ -35,7 +35,7 @@ def request(**changes: Any) -> Request:
         "device": torch.device("cpu"),
         "precision": "fp32",
     }
-    return Request(**values | changes)
+    return RunFactory(**values | changes)
 
 
 def run_of(
@@ -45,7 +45,7 @@ def run_of(
 
 
 def planned(runs: list[Run], workers: int, store: Store = NOWHERE, retry_failed: bool = False) -> list[Job]:
-    return jobs_for(runs, store, workers, IMAGE_SIZE, IMAGES, retry_failed)
+    return missing_jobs(runs, store, workers, IMAGE_SIZE, IMAGES, retry_failed)
 
 
 def members(jobs: list[Job]) -> list[set[str]]:
@@ -66,20 +66,20 @@ def test_whatever_decides_a_run_makes_it_another_one() -> None:
     others = {
         "option": run_of("KD", options={"KD": {"temperature": 3.0}}),
         "protocol": run_of("KD", protocol=PROTOCOLS["crd"]),
-        "field of the protocol": run_of("KD", protocol=PROTOCOLS["lsskd"].changed(weight_decay=1e-4)),
+        "field of the protocol": run_of("KD", protocol=PROTOCOLS["lsskd"].replace(weight_decay=1e-4)),
         "scale": run_of("KD", scale=SCALES["quick"]),
         "precision": run_of("KD", precision="bf16"),
-        "version": run.changed(method_version=run.method_version + 1),
+        "version": run.replace(method_version=run.method_version + 1),
         "teacher": run_of("KD", teacher="WRN-40-2"),
-        "version of the teacher": run.changed(
-            teacher=run_of("Baseline", "ResNet56").changed(method_version=9).model_dump()
+        "version of the teacher": run.replace(
+            teacher=run_of("Baseline", "ResNet56").replace(method_version=9).model_dump()
         ),
-        "teacher from a file": run_of("KD", released={"ResNet56": ReleasedFile(released("ResNet56"), False)}),
+        "teacher from a file": run_of("KD", released={"ResNet56": PretrainedFile(released("ResNet56"), False)}),
         "student": run_of("KD", "ResNet8x4"),
         "seed": run_of("KD", seed=1),
         "images": run_of("KD", fingerprint="1" * 64),
         "held-out share": run_of("KD", validation=0.1),
-        "fraction": run.changed(fraction=0.5),
+        "fraction": run.replace(fraction=0.5),
         "method": run_of("FitNet"),
     }
     ids = {run.id: "itself"}
@@ -110,7 +110,7 @@ def test_an_option_left_at_its_default_is_the_same_run() -> None:
 
 def test_what_a_protocol_says_of_other_methods_makes_no_run_another() -> None:
     lsskd = PROTOCOLS["lsskd"]
-    wider = lsskd.changed(
+    wider = lsskd.replace(
         method_schedules=lsskd.model_dump()["method_schedules"] | {"SSKD-head": {"epochs": 7}},
         method_options={"KD": {"temperature": 3.0}},
     )
@@ -133,7 +133,7 @@ def test_runs_depend_on_their_teacher_and_its_head() -> None:
 
 def test_a_teacher_from_a_file_needs_only_the_heads_that_the_file_lacks() -> None:
     for has_branches in (False, True):
-        files = {"ResNet56": ReleasedFile(released("ResNet56"), has_branches)}
+        files = {"ResNet56": PretrainedFile(released("ResNet56"), has_branches)}
         assert run_of("KD", released=files).teacher == released("ResNet56")
         assert run_of("KD", released=files).dependencies() == ()
         (head,) = run_of("SSKD", released=files).dependencies()
@@ -257,7 +257,7 @@ def test_finished_runs_are_not_planned_and_failed_ones_only_when_asked(tmp_path)
     assert students(retry_failed=True) == [("Baseline", "ResNet56"), ("KD", "ResNet20")]
     for run in (baseline, teacher):
         store.forget_failure(run)
-    assert store.untrained([baseline], retry_failed=True) == []
+    assert store.missing([baseline], retry_failed=True) == []
     assert store.record(teacher) is None
 
 
@@ -289,7 +289,7 @@ def test_a_cohort_costs_less_than_its_runs_apart() -> None:
 )
 def test_a_scaled_schedule_has_an_epoch_at_least_and_milestones_in_order(epochs, milestones, factor) -> None:
     ordered = tuple(sorted(milestone for milestone in milestones if milestone < epochs))
-    schedule = Schedule(epochs=epochs, milestones=ordered)
+    schedule = LRSchedule(epochs=epochs, milestones=ordered)
     scaled = schedule.scaled(factor)
     assert 1 <= scaled.epochs <= epochs
     assert abs(scaled.epochs - max(1, epochs * factor)) <= 0.5
@@ -339,8 +339,8 @@ def test_learning_rates_by_hand(protocol, scale, mobile, expected) -> None:
 
 def test_heads_have_schedules_of_their_own() -> None:
     _, head, _ = with_dependencies([run_of("SSKD", scale=SCALES["paper"])])
-    assert head.schedule == Schedule(epochs=60, milestones=(30, 45))
-    assert run_of("SSKD", scale=SCALES["paper"]).schedule == Schedule(epochs=240, milestones=(150, 210))
+    assert head.schedule == LRSchedule(epochs=60, milestones=(30, 45))
+    assert run_of("SSKD", scale=SCALES["paper"]).schedule == LRSchedule(epochs=240, milestones=(150, 210))
 
 
 def test_a_protocol_refuses_what_it_does_not_know() -> None:
@@ -349,7 +349,7 @@ def test_a_protocol_refuses_what_it_does_not_know() -> None:
 
 
 def test_what_is_cached_on_a_protocol_is_no_change_of_it() -> None:
-    usual, other = PROTOCOLS["lsskd"].changed(), PROTOCOLS["lsskd"].changed(weight_decay=1e-4)
+    usual, other = PROTOCOLS["lsskd"].replace(), PROTOCOLS["lsskd"].replace(weight_decay=1e-4)
     assert other.content != usual.content
     assert other.changes_from(usual) == {"weight_decay": 1e-4}
     assert usual.changes_from(PROTOCOLS["lsskd"]) == {}

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark.analysis.figures import collected, empty_result, figure_result
-from benchmark.analysis.query import Collection
+from benchmark.analysis.figures import collect_figure_runs, empty_result, make_figure_result
+from benchmark.analysis.query import RecordQuery
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import chosen_scale, protocol_named
 from benchmark.core.spec import Run
 from benchmark.data import load_dataset
-from benchmark.planning.figures import Points, points_of
-from benchmark.planning.request import Request, with_dependencies
-from benchmark.planning.tables import grid_of
+from benchmark.planning.figures import Points, plan_panel
+from benchmark.planning.request import RunFactory, with_dependencies
+from benchmark.planning.tables import plan_table
 from benchmark.results.record import Record
 from benchmark.results.store import Store
-from benchmark.training.job import execute
-from benchmark.training.settings import Settings
+from benchmark.training.job import run_until_done
+from benchmark.training.settings import TrainSettings
 from figures.result import by_seed_of
 from figures.specification import Figure, load_figure
 from tables.specification import load_table
@@ -32,11 +32,11 @@ FIVE, SIX = load_figure("5"), load_figure("6")
 PAIR = "ResNet56>ResNet20"
 
 
-def request(scale: str = "demo", dataset: str = "digits", **changes: Any) -> Request:
+def request(scale: str = "demo", dataset: str = "digits", **changes: Any) -> RunFactory:
     protocol = changes.pop("protocol", protocol_named("lsskd"))
     amount = chosen_scale(scale, None, protocol)
     place = (dataset, f"fingerprint of {dataset}", protocol, amount, torch.device("cpu"))
-    return Request(*place, precision="fp32", **changes)
+    return RunFactory(*place, precision="fp32", **changes)
 
 
 def points(figure: Figure = FIVE, scale: str = "demo", seeds: Sequence[int] = (0, 1), **changes: Any) -> Points:
@@ -44,7 +44,7 @@ def points(figure: Figure = FIVE, scale: str = "demo", seeds: Sequence[int] = (0
     figure = figure.at(scale)
     dataset = figure.panels[0].dataset_for(scale)
     assert dataset is not None
-    return points_of(figure, figure.panels[0], request(scale, dataset, **changes), seeds, methods)
+    return plan_panel(figure, figure.panels[0], request(scale, dataset, **changes), seeds, methods)
 
 
 def record_of(run: Run, top1: float = 50.0, status: str = "finished") -> Record:
@@ -54,8 +54,8 @@ def record_of(run: Run, top1: float = 50.0, status: str = "finished") -> Record:
     return {"run": run.model_dump(mode="json"), "status": status, "provenance": {}, **told}
 
 
-def collection_of(runs: Iterable[Run]) -> Collection:
-    return Collection([record_of(run) for run in dict.fromkeys(runs)])
+def collection_of(runs: Iterable[Run]) -> RecordQuery:
+    return RecordQuery([record_of(run) for run in dict.fromkeys(runs)])
 
 
 @pytest.mark.parametrize("scale", ["demo", "paper"])
@@ -64,7 +64,7 @@ def test_points_at_fraction_1_are_the_very_runs_of_table_II(scale: str) -> None:
     table = load_table("II").at(scale)
     rows = tuple(row for row in table.rows if row.name in FIVE.methods)
     assert len(rows) == len(FIVE.methods)
-    grid = grid_of(table.model_copy(update={"rows": rows}), found.request, (0, 1))
+    grid = plan_table(table.model_copy(update={"rows": rows}), found.request, (0, 1))
     for method in FIVE.methods:
         assert found.runs[method, 1.0] == grid.runs[method, PAIR]
         assert [run.id for run in found.runs[method, 1.0]] == [run.id for run in grid.runs[method, PAIR]]
@@ -74,7 +74,7 @@ def test_lsskd_in_figure_6_is_the_very_run_of_table_IV() -> None:
     found = points(SIX)
     columns = load_table("IV").at("demo").columns
     place = next(column.name for column in columns if column.student == "ResNet18-x1/4")
-    grid = grid_of(load_table("IV").at("demo"), found.request, (0, 1))
+    grid = plan_table(load_table("IV").at("demo"), found.request, (0, 1))
     assert found.runs["LSSKD", 1.0] == grid.runs["LSSKD", place]
 
 
@@ -116,15 +116,15 @@ def test_every_run_of_figure_6_has_a_classifier_after_each_stage_and_learns_from
 
 
 def test_an_optional_method_is_trained_only_when_it_is_named() -> None:
-    assert {run.method for run in points(SIX).to_train()} == {"HSSAKD", "LSSKD"}
-    assert {run.method for run in points(SIX, methods=("HSSAKD-teacher",)).to_train()} == {"HSSAKD-teacher"}
+    assert {run.method for run in points(SIX).requested_runs()} == {"HSSAKD", "LSSKD"}
+    assert {run.method for run in points(SIX, methods=("HSSAKD-teacher",)).requested_runs()} == {"HSSAKD-teacher"}
 
 
 def test_a_method_that_is_named_and_not_in_the_figure_comes_last() -> None:
     found = points(methods=("PS-KD", "KD"))
     assert found.methods == (*FIVE.methods, "PS-KD")
-    assert {run.method for run in found.to_train()} == {"PS-KD", "KD"}
-    result = figure_result(FIVE.at("demo"), {"CIFAR-100": found}, Collection([]).look_up([]), lambda run: None)
+    assert {run.method for run in found.requested_runs()} == {"PS-KD", "KD"}
+    result = make_figure_result(FIVE.at("demo"), {"CIFAR-100": found}, RecordQuery([]).look_up([]), lambda run: None)
     assert result.methods == (*FIVE.methods, "PS-KD")
 
 
@@ -151,11 +151,11 @@ def test_a_method_that_a_figure_names_and_the_suite_does_not_have_is_refused() -
 def test_a_network_or_a_teacher_that_is_not_there_is_refused() -> None:
     panel = SIX.panels[0]
     with pytest.raises(UserError, match=r"^unknown network of figure 6 'ResNet19'"):
-        points_of(SIX, panel.model_copy(update={"student": "ResNet19"}), request(), (0,))
+        plan_panel(SIX, panel.model_copy(update={"student": "ResNet19"}), request(), (0,))
     alone = panel.model_copy(update={"teacher": None})
-    assert set(points_of(SIX, alone, request(), (0,)).runs) == {("LSSKD", 1.0), ("HSSAKD-teacher", 1.0)}
+    assert set(plan_panel(SIX, alone, request(), (0,)).runs) == {("LSSKD", 1.0), ("HSSAKD-teacher", 1.0)}
     with pytest.raises(UserError, match=r"^HSSAKD needs a teacher, which panel ResNet18 of figure 6 does not have;"):
-        points_of(SIX, alone, request(), (0,), ["HSSAKD"])
+        plan_panel(SIX, alone, request(), (0,), ["HSSAKD"])
 
 
 def look_up_in(records: Mapping[Run, Record]) -> Any:
@@ -170,7 +170,7 @@ def test_a_result_says_what_is_done_partial_failed_and_missing() -> None:
     records[sskd[0]] = records[sskd[1]] = record_of(sskd[0], status="failed")
     lost = {crd[0].id: "its process ended by signal 9"}
     figure = FIVE.at("demo")
-    result = figure_result(figure, {"CIFAR-100": found}, look_up_in(records), records.get, ["A remark."], lost)
+    result = make_figure_result(figure, {"CIFAR-100": found}, look_up_in(records), records.get, ["A remark."], lost)
     (panel,) = result.panels
     statuses = [panel.cell(method, 0.25).status for method in result.methods]
     assert statuses == ["partial", "failed", "failed", "done", "done"]
@@ -187,12 +187,12 @@ def test_only_the_whole_protocol_on_the_papers_dataset_reproduces() -> None:
     def result(scale: str = "paper", dataset: str = "cifar100", **changes: Any) -> bool:
         figure = FIVE.at(scale)
         panels = {
-            panel.title: points_of(
+            panel.title: plan_panel(
                 figure, panel, request(scale, dataset if number == 0 else "tiny-imagenet", **changes), (0,)
             )
             for number, panel in enumerate(figure.panels)
         }
-        return figure_result(figure, panels, Collection([]).look_up([]), lambda run: None).reproduces
+        return make_figure_result(figure, panels, RecordQuery([]).look_up([]), lambda run: None).reproduces
 
     assert result()
     assert not result(scale="quick")
@@ -200,58 +200,60 @@ def test_only_the_whole_protocol_on_the_papers_dataset_reproduces() -> None:
     assert not result(validation=0.1)
     assert not result(augmentation="cutmix")
     assert not result(options={"LSSKD": {"alpha": 0.3}})
-    assert not result(protocol=protocol_named("lsskd").changed(weight_decay=1e-4))
+    assert not result(protocol=protocol_named("lsskd").replace(weight_decay=1e-4))
     assert not result(protocol=protocol_named("hsakd"))
 
 
 def test_a_figure_with_no_images_for_any_panel_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^figure 5: no panel of it has images here; pass the folder"):
-        figure_result(FIVE, {}, look_up_in({}), lambda run: None)
+        make_figure_result(FIVE, {}, look_up_in({}), lambda run: None)
 
 
 def test_an_empty_store_gives_an_empty_figure_at_scale_paper() -> None:
     for figure in (FIVE, SIX):
-        (result,) = collected(figure, Collection([]))
+        (result,) = collect_figure_runs(figure, RecordQuery([]))
         assert (result.scale, result.has_values(), len(result.panels)) == ("paper", False, 2)
         assert result == empty_result(figure)
         assert "No runs yet" in result.statement
-    assert collected(FIVE, Collection([]), "demo") == []
+    assert collect_figure_runs(FIVE, RecordQuery([]), "demo") == []
 
 
 def test_the_figures_of_a_store_are_those_of_its_scales() -> None:
     demo, paper = points(seeds=(0,)), points(scale="paper", seeds=(0, 1, 2))
-    collection = collection_of([*demo.to_train(), *paper.to_train()])
-    by_stem = {result.stem: result for result in collected(FIVE, collection)}
+    collection = collection_of([*demo.requested_runs(), *paper.requested_runs()])
+    by_stem = {result.stem: result for result in collect_figure_runs(FIVE, collection)}
     assert set(by_stem) == {"figure_5_demo", "figure_5_paper"}
     assert by_stem["figure_5_paper"].seeds == (3,)
     assert [panel.has_values() for panel in by_stem["figure_5_paper"].panels] == [True, False]
     assert by_stem["figure_5_paper"].reproduces
     assert not by_stem["figure_5_demo"].reproduces
-    assert [result.stem for result in collected(FIVE, collection, "demo")] == ["figure_5_demo"]
+    assert [result.stem for result in collect_figure_runs(FIVE, collection, "demo")] == ["figure_5_demo"]
 
 
 def test_seeds_and_precision_that_nobody_asked_for_are_found_too() -> None:
     found = points(scale="paper", seeds=(7, 8, 9, 10))
-    runs = [run.changed(precision="bf16") for run in found.runs["LSSKD", 0.5]]
-    (result,) = collected(FIVE, collection_of(runs))
+    runs = [run.replace(precision="bf16") for run in found.runs["LSSKD", 0.5]]
+    (result,) = collect_figure_runs(FIVE, collection_of(runs))
     assert set(by_seed_of(result.panels[0].cell("LSSKD", 0.5))) == {7, 8, 9, 10}
     assert result.remarks == ("Precision bf16.",)
 
 
 def test_runs_of_a_table_give_the_figure_its_points_at_fraction_1() -> None:
     found = points(seeds=(0,))
-    (demo, _) = collected(FIVE, collection_of(run for method in FIVE.methods for run in found.runs[method, 1.0]))
+    (demo, _) = collect_figure_runs(
+        FIVE, collection_of(run for method in FIVE.methods for run in found.runs[method, 1.0])
+    )
     assert demo.scale == "demo"
     assert {fraction for (_, fraction), cell in demo.panels[0].cells.items() if cell.values} == {1.0}
 
 
 def test_runs_on_another_dataset_make_a_figure_only_if_they_are_its_own() -> None:
     table, own = (
-        points_of(FIVE, FIVE.panels[0], request("paper", "leaves"), (0,)).runs[method, fraction]
+        plan_panel(FIVE, FIVE.panels[0], request("paper", "leaves"), (0,)).runs[method, fraction]
         for method, fraction in (("KD", 1.0), ("KD", 0.5))
     )
-    assert [result.stem for result in collected(FIVE, collection_of(table))] == ["figure_5_paper"]
-    stems = {result.stem: result for result in collected(FIVE, collection_of([*table, *own]))}
+    assert [result.stem for result in collect_figure_runs(FIVE, collection_of(table))] == ["figure_5_paper"]
+    stems = {result.stem: result for result in collect_figure_runs(FIVE, collection_of([*table, *own]))}
     assert set(stems) == {"figure_5_paper_leaves", "figure_5_paper"}
     (panel,) = stems["figure_5_paper_leaves"].panels
     assert panel.heading == "In place of CIFAR-100"
@@ -261,19 +263,24 @@ def test_runs_on_another_dataset_make_a_figure_only_if_they_are_its_own() -> Non
 
 def test_teachers_of_the_same_images_make_a_figure_of_their_own() -> None:
     usual, same = points(seeds=(0,)), points(seeds=(0,), teacher_data="same")
-    both = {result.stem for result in collected(FIVE, collection_of([*usual.to_train(), *same.to_train()]), "demo")}
+    both = {
+        result.stem
+        for result in collect_figure_runs(
+            FIVE, collection_of([*usual.requested_runs(), *same.requested_runs()]), "demo"
+        )
+    }
     assert both == {"figure_5_demo", "figure_5_demo_teacher-on-same"}
-    alone = [result.stem for result in collected(FIVE, collection_of(usual.to_train()), "demo")]
+    alone = [result.stem for result in collect_figure_runs(FIVE, collection_of(usual.requested_runs()), "demo")]
     assert alone == ["figure_5_demo"], "LSSKD has no teacher, so its runs are those of both"
-    (result,) = collected(FIVE, collection_of(same.runs["KD", 0.5]), "demo")
+    (result,) = collect_figure_runs(FIVE, collection_of(same.runs["KD", 0.5]), "demo")
     assert result.teacher_data == "same"
     assert "Teachers, and what is trained on them, learn from the same part" in " ".join(result.notes)
 
 
 def test_a_changed_protocol_is_said_and_does_not_overwrite_the_usual_figure() -> None:
-    changed = protocol_named("lsskd").changed(weight_decay=1e-4)
-    runs = points(scale="paper", seeds=(0,), protocol=changed).to_train()
-    usual, other = sorted(collected(FIVE, collection_of(runs)), key=lambda result: len(result.stem))
+    changed = protocol_named("lsskd").replace(weight_decay=1e-4)
+    runs = points(scale="paper", seeds=(0,), protocol=changed).requested_runs()
+    usual, other = sorted(collect_figure_runs(FIVE, collection_of(runs)), key=lambda result: len(result.stem))
     assert usual.stem == "figure_5_paper"
     assert other.stem.startswith("figure_5_paper_")
     assert other.remarks == ("Protocol lsskd with weight_decay = 0.0001.",)
@@ -282,9 +289,9 @@ def test_a_changed_protocol_is_said_and_does_not_overwrite_the_usual_figure() ->
 
 def test_hard_labels_are_shown_in_figure_6_where_there_are_runs_of_them() -> None:
     found = points(SIX, seeds=(0,))
-    (result, _) = collected(SIX, collection_of(run for runs in found.runs.values() for run in runs))
+    (result, _) = collect_figure_runs(SIX, collection_of(run for runs in found.runs.values() for run in runs))
     assert result.methods == ("HSSAKD", "LSSKD", "HSSAKD-teacher")
-    (without, _) = collected(SIX, collection_of(found.to_train()))
+    (without, _) = collect_figure_runs(SIX, collection_of(found.requested_runs()))
     assert without.methods == ("HSSAKD", "LSSKD")
     assert without.panels[0].stages("LSSKD", "stages") == ({0: 30.0}, {0: 40.0})
     assert without.panels[0].stages("LSSKD", "stages_joint") == ({0: 20.0}, {0: 25.0})
@@ -292,8 +299,8 @@ def test_hard_labels_are_shown_in_figure_6_where_there_are_runs_of_them() -> Non
 
 
 def test_runs_on_held_out_images_are_in_no_figure() -> None:
-    runs = points(seeds=(0,), validation=0.1).to_train()
-    assert collected(FIVE, collection_of(runs), "demo") == []
+    runs = points(seeds=(0,), validation=0.1).requested_runs()
+    assert collect_figure_runs(FIVE, collection_of(runs), "demo") == []
 
 
 @pytest.fixture(scope="module")
@@ -309,16 +316,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Figure, Points, S
     images = load_dataset(figure.panels[0].dataset_for("demo") or "", None)
     protocol = protocol_named("lsskd")
     place = (images.name, images.fingerprint, protocol, chosen_scale("demo", 1, protocol), torch.device("cpu"))
-    found = points_of(figure, figure.panels[0], Request(*place, precision="fp32"), (0, 1))
-    settings = Settings(runs=folder / "runs", dataset=str(toml))
-    for _, runs in itertools.groupby(found.to_train(), key=lambda run: (run.fraction, run.seed)):
-        assert execute(list(runs), settings)
+    found = plan_panel(figure, figure.panels[0], RunFactory(*place, precision="fp32"), (0, 1))
+    settings = TrainSettings(runs=folder / "runs", dataset=str(toml))
+    for _, runs in itertools.groupby(found.requested_runs(), key=lambda run: (run.fraction, run.seed)):
+        assert run_until_done(list(runs), settings)
     return figure, found, Store(folder / "runs")
 
 
 def test_trained_points_come_back_from_the_store(trained: tuple[Figure, Points, Store]) -> None:
     figure, found, store = trained
-    result = figure_result(figure, {"Blocks": found}, store.found, store.record)
+    result = make_figure_result(figure, {"Blocks": found}, store.found, store.record)
     assert result.stem == "figure_own_demo-1-epochs"
     assert result.counts == "4 of 4 points done."
     for (method, fraction), runs in found.runs.items():
@@ -330,8 +337,8 @@ def test_trained_points_come_back_from_the_store(trained: tuple[Figure, Points, 
 
 def test_a_report_finds_what_the_command_has_shown(trained: tuple[Figure, Points, Store]) -> None:
     figure, found, store = trained
-    shown = figure_result(figure, {"Blocks": found}, store.found, store.record)
-    (result,) = collected(figure, Collection(store.records()), "demo")
+    shown = make_figure_result(figure, {"Blocks": found}, store.found, store.record)
+    (result,) = collect_figure_runs(figure, RecordQuery(store.records()), "demo")
     assert result.stem == shown.stem
     assert {key: cell.values for key, cell in result.panels[0].cells.items()} == {
         key: cell.values for key, cell in shown.panels[0].cells.items()

@@ -14,28 +14,28 @@ import pytest
 import torch
 
 from benchmark.core.protocols import PROTOCOLS, SCALES
-from benchmark.core.spec import Run, Scale, Schedule
+from benchmark.core.spec import LRSchedule, Run, Scale
 from benchmark.data import Dataset, imagenet, load_dataset
 from benchmark.execution.pool import run_jobs
-from benchmark.execution.scheduler import Watcher
+from benchmark.execution.scheduler import JobCallback
 from benchmark.method.contract import PastNetwork, PredictionHistory
 from benchmark.planning.checks import check_methods
-from benchmark.planning.jobs import jobs_for
-from benchmark.planning.request import Request
+from benchmark.planning.jobs import missing_jobs
+from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import all_methods
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training import cohort as cohort_module
 from benchmark.training.checkpoint import cohort_name
-from benchmark.training.inputs import loaded_dataset, recipe_for, training_material
-from benchmark.training.job import execute
+from benchmark.training.inputs import load_run_dataset, recipe_for, select_training_data
+from benchmark.training.job import run_until_done
 from benchmark.training.learner import build_method
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 from tests.engine import assert_same_bits, train_dependencies
 from tests.photographs import WNIDS, made_up_imagenet
 
 PROTOCOL = PROTOCOLS["imagenet"]
-SHORT = PROTOCOL.changed(schedule=Schedule(epochs=2, milestones=(1,)), batch_size=8, learning_rate=0.02)
+SHORT = PROTOCOL.replace(schedule=LRSchedule(epochs=2, milestones=(1,)), batch_size=8, learning_rate=0.02)
 WHOLE = Scale(name="test", factor=1)
 SIZE = 32
 IMAGES = 30
@@ -48,9 +48,9 @@ def small_crops() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(imagenet, "IMAGE_SIZE", SIZE)
         patch.setenv("KD_DATA_WORKERS", "1")
-        loaded_dataset.cache_clear()
+        load_run_dataset.cache_clear()
         yield
-    loaded_dataset.cache_clear()
+    load_run_dataset.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def dataset(root: Path) -> Dataset:
     return load_dataset("imagenet", root)
 
 
-def request(dataset: Dataset, scale: Scale = WHOLE) -> Request:
-    return Request(
+def request(dataset: Dataset, scale: Scale = WHOLE) -> RunFactory:
+    return RunFactory(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint,
         protocol=SHORT,
@@ -80,8 +80,8 @@ def runs_of(
     return [request(dataset).run(method, student, teacher, 0) for method in methods]
 
 
-def settings(folder: Path, root: Path, **changes: float) -> Settings:
-    return Settings(runs=folder, dataset="imagenet", data_root=root, **changes)  # type: ignore[arg-type]
+def settings(folder: Path, root: Path, **changes: float) -> TrainSettings:
+    return TrainSettings(runs=folder, dataset="imagenet", data_root=root, **changes)  # type: ignore[arg-type]
 
 
 METHODS = ("Baseline", "KD", "CS-KD", "PS-KD", "LSSKD")
@@ -94,7 +94,7 @@ def trained(root: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFacto
     place = settings(tmp_path_factory.mktemp("runs"), root)
     train_dependencies(runs, place)
     shutil.copytree(place.runs, place.runs.with_name(place.runs.name + "-teacher"))
-    assert execute(runs, place)
+    assert run_until_done(runs, place)
     return runs, place.runs
 
 
@@ -109,14 +109,14 @@ def of(runs: list[Run], *methods: str) -> list[Run]:
 
 
 def test_the_protocol_is_hsakds() -> None:
-    assert PROTOCOL.schedule == Schedule(epochs=100, milestones=(30, 60, 90))
+    assert PROTOCOL.schedule == LRSchedule(epochs=100, milestones=(30, 60, 90))
     rates = [PROTOCOL.learning_rate, PROTOCOL.momentum, PROTOCOL.weight_decay, PROTOCOL.decay]
     assert rates == [0.1, 0.9, 1e-4, 0.1]
     assert (PROTOCOL.batch_size, PROTOCOL.nesterov, PROTOCOL.warmup_epochs) == (256, False, 0)
     schedules = PROTOCOL.method_schedules
     assert schedules["HSSAKD-branches"] == PROTOCOL.schedule
-    assert schedules["SSKD-head"] == Schedule(epochs=25, milestones=(13, 19))
-    assert schedules["AB-init"] == Schedule(epochs=13)
+    assert schedules["SSKD-head"] == LRSchedule(epochs=25, milestones=(13, 19))
+    assert schedules["AB-init"] == LRSchedule(epochs=13)
     assert schedules.keys() == PROTOCOLS["lsskd"].method_schedules.keys()
 
 
@@ -128,7 +128,7 @@ def test_no_method_keeps_a_table_of_what_it_said_of_each_image() -> None:
 
 @pytest.mark.parametrize("name", ["LSSKD", "PS-KD"])
 def test_memory_of_the_past_fits_the_whole_of_imagenet(name: str) -> None:
-    whole = Request("imagenet", "0" * 64, PROTOCOL, SCALES["paper"], torch.device("cpu"), "fp32")
+    whole = RunFactory("imagenet", "0" * 64, PROTOCOL, SCALES["paper"], torch.device("cpu"), "fp32")
     run = whole.run(name, "ImageNet-ResNet18", None, 0)
     method = build_method(run, 1000, 224, torch.zeros(1_281_167, dtype=torch.int64), fill=False)
     kinds = {type(module) for module in method.modules()}
@@ -152,8 +152,8 @@ def test_the_networks_of_table_i_train_on_images_of_all_kinds(tmp_path: Path) ->
     assert distilled.teacher == baseline
     check_methods([distilled], dataset)
     place = settings(tmp_path / "runs", root)
-    assert execute([baseline], place)
-    assert execute([distilled], place)
+    assert run_until_done([baseline], place)
+    assert run_until_done([distilled], place)
     for run in (baseline, distilled):
         record = Store(place.runs).record(run)
         assert record is not None
@@ -168,7 +168,7 @@ def test_a_run_gives_the_same_bits_alone_and_in_a_cohort(trained, root, tmp_path
     runs, together = trained
     apart = with_teacher(trained, tmp_path / "apart")
     for run in of(runs, "KD", "CS-KD"):
-        assert execute([run], settings(apart, root))
+        assert run_until_done([run], settings(apart, root))
         assert_same_bits([run], together, apart)
 
 
@@ -178,7 +178,7 @@ def test_the_number_of_decoding_workers_moves_no_bit(trained, root, tmp_path, mo
     runs = of(everything, "KD", "CS-KD")
     monkeypatch.setenv("KD_DATA_WORKERS", workers)
     place = settings(with_teacher(trained, tmp_path / "runs"), root)
-    assert execute(runs, place)
+    assert run_until_done(runs, place)
     assert_same_bits(runs, by_one, place.runs)
 
 
@@ -189,10 +189,10 @@ def test_a_cohort_that_was_stopped_or_killed_in_an_epoch_gives_the_same_bits(
     monkeypatch.setattr(cohort_module, "COST_OF_A_CHECKPOINT", 0)
     place = settings(with_teacher(trained, tmp_path / "runs"), root, checkpoint_seconds=0.0)
     asked = iter([False, False, True])
-    assert not execute(runs, place, stop=lambda: next(asked))
+    assert not run_until_done(runs, place, stop=lambda: next(asked))
     folder = Store(place.runs).cohorts("imagenet") / cohort_name(runs)
     assert checkpoints.latest_position(folder) == (0, 3)
-    child = multiprocessing.get_context("fork").Process(target=execute, args=(runs, place))
+    child = multiprocessing.get_context("fork").Process(target=run_until_done, args=(runs, place))
     child.start()
     deadline = time.monotonic() + PATIENCE
     while (checkpoints.latest_position(folder) or (0, 0)) < (1, 2) and child.is_alive():
@@ -202,14 +202,14 @@ def test_a_cohort_that_was_stopped_or_killed_in_an_epoch_gives_the_same_bits(
     child.join()
     assert child.exitcode == -signal.SIGKILL
     assert checkpoints.latest_position(folder) >= (1, 2)
-    assert execute(runs, place)
+    assert run_until_done(runs, place)
     assert_same_bits(runs, undisturbed, place.runs)
 
 
-def train_in_a_group(runs: list[Run], place: Settings) -> None:
+def train_in_a_group(runs: list[Run], place: TrainSettings) -> None:
     """Train as a command in a terminal does, where Ctrl-C reaches every process of the group."""
     os.setsid()
-    report = run_jobs(jobs_for(runs, Store(place.runs), 1, SIZE, IMAGES), place, 1, Watcher())
+    report = run_jobs(missing_jobs(runs, Store(place.runs), 1, SIZE, IMAGES), place, 1, JobCallback())
     os._exit(7 if report.stopped and not report.failures else 1)
 
 
@@ -229,17 +229,17 @@ def test_ctrl_c_lets_the_cohort_write_a_checkpoint_and_leave(trained, root, tmp_
     os.killpg(child.pid or 0, signal.SIGINT)
     child.join(PATIENCE)
     assert child.exitcode == 7
-    assert execute(runs, place)
+    assert run_until_done(runs, place)
     assert_same_bits(runs, undisturbed, place.runs)
 
 
 def test_parts_of_the_training_images_are_files_too(dataset: Dataset) -> None:
     (run,) = runs_of(dataset, ("Baseline",))
-    whole = training_material(run, dataset)
+    whole = select_training_data(run, dataset)
     assert (len(whole.train), len(whole.evaluation)) == (IMAGES, 12)
-    half = training_material(run.changed(fraction=0.5), dataset)
+    half = select_training_data(run.replace(fraction=0.5), dataset)
     assert torch.bincount(half.train.labels).tolist() == [5, 5, 5]
-    held = training_material(run.changed(validation=0.2), dataset)
+    held = select_training_data(run.replace(validation=0.2), dataset)
     assert (len(held.train), len(held.evaluation)) == (24, 6)
     assert held.evaluation.image_size == SIZE
 
@@ -251,5 +251,5 @@ def test_a_damaged_image_ends_the_job_with_its_name(root: Path, tmp_path: Path) 
     path.write_bytes(path.read_bytes()[:300])
     runs = runs_of(load_dataset("imagenet", copy), ("Baseline",))
     place = settings(tmp_path / "runs", copy)
-    report = run_jobs(jobs_for(runs, Store(place.runs), 1, SIZE, IMAGES), place, 1, Watcher())
+    report = run_jobs(missing_jobs(runs, Store(place.runs), 1, SIZE, IMAGES), place, 1, JobCallback())
     assert report.user_errors == [f"image {path} is damaged or no image; replace it or remove it"]

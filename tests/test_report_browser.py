@@ -42,7 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     failed(place / "runs", request().run("CC", "WRN-16-2", "WRN-40-2", 0))
     run = request().run("Baseline", "WRN-16-2", None, 0)
-    hostile = run.changed(method=HOSTILE)
+    hostile = run.replace(method=HOSTILE)
     Store(place / "runs").begin(hostile)
     Store(place / "runs").finish(hostile, record_of(run, 5), {})
     report = collect(place / "runs")

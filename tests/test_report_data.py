@@ -16,8 +16,9 @@ from benchmark.core.statistics import paired_difference, pooled_difference
 from benchmark.report.coverage import Coverage, at_paper_scale, coverage_of, headline, sentences
 from benchmark.report.data import Report, collect
 from benchmark.report.metrics import costs, differences, figures, prices
-from benchmark.report.table import Datum, Listing, count, number, power, spread, word
-from benchmark.results.store import Store, frame_of
+from benchmark.report.table import ReportCell, ReportTable, count, number, power, spread, word
+from benchmark.results.frame import to_dataframe
+from benchmark.results.store import Store
 from tables.result import Cell, Price, Seed, TableResult
 from tables.specification import Column, Row, Table, load_table
 from tests.report_records import failed, fill, record_of, request, write
@@ -34,7 +35,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     return root, collect(root)
 
 
-def column(listing: Listing, title: str) -> dict[str, Datum]:
+def column(listing: ReportTable, title: str) -> dict[str, ReportCell]:
     """What stands in a column, by the name of the row."""
     place = [heading.name for heading in listing.headings].index(title)
     return {row[0].text: row[place] for row in listing.rows}
@@ -197,7 +198,7 @@ def test_a_run_that_was_pieced_together_is_listed_with_its_pieces(tmp_path: Path
 def test_what_was_changed_of_a_run_stands_in_its_line(tmp_path: Path) -> None:
     changed = request(options={"LSSKD": {"alpha": 0.3}})
     write(tmp_path, changed.run("LSSKD", "WRN-16-2", None, 0), 2)
-    slower = dataclasses.replace(request(), protocol=request().protocol.changed(weight_decay=1e-4))
+    slower = dataclasses.replace(request(), protocol=request().protocol.replace(weight_decay=1e-4))
     write(tmp_path, slower.run("Baseline", "WRN-16-2", None, 0), 2)
     runs = collect(tmp_path).runs
     assert "LSSKD (alpha=0.3)" in column(runs, "run")
@@ -207,7 +208,7 @@ def test_what_was_changed_of_a_run_stands_in_its_line(tmp_path: Path) -> None:
 def test_a_method_that_is_no_longer_there_is_still_listed(tmp_path: Path) -> None:
     run = request().run("Baseline", "WRN-16-2", None, 0)
     record = record_of(run, 2)
-    gone = run.changed(method="Gone")
+    gone = run.replace(method="Gone")
     Store(tmp_path).begin(gone)
     Store(tmp_path).finish(gone, record, {})
     assert "Gone" in column(collect(tmp_path).runs, "run")
@@ -233,12 +234,12 @@ def test_curves_hold_no_more_than_a_drawing_shows(tmp_path: Path) -> None:
 
 
 def test_every_record_is_a_row_with_its_lists_as_json(filled: tuple[Path, Report]) -> None:
-    frame = frame_of(filled[1].records)
+    frame = to_dataframe(filled[1].records)
     assert len(frame) == len(filled[1].records)
     row = frame[frame["method"] == "LSSKD"].iloc[0]
     assert len(json.loads(row["stages"])) == 3
     assert row["cost_training_multiply_adds"] > 0
-    assert frame_of([]).empty
+    assert to_dataframe([]).empty
 
 
 def test_differences_are_those_of_the_paired_statistics() -> None:
@@ -388,5 +389,5 @@ def test_what_may_be_concluded_depends_on_what_was_measured() -> None:
         (word(""), "\N{EN DASH}"),
     ],
 )
-def test_numbers_are_written_as_people_read_them(datum: Datum, text: str) -> None:
+def test_numbers_are_written_as_people_read_them(datum: ReportCell, text: str) -> None:
     assert datum.text == text

@@ -20,7 +20,7 @@ from benchmark.report import figures
 from benchmark.report.__main__ import app
 from benchmark.report.data import Report, collect
 from benchmark.report.pdf import listing_markup, to_pdf, to_typst
-from benchmark.report.table import Datum, Heading, Listing
+from benchmark.report.table import ReportCell, ReportColumn, ReportTable
 from benchmark.report.text import markdown_listing, to_latex, to_markdown
 from benchmark.report.typst_markup import escape_typst
 from benchmark.results.store import Store
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_2(tmp_path: P
 
 def test_two_reports_of_the_same_name_keep_files_of_their_own(tmp_path: Path) -> None:
     for fingerprint in ("one", "two"):
-        run = request().run("Baseline", "WRN-16-2", None, 0).changed(fingerprint=fingerprint)
+        run = request().run("Baseline", "WRN-16-2", None, 0).replace(fingerprint=fingerprint)
         Store(tmp_path).begin(run)
         Store(tmp_path).finish(run, made_up(run, 2), {})
     stems = [table.stem for table in collect(tmp_path).tables if table.page.name == "II"]
@@ -209,7 +209,9 @@ def test_typst_sets_any_text_as_it_stands(text: str) -> None:
 
 def test_typst_takes_every_name_in_a_document(filled) -> None:  # type: ignore[no-untyped-def]
     _, report, drawings = filled
-    listing = Listing(NASTY, (Heading(NASTY), Heading("n")), ((Datum(NASTY, 1.0, NASTY), Datum("2")),), (NASTY,))
+    listing = ReportTable(
+        NASTY, (ReportColumn(NASTY), ReportColumn("n")), ((ReportCell(NASTY, 1.0, NASTY), ReportCell("2")),), (NASTY,)
+    )
     defined = "#let hair = table.hline()\n#let thick = hair\n#let thin = hair\n#let small(body) = body\n"
     assert typst.compile((defined + listing_markup(listing, 8)).encode()).startswith(b"%PDF")
     assert "{{" not in to_typst(report, drawings, figures.audit(report, drawings))
@@ -227,7 +229,11 @@ def test_markdown_links_lead_to_what_is_written(filled) -> None:  # type: ignore
 
 
 def test_a_listing_in_markdown_keeps_its_cells_whatever_they_hold() -> None:
-    listing = Listing("x", (Heading("a|b", numeric=False), Heading("n")), ((Datum("c | d\n", None, "e"), Datum("2")),))
+    listing = ReportTable(
+        "x",
+        (ReportColumn("a|b", numeric=False), ReportColumn("n")),
+        ((ReportCell("c | d\n", None, "e"), ReportCell("2")),),
+    )
     tokens = MarkdownIt("commonmark").enable("table").parse(markdown_listing(listing))
     cells = [token.content for token in tokens if token.type == "inline"]
     assert [cell.replace("\\", "") for cell in cells] == ["a|b", "n", "c | d e", "2"]

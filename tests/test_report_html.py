@@ -147,10 +147,10 @@ def test_the_page_without_runs_shows_the_printed_numbers(empty: tuple[str, Page]
 
 def test_names_of_users_are_shown_and_never_read(tmp_path: Path) -> None:
     run = request().run("Baseline", "WRN-16-2", None, 0)
-    for changed in (run.changed(method=HOSTILE), run.changed(student=HOSTILE, seed=1)):
+    for changed in (run.replace(method=HOSTILE), run.replace(student=HOSTILE, seed=1)):
         Store(tmp_path).begin(changed)
         Store(tmp_path).finish(changed, record_of(run, 3), {})
-    failed(tmp_path, run.changed(seed=2), HOSTILE)
+    failed(tmp_path, run.replace(seed=2), HOSTILE)
     write(tmp_path, run, 3, provenance={**record_of(run, 3)["provenance"], "device_name": HOSTILE, "version": HOSTILE})
     text, page = page_of(tmp_path, tmp_path, [])
     assert len(page.all("script")) == 2

@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from benchmark.backbones.network import Network
-from benchmark.core.spec import Run, Schedule
+from benchmark.core.spec import LRSchedule, Run
 from benchmark.method.contract import Step
 from benchmark.plugins.registry import all_methods
-from benchmark.results.provenance import unlike
+from benchmark.results.provenance import changed_settings
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training import cohort as cohort_module
 from benchmark.training.checkpoint import cohort_name
 from benchmark.training.evaluation import Evaluation
-from benchmark.training.failures import BrokenRuns
-from benchmark.training.inputs import training_material
-from benchmark.training.job import execute
+from benchmark.training.failures import RunsFailed
+from benchmark.training.inputs import select_training_data
+from benchmark.training.job import run_until_done
 from benchmark.training.learner import Learner
 from methods.baseline import Baseline, cross_entropy
 from methods.crd import CRD
@@ -47,7 +47,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     place = settings(tmp_path_factory.mktemp(request.param))
     train_dependencies(runs, place)
     shutil.copytree(place.runs, place.runs.with_name(place.runs.name + "-teachers"))
-    assert execute(runs, place)
+    assert run_until_done(runs, place)
     return runs, place.runs
 
 
@@ -61,14 +61,14 @@ def test_a_run_gives_the_same_bits_alone_and_in_a_cohort(trained, tmp_path) -> N
     runs, together = trained
     apart = fresh_copy_of_teachers(trained, tmp_path / "apart")
     for run in runs:
-        assert execute([run], settings(apart))
+        assert run_until_done([run], settings(apart))
     assert_same_bits(runs, together, apart)
 
 
 def test_the_order_of_a_cohort_does_not_matter(trained, tmp_path) -> None:
     runs, together = trained
     other = fresh_copy_of_teachers(trained, tmp_path / "reversed")
-    assert execute(runs[::-1], settings(other))
+    assert run_until_done(runs[::-1], settings(other))
     assert_same_bits(runs, together, other)
 
 
@@ -83,7 +83,7 @@ def test_a_cohort_killed_at_ten_random_moments_gives_the_same_bits(trained, tmp_
     positions = []
     for _ in range(10):
         before = checkpoints.latest_position(cohorts)
-        child = context.Process(target=execute, args=(runs, place))
+        child = context.Process(target=run_until_done, args=(runs, place))
         child.start()
         while child.is_alive() and checkpoints.latest_position(cohorts) == before:
             time.sleep(0.002)
@@ -93,7 +93,7 @@ def test_a_cohort_killed_at_ten_random_moments_gives_the_same_bits(trained, tmp_
         assert child.exitcode == -signal.SIGKILL, "the cohort ended before the tenth kill"
         positions.append(checkpoints.latest_position(cohorts))
     assert sum(step > 0 for _, step in positions) >= 5, "most kills should fall in the middle of an epoch"
-    assert execute(runs, place)
+    assert run_until_done(runs, place)
     assert_same_bits(runs, undisturbed, folder)
     assert all(record["provenance"]["resumed"] >= 1 for record in records(runs, place).values())
 
@@ -102,11 +102,11 @@ def test_a_subset_of_an_interrupted_cohort_goes_on_from_its_checkpoint(trained, 
     runs, undisturbed = trained
     place = settings(fresh_copy_of_teachers(trained, tmp_path / "subset"))
     asked = iter([False] * 12 + [True])
-    assert not execute(runs, place, stop=lambda: next(asked))
+    assert not run_until_done(runs, place, stop=lambda: next(asked))
     chosen = [run for run in runs if run.method in ("CRD", "LSSKD")]
-    assert execute(chosen, place)
+    assert run_until_done(chosen, place)
     assert all(record["provenance"]["resumed"] == 1 for record in records(chosen, place).values())
-    assert execute(runs, place)
+    assert run_until_done(runs, place)
     assert all(record["provenance"]["resumed"] == 1 for record in records(runs, place).values())
     assert_same_bits(runs, undisturbed, place.runs)
 
@@ -118,14 +118,14 @@ def test_a_record_says_what_it_was_pieced_together_from(tmp_path: Path) -> None:
         asked = iter([False] * (steps or 0) + [True])
         stop = (lambda: False) if steps is None else (lambda asked=asked: next(asked))
         place = settings(tmp_path, threads=threads)
-        assert execute([run], place, stop=stop, say=said.append) == (steps is None)
+        assert run_until_done([run], place, stop=stop, say=said.append) == (steps is None)
     pieces = Store(tmp_path).record(run)["provenance"]["pieces"]
-    per_epoch = -(-len(training_material(run, digits()).train) // run.protocol.batch_size)
+    per_epoch = -(-len(select_training_data(run, digits()).train) // run.protocol.batch_size)
     begins = [(epoch + 1, step) for epoch, step in (divmod(done, per_epoch) for done in (0, 13, 17))]
     assert [(piece["epoch"], piece["step"]) for piece in pieces] == begins
     assert [piece["threads"] for piece in pieces] == [1, 1, 2]
-    assert unlike(pieces[:2]) == []
-    assert unlike(pieces) == ["threads"]
+    assert changed_settings(pieces[:2]) == []
+    assert changed_settings(pieces) == ["threads"]
     assert [line for line in said if line.startswith("warning")] == [
         "warning: it was begun with different threads; it will not have the bits of an undisturbed run"
     ]
@@ -134,7 +134,7 @@ def test_a_record_says_what_it_was_pieced_together_from(tmp_path: Path) -> None:
 def test_a_checkpoint_of_before_there_were_pieces_is_gone_on_from(tmp_path: Path) -> None:
     run, place = run_of("Baseline"), settings(tmp_path)
     asked = iter([False] * 12 + [True])
-    assert not execute([run], place, stop=lambda: next(asked))
+    assert not run_until_done([run], place, stop=lambda: next(asked))
     folder = Store(tmp_path).cohorts(run.dataset) / cohort_name([run])
     found = checkpoints.read_checkpoint(folder)
     assert found is not None
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_before_there_were_pieces_is_gone_on_from(tmp_path: Path
     found.notes["resumed"] = 3
     shutil.rmtree(folder)
     checkpoints.write_checkpoint(folder, found)
-    assert execute([run], place)
+    assert run_until_done([run], place)
     record = Store(tmp_path).record(run)
     assert record is not None
     assert record["provenance"]["resumed"] == 4
@@ -154,14 +154,14 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(trained, tmp_path,
     monkeypatch.setattr(cohort_module, "COST_OF_A_CHECKPOINT", 0)
     place = settings(fresh_copy_of_teachers(trained, tmp_path / "damaged"), checkpoint_seconds=0.0)
     asked = iter([False] * 13 + [True])
-    assert not execute(runs, place, stop=lambda: next(asked))
+    assert not run_until_done(runs, place, stop=lambda: next(asked))
     (folder,) = Store(place.runs).cohorts(runs[0].dataset).iterdir()
     newest = max(folder.glob("checkpoint-*"))
     with newest.open("r+b") as file:
         file.seek(newest.stat().st_size // 2)
         file.write(b"\xff" * 64)
     with pytest.warns(UserWarning, match="damaged checkpoint .*falling back"):
-        assert execute(runs, place)
+        assert run_until_done(runs, place)
     assert_same_bits(runs, undisturbed, place.runs)
 
 
@@ -187,9 +187,9 @@ def test_a_new_method_moves_no_other_run(trained, tmp_path, monkeypatch) -> None
         monkeypatch.setattr(f"{module}.all_methods", lambda: known, raising=False)
     new = run_of("Shrinking", runs[0].precision)
     place = settings(fresh_copy_of_teachers(trained, tmp_path / "new"))
-    assert execute([new, *runs], place)
+    assert run_until_done([new, *runs], place)
     assert_same_bits(runs, together, place.runs)
-    assert Store(place.runs).untrained([new], retry_failed=True) == []
+    assert Store(place.runs).missing([new], retry_failed=True) == []
 
 
 def test_methods_start_from_the_same_weights(trained) -> None:
@@ -211,10 +211,10 @@ def test_past_weights_survive_a_resume_and_differ_from_the_table(trained, tmp_pa
     methods = ("PS-KD", "LSSKD")
     runs = [run_of(method, precision, options={method: {"past": "previous_weights"}}) for method in methods]
     undisturbed, resumed = settings(tmp_path / "undisturbed"), settings(tmp_path / "resumed")
-    assert execute(runs, undisturbed)
+    assert run_until_done(runs, undisturbed)
     asked = iter([False] * 14 + [True])
-    assert not execute(runs, resumed, stop=lambda: next(asked))
-    assert execute(runs, resumed)
+    assert not run_until_done(runs, resumed, stop=lambda: next(asked))
+    assert run_until_done(runs, resumed)
     assert_same_bits(runs, undisturbed.runs, resumed.runs)
     for run, table in zip(runs, [run for run in tables if run.method in methods], strict=True):
         chosen, usual = Store(undisturbed.runs).record(run), Store(with_tables).record(table)
@@ -225,13 +225,13 @@ def test_past_weights_survive_a_resume_and_differ_from_the_table(trained, tmp_pa
 
 
 def test_the_jointly_trained_teacher_serves_as_its_own_head(tmp_path) -> None:
-    run = run_of("HSSAKD*", protocol=SHORT.changed(schedule=Schedule(epochs=1)))
+    run = run_of("HSSAKD*", protocol=SHORT.replace(schedule=LRSchedule(epochs=1)))
     assert isinstance(run.teacher, Run)
     assert run.teacher.method == "HSSAKD-teacher"
     assert run.head == run.teacher
     place = settings(tmp_path)
     train_dependencies([run], place)
-    assert execute([run], place)
+    assert run_until_done([run], place)
     (record,) = records([run], place).values()
     assert record["status"] == "finished"
     assert len(record["final"]["stages"]) == 3
@@ -243,8 +243,8 @@ def test_finished_cohorts_leave_no_checkpoints_unless_they_are_kept(trained, tmp
     for run, keep in zip(seeds, (True, False), strict=True):
         place = settings(tmp_path, checkpoint_seconds=0.0, keep=keep)
         asked = iter([False] * 2 + [True])
-        assert not execute([run], place, stop=lambda asked=asked: next(asked))
-        assert execute([run], place)
+        assert not run_until_done([run], place, stop=lambda asked=asked: next(asked))
+        assert run_until_done([run], place)
         left.append({path.parent.name for path in Store(place.runs).cohorts("digits").glob("*/checkpoint-*")})
     assert left == [{cohort_name(seeds[:1])}] * 2, "kept by the first command, also after the second"
 
@@ -269,12 +269,12 @@ def test_a_teacher_of_another_precision_gives_the_same_bits_whoever_asks_first(t
     students = []
     for student, precision in (("ResNet20", "bf16"), ("ResNet20", "fp32")):
         run = run_of("KD", precision)
-        teacher = run.teacher.changed(precision="fp32")
-        students.append(run.changed(student=student, teacher=teacher.model_dump(), teacher_precision="fp32"))
+        teacher = run.teacher.replace(precision="fp32")
+        students.append(run.replace(student=student, teacher=teacher.model_dump(), teacher_precision="fp32"))
     for name, order in (("one", students), ("other", students[::-1])):
         place = settings(tmp_path / name)
         train_dependencies(order, place)
-        assert execute(order, place)
+        assert run_until_done(order, place)
     assert_same_bits(students, tmp_path / "one", tmp_path / "other")
 
 
@@ -289,12 +289,12 @@ def test_a_run_that_raises_leaves_the_rest_of_its_cohort_alone(trained, tmp_path
         return step(method, at)
 
     monkeypatch.setattr(CRD, "forward", out_of_memory)
-    with pytest.raises(BrokenRuns, match=r"CRD.*no room"):
-        execute(runs, place)
+    with pytest.raises(RunsFailed, match=r"CRD.*no room"):
+        run_until_done(runs, place)
     others = [run for run in runs if run.method != "CRD"]
     assert_same_bits(others, together, place.runs)
     monkeypatch.undo()
-    assert execute(runs, place)
+    assert run_until_done(runs, place)
     assert_same_bits(runs, together, place.runs)
 
 
@@ -309,7 +309,7 @@ def test_a_student_whose_test_loss_is_no_number_fails_and_the_others_go_on(train
         norm.running_var.fill_(float("nan"))
 
     monkeypatch.setattr(CRD, "end_step", spoil)
-    assert execute(runs, place)
+    assert run_until_done(runs, place)
     spoilt = next(run for run in runs if run.method == "CRD")
     record = Store(place.runs).record(spoilt)
     assert record is not None

@@ -19,11 +19,11 @@ from benchmark.backbones import build_branches, build_network
 from benchmark.core.spec import ReleasedTeacher, Run
 from benchmark.data import load_dataset
 from benchmark.planning.request import SELF_TEACHER_SEED
-from benchmark.results.leases import Claims
-from benchmark.results.record import outcome
+from benchmark.results.leases import LeaseManager
+from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
-from benchmark.training.inputs import load_teacher, training_material
-from benchmark.training.settings import Settings
+from benchmark.training.inputs import load_teacher, select_training_data
+from benchmark.training.settings import TrainSettings
 from tests.commands import (
     ROOT,
     TIMEOUT,
@@ -71,7 +71,7 @@ def assert_same_outcome(place: Path, undisturbed: Path) -> None:
     found, expected = records_in(place), records_in(undisturbed)
     assert found.keys() == expected.keys()
     for run_id, record in found.items():
-        assert outcome(record) == outcome(expected[run_id]), run_id
+        assert comparable_part(record) == comparable_part(expected[run_id]), run_id
 
 
 def first_epoch_written(place: Path, method: str) -> bool:
@@ -183,7 +183,7 @@ def test_a_killed_worker_fails_its_job_only_and_the_next_call_finishes(trained, 
 def _holder_of_claim(place: Path, method: str) -> int:
     """The process that trains a run, as its claim names it."""
     (folder,) = (place / "runs" / "blocks").glob(f"{method}_*")
-    owner = Claims(place / "runs").holder(folder)
+    owner = LeaseManager(place / "runs").holder(folder)
     assert owner is not None
     return owner.process
 
@@ -247,7 +247,7 @@ def test_a_loss_that_is_no_number_fails_its_cell_only(table, tmp_path) -> None:
     again = run_here(*command, "--retry-failed")
     assert "started   ResNet20>ResNet20: KD" in again.stdout
     assert "LSSKD" not in again.stdout.partition("Table small")[0]
-    assert outcome(record_of(tmp_path, "KD")) == outcome(record)
+    assert comparable_part(record_of(tmp_path, "KD")) == comparable_part(record)
     assert record_of(tmp_path, "KD")["provenance"] != record["provenance"]
 
 
@@ -325,8 +325,8 @@ def test_branches_in_a_teachers_file_are_its_head(folder, tmp_path) -> None:
     assert isinstance(run.head, ReleasedTeacher)
     assert run.head == run.teacher
     dataset = load_dataset(str(tmp_path / "blocks.toml"))
-    settings = Settings(tmp_path / "runs", "", released=((run.head.sha256, file),))
-    teacher = load_teacher([run], training_material(run, dataset), settings, torch.device("cpu"))
+    settings = TrainSettings(tmp_path / "runs", "", released=((run.head.sha256, file),))
+    teacher = load_teacher([run], select_training_data(run, dataset), settings, torch.device("cpu"))
     assert teacher is not None
     (head,) = teacher.heads.values()
     loaded = head.get_submodule("branches").state_dict()

@@ -15,14 +15,14 @@ import pytest
 from benchmark.cli.app import run_app
 from benchmark.core.spec import Run
 from benchmark.execution.pool import run_jobs
-from benchmark.execution.scheduler import Ending, Report, Schedule, Watcher
-from benchmark.planning.jobs import Job, jobs_for
+from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobOutcome, JobScheduler
+from benchmark.planning.jobs import Job, missing_jobs
 from benchmark.planning.request import with_dependencies
-from benchmark.results.record import DamagedRun, outcome
+from benchmark.results.record import CorruptRun, comparable_part
 from benchmark.results.store import Store
 from benchmark.run import app
-from benchmark.training.job import execute
-from benchmark.training.launcher import Failure, _Conversation
+from benchmark.training.job import run_until_done
+from benchmark.training.launcher import Failure, _Supervisor
 from tests.chaos.fixture import SIZE, Sweep, make_sweep
 from tests.commands import arguments, small_dataset, small_table
 from tests.damage import RUN, damaged_files, flip, record_path, weights_path
@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Path]:
     return sweep, place / "runs"
 
 
-class Listening(Watcher):
+class Listening(JobCallback):
     """Remembers what was said and which jobs began; `damage` is damaged whenever its run has been trained."""
 
     def __init__(self, damage: Path | None = None) -> None:
@@ -53,7 +53,7 @@ class Listening(Watcher):
     def said(self, job: Job, line: str) -> None:
         self.lines.append(line)
 
-    def ended(self, job: Job, ending: Ending) -> None:
+    def ended(self, job: Job, ending: JobOutcome) -> None:
         if self.damage is not None and self.damage.exists():
             flip(self.damage)
 
@@ -62,14 +62,14 @@ def train(
     sweep: Sweep,
     runs: Sequence[Run],
     folder: Path,
-    watcher: Watcher | None = None,
+    watcher: JobCallback | None = None,
     workers: int = 1,
     first: Callable[[], None] = lambda: None,
-) -> Report:
+) -> ExecutionSummary:
     """Bring runs to their records; `first` is called when all is planned."""
-    jobs = jobs_for(with_dependencies(runs), Store(folder), workers, SIZE, len(sweep.images.train.labels))
+    jobs = missing_jobs(with_dependencies(runs), Store(folder), workers, SIZE, len(sweep.images.train.labels))
     first()
-    return run_jobs(jobs, sweep.settings(folder), workers, watcher or Watcher())
+    return run_jobs(jobs, sweep.settings(folder), workers, watcher or JobCallback())
 
 
 def method(sweep: Sweep, name: str) -> Run:
@@ -94,7 +94,7 @@ def assert_same(sweep: Sweep, store: Store, right: Path) -> None:
         found, expected = store.record(run), Store(right).record(run)
         assert found is not None
         assert expected is not None
-        assert outcome(found) == outcome(expected)
+        assert comparable_part(found) == comparable_part(expected)
         for part in found["weights"]:
             store.weights(run, part)
 
@@ -122,7 +122,7 @@ def test_what_a_run_needs_is_trained_again_where_it_is_damaged(trained, tmp_path
 def test_a_teacher_whose_record_has_gone_is_trained_again(trained, tmp_path) -> None:
     sweep, right = trained
     store = without(trained, tmp_path / "runs", "KD")
-    jobs = jobs_for([method(sweep, "KD")], store, 1, SIZE, len(sweep.images.train.labels))
+    jobs = missing_jobs([method(sweep, "KD")], store, 1, SIZE, len(sweep.images.train.labels))
     assert [run.method for job in jobs for run in job.runs] == ["KD"]
     record_path(store, method(sweep, "Baseline")).unlink()
     watcher = Listening()
@@ -165,12 +165,12 @@ def test_what_needs_a_failed_teacher_is_struck_off_however_much_it_is(tmp_path: 
     store, run = Store(tmp_path), run_of("KD")
     (teacher,) = run.dependencies()
     store.finish(teacher, {"status": "failed", "reason": "loss not finite", "provenance": {}}, {})
-    jobs = [Job((run.changed(seed=seed),), frozenset([teacher.digest]), 1.0) for seed in range(300)]
-    schedule = Schedule(jobs, store)
+    jobs = [Job((run.replace(seed=seed),), frozenset([teacher.digest]), 1.0) for seed in range(300)]
+    schedule = JobScheduler(jobs, store)
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack(0)) + 150)
     try:
-        assert schedule.next(Watcher()) is None
+        assert schedule.next(JobCallback()) is None
     finally:
         sys.setrecursionlimit(limit)
     assert len(schedule.report.failures) == 300
@@ -179,10 +179,10 @@ def test_what_needs_a_failed_teacher_is_struck_off_however_much_it_is(tmp_path: 
 
 
 def test_damage_that_one_of_several_processes_meets_is_told_as_such() -> None:
-    damage = pickle.loads(pickle.dumps(DamagedRun(RUN, "weights are damaged")))
+    damage = pickle.loads(pickle.dumps(CorruptRun(RUN, "weights are damaged")))
     assert (damage.run, str(damage)) == (RUN, "weights are damaged")
-    conversation = _Conversation([], lambda: False, lambda progress: None, lambda line: None)
-    with pytest.raises(DamagedRun, match="weights are damaged"):
+    conversation = _Supervisor([], lambda: False, lambda progress: None, lambda line: None)
+    with pytest.raises(CorruptRun, match="weights are damaged"):
         conversation._fail(0, Failure("weights are damaged", None, damage))
 
 
@@ -191,13 +191,13 @@ def test_a_run_that_is_damaged_as_soon_as_it_is_written_is_trained_again_once(tr
     run = method(sweep, "LSSKD")
     store = without(trained, tmp_path / "runs", "LSSKD")
 
-    class Damaging(Schedule):
-        def ended(self, job: Job, reason: str | None, watcher: Watcher) -> None:
+    class Damaging(JobScheduler):
+        def ended(self, job: Job, reason: str | None, watcher: JobCallback) -> None:
             flip(record_path(store, run))
             super().ended(job, reason, watcher)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("benchmark.execution.pool.Schedule", Damaging)
+        patched.setattr("benchmark.execution.pool.JobScheduler", Damaging)
         report = train(sweep, [run], store.root)
     assert ["damaged 2 times" in reason for reason in report.failures.values()] == [True]
     assert damaged_files(store, run) == ["damaged-record.json-1", "damaged-record.json-2"]
@@ -209,10 +209,10 @@ def test_a_damaged_checkpoint_of_which_the_header_is_gone_costs_only_time(traine
     run = method(sweep, "LSSKD")
     asked = iter([False] * 4 + [True])
     monkeypatch.setattr("benchmark.training.cohort.COST_OF_A_CHECKPOINT", 0)
-    assert not execute([run], sweep.settings(store.root), stop=lambda: next(asked))
+    assert not run_until_done([run], sweep.settings(store.root), stop=lambda: next(asked))
     for path in store.cohorts(run.dataset).glob("*/checkpoint-*"):
         path.write_bytes(path.read_bytes()[:100])
-    assert execute([run], sweep.settings(store.root))
+    assert run_until_done([run], sweep.settings(store.root))
     assert_same(sweep, store, right)
 
 
@@ -246,7 +246,7 @@ def test_the_command_says_what_it_puts_aside_and_trains_it_again(command, tmp_pa
         f"warning: {path} is damaged; it was put aside as damaged-record.json-1, and the run is trained again" in said
     )
     assert "finished  ResNet8" in said
-    assert outcome(json.loads(path.read_text())) == outcome(record)
+    assert comparable_part(json.loads(path.read_text())) == comparable_part(record)
 
 
 def test_damage_that_is_only_met_when_a_table_is_rendered_costs_a_second_call(

@@ -10,8 +10,8 @@ import pytest
 
 from benchmark.core.errors import UserError
 from slurm import retry, status
-from slurm.dependencies import take_up
-from slurm.dispatcher import tend
+from slurm.dependencies import resume
+from slurm.dispatcher import reconcile
 from slurm.monitor import Reader
 from slurm.sweep import Sweep
 from tests.commands import run_command
@@ -51,7 +51,7 @@ def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_chec
     plan = planned(tmp_path, seeds=4)
     sweep = plan.sweep()
     runs = plan.settings.runs
-    tend(sweep)
+    reconcile(sweep)
     running = [plan.number(sweep, "Baseline", seed) for seed in range(2)]
     left = set(running)
     while left:
@@ -71,13 +71,13 @@ def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_chec
     assert len(list(sweep.store.cohorts("blocks").iterdir())) == 2
     assert "this sweep is cancelled" in " ".join(Reader(sweep).snapshot().troubles)
     # Nobody goes on with it by mistake.
-    tend(sweep)
+    reconcile(sweep)
     assert jobs_in(cluster) == []
     with pytest.raises(UserError, match="is cancelled; give its command again"):
         retry.main(failed=True, runs=runs)
     # Its command does.
     again = Sweep(sweep.folder)
-    take_up(again)
+    resume(again)
     reached = [again.state(number).attempts[0].reached for number in running]
     assert all(0 < share < 1 for share in reached)
     bring_home(again)
@@ -94,8 +94,8 @@ def test_a_job_that_is_cancelled_by_hand_is_not_submitted_again_until_that_is_as
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = planned(tmp_path, seeds=3)
-    sweep = plan.sweep(PROFILE.changed(array=2))
-    tend(sweep)
+    sweep = plan.sweep(PROFILE.replace(array=2))
+    reconcile(sweep)
     until(lambda: trains(sweep, 0) and trains(sweep, 1), "training")
     freeze(sweep, 0)
     # One that runs and one that waits.

@@ -13,15 +13,15 @@ import torch
 from rich.console import Console
 
 from benchmark.core.spec import Run
-from benchmark.execution.executor import Executor, Order
+from benchmark.execution.executor import ExecutionPlan, Executor
 from benchmark.execution.local import Local
 from benchmark.planning.cost import run_seconds, training_multiply_adds
-from benchmark.planning.jobs import Grouping, Job, jobs_of_all
+from benchmark.planning.jobs import Grouping, Job, all_jobs
 from benchmark.results.store import Store
 from slurm import client
-from slurm.cost import OVERHEAD_SECONDS, Rates, price_of, priced
+from slurm.cost import OVERHEAD_SECONDS, Rates, estimate_price, price_jobs
 from slurm.executor import Slurm
-from slurm.plan import in_order, to_train
+from slurm.plan import pending_jobs, topological_order
 from slurm.profile import Profile
 from tests.engine import STUDENT, TEACHER, request
 from tests.slurm_sweeps import planned
@@ -96,8 +96,8 @@ def test_on_a_graphics_card_the_runs_of_a_cohort_share_its_time() -> None:
 
 
 def grouped(tmp_path, grouping: Grouping, seeds: int = 1) -> list[Job]:
-    jobs = jobs_of_all(runs(seeds), Store(tmp_path), grouping, SIZE, IMAGES)
-    return priced(jobs, Rates(CPU, {}), SIZE, IMAGES)
+    jobs = all_jobs(runs(seeds), Store(tmp_path), grouping, SIZE, IMAGES)
+    return price_jobs(jobs, Rates(CPU, {}), SIZE, IMAGES)
 
 
 def test_every_grouping_trains_the_same_runs_once(tmp_path) -> None:
@@ -114,7 +114,7 @@ def test_every_grouping_trains_the_same_runs_once(tmp_path) -> None:
 
 
 def test_larger_groups_are_cheaper_and_take_longer(tmp_path) -> None:
-    run, student, cohort = (price_of(name, grouped(tmp_path, name), CPU) for name in ("run", "student", "cohort"))
+    run, student, cohort = (estimate_price(name, grouped(tmp_path, name), CPU) for name in ("run", "student", "cohort"))
     assert run.jobs > student.jobs > cohort.jobs
     assert run.hours > student.hours > cohort.hours
     # Beside what fewer jobs save in starting, the teacher's outputs are computed less often.
@@ -125,7 +125,7 @@ def test_larger_groups_are_cheaper_and_take_longer(tmp_path) -> None:
 def test_no_job_comes_before_what_it_needs(tmp_path) -> None:
     for grouping in ("run", "student", "cohort"):
         made: set[str] = set()
-        for _, job in in_order({"digits": grouped(tmp_path, grouping)[::-1]}):  # type: ignore[arg-type]
+        for _, job in topological_order({"digits": grouped(tmp_path, grouping)[::-1]}):  # type: ignore[arg-type]
             assert job.needs <= made | {run.digest for run in job.runs}
             made |= {run.digest for run in job.runs}
 
@@ -137,8 +137,8 @@ def test_the_plan_of_a_sweep_holds_what_is_done_too(tmp_path) -> None:
         fail(store, done)
     after = grouped(tmp_path, "student")
     assert [job.runs for job in after] == [job.runs for job in before]
-    assert len(to_train(after, store)) == len(before) - 1
-    assert to_train(after, store, retry_failed=True) == after
+    assert len(pending_jobs(after, store)) == len(before) - 1
+    assert pending_jobs(after, store, retry_failed=True) == after
 
 
 def fail(store: Store, run: Run) -> None:
@@ -159,7 +159,7 @@ def test_a_dry_run_prices_a_failed_run_where_it_is_to_be_trained_again(
 
     def dry_run(retry_failed: bool) -> str:
         parts = list(plan.target.parts)
-        order = Order("small", parts, executor.plans_of(parts, store, retry_failed), retry_failed)
+        order = ExecutionPlan("small", parts, executor.plans_of(parts, store, retry_failed), retry_failed)
         said = io.StringIO()
         executor.print_plan(order, store, Console(file=said, width=200))
         return said.getvalue()

@@ -13,13 +13,13 @@ import pytest
 from benchmark.core.errors import UserError
 from benchmark.results.owners import this_owner
 from slurm import client, dispatcher, submit
-from slurm.client import Task
-from slurm.dispatcher import DOUBT_SECONDS, SILENT_LOOK_SECONDS, tend
+from slurm.client import QueuedTask
+from slurm.dispatcher import DOUBT_SECONDS, SILENT_LOOK_SECONDS, reconcile
 from slurm.executor import told
 from slurm.monitor import Reader
 from slurm.profile import Profile
-from slurm.states import Attempt, Leaving, State, Submission
-from slurm.submit import NoRoom
+from slurm.states import Attempt, ExitReason, State, Submission
+from slurm.submit import QueueFull
 from slurm.sweep import Sweep
 from tests.slurm_sweeps import planned
 
@@ -31,19 +31,19 @@ class Queue:
     """What SLURM is made to say, and what it is asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.tasks: dict[str, Task] = {}
+        self.tasks: dict[str, QueuedTask] = {}
         self.states: dict[str, str] = {}
         self.submitted: list[tuple[int, ...]] = []
         self.requeued: list[str] = []
         self.refusal: Exception | None = None
         monkeypatch.setattr(client, "queue", lambda arrays: dict(self.tasks))
-        monkeypatch.setattr(client, "named", lambda name: "")
-        monkeypatch.setattr(client, "state_of", lambda job: self.states.get(job, client.GONE))
+        monkeypatch.setattr(client, "find_by_name", lambda name: "")
+        monkeypatch.setattr(client, "state_of", lambda job: self.states.get(job, client.NOT_FOUND))
         monkeypatch.setattr(client, "array_limit", lambda: 1000)
         monkeypatch.setattr(client, "comment_of", lambda job: "")
         monkeypatch.setattr(client, "requeue", self.requeued.append)
         monkeypatch.setattr(submit, "submit", self._submit)
-        monkeypatch.setattr(submit, "submit_keeper", self._submit_keeper)
+        monkeypatch.setattr(submit, "submit_watchdog", self._submit_keeper)
 
     def _submit(self, sweep: Sweep, profile: Profile, jobs: list[int], terms: Any) -> Submission:
         if self.refusal is not None:
@@ -75,17 +75,17 @@ def given(sweep: Sweep, user: str, array: str = "7", ago: float = 0.0) -> None:
     sweep.write_submission(Submission(token=array or "lost", when=time.time() - ago, jobs=(0,), array=array, user=user))
 
 
-def ran(sweep: Sweep, beat_ago: float, leaving: Leaving | None = None, task: str = "7") -> None:
+def ran(sweep: Sweep, beat_ago: float, leaving: ExitReason | None = None, task: str = "7") -> None:
     """The sweep's job began, and wrote for the last time so long ago."""
     beat = time.time() - beat_ago
-    owner = this_owner().changed(job=task, token="another")
+    owner = this_owner().replace(job=task, token="another")
     attempt = Attempt(owner=owner, began=beat - 1, beat=beat, ended=beat if leaving else None, leaving=leaving)
     sweep.write_state(State(job=0, attempts=(attempt,)))
 
 
 def test_my_own_job_that_slurm_has_forgotten_is_submitted_again(queue: Queue, sweep: Sweep) -> None:
     given(sweep, "me")
-    tend(sweep)
+    reconcile(sweep)
     assert queue.submitted == [(0,)]
 
 
@@ -96,19 +96,19 @@ def test_a_job_of_somebody_else_that_this_user_may_not_see_is_left_alone(
     given(sweep, "you")
     if beat_ago is not None:
         ran(sweep, beat_ago)
-    tend(sweep)
-    tend(sweep)
+    reconcile(sweep)
+    reconcile(sweep)
     assert queue.submitted == []
     assert sweep.ended() == {}
 
 
 @pytest.mark.parametrize(("beat_ago", "leaving"), [(LONG_AGO, None), (10.0, "time limit")])
 def test_what_the_file_of_somebody_elses_job_tells_counts(
-    queue: Queue, sweep: Sweep, beat_ago: float, leaving: Leaving | None
+    queue: Queue, sweep: Sweep, beat_ago: float, leaving: ExitReason | None
 ) -> None:
     given(sweep, "you")
     ran(sweep, beat_ago, leaving)
-    tend(sweep)
+    reconcile(sweep)
     assert queue.submitted == [(0,)]
 
 
@@ -120,12 +120,12 @@ def test_a_call_whose_answer_may_still_come_is_waited_for(
     queue: Queue, sweep: Sweep, user: str, ago: float, again: bool
 ) -> None:
     given(sweep, user, array="", ago=ago)
-    tend(sweep)
+    reconcile(sweep)
     assert bool(queue.submitted) == again
 
 
 def running(queue: Queue, run_time: str) -> None:
-    queue.tasks["7"] = Task("7", "RUNNING", "None", "n1", run_time)
+    queue.tasks["7"] = QueuedTask("7", "RUNNING", "None", "n1", run_time)
 
 
 def aged(sweep: Sweep) -> None:
@@ -139,11 +139,11 @@ def test_a_running_job_that_stays_silent_is_started_again_at_the_second_look(que
     given(sweep, "me")
     ran(sweep, LONG_AGO)
     running(queue, "10:00:00")
-    tend(sweep)
-    tend(sweep)
+    reconcile(sweep)
+    reconcile(sweep)
     assert queue.requeued == []
     aged(sweep)
-    tend(sweep)
+    reconcile(sweep)
     assert queue.requeued == ["7"]
     assert queue.submitted == []
 
@@ -152,12 +152,12 @@ def test_a_job_that_was_silent_while_the_folder_was_away_goes_on(queue: Queue, s
     given(sweep, "me")
     ran(sweep, LONG_AGO)
     running(queue, "10:00:00")
-    tend(sweep)
+    reconcile(sweep)
     aged(sweep)
     ran(sweep, 1.0)
-    tend(sweep)
+    reconcile(sweep)
     ran(sweep, LONG_AGO)
-    tend(sweep)
+    reconcile(sweep)
     assert queue.requeued == []
 
 
@@ -165,51 +165,51 @@ def test_a_job_that_has_just_started_again_is_given_time_to_speak(queue: Queue, 
     given(sweep, "me")
     ran(sweep, LONG_AGO)
     running(queue, "0:20")
-    tend(sweep)
+    reconcile(sweep)
     assert not (sweep.folder / "silent").exists()
     assert queue.requeued == []
 
 
 def test_a_refusal_that_may_be_for_ever_is_told_where_nothing_else_could_make_room(queue: Queue, sweep: Sweep) -> None:
-    queue.refusal = NoRoom("Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)")
+    queue.refusal = QueueFull("Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)")
     with pytest.raises(UserError, match=r"^SLURM takes no job of this sweep: .*QOS policy.*; change the profile"):
-        tend(sweep)
+        reconcile(sweep)
 
 
 def test_the_status_says_why_jobs_are_held_back_until_the_cluster_takes_them(queue: Queue, sweep: Sweep) -> None:
     said = "SLURM refuses the jobs: invalid partition specified: gpus; change the profile and give the command again"
     queue.refusal = UserError(said)
     with pytest.raises(UserError, match="invalid partition"):
-        tend(sweep)
+        reconcile(sweep)
     snapshot = Reader(sweep).snapshot()
     assert snapshot.counts == {"held back": 1}
     assert f"held back: {said}" in snapshot.troubles
 
-    queue.refusal = NoRoom("Slurm temporarily unable to accept job")
-    tend(sweep)
+    queue.refusal = QueueFull("Slurm temporarily unable to accept job")
+    reconcile(sweep)
     (trouble,) = Reader(sweep).snapshot().troubles
     assert trouble.startswith("held back: no room for more: Slurm temporarily unable to accept job; the rest is")
 
     queue.refusal = None
-    tend(sweep)
+    reconcile(sweep)
     assert queue.submitted == [(0,)]
     assert Reader(sweep).snapshot().troubles == ()
     assert sweep.refused == ""
 
 
 def test_a_queue_that_is_full_for_now_is_waited_for(queue: Queue, sweep: Sweep) -> None:
-    queue.refusal = NoRoom("Slurm temporarily unable to accept job")
-    tended = tend(sweep)
+    queue.refusal = QueueFull("Slurm temporarily unable to accept job")
+    tended = reconcile(sweep)
     assert told(tended) == (
         "nothing to submit; 1 wait for room and will be submitted as jobs end; Slurm temporarily unable to accept job"
     )
 
 
 def test_a_keeper_that_is_refused_is_told_and_the_jobs_are_submitted(queue: Queue, tmp_path: Path) -> None:
-    sweep = planned(tmp_path).sweep(ALONE.changed(submit_from_jobs=True))
+    sweep = planned(tmp_path).sweep(ALONE.replace(submit_from_jobs=True))
     said: list[str] = []
     say: Callable[[str], None] = said.append
-    tended = tend(sweep, say)
+    tended = reconcile(sweep, say)
     assert queue.submitted == [(0,)]
     assert tended is not None
     assert not tended.is_followed
@@ -217,7 +217,7 @@ def test_a_keeper_that_is_refused_is_told_and_the_jobs_are_submitted(queue: Queu
     assert "only a command that watches it" in told(tended)
 
 
-def attempts(*ends: tuple[float, Leaving | None], forgiven: float = 0.0) -> State:
+def attempts(*ends: tuple[float, ExitReason | None], forgiven: float = 0.0) -> State:
     """A job whose attempts reached so far and ended so."""
     return State(
         job=0,
@@ -243,5 +243,7 @@ def attempts(*ends: tuple[float, Leaving | None], forgiven: float = 0.0) -> Stat
         (attempts((0.9, None), (0.9, None), (0.1, None), forgiven=2.5), 0),
     ],
 )
-def test_attempts_count_as_fruitless_unless_they_get_further_than_any_before(state: State, fruitless: int) -> None:
-    assert state.fruitless == fruitless
+def test_attempts_count_as_fruitless_unless_they_get_further_than_any_before(
+    state: State, no_progress_attempts: int
+) -> None:
+    assert state.no_progress_attempts == no_progress_attempts

@@ -12,8 +12,8 @@ import pytest
 
 from benchmark.results.store import Store
 from slurm import status
-from slurm.dependencies import take_up
-from slurm.dispatcher import tend
+from slurm.dependencies import resume
+from slurm.dispatcher import reconcile
 from tests.commands import run_command
 from tests.devcluster import Cluster, devcluster
 from tests.slurm_cluster import needs_slurm, until
@@ -53,7 +53,7 @@ def test_a_run_that_comes_to_nan_fails_and_all_others_go_on(
     plan = planned(tmp_path, ("KD",), settings=("KD.kd_weight=1e38",))
     sweep = plan.sweep()
     teacher, student = plan.number(sweep, "Baseline"), plan.number(sweep, "KD")
-    tend(sweep)
+    reconcile(sweep)
     # It waits for its teacher by a dependency, and not by asking again and again.
     assert shown(cluster, task_of(sweep, student), "JobState") == "PENDING"
     assert shown(cluster, task_of(sweep, student), "Dependency") == f"afterany:{task_of(sweep, teacher)}(unfulfilled)"
@@ -79,7 +79,7 @@ def test_what_needs_a_job_that_fails_is_blocked_with_its_reason_and_retry_keeps_
     # These nodes have no graphics card that works.
     sweep.write_settings(replace(plan.settings, device="cuda"), PROFILE)
     said: list[str] = []
-    tend(sweep)
+    reconcile(sweep)
     bring_home(sweep, said)
     assert (sweep.ended()[teacher], sweep.ended()[student]) == ("failed", "blocked")
     reason = sweep.reason(teacher)
@@ -120,7 +120,7 @@ def test_a_failed_teacher_of_before_blocks_its_students_before_anything_is_submi
         {},
     )
     sweep = plan.sweep()
-    tend(sweep)
+    reconcile(sweep)
     assert endings(sweep) == ["failed", "blocked"]
     assert sweep.reason(1) == "Baseline of ResNet20, which it needs, has failed: loss is nan"
     assert jobs_in(cluster) == []
@@ -153,17 +153,17 @@ def test_a_run_that_two_sweeps_share_is_trained_once_and_the_second_waits_for_th
     first = planned(tmp_path)
     second = planned(tmp_path, seeds=2)
     early = first.sweep()
-    tend(early)
+    reconcile(early)
     until(lambda: trains(early, 0), "training")
     # It is held up, so that the other one finds it at work.
     frozen = freeze(early, 0)
     late = second.sweep()
     shared = second.number(late, "Baseline", 0)
-    tend(late)
+    reconcile(late)
     until(lambda: leavings(late, shared) == ["elsewhere"], "leaving the run to the other sweep")
     assert late.state(shared).attempts[0].waits_for == task_of(early, 0)
     task = task_of(late, shared)
-    until(lambda: tend(late) is None or task_of(late, shared) != task, "its next submission")
+    until(lambda: reconcile(late) is None or task_of(late, shared) != task, "its next submission")
     assert shown(cluster, task_of(late, shared), "Dependency") == f"afterany:{task_of(early, 0)}(unfulfilled)"
     frozen.send_signal(signal.SIGCONT)
     bring_home(late)
@@ -184,7 +184,7 @@ def test_a_job_whose_records_have_gone_is_open_again(tmp_path: Path) -> None:
     sweep = plan.sweep()
     assert sweep.ended() == {0: "done"}
     shutil.rmtree(store.folder(run))
-    assert take_up(sweep) == [0]
+    assert resume(sweep) == [0]
     assert sweep.ended() == {}
 
 
@@ -197,7 +197,7 @@ def test_a_sweep_comes_home_although_every_other_call_of_slurm_fails(
     with monkeypatch.context() as patch:
         # The jobs' own calls are such, too.
         patch.setenv("PATH", wrapped(tmp_path / "bin", dict.fromkeys(names, fails + 'exec $REAL "$@"')))
-        sweep = plan.sweep(PROFILE.changed(submit_from_jobs=True))
+        sweep = plan.sweep(PROFILE.replace(submit_from_jobs=True))
         bring_home(sweep)
     assert endings(sweep) == ["done"], logs(sweep)
     assert leavings(sweep, 0) == ["done"]

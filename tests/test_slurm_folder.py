@@ -15,7 +15,7 @@ import pytest
 from benchmark.core.errors import UserError
 from benchmark.results.store import Store
 from slurm import retry, status
-from slurm.dispatcher import tend
+from slurm.dispatcher import reconcile
 from slurm.monitor import folder_troubles
 from slurm.sweep import Sweep
 from tests.devcluster import Cluster, devcluster
@@ -89,7 +89,7 @@ def test_a_folder_that_fills_up_is_said_and_after_space_is_made_all_goes_on(
 ) -> None:
     plan = planned(small)
     sweep = plan.sweep()
-    tend(sweep)
+    reconcile(sweep)
     until(lambda: trains(sweep, 0), "training")
     filler = fill(small)
     until(lambda: not cluster.command("squeue", "-h").split(), "the end of the job")
@@ -97,7 +97,7 @@ def test_a_folder_that_fills_up_is_said_and_after_space_is_made_all_goes_on(
     expected = f"nothing can be written to {plan.settings.runs}: No space left on device"
     assert expected.replace(" ", "") in said(plan).replace(" ", "")
     with pytest.raises(UserError, match="No space left on device"):
-        tend(sweep)
+        reconcile(sweep)
     assert whole_records(plan) == 0
     filler.unlink()
     lines: list[str] = []
@@ -111,7 +111,7 @@ def test_a_folder_that_is_read_only_is_said_and_nothing_is_damaged(
 ) -> None:
     plan = planned(small)
     sweep = plan.sweep()
-    tend(sweep)
+    reconcile(sweep)
     until(lambda: trains(sweep, 0), "training")
     frozen = freeze(sweep, 0)
     # Mounted over itself, since what is open for writing keeps a file system writable.
@@ -123,7 +123,7 @@ def test_a_folder_that_is_read_only_is_said_and_nothing_is_damaged(
         until(lambda: not cluster.command("squeue", "-h").split(), "the end of the job")
         assert "Read-only file system" in said(plan)
         with pytest.raises(UserError, match="Read-only file system"):
-            tend(sweep)
+            reconcile(sweep)
     finally:
         subprocess.run(["umount", "--lazy", runs], check=True)
     assert whole_records(plan) == 0
@@ -137,7 +137,7 @@ def test_a_job_that_may_write_no_large_files_fails_for_that_reason_and_is_retrie
 ) -> None:
     plan = planned(tmp_path)
     sweep = plan.sweep()
-    tend(sweep)
+    reconcile(sweep)
     until(lambda: trains(sweep, 0), "training")
     # Enough for what a job says of itself, too little for a checkpoint or for weights.
     python_of(sweep, 0).rlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
@@ -166,6 +166,6 @@ def test_a_folder_without_permission_is_said(cluster: Cluster, tmp_path: Path) -
     plan.settings.runs.chmod(0o500)
     try:
         with pytest.raises(UserError, match="Permission denied"):
-            tend(sweep)
+            reconcile(sweep)
     finally:
         plan.settings.runs.chmod(0o700)

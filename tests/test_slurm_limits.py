@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.dispatcher import tend
+from slurm.dispatcher import reconcile
 from slurm.profile import Profile
 from tests.devcluster import Cluster, devcluster
 from tests.slurm_cluster import needs_slurm, until
@@ -51,8 +51,8 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Timed]:
     hangs = f"if mkdir {plan.place}/hung; then trap '' TERM; sleep 200; fi"
     with devcluster(nodes=1, cpus=2) as cluster:
         with at_cluster(cluster):
-            sweep = plan.sweep(SHORT.changed(setup=(f'if [ "$SLURM_ARRAY_TASK_ID" = 0 ]; then {hangs}; fi',)))
-            tend(sweep)
+            sweep = plan.sweep(SHORT.replace(setup=(f'if [ "$SLURM_ARRAY_TASK_ID" = 0 ]; then {hangs}; fi',)))
+            reconcile(sweep)
         assert task_of(sweep, 0).partition("_")[0] == task_of(sweep, 1).partition("_")[0]
         yield Timed(cluster, plan, task_of(sweep, 0))
 
@@ -68,8 +68,8 @@ def test_what_there_is_no_room_for_is_submitted_by_the_jobs_themselves_as_they_e
     cluster: Cluster, tmp_path: Path
 ) -> None:
     plan = planned(tmp_path, seeds=4)
-    sweep = plan.sweep(PROFILE.changed(max_submitted=3, submit_from_jobs=True))
-    tended = tend(sweep)
+    sweep = plan.sweep(PROFILE.replace(max_submitted=3, submit_from_jobs=True))
+    tended = reconcile(sweep)
     assert tended is not None
     assert tended.waiting == 2
     # From here on no command looks after it.
@@ -85,8 +85,8 @@ def test_a_job_that_is_killed_when_nobody_watches_is_found_and_submitted_again_b
     cluster: Cluster, tmp_path: Path
 ) -> None:
     plan = planned(tmp_path)
-    sweep = plan.sweep(PROFILE.changed(submit_from_jobs=True))
-    tend(sweep)
+    sweep = plan.sweep(PROFILE.replace(submit_from_jobs=True))
+    reconcile(sweep)
     for times in (1, 2):
         until(lambda times=times: len(leavings(sweep, 0)) == times and trains(sweep, 0), f"attempt {times}")  # type: ignore[misc]
         python_of(sweep, 0).kill()
@@ -97,7 +97,7 @@ def test_a_job_that_is_killed_when_nobody_watches_is_found_and_submitted_again_b
 
 def test_a_job_that_is_lost_again_and_again_is_given_up_for_that_reason(cluster: Cluster, tmp_path: Path) -> None:
     plan = planned(tmp_path)
-    sweep = plan.sweep(PROFILE.changed(resubmissions=1, setup=("echo 'no such module' >&2", "exit 1")))
+    sweep = plan.sweep(PROFILE.replace(resubmissions=1, setup=("echo 'no such module' >&2", "exit 1")))
     said: list[str] = []
     bring_home(sweep, said)
     assert endings(sweep) == ["failed"]

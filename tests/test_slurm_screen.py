@@ -13,8 +13,8 @@ from rich.console import Console
 from benchmark.core.errors import UserError
 from benchmark.io.files import write_text
 from slurm import screen, status
-from slurm.monitor import Condition, Line, Reader, Snapshot
-from slurm.screen import Display, watch
+from slurm.monitor import Condition, JobLine, Reader, Snapshot
+from slurm.screen import SweepDisplay, watch
 from slurm.sweep import STOPPED, Sweep
 from tests.slurm_sweeps import planned
 
@@ -33,7 +33,7 @@ class Shown(Reader):
 
 
 def stands(*conditions: Condition, is_cancelled: bool = False) -> Snapshot:
-    lines = tuple(Line(number, f"job {number}", condition) for number, condition in enumerate(conditions))
+    lines = tuple(JobLine(number, f"job {number}", condition) for number, condition in enumerate(conditions))
     return Snapshot("small", lines, (), 0.0, 0.0, "job", is_cancelled=is_cancelled)
 
 
@@ -44,7 +44,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Snapshot, st
 
     def run(reader: Reader, look_after: Callable[[], object] | None = None) -> tuple[Snapshot, str]:
         said = io.StringIO()
-        with Display(Console(file=said, width=200)) as display:
+        with SweepDisplay(Console(file=said, width=200)) as display:
             return watch(reader, display, look_after), said.getvalue()
 
     return run

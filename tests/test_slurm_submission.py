@@ -13,7 +13,7 @@ import pytest
 
 from slurm import client, dispatcher
 from slurm.client import SchedulerError
-from slurm.dispatcher import tend
+from slurm.dispatcher import reconcile
 from slurm.executor import told
 from slurm.profile import Profile
 from slurm.sweep import Sweep
@@ -109,12 +109,12 @@ def test_jobs_are_given_in_arrays_of_the_size_that_the_cluster_takes(
     plan: Planned, cluster: Cluster, tmp_path: Path
 ) -> None:
     sweep = fresh(plan, tmp_path)
-    tended = tend(sweep)
+    tended = reconcile(sweep)
     assert arrays(cluster) == [1, 3, 3]
     assert noted(sweep) == list(range(7))
     assert told(tended) == "submitted 7 jobs in 3 arrays"
     # Looked at again, nothing is submitted twice.
-    assert told(tend(sweep)) == "nothing to submit"
+    assert told(reconcile(sweep)) == "nothing to submit"
     assert arrays(cluster) == [1, 3, 3]
 
 
@@ -123,14 +123,14 @@ def test_a_cluster_that_does_not_tell_its_array_size_is_given_smaller_arrays_unt
 ) -> None:
     monkeypatch.setenv("PATH", wrapped(tmp_path / "bin", {"scontrol": '[ "$2" = config ] && exit 1; exec $REAL "$@"'}))
     sweep = fresh(plan, tmp_path)
-    tend(sweep)
+    reconcile(sweep)
     assert noted(sweep) == list(range(7))
     assert max(arrays(cluster)) <= 3
 
 
 def test_no_more_are_with_the_cluster_than_the_profile_says(plan: Planned, cluster: Cluster, tmp_path: Path) -> None:
-    sweep = fresh(plan, tmp_path, ALONE.changed(max_submitted=4, submit_from_jobs=True))
-    tended = tend(sweep)
+    sweep = fresh(plan, tmp_path, ALONE.replace(max_submitted=4, submit_from_jobs=True))
+    tended = reconcile(sweep)
     assert tended is not None
     assert tended.waiting == 4
     # Three jobs, and the keeper that looks after the sweep when they have ended.
@@ -146,7 +146,7 @@ def test_a_cluster_that_is_full_is_asked_again_later(
     for _ in range(4):
         cluster.command("sbatch", "--array=0-2", "--output=/dev/null", "--wrap", "true")
     sweep = fresh(plan, tmp_path)
-    tended = tend(sweep)
+    tended = reconcile(sweep)
     assert tended is not None
     assert len(noted(sweep)) < 7
     assert tended.waiting == 7 - len(noted(sweep))
@@ -154,7 +154,7 @@ def test_a_cluster_that_is_full_is_asked_again_later(
     cluster.command("scancel", held)
 
     def more() -> bool:
-        tend(sweep)
+        reconcile(sweep)
         return len(noted(sweep)) > len(before)
 
     until(more, "submitting what there is room for")
@@ -176,9 +176,9 @@ def test_a_flaky_sbatch_loses_nothing_and_doubles_nothing(
 ) -> None:
     monkeypatch.setattr(client, "SUBMIT_SECONDS", 1.5)
     monkeypatch.setenv("PATH", wrapped(tmp_path / "bin", {"sbatch": ONCE + script}))
-    sweep = fresh(plan, tmp_path, ALONE.changed(max_submitted=3))
+    sweep = fresh(plan, tmp_path, ALONE.replace(max_submitted=3))
     for _ in range(3):
-        tend(sweep)
+        reconcile(sweep)
     assert noted(sweep) == [0, 1, 2]
     assert arrays(cluster) == [3]
 
@@ -192,13 +192,13 @@ def test_a_squeue_that_does_not_answer_has_nothing_submitted_twice(
     plan: Planned, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     sweep = fresh(plan, tmp_path)
-    tend(sweep)
+    reconcile(sweep)
     with monkeypatch.context() as patch:
         patch.setattr(client, "TIMEOUT_SECONDS", 0.5)
-        patch.setattr(client.asked, "__defaults__", (2, 0.5))
+        patch.setattr(client.run_command, "__defaults__", (2, 0.5))
         patch.setenv("PATH", wrapped(tmp_path / "bin", {"squeue": script}))
         for _ in range(2):
-            tended = tend(sweep)
+            tended = reconcile(sweep)
             assert tended is not None
             # An empty queue is an answer, if a wrong one; each job is then asked after.
             assert tended.answers == (script == "exit 0")
@@ -214,8 +214,8 @@ def test_a_squeue_that_fails_every_other_time_is_asked_again(
     sweep = fresh(plan, tmp_path)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", wrapped(tmp_path / "bin", {"squeue": script}))
-        tend(sweep)
-        tended = tend(sweep)
+        reconcile(sweep)
+        tended = reconcile(sweep)
     assert tended is not None
     assert tended.answers
     assert len(tended.in_queue) == 7
@@ -224,15 +224,15 @@ def test_a_squeue_that_fails_every_other_time_is_asked_again(
 def test_while_the_controller_is_down_nothing_is_lost_and_after_it_all_goes_on(
     plan: Planned, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client.asked, "__defaults__", (1, 2.0))
-    sweep = fresh(plan, tmp_path, ALONE.changed(max_submitted=3))
-    tend(sweep)
+    monkeypatch.setattr(client.run_command, "__defaults__", (1, 2.0))
+    sweep = fresh(plan, tmp_path, ALONE.replace(max_submitted=3))
+    reconcile(sweep)
     cluster.stop_controller()
     try:
-        assert told(tend(sweep)) == "SLURM does not answer; what can be submitted will be once it does"
+        assert told(reconcile(sweep)) == "SLURM does not answer; what can be submitted will be once it does"
     finally:
         cluster.start_controller()
-    assert told(tend(sweep)) == "nothing to submit; 4 wait for room and will be submitted as jobs end"
+    assert told(reconcile(sweep)) == "nothing to submit; 4 wait for room and will be submitted as jobs end"
     assert noted(sweep) == [0, 1, 2]
 
 
@@ -255,12 +255,12 @@ def test_a_submitter_that_is_killed_loses_nothing_and_doubles_nothing(
         assert killed.wait(60) == -signal.SIGKILL
     assert len(jobs_in(cluster)) == (6 if is_answered else 3)
     assert len(noted(sweep)) == 3
-    tend(sweep)
+    reconcile(sweep)
     if not is_answered:
         # As long as sbatch may still be under way, its jobs are neither lost nor submitted again.
         assert len(noted(sweep)) == 4
         monkeypatch.setattr(dispatcher, "DOUBT_SECONDS", 0.0)
-        tend(sweep)
+        reconcile(sweep)
     assert noted(sweep) == list(range(7))
     assert len(jobs_in(cluster)) == 7
 
@@ -283,10 +283,10 @@ def test_a_command_that_was_stopped_while_it_looked_after_a_sweep_holds_up_nobod
         assert holder.stdout.readline() == b"held\n"
         # It lives, so that it must be looking after the sweep.
         with pytest.raises(SchedulerError, match=r"^process \d+ on \S+ looks after this sweep and has not ended"):
-            tend(sweep, patience=0.5)
+            reconcile(sweep, patience=0.5)
         assert jobs_in(cluster) == []
         holder.kill()
-    tend(sweep)
+    reconcile(sweep)
     assert len(jobs_in(cluster)) == 7
 
 
@@ -295,7 +295,7 @@ def test_ten_thousand_jobs_are_planned_and_given_with_bounded_memory(tmp_path: P
     with devcluster(nodes=1, options={"MaxArraySize": 1001}) as own, at_cluster(own):
         own.command("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
         plan = planned(tmp_path, epochs=1, seeds=10_000)
-        sweep = plan.sweep(ALONE.changed(max_submitted=1000))
+        sweep = plan.sweep(ALONE.replace(max_submitted=1000))
         assert len(sweep.jobs) == 10_000
         words = [sys.executable, "-c", MEASURED, str(sweep.folder)]
         ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment(), check=True)

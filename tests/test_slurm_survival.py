@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmark.results.leases import Claims
+from benchmark.results.leases import LeaseManager
 from benchmark.results.store import Store
-from slurm.dispatcher import tend
+from slurm.dispatcher import reconcile
 from slurm.profile import Profile
 from slurm.sweep import Sweep
 from slurm.worker import LOOK_SECONDS
@@ -69,7 +69,7 @@ def storm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storm]:
     profile = Profile(gpus=0, cpus=1, time=10, grace_seconds=170)
     with devcluster(nodes=9, cpus=1) as cluster, at_cluster(cluster):
         sweep = plan.sweep(profile)
-        tend(sweep)
+        reconcile(sweep)
         storm = Storm(cluster, plan, sweep)
         _disturb_all(storm)
         bring_home(sweep, storm.said)
@@ -97,7 +97,7 @@ def _disturb_all(storm: Storm) -> None:
     cluster.command("scontrol", "update", f"JobId={task_of(sweep, storm.job(TIMED))}", "TimeLimit=10")
     number, orphan = storm.job(NODE), frozen[NODE]
     (run,) = sweep.runs_of(number)
-    folder, claims = sweep.store.folder(run), Claims(sweep.store.root)
+    folder, claims = sweep.store.folder(run), LeaseManager(sweep.store.root)
 
     def is_taken_over() -> bool:
         holder = claims.holder(folder)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.core.protocols import PROTOCOLS, SCALES
-from benchmark.core.spec import Frozen, Protocol, ReleasedTeacher, Run, Scale, Schedule, Siblings
-from benchmark.planning.request import Request
+from benchmark.core.spec import Frozen, LRSchedule, Protocol, ReleasedTeacher, Run, Scale, Siblings
+from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import method_names
 
 NAMES = st.text(max_size=8)
@@ -24,7 +24,7 @@ ANYTHING = st.recursive(
     max_leaves=6,
 )
 SCHEDULES = st.builds(
-    Schedule, epochs=st.integers(1, 500), milestones=st.tuples(st.integers(), st.integers()) | st.just(())
+    LRSchedule, epochs=st.integers(1, 500), milestones=st.tuples(st.integers(), st.integers()) | st.just(())
 )
 COLOURS = st.none() | st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 3)
 PROTOCOL = st.builds(
@@ -100,7 +100,7 @@ def test_a_sibling_is_the_run_that_was_validated(run: Run, other: Run) -> None:
 
 def test_ids_are_what_they_always_were() -> None:
     """Records on disk are found by them."""
-    request = Request("cifar100", "c" * 64, PROTOCOLS["lsskd"], SCALES["paper"], torch.device("cpu"))
+    request = RunFactory("cifar100", "c" * 64, PROTOCOLS["lsskd"], SCALES["paper"], torch.device("cpu"))
     ids = {method: request.run(method, "WRN-16-2", "WRN-40-2", 1).id.rpartition("-")[2] for method in IDS}
     assert ids == IDS
 
@@ -113,9 +113,9 @@ def test_every_method_has_the_same_runs_whether_made_at_once_or_one_at_a_time() 
     changes += [{"teacher_seeds": "paired"}, {"released": {}, "validation": 0.1, "augmentation": "cutmix"}]
     for change, method in itertools.product(changes, method_names()):
 
-        def request(changed: dict[str, Any] = change) -> Request:
+        def request(changed: dict[str, Any] = change) -> RunFactory:
             place = ("digits", "0" * 64, PROTOCOLS["imagenet"], SCALES["demo"], torch.device("cpu"))
-            return Request(*place, **changed)
+            return RunFactory(*place, **changed)
 
         cell = (method, "ResNet20", "ResNet56")
         at_once = request()
@@ -126,26 +126,26 @@ def test_every_method_has_the_same_runs_whether_made_at_once_or_one_at_a_time() 
 
 
 def test_runs_share_what_they_depend_on() -> None:
-    request = Request("digits", "0" * 64, PROTOCOLS["lsskd"], SCALES["demo"], torch.device("cpu"))
+    request = RunFactory("digits", "0" * 64, PROTOCOLS["lsskd"], SCALES["demo"], torch.device("cpu"))
     first, second = (request.run("SSKD", student, "ResNet56", 3) for student in ("ResNet20", "ResNet8"))
     assert first.teacher is second.teacher
     assert first.head is second.head
 
 
 def test_a_run_goes_to_another_process_as_it_is() -> None:
-    run = Request("digits", "0" * 64, PROTOCOLS["lsskd"], SCALES["demo"], torch.device("cpu")).run(
+    run = RunFactory("digits", "0" * 64, PROTOCOLS["lsskd"], SCALES["demo"], torch.device("cpu")).run(
         "SSKD", "ResNet20", "ResNet56", 3
     )
     there = pickle.loads(pickle.dumps(run))
     assert there == run
     assert plain(there) == plain(run)
-    assert there.changed(seed=4) != run
+    assert there.replace(seed=4) != run
 
 
 def test_a_copy_with_other_parts_remembers_nothing() -> None:
     protocol = PROTOCOLS["lsskd"]
     assert protocol.content
-    copy = protocol.with_parts(schedule=Schedule(epochs=7))
+    copy = protocol.replace_unchecked(schedule=LRSchedule(epochs=7))
     assert copy.content == plain(copy) != protocol.content
-    assert copy == protocol.changed(schedule={"epochs": 7})
+    assert copy == protocol.replace(schedule={"epochs": 7})
     assert copy.without_tables() != protocol.without_tables()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmark.planning.jobs import jobs_for
+from benchmark.planning.jobs import missing_jobs
 from benchmark.results.store import Store, load
 from benchmark.speed import planning
 
@@ -32,5 +32,5 @@ def test_the_made_up_records_are_whole_ones(tmp_path: Path) -> None:
     planning._make_records(store, runs)
     assert {record["digest"] for record in store.records()} == {run.digest for run in runs}
     assert len(load(tmp_path)) == len(runs) == 5
-    missing = {run for job in jobs_for(runs, store, 1, 32, 640) for run in job.runs}
+    missing = {run for job in missing_jobs(runs, store, 1, 32, 640) for run in job.runs}
     assert missing.isdisjoint(runs)

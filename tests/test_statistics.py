@@ -13,12 +13,12 @@ from benchmark.core.statistics import (
     EQUAL,
     LEAST,
     LEVEL,
-    Difference,
+    PairedDifference,
     Summary,
     clustered_difference,
     common_seeds,
-    difference_of,
     paired_difference,
+    paired_statistics,
     pooled_difference,
     summarise,
 )
@@ -105,7 +105,7 @@ def test_what_all_methods_share_at_a_seed_does_not_widen_the_interval(data: st.D
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, 3.0]])
 def test_fewer_than_three_seeds_have_no_interval_and_it_says_why(values: list[float]) -> None:
-    found = difference_of(values)
+    found = paired_statistics(values)
     assert (found.interval, found.p_value) == (None, None)
     assert found.remark == f"no interval: {len(values)} seed{'s' * (len(values) > 1)}, and it takes 3"
     assert found.n == len(values)
@@ -154,7 +154,7 @@ def test_clusters_count_as_one_value_each() -> None:
     means = {"a": 1.0, "b": 3.0, "c": 5.0, "d": 4.0, "e": 6.0}
     teachers = {"a": "A", "b": "A", "c": "B", "d": "C", "e": "C"}
     # Means of the clusters: 2, 5, 5.
-    assert clustered_difference(means, teachers) == difference_of([2.0, 5.0, 5.0], "teacher")
+    assert clustered_difference(means, teachers) == paired_statistics([2.0, 5.0, 5.0], "teacher")
     one = clustered_difference(means, dict.fromkeys(means, "A"))
     assert (one.n, one.mean, one.remark) == (1, pytest.approx(3.8), "no interval: 1 teacher, and it takes 3")
 
@@ -165,6 +165,6 @@ def test_seeds_in_common() -> None:
 
 
 def test_a_difference_below_rounding_counts_as_equal() -> None:
-    assert difference_of([1.0, 1.0 + EQUAL / 10, 1.0]).interval is None
-    assert isinstance(difference_of([1.0, 1.001, 1.0]), Difference)
-    assert difference_of([1.0, 1.001, 1.0]).interval is not None
+    assert paired_statistics([1.0, 1.0 + EQUAL / 10, 1.0]).interval is None
+    assert isinstance(paired_statistics([1.0, 1.001, 1.0]), PairedDifference)
+    assert paired_statistics([1.0, 1.001, 1.0]).interval is not None

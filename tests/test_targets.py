@@ -12,8 +12,8 @@ from rich.console import Console
 
 from benchmark.core.errors import UserError
 from benchmark.data.dataset import Dataset
-from benchmark.planning.request import Wish
-from benchmark.planning.tables import grid_of
+from benchmark.planning.request import RunOptions
+from benchmark.planning.tables import plan_table
 from benchmark.results.store import Store
 from benchmark.targets import FigureTarget, TableTarget
 from figures.specification import load_figure
@@ -31,7 +31,7 @@ def test_a_table_is_printed_also_where_its_files_cannot_be_written(tmp_path: Pat
     )
     request = engine.request()
     (tmp_path / "reports").write_text("a file where the folder should be")
-    target = TableTarget(grid_of(table, request, [0]), request, part=None)  # type: ignore[arg-type]
+    target = TableTarget(plan_table(table, request, [0]), request, part=None)  # type: ignore[arg-type]
     console = Console(file=io.StringIO(), width=80)
     with pytest.raises(UserError, match="choose another folder"):
         target.render(Store(tmp_path / "runs"), {}, tmp_path / "reports", console)
@@ -44,7 +44,7 @@ def test_a_figure_whose_data_is_there_for_one_panel_only_says_how_to_draw_that_o
             raise UserError("no Tiny-ImageNet in data; get it")
         return engine.digits()
 
-    figure, wish = load_figure("5").at("quick"), Wish("quick", torch.device("cpu"), methods=("Baseline",))
+    figure, wish = load_figure("5").at("quick"), RunOptions("quick", torch.device("cpu"), methods=("Baseline",))
     with pytest.raises(UserError, match=r"; get it; or leave this panel out: --pairs CIFAR-100$"):
         FigureTarget.planned(figure, wish, load)
     drawn = FigureTarget.planned(figure, dataclasses.replace(wish, pairs=("CIFAR-100",)), load)

@@ -16,12 +16,12 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run, Scale
 from benchmark.data import load_dataset
 from benchmark.data.dataset import Dataset, ImageSet
-from benchmark.planning.request import Request
+from benchmark.planning.request import RunFactory
 from benchmark.results.record import Record
 from benchmark.results.store import Store
-from benchmark.training.inputs import training_material
-from benchmark.training.job import execute
-from benchmark.training.settings import Settings
+from benchmark.training.inputs import select_training_data
+from benchmark.training.job import run_until_done
+from benchmark.training.settings import TrainSettings
 from benchmark.tune import as_csv, parse_grid, rank, stem_of
 from tests.commands import records_in, run_here, small_dataset
 from tests.engine import SHORT, run_of
@@ -89,7 +89,7 @@ def rows_of(images: ImageSet) -> list[bytes]:
 
 def test_held_out_images_come_from_the_training_set_and_are_not_learned_from() -> None:
     digits = load_dataset("digits")
-    material = training_material(run_of("Baseline", validation=0.2).changed(fraction=1.0), digits)
+    material = select_training_data(run_of("Baseline", validation=0.2).replace(fraction=1.0), digits)
     kept, held = rows_of(material.train), rows_of(material.evaluation)
     assert sorted(kept + held) == sorted(rows_of(digits.train))
     assert len(held) == pytest.approx(0.2 * len(digits.train), abs=len(digits.classes))
@@ -100,7 +100,7 @@ def test_held_out_images_come_from_the_training_set_and_are_not_learned_from() -
 def test_teacher_and_student_are_kept_from_the_same_images() -> None:
     digits = load_dataset("digits")
     student = run_of("SSKD", validation=0.2, seed=3)
-    held = [training_material(run, digits).evaluation for run in (student, *student.dependencies())]
+    held = [select_training_data(run, digits).evaluation for run in (student, *student.dependencies())]
     assert len(held) == 3
     for part in held[1:]:
         assert torch.equal(part.images, held[0].images)
@@ -109,9 +109,11 @@ def test_teacher_and_student_are_kept_from_the_same_images() -> None:
 def tuned_record(dataset: Dataset, toml: Path, folder: Path, **changes: Any) -> Record:
     """The record of a run that was trained for tuning on a dataset."""
     scale = Scale(name="test", factor=1)
-    request = Request(dataset.name, dataset.fingerprint, SHORT, scale, torch.device("cpu"), precision="fp32", **changes)
+    request = RunFactory(
+        dataset.name, dataset.fingerprint, SHORT, scale, torch.device("cpu"), precision="fp32", **changes
+    )
     run = request.run("LSSKD", "ResNet20", None, 0)
-    assert execute([run], Settings(runs=folder, dataset=str(toml)))
+    assert run_until_done([run], TrainSettings(runs=folder, dataset=str(toml)))
     record = Store(folder).record(run)
     assert record is not None
     return record
@@ -167,13 +169,13 @@ def test_no_ranking_takes_the_place_of_another() -> None:
     grid = [{"temperature": 2}, {"temperature": 4}]
     run = run_of("KD")
     assert isinstance(run.teacher, Run)
-    from_other = run.with_parts(teacher=run.teacher.changed(student="WRN-16-2"))
+    from_other = run.replace_unchecked(teacher=run.teacher.replace(student="WRN-16-2"))
     usual = stem_of(run, run.dataset, grid, "")
-    assert usual == stem_of(run.changed(seed=1), run.dataset, list(grid), ""), "the same ranking once more"
+    assert usual == stem_of(run.replace(seed=1), run.dataset, list(grid), ""), "the same ranking once more"
     others = [
-        stem_of(run.changed(dataset="leaves"), run.dataset, grid, ""),
-        stem_of(run.changed(scale=Scale(name="quick", factor=1)), run.dataset, grid, ""),
-        stem_of(run.changed(protocol=run.protocol.changed(name="crd")), run.dataset, grid, ""),
+        stem_of(run.replace(dataset="leaves"), run.dataset, grid, ""),
+        stem_of(run.replace(scale=Scale(name="quick", factor=1)), run.dataset, grid, ""),
+        stem_of(run.replace(protocol=run.protocol.replace(name="crd")), run.dataset, grid, ""),
         stem_of(run, run.dataset, [*grid, {"temperature": 8}], ""),
         stem_of(run, run.dataset, grid, "0123abcd"),
         stem_of(from_other, run.dataset, grid, ""),

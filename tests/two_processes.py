@@ -20,18 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.core.errors import UserError
-from benchmark.core.spec import Protocol, Run, Schedule
+from benchmark.core.spec import LRSchedule, Protocol, Run
 from benchmark.data.augmentation import TrainingSource
-from benchmark.method.collectives import ALONE, Group
-from benchmark.method.contract import averaged, gathered
+from benchmark.method.collectives import SINGLE_PROCESS, ProcessGroup
+from benchmark.method import all_gather_rows, all_reduce_mean
 from benchmark.plugins.registry import all_methods
 from benchmark.training import cohort as cohort_module
 from benchmark.training.cohort import train
-from benchmark.training.ddp import joined
-from benchmark.training.dummies import random_images, untrained_teacher
+from benchmark.training.ddp import init_process_group
+from benchmark.training.dummies import dummy_teacher, random_images
 from benchmark.training.inputs import recipe_for
 from benchmark.training.learner import Learner, NonFiniteLoss, network_shape
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 from tests.engine import request, settings, shrunk, train_dependencies
 
 CPU = torch.device("cpu")
@@ -56,13 +56,13 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
 TOGETHER = ("Baseline", "KD", "LSSKD")
 """Methods that are trained as a cohort over several epochs."""
 GENTLE = Protocol(
-    name="gentle", schedule=Schedule(epochs=3, milestones=(2,)), learning_rate=0.02, batch_size=26, momentum=0.5
+    name="gentle", schedule=LRSchedule(epochs=3, milestones=(2,)), learning_rate=0.02, batch_size=26, momentum=0.5
 )
-TEACHING = GENTLE.changed(schedule=Schedule(epochs=1))
+TEACHING = GENTLE.replace(schedule=LRSchedule(epochs=1))
 FEW = {"validation": 0.05}
 """Evaluated on so many of the digits, which leaves 133 images to learn from."""
 
-Work = Callable[[Group, Path], Any]
+Work = Callable[[ProcessGroup, Path], Any]
 
 
 class Scaled(nn.Module):
@@ -105,12 +105,12 @@ def in_two_processes(folder: Path, *work: Work) -> dict[str, list[Any]]:
 
 def _enter(rank: int, work: Sequence[Work], folder: Path) -> None:
     torch.set_num_threads(1)
-    with joined(rank, 2, CPU, folder / "meeting") as group:
+    with init_process_group(rank, 2, CPU, folder / "meeting") as group:
         results = {getattr(each, "__name__", ""): each(group, folder) for each in work}
     torch.save(results, folder / f"results-{rank}.pt")
 
 
-def exactly(group: Group, folder: Path) -> None:
+def exactly(group: ProcessGroup, folder: Path) -> None:
     """From now on, have no batch norm and float64 in this process."""
     network_shape.cache_clear()
     nn.BatchNorm2d = Scaled  # type: ignore[misc]
@@ -120,12 +120,12 @@ def exactly(group: Group, folder: Path) -> None:
 
 def run_of_method(method: str, processes: int, **changes: Any) -> Run:
     """A run of the single steps."""
-    protocol = GENTLE.changed(batch_size=BATCH, learning_rate=1e-3, weight_decay=0.1)
+    protocol = GENTLE.replace(batch_size=BATCH, learning_rate=1e-3, weight_decay=0.1)
     options = {"table_dtype": "float64"} if "table_dtype" in all_methods()[method].Options.model_fields else {}
     options |= SMALL_OPTIONS.get(method, {})
     student, teacher = ("ResNet8", "ResNet8x4") if all_methods()[method].trains_student else ("ResNet8x4", "ResNet8x4")
     run = request(protocol=protocol, options={method: options}, **changes).run(method, student, teacher, 0)
-    return run.changed(processes=processes)
+    return run.replace(processes=processes)
 
 
 def methods_to_compare() -> list[str]:
@@ -134,7 +134,7 @@ def methods_to_compare() -> list[str]:
     return [name for name, cls in classes.items() if not issubclass(cls, tuple({*classes.values()} - {cls}))]
 
 
-def states_of(group: Group, folder: Path) -> dict[str, dict[str, Any]]:
+def states_of(group: ProcessGroup, folder: Path) -> dict[str, dict[str, Any]]:
     """Of each method, after two steps: its state shared, and what of it the processes do not agree on.
 
     One of the processes, each in turn, adds the state that the method has alone.
@@ -144,16 +144,16 @@ def states_of(group: Group, folder: Path) -> dict[str, dict[str, Any]]:
         shared = _after_two_steps(run_of_method(method, group.size), group)
         states[method] = {
             "shared": shared.state(),
-            "differing": group.differing(shared.state()),
+            "differing": group.mismatched(shared.state()),
             "remark": shared.remark,
         }
     for place, method in enumerate(methods_to_compare()):
         if place % group.size == group.rank:
-            states[method]["alone"] = _after_two_steps(run_of_method(method, 1), ALONE).state()
+            states[method]["alone"] = _after_two_steps(run_of_method(method, 1), SINGLE_PROCESS).state()
     return states
 
 
-def failures_of(group: Group, folder: Path) -> dict[str, str]:
+def failures_of(group: ProcessGroup, folder: Path) -> dict[str, str]:
     """What is said of a loss that only the second process finds infinite, and of what only a process knows."""
     learner = _after_two_steps(run_of_method("Baseline", group.size), group, spoil=group.rank == 1)
     said = {}
@@ -170,19 +170,19 @@ def failures_of(group: Group, folder: Path) -> dict[str, str]:
     return said
 
 
-def _after_two_steps(run: Run, group: Group, spoil: bool = False) -> Learner:
+def _after_two_steps(run: Run, group: ProcessGroup, spoil: bool = False) -> Learner:
     dataset = random_images(IMAGES, SIZE, CLASSES)
     source = TrainingSource(dataset.train, recipe_for(run.protocol, dataset), BATCH, CPU, ("two processes",))
     learner = Learner(run, CLASSES, SIZE, source.labels, source.batches, CPU, group=group)
     if group.size > 1:
         source.rows = group.rows
-    teacher = untrained_teacher([run], CLASSES, SIZE, CPU)
+    teacher = dummy_teacher([run], CLASSES, SIZE, CPU)
     plan = source.epoch(0)
     for step in range(source.batches):
         batch = source.batch(plan, step)
         if spoil:
             batch.view("plain").fill_(float("inf"))
-        with group.sharing(len(source.whole(plan, step))):
+        with group.shared_batch(len(source.whole(plan, step))):
             learner.step(batch, teacher.on(batch) if teacher else None, 0, step)
     return learner
 
@@ -191,25 +191,25 @@ def runs_of_cohort(processes: int) -> list[Run]:
     """The runs that are trained over several epochs, from one teacher."""
     asked = request(protocol=GENTLE, options={"LSSKD": {"table_dtype": "float64"}}, **FEW)
     teacher = request(protocol=TEACHING, **FEW).run("Baseline", "ResNet20", None, 0)
-    runs = [asked.run(name, "ResNet8", "ResNet20", 0).changed(processes=processes) for name in TOGETHER]
-    return [shrunk(run.changed(teacher=teacher.model_dump()) if run.teacher else run) for run in runs]
+    runs = [asked.run(name, "ResNet8", "ResNet20", 0).replace(processes=processes) for name in TOGETHER]
+    return [shrunk(run.replace(teacher=teacher.model_dump()) if run.teacher else run) for run in runs]
 
 
-def place_of(folder: Path) -> Settings:
+def place_of(folder: Path) -> TrainSettings:
     """Where the cohort's records are."""
     return settings(folder / "runs")
 
 
-def cohort_of(group: Group, folder: Path) -> bool:
+def cohort_of(group: ProcessGroup, folder: Path) -> bool:
     """Train the cohort shared by two processes, and before that alone by one of them; whether it is finished."""
-    if group.leads:
+    if group.is_main:
         train_dependencies(runs_of_cohort(1), place_of(folder))
         assert train(runs_of_cohort(1), place_of(folder))
-    group.decided(0)
+    group.broadcast_int(0)
     return train(runs_of_cohort(group.size), place_of(folder), group=group)
 
 
-def gatherings_of(group: Group, folder: Path) -> dict[str, Any]:
+def gatherings_of(group: ProcessGroup, folder: Path) -> dict[str, Any]:
     """What `gathered` and `averaged` make of 5 and 4 rows, of a batch that all have, and of no shared batch."""
     whole = {
         "half": torch.arange(36, dtype=torch.float16).view(9, 2, 2),
@@ -218,22 +218,22 @@ def gatherings_of(group: Group, folder: Path) -> dict[str, Any]:
     }
     rows = group.rows(9)
     found: dict[str, Any] = {}
-    with group.sharing(9):
-        found["gathered"] = all(torch.equal(gathered(values[rows]), values) for values in whole.values())
-        found["averaged"] = float(averaged(whole["position"][rows].double().mean()))
+    with group.shared_batch(9):
+        found["gathered"] = all(torch.equal(all_gather_rows(values[rows]), values) for values in whole.values())
+        found["averaged"] = float(all_reduce_mean(whole["position"][rows].double().mean()))
         try:
-            gathered(whole["half"])
+            all_gather_rows(whole["half"])
         except ValueError as error:
             found["refused"] = str(error)
-    with group.sharing(3):
-        found["small"] = (gathered(torch.arange(3)).tolist(), float(averaged(torch.tensor(2.0))))
-    found["outside"] = gathered(torch.tensor([group.rank])).tolist()
-    found["decided"] = (group.decided(group.rank + 7), group.told({"rank": group.rank}))
-    found["differing"] = group.differing({"same": torch.ones(3), "other": torch.full((2, 2), group.rank + 1.0)})
+    with group.shared_batch(3):
+        found["small"] = (all_gather_rows(torch.arange(3)).tolist(), float(all_reduce_mean(torch.tensor(2.0))))
+    found["outside"] = all_gather_rows(torch.tensor([group.rank])).tolist()
+    found["decided"] = (group.broadcast_int(group.rank + 7), group.told({"rank": group.rank}))
+    found["differing"] = group.mismatched({"same": torch.ones(3), "other": torch.full((2, 2), group.rank + 1.0)})
     return found
 
 
-class EagerSettings(Settings):
+class EagerSettings(TrainSettings):
     """Settings at whose arrival in a process a checkpoint is made to follow every step."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:

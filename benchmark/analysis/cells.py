@@ -15,7 +15,7 @@ FindRecord = Callable[[Run], Record | None]
 Number = TypeVar("Number", int, float)
 
 
-def cell_of(
+def make_cell(
     row: str, column: Column, records: Mapping[Run, Record | None], find: FindRecord, lost: Mapping[str, str]
 ) -> Cell:
     """The cell of the runs that were asked for, one for each seed.
@@ -35,7 +35,7 @@ def cell_of(
         status = "partial"
     else:
         status = "failed" if notes else "not run yet"
-    seeds = tuple(seed_of(run, record, find) for run, record in finished.items())
+    seeds = tuple(make_seed(run, record, find) for run, record in finished.items())
     return Cell(
         row=row,
         column=column.name,
@@ -51,12 +51,12 @@ def cell_of(
     )
 
 
-def seed_of(run: Run, record: Record, find: FindRecord) -> Seed:
+def make_seed(run: Run, record: Record, find: FindRecord) -> Seed:
     """What one finished run says, and what it cost."""
-    return Seed(run.seed, run.id, record["final"], price_of(run, record, find), run.precision)
+    return Seed(run.seed, run.id, record["final"], make_price(run, record, find), run.precision)
 
 
-def price_of(run: Run, record: Record, find: FindRecord) -> Price:
+def make_price(run: Run, record: Record, find: FindRecord) -> Price:
     """What a finished run cost, and all that it depends on."""
     needed = with_dependencies([run])[:-1]
     records = [find(other) for other in needed]

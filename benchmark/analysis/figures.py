@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from benchmark.analysis.cells import FindRecord, LookUp, cell_of
-from benchmark.analysis.notes import is_usual, precision_remark, remarks_of, variant_of
-from benchmark.analysis.query import Collection, Setting
+from benchmark.analysis.cells import FindRecord, LookUp, make_cell
+from benchmark.analysis.notes import is_default_setting, list_notes, precision_note, variant_suffix
+from benchmark.analysis.query import ExperimentSetting, RecordQuery
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import base_scale, chosen_scale, protocol_named, usual_seeds
 from benchmark.core.spec import Run
-from benchmark.planning.figures import Points, TeacherData, points_of
-from benchmark.planning.request import Request
+from benchmark.planning.figures import Points, TeacherData, plan_panel
+from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import all_methods, method_class
-from benchmark.results.provenance import made_by
+from benchmark.results.provenance import describe_environment
 from figures.result import FigureResult, PanelResult, named
 from figures.specification import Figure, Panel
 from tables.result import Cell
 from tables.specification import Column
 
 
-def figure_result(
+def make_figure_result(
     figure: Figure,
     points: Mapping[str, Points],
     look_up: LookUp,
@@ -58,11 +58,11 @@ def figure_result(
         scale=request.scale.name,
         panels=panels,
         methods=tuple(method for method in known if method in {*figure.methods, *asked, *measured}),
-        generated_from=made_by(),
-        remarks=(*remarks, *precision_remark(precisions, request.scale.name)),
+        generated_from=describe_environment(),
+        remarks=(*remarks, *precision_note(precisions, request.scale.name)),
         protocol=request.protocol.name,
         teacher_data=request.teacher_data,
-        variant=variant_of(request),
+        variant=variant_suffix(request),
     )
 
 
@@ -75,17 +75,17 @@ def empty_result(figure: Figure, scale: str = "paper") -> FigureResult:
     figure, protocol = figure.at(base_scale(scale)), protocol_named(figure.protocol)
     epochs = str(protocol.schedule.scaled(chosen_scale(scale, None, protocol).factor).epochs)
     panels = tuple(_empty_panel(figure, panel, scale, epochs) for panel in figure.panels)
-    return FigureResult(figure, scale, panels, figure.methods, made_by(), protocol=figure.protocol)
+    return FigureResult(figure, scale, panels, figure.methods, describe_environment(), protocol=figure.protocol)
 
 
-def collected(figure: Figure, collection: Collection, scale: str | None = None) -> list[FigureResult]:
+def collect_figure_runs(figure: Figure, collection: RecordQuery, scale: str | None = None) -> list[FigureResult]:
     """The figure for every scale, protocol and dataset that there are records of its runs for.
 
     figure: as it was loaded; scale: only this one, and those stretched from it. Teachers that learnt from the same part
     of the images make a figure of their own. At scale `paper` there always is one, if an empty one.
     """
     results: list[FigureResult] = []
-    groups: dict[tuple[str, str], list[Setting]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[ExperimentSetting]] = defaultdict(list)
     for setting in collection.settings():
         groups[setting.scale.content, setting.protocol.content].append(setting)
     for settings in groups.values():
@@ -99,7 +99,9 @@ def collected(figure: Figure, collection: Collection, scale: str | None = None) 
     return results
 
 
-def _of_settings(figure: Figure, collection: Collection, settings: Sequence[Setting]) -> Iterator[FigureResult]:
+def _of_settings(
+    figure: Figure, collection: RecordQuery, settings: Sequence[ExperimentSetting]
+) -> Iterator[FigureResult]:
     """The figures of settings that agree in scale and protocol: on its own datasets, and on each other one."""
     scale = base_scale(settings[0].scale.name)
     datasets = dict.fromkeys(setting.dataset for setting in settings)
@@ -112,7 +114,7 @@ def _of_settings(figure: Figure, collection: Collection, settings: Sequence[Sett
 
 
 def _variants(
-    figure: Figure, collection: Collection, settings: Sequence[Setting], dataset: str
+    figure: Figure, collection: RecordQuery, settings: Sequence[ExperimentSetting], dataset: str
 ) -> Iterator[FigureResult]:
     """The figure with teachers that learnt from all images, and with others, as far as there are runs of its own."""
     usual = not dataset and settings[0].protocol == protocol_named(figure.protocol)
@@ -126,10 +128,10 @@ def _variants(
         }
         runs = {run for some in points.values() for runs in some.runs.values() for run in runs if _is_own(run, usual)}
         # Without a record of a run that only this figure has, it would be another's once more.
-        if any(collection.like(run) for run in runs - planned):
+        if any(collection.replicates(run) for run in runs - planned):
             remarks = _remarks_of(figure, list(points.values()), settings)
             cells = [runs for some in points.values() for runs in some.runs.values()]
-            yield figure_result(figure, points, collection.look_up(cells), collection.find, remarks)
+            yield make_figure_result(figure, points, collection.look_up(cells), collection.find, remarks)
         planned |= runs
         usual = False
 
@@ -142,8 +144,8 @@ def _is_own(run: Run, usual: bool) -> bool:
 def _fullest(
     figure: Figure,
     panel: Panel,
-    collection: Collection,
-    settings: Sequence[Setting],
+    collection: RecordQuery,
+    settings: Sequence[ExperimentSetting],
     dataset: str,
     teacher_data: TeacherData,
 ) -> Points | None:
@@ -155,20 +157,20 @@ def _fullest(
     name = dataset or panel.dataset_for(base_scale(scale))
     seeds = range(usual_seeds(scale))
     candidates = [
-        points_of(figure, panel, setting.request(teacher_data=teacher_data), seeds)
+        plan_panel(figure, panel, setting.request(teacher_data=teacher_data), seeds)
         for setting in settings
         if setting.dataset == name
     ]
 
     def recorded(points: Points) -> int:
-        return sum(bool(collection.like(runs[0])) for runs in points.runs.values())
+        return sum(bool(collection.replicates(runs[0])) for runs in points.runs.values())
 
     return max(candidates, key=recorded, default=None)
 
 
-def _remarks_of(figure: Figure, points: Sequence[Points], settings: Sequence[Setting]) -> list[str]:
+def _remarks_of(figure: Figure, points: Sequence[Points], settings: Sequence[ExperimentSetting]) -> list[str]:
     """What a reader must know of how the runs differ from the default."""
-    remarks = remarks_of(points[0].request, figure.protocol)
+    remarks = list_notes(points[0].request, figure.protocol)
     for name in dict.fromkeys(some.request.dataset for some in points):
         if len({setting.fingerprint for setting in settings if setting.dataset == name}) > 1:
             remarks.append(f"There are runs on other images under the name {name}, which are not shown.")
@@ -187,7 +189,7 @@ def _panel_result(
             key = (method, fraction if figure.fractions else 1.0)
             if runs := points.runs.get((method, fraction)):
                 column = Column(student=panel.student, teacher=panel.teacher, title=title)
-                cells[key] = cell_of(method, column, look_up(runs), find, lost)
+                cells[key] = make_cell(method, column, look_up(runs), find, lost)
             else:
                 cells[key] = Cell(method, title, (), "no teacher" if method in all_methods() else "not in the suite")
     return PanelResult(
@@ -196,7 +198,7 @@ def _panel_result(
         dataset=request.dataset,
         epochs=_epochs(request),
         cells=cells,
-        comparable=request.scale.name == "paper" and is_usual(request, figure.protocol),
+        comparable=request.scale.name == "paper" and is_default_setting(request, figure.protocol),
     )
 
 
@@ -205,5 +207,5 @@ def _empty_panel(figure: Figure, panel: Panel, scale: str, epochs: str) -> Panel
     return PanelResult(panel, scale, dataset, epochs, {}, comparable=scale == "paper")
 
 
-def _epochs(request: Request) -> str:
+def _epochs(request: RunFactory) -> str:
     return str(request.protocol.schedule.scaled(request.scale.factor).epochs)

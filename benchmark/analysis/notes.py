@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmark.core.protocols import PROTOCOLS, base_scale, protocol_named
-from benchmark.planning.request import Request
+from benchmark.planning.request import RunFactory
 
 SHARED_BATCHES = ("imagenet",)
 """Protocols whose published numbers were made with each batch shared among GPUs, where norms saw a part of it."""
 
 
-def remarks_of(request: Request, usual_protocol: str) -> list[str]:
+def list_notes(request: RunFactory, usual_protocol: str) -> list[str]:
     """How the runs of a request differ from those of a table with this protocol, a sentence for each difference."""
     texts = []
     changed = _changed_protocol(request)
@@ -36,7 +36,7 @@ def remarks_of(request: Request, usual_protocol: str) -> list[str]:
     return texts
 
 
-def is_usual(request: Request, usual_protocol: str) -> bool:
+def is_default_setting(request: RunFactory, usual_protocol: str) -> bool:
     """Whether the runs follow a protocol in full, on all images and the test set, with no option changed.
 
     Batches shared among processes are another protocol, as norms see parts of them, but on ImageNet.
@@ -47,7 +47,7 @@ def is_usual(request: Request, usual_protocol: str) -> bool:
     return plain and whole and request.protocol == protocol_named(usual_protocol)
 
 
-def precision_remark(precisions: Iterable[str], scale: str) -> list[str]:
+def precision_note(precisions: Iterable[str], scale: str) -> list[str]:
     """A sentence where some runs of scale `paper` are not in fp32, which that scale has unless told otherwise."""
     found = set(precisions)
     if base_scale(scale) != "paper" or not found - {"fp32"}:
@@ -55,7 +55,7 @@ def precision_remark(precisions: Iterable[str], scale: str) -> list[str]:
     return ["Precision bf16." if found == {"bf16"} else "Some runs are in precision bf16."]
 
 
-def variant_of(request: Request) -> str:
+def variant_suffix(request: RunFactory) -> str:
     """A short name for files of numbers that were not made in the usual way, "" for those that were."""
     changes: dict[str, Any] = {
         "protocol": _changed_protocol(request),
@@ -70,5 +70,5 @@ def variant_of(request: Request) -> str:
     return hashlib.sha256(repr(made).encode()).hexdigest()[:8] if made else ""
 
 
-def _changed_protocol(request: Request) -> dict[str, Any]:
+def _changed_protocol(request: RunFactory) -> dict[str, Any]:
     return request.protocol.changes_from(PROTOCOLS.get(request.protocol.name, request.protocol))

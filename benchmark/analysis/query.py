@@ -14,18 +14,18 @@ import torch
 from benchmark.analysis.cells import LookUp
 from benchmark.core.protocols import CHANGEABLE, PROTOCOLS, protocol_named
 from benchmark.core.spec import Precision, Protocol, ReleasedTeacher, Run, Scale
-from benchmark.planning.request import SELF_TEACHER_SEED, ReleasedFile, Request
+from benchmark.planning.request import SELF_TEACHER_SEED, PretrainedFile, RunFactory
 from benchmark.plugins.registry import method_names
 from benchmark.results.record import Record
 
 OF_ONE_SEED = ("seed", "precision", "teacher_precision", "fraction_seed")
 """What differs between the seeds of one cell, or may."""
 TeacherSeeds = Literal["shared", "paired"]
-Released = tuple[tuple[str, ReleasedFile], ...]
+Released = tuple[tuple[str, PretrainedFile], ...]
 
 
 @dataclass(frozen=True)
-class Setting:
+class ExperimentSetting:
     """What all runs of a table have in common: the data, the recipe, how much of it is spent, and the teachers.
 
     released: the teachers that came from files, by network; teacher_seeds: whether each seed has teachers of its own;
@@ -40,10 +40,10 @@ class Setting:
     teacher_seeds: TeacherSeeds = "shared"
     processes: int = 1
 
-    def request(self, **changes: Any) -> Request:
+    def request(self, **changes: Any) -> RunFactory:
         """How cells become runs in this setting; of a precision that a collection does not look at."""
         place = (self.dataset, self.fingerprint, self.protocol, self.scale, torch.device("cpu"))
-        return Request(
+        return RunFactory(
             *place,
             precision="fp32",
             teacher_seeds=self.teacher_seeds,
@@ -53,27 +53,27 @@ class Setting:
         )
 
 
-class Collection:
+class RecordQuery:
     """The records of a store by what they are, whatever their seed and precision."""
 
     def __init__(
-        self, records: Iterable[Record], released_figures: Mapping[str, Mapping[str, float]] | None = None
+        self, records: Iterable[Record], teacher_metrics: Mapping[str, Mapping[str, float]] | None = None
     ) -> None:
         """released_figures: what teachers from files reach on the test images, by their file's sha256."""
         self.records = list(records)
-        self.released_figures = released_figures or {}
+        self.teacher_metrics = teacher_metrics or {}
         self.runs = [Run.model_validate(record["run"]) for record in self.records]
         self._by_digest = {run.digest: record for run, record in zip(self.runs, self.records, strict=True)}
         self._by_kin: dict[str, list[tuple[Run, Record]]] = defaultdict(list)
         for run, record in zip(self.runs, self.records, strict=True):
             for teacher_seeds in get_args(TeacherSeeds):
-                self._by_kin[_kin(run, teacher_seeds)].append((run, record))
+                self._by_kin[_cell_key(run, teacher_seeds)].append((run, record))
 
     def find(self, run: Run) -> Record | None:
         """The record of exactly this run."""
         return self._by_digest.get(run.digest)
 
-    def like(
+    def replicates(
         self, run: Run, teacher_seeds: TeacherSeeds = "shared", precision: Precision | None = None
     ) -> dict[Run, Record]:
         """The records of runs that differ from this one in seed or precision only, by seed, one precision for all.
@@ -82,30 +82,32 @@ class Collection:
         without one that in which most are finished.
         """
         groups: dict[str, dict[Run, Record]] = defaultdict(dict)
-        for other, record in sorted(self._by_kin.get(_kin(run, teacher_seeds), []), key=lambda pair: pair[0].seed):
+        for other, record in sorted(self._by_kin.get(_cell_key(run, teacher_seeds), []), key=lambda pair: pair[0].seed):
             # A teacher of its own network is no further seed of what it teaches.
             alike = (other.seed < SELF_TEACHER_SEED) == (run.seed < SELF_TEACHER_SEED)
             if alike and precision in (None, other.precision):
                 groups[f"{other.precision} {other.teacher_precision}"][other] = record
         return max(groups.values(), key=_finished, default={})
 
-    def settings(self) -> list[Setting]:
+    def settings(self) -> list[ExperimentSetting]:
         """The settings that there are runs of, apart from those that were tested on held-out training images.
 
         A run that has no teacher belongs to all settings that are equal in the rest.
         """
         with_branches = {run.head for run in self.runs if isinstance(run.head, ReleasedTeacher)}
-        found: dict[tuple[Any, ...], Setting] = {}
+        found: dict[tuple[Any, ...], ExperimentSetting] = {}
         teachers: dict[tuple[Any, ...], dict[tuple[Released, TeacherSeeds], None]] = defaultdict(dict)
         for run in self.runs:
             if run.method not in method_names() or run.validation or run.protocol.name not in PROTOCOLS:
                 continue
             changes = {name: getattr(run.protocol, name) for name in CHANGEABLE}
-            protocol = protocol_named(run.protocol.name).changed(**changes)
+            protocol = protocol_named(run.protocol.name).replace(**changes)
             key = (run.dataset, run.fingerprint, protocol.content, run.scale.content, run.processes)
-            found.setdefault(key, Setting(run.dataset, run.fingerprint, protocol, run.scale, processes=run.processes))
+            found.setdefault(
+                key, ExperimentSetting(run.dataset, run.fingerprint, protocol, run.scale, processes=run.processes)
+            )
             if isinstance(run.teacher, ReleasedTeacher):
-                file = ReleasedFile(run.teacher, run.teacher in with_branches)
+                file = PretrainedFile(run.teacher, run.teacher in with_branches)
                 teachers[key][((run.teacher.network, file),), "shared"] = None
             elif run.teacher is not None:
                 own = run.seed > 0 and run.teacher.seed % SELF_TEACHER_SEED == run.seed
@@ -125,13 +127,13 @@ class Collection:
         counts: dict[tuple[str, str], Counter[Precision]] = defaultdict(Counter)
         for runs in cells:
             for precision in get_args(Precision):
-                finished = _finished(self.like(runs[0], teacher_seeds, precision))
+                finished = _finished(self.replicates(runs[0], teacher_seeds, precision))
                 counts[runs[0].dataset, runs[0].student][precision] += finished
         chosen = {place: count.most_common(1)[0][0] for place, count in counts.items()}
 
         def look_up(runs: Sequence[Run]) -> dict[Run, Record | None]:
             precision = chosen.get((runs[0].dataset, runs[0].student))
-            found: dict[Run, Record | None] = dict(self.like(runs[0], teacher_seeds, precision))
+            found: dict[Run, Record | None] = dict(self.replicates(runs[0], teacher_seeds, precision))
             known = {run.seed for run in found}
             missing = max(0, len(runs) - len(found))
             return found | dict.fromkeys([run for run in runs if run.seed not in known][:missing])
@@ -142,7 +144,7 @@ class Collection:
 def _together(teachers: Iterable[tuple[Released, TeacherSeeds]]) -> list[tuple[Released, TeacherSeeds]]:
     """The ways in which runs were taught, with files of different networks together."""
     ways: list[tuple[Released, TeacherSeeds]] = []
-    files: dict[str, list[ReleasedFile]] = defaultdict(list)
+    files: dict[str, list[PretrainedFile]] = defaultdict(list)
     for released, teacher_seeds in teachers:
         if released:
             ((network, file),) = released
@@ -159,12 +161,14 @@ def _finished(records: Mapping[Run, Record]) -> int:
     return sum(record["status"] == "finished" for record in records.values())
 
 
-def _kin(run: Run, teacher_seeds: TeacherSeeds) -> str:
+def _cell_key(run: Run, teacher_seeds: TeacherSeeds) -> str:
     """What a run is, whatever its seed and precision: equal for the seeds of one cell."""
-    return teacher_seeds + json.dumps(_content(run, run.seed if teacher_seeds == "paired" else None), sort_keys=True)
+    return teacher_seeds + json.dumps(
+        _cell_content(run, run.seed if teacher_seeds == "paired" else None), sort_keys=True
+    )
 
 
-def _content(part: Run | ReleasedTeacher, paired: int | None, outer: bool = True) -> dict[str, Any]:
+def _cell_content(part: Run | ReleasedTeacher, paired: int | None, outer: bool = True) -> dict[str, Any]:
     """The fields that tell a cell from others: the seed of a teacher does, that of a run's first stage does not.
 
     paired: the seed of the student, if it names its teachers' too; then what tells is how far these are from it.
@@ -180,5 +184,5 @@ def _content(part: Run | ReleasedTeacher, paired: int | None, outer: bool = True
     for name in ("teacher", "head", "start"):
         inner = getattr(part, name)
         if inner is not None:
-            content[name] = _content(inner, paired, outer=name == "start")
+            content[name] = _cell_content(inner, paired, outer=name == "start")
     return content

@@ -6,21 +6,21 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmark.analysis.cells import FindRecord, LookUp, cell_of
-from benchmark.analysis.notes import is_usual, precision_remark, remarks_of, variant_of
-from benchmark.analysis.query import Collection, Setting
+from benchmark.analysis.cells import FindRecord, LookUp, make_cell
+from benchmark.analysis.notes import is_default_setting, list_notes, precision_note, variant_suffix
+from benchmark.analysis.query import ExperimentSetting, RecordQuery
 from benchmark.core.protocols import PAPER, SCALES, base_scale, protocol_named, usual_seeds
-from benchmark.planning.request import Request
-from benchmark.planning.tables import Grid, grid_of
+from benchmark.planning.request import RunFactory
+from benchmark.planning.tables import Grid, plan_table
 from benchmark.plugins.registry import all_methods, method_class, method_names
-from benchmark.results.provenance import made_by
+from benchmark.results.provenance import describe_environment
 from tables.result import Cell, Status, TableResult
 from tables.specification import Row, Table
 
 
-def results_of(
+def make_table_result(
     grid: Grid,
-    request: Request,
+    request: RunFactory,
     look_up: LookUp,
     find: FindRecord,
     released_accuracy: Mapping[str, Mapping[str, float]] | None = None,
@@ -37,7 +37,7 @@ def results_of(
         for column in grid.table.columns:
             key = (row.name, column.name)
             if key in grid.runs:
-                cells[key] = cell_of(row.name, column, look_up(grid.runs[key]), find, lost or {})
+                cells[key] = make_cell(row.name, column, look_up(grid.runs[key]), find, lost or {})
             else:
                 cells[key] = Cell(*key, (), "no teacher" if row.method in all_methods() else "not in the suite")
     shown = {row for row, _ in grid.chosen} | {row for (row, _), cell in cells.items() if cell.values}
@@ -61,11 +61,11 @@ def results_of(
         dataset=request.dataset,
         cells={key: cell for key, cell in cells.items() if key[0] in kept},
         teachers=_teachers(grid, request, look_up, find, released_accuracy or {}, seeds, lost or {}),
-        generated_from=made_by(),
+        generated_from=describe_environment(),
         comparable=request.scale.name == "paper"
-        and is_usual(request, table.protocol_for(base_scale(request.scale.name))),
-        remarks=(*remarks, *precision_remark(precisions, request.scale.name)),
-        variant=variant_of(request),
+        and is_default_setting(request, table.protocol_for(base_scale(request.scale.name))),
+        remarks=(*remarks, *precision_note(precisions, request.scale.name)),
+        variant=variant_suffix(request),
         protocol=request.protocol.name,
     )
 
@@ -83,7 +83,7 @@ def _with_remark(row: Row) -> Row:
 
 def _teachers(
     grid: Grid,
-    request: Request,
+    request: RunFactory,
     look_up: LookUp,
     find: FindRecord,
     released_accuracy: Mapping[str, Mapping[str, float]],
@@ -104,11 +104,11 @@ def _teachers(
         else:
             own = dict.fromkeys(request.teacher_seed(column.student, column.teacher, seed) for seed in seeds)
             runs = [request.run("Baseline", column.teacher, None, seed) for seed in own]
-            cells[column.name] = cell_of("Teacher", column, look_up(runs), find, lost)
+            cells[column.name] = make_cell("Teacher", column, look_up(runs), find, lost)
     return cells
 
 
-def add_rows_of_records(table: Table, collection: Collection, setting: Setting) -> Table:
+def add_rows_of_records(table: Table, collection: RecordQuery, setting: ExperimentSetting) -> Table:
     """The table with a row more for each method that it does not have and that there are runs of in its cells."""
     scale = base_scale(setting.scale.name)
     students = {column.student for column in table.at(scale).columns}
@@ -118,27 +118,29 @@ def add_rows_of_records(table: Table, collection: Collection, setting: Setting) 
     if not more:
         return table
     alone = table.model_copy(update={"rows": tuple(more)})
-    grid = grid_of(alone.at(scale), setting.request(), [0])
-    filled = {row for (row, _), runs in grid.runs.items() if collection.like(runs[0], setting.teacher_seeds)}
+    grid = plan_table(alone.at(scale), setting.request(), [0])
+    filled = {row for (row, _), runs in grid.runs.items() if collection.replicates(runs[0], setting.teacher_seeds)}
     return table.model_copy(update={"rows": (*table.rows, *(row for row in more if row.name in filled))})
 
 
-def table_in_setting(table: Table, collection: Collection, setting: Setting) -> TableResult:
+def make_table_in_setting(table: Table, collection: RecordQuery, setting: ExperimentSetting) -> TableResult:
     """A table, as far as there are runs for it in a setting."""
     scale = setting.scale.name
     request = setting.request()
-    grid = grid_of(table.at(base_scale(scale)), request, range(usual_seeds(scale)))
+    grid = plan_table(table.at(base_scale(scale)), request, range(usual_seeds(scale)))
     accuracy = {
-        network: collection.released_figures[file.teacher.sha256]
+        network: collection.teacher_metrics[file.teacher.sha256]
         for network, file in setting.released
-        if file.teacher.sha256 in collection.released_figures
+        if file.teacher.sha256 in collection.teacher_metrics
     }
-    remarks = remarks_of(request, table.protocol_for(base_scale(scale)))
+    remarks = list_notes(request, table.protocol_for(base_scale(scale)))
     look_up = collection.look_up(grid.runs.values(), setting.teacher_seeds)
-    return results_of(grid, request, look_up, collection.find, accuracy, remarks)
+    return make_table_result(grid, request, look_up, collection.find, accuracy, remarks)
 
 
-def results_for(table: Table, collection: Collection, settings: Sequence[Setting]) -> list[TableResult]:
+def make_table_results(
+    table: Table, collection: RecordQuery, settings: Sequence[ExperimentSetting]
+) -> list[TableResult]:
     """The table in every setting that has a run of it; once with nothing measured where none has."""
     results = [_result(table, collection, setting) for setting in settings]
     return [result for result in results if _has_cells(result)] or [empty_result(table)]
@@ -148,20 +150,20 @@ def empty_result(table: Table) -> TableResult:
     """The table at paper scale without a run: what was printed, and what is not run yet."""
     scale = PAPER if isinstance(table.dataset, str) or PAPER in table.dataset else next(iter(table.dataset))
     protocol = protocol_named(table.protocol_for(scale))
-    setting = Setting(Path(table.dataset_for(scale)).stem, "", protocol, SCALES[scale])
-    return _result(table, Collection([]), setting)
+    setting = ExperimentSetting(Path(table.dataset_for(scale)).stem, "", protocol, SCALES[scale])
+    return _result(table, RecordQuery([]), setting)
 
 
-def _result(table: Table, collection: Collection, setting: Setting) -> TableResult:
+def _result(table: Table, collection: RecordQuery, setting: ExperimentSetting) -> TableResult:
     """The table in a setting.
 
-    How long a run `as_long_as` another is takes seconds to count for each network, so rows of such runs are looked up
+    Counting the multiply-adds of a row that is as long as another takes seconds a network, so such rows are looked up
     only where a run has a schedule of its own; elsewhere they are not run yet.
     """
     stretched = {run.method for run in collection.runs if run.protocol.schedule != setting.protocol.schedule}
     whole = add_rows_of_records(table, collection, setting)
     looked_up = tuple(row for row in whole.rows if row.as_long_as is None or row.method in stretched)
-    result = table_in_setting(table.model_copy(update={"rows": looked_up}), collection, setting)
+    result = make_table_in_setting(table.model_copy(update={"rows": looked_up}), collection, setting)
     found = {row.name: row for row in result.table.rows}
     left_out = {row.name: row for row in table.at(base_scale(setting.scale.name)).rows if row not in looked_up}
     rows = [found.get(row.name) or left_out.get(row.name) for row in whole.rows]

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmark.audit.audit import audit_of, write_audit
+from benchmark.audit.audit import make_audit, write_audit
 from benchmark.audit.claims import FILE, load_claims
 from benchmark.audit.render import to_terminal
 from benchmark.audit.results import measured
-from benchmark.cli.app import names, run_app
-from benchmark.cli.options import Pages, Runs, check_there
+from benchmark.cli.app import run_app, split_names
+from benchmark.cli.options import Pages, Runs, check_exists
 from benchmark.io.files import check_writable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -33,13 +33,13 @@ def main(
 ) -> int:
     """Judge every claim and write audit.md, audit.csv and audit.json; no run is needed."""
     console = Console()
-    check_there(runs)
+    check_exists(runs)
     check_writable(reports, "--reports")
-    asked = load_claims(claims or FILE).selected(names(only, "--only"))
+    asked = load_claims(claims or FILE).selected(split_names(only, "--only"))
     results, damaged = measured(asked, runs)
     for line in damaged:
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    found = audit_of(asked, results)
+    found = make_audit(asked, results)
     written: list[Path] = []
     try:
         # The report links to the whole audit, which a part of it must not take the place of.

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmark.audit.claims import Claim, Claims
+from benchmark.audit.claims import Claim, ClaimSet
 from benchmark.audit.expressions import title_of
-from benchmark.audit.measured import on_runs, precision_text, settings_of
+from benchmark.audit.measured import judge_on_runs, precision_text, settings_of
 from benchmark.audit.render import to_csv, to_json, to_markdown
 from benchmark.audit.sources import Paper
-from benchmark.audit.verdicts import Audit, Finding, on_paper, other_readings, verdict_on_paper
+from benchmark.audit.verdicts import Audit, Finding, judge_on_paper, other_readings, verdict_on_paper
 from benchmark.io.files import write_text
-from benchmark.results.provenance import made_by
+from benchmark.results.provenance import describe_environment
 from tables.result import TableResult
 
 
-def audit_of(claims: Claims, results: Iterable[TableResult] = ()) -> Audit:
+def make_audit(claims: ClaimSet, results: Iterable[TableResult] = ()) -> Audit:
     """Every claim with its verdicts.
 
     results: of tables, and of figures' panels under the names that the claims give them, in any number of settings.
@@ -36,7 +36,7 @@ def audit_of(claims: Claims, results: Iterable[TableResult] = ()) -> Audit:
             for setting in settings_of(results)
             for result in setting.values()
         ),
-        generated_from=made_by(),
+        generated_from=describe_environment(),
         caveat=claims.caveat,
     )
 
@@ -59,12 +59,12 @@ def _has_values(result: TableResult) -> bool:
 
 
 def _finding(claim: Claim, paper: Paper, results: list[TableResult]) -> Finding:
-    printed, published = on_paper(claim, paper, "printed"), on_paper(claim, paper, "published")
+    printed, published = judge_on_paper(claim, paper, "printed"), judge_on_paper(claim, paper, "published")
     return Finding(
         claim=claim,
         printed=printed,
         published=published,
-        measured=on_runs(claim, paper, results),
+        measured=judge_on_runs(claim, paper, results),
         paper=verdict_on_paper(printed.verdict, published.verdict),
         others=other_readings(claim, paper),
     )

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from benchmark.audit.expressions import Expression, Reference, parse
 from benchmark.core.errors import UserError, closest, unknown_name
-from benchmark.io.toml import Place, load_toml
+from benchmark.io.toml import TomlPath, load_toml
 from tables.specification import Name, Percentages, Table, load_table
 from tables.view import TEACHER
 
@@ -172,7 +172,7 @@ class Claim(_Frozen):
         return max(min(abs(float(self.value)) / 2, MOST_CLOSENESS), self.tolerance)
 
 
-class Claims(_Frozen):
+class ClaimSet(_Frozen):
     """A file of claims with the tables that they are about.
 
     own: the rows of the paper's own method, whose numbers nobody else published; figures: names of results that come
@@ -189,13 +189,13 @@ class Claims(_Frozen):
     loaded: dict[str, Table] = Field(default={}, exclude=True)
 
     @model_validator(mode="after")
-    def _check_ids(self) -> Claims:
+    def _check_ids(self) -> ClaimSet:
         names = [claim.id for claim in self.claims]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"claim {repeated[0]} stands there twice; allowed: once")
         return self
 
-    def selected(self, names: list[str]) -> Claims:
+    def selected(self, names: list[str]) -> ClaimSet:
         """Only the claims of these ids, in the file's order; all for none.
 
         Raises:
@@ -215,13 +215,13 @@ class Claims(_Frozen):
         return list(dict.fromkeys([*(row.name for row in self.loaded[table].rows), *more, TEACHER]))
 
 
-def load_claims(path: Path = FILE) -> Claims:
+def load_claims(path: Path = FILE) -> ClaimSet:
     """The claims of a file, and their tables by name or from TOML files beside it; every name is checked.
 
     Raises:
         UserError: the file cannot be read, or something in it is missing, unknown or refused.
     """
-    claims = load_toml(path, "claims file", Claims, "docs/audit.md", _OWNERS, named=_id_at)
+    claims = load_toml(path, "claims file", ClaimSet, "docs/audit.md", _OWNERS, named=_id_at)
     try:
         found = [load_table(path.parent / name if name.endswith(".toml") else name) for name in claims.tables]
         claims = claims.model_copy(update={"loaded": {table.name: table for table in found}})
@@ -244,7 +244,7 @@ def references_of_claim(claim: Claim) -> Iterator[Reference]:
             yield from (Reference(best.table, row, column) for column in best.columns or (None,))
 
 
-def _check_names(claim: Claim, claims: Claims) -> None:
+def _check_names(claim: Claim, claims: ClaimSet) -> None:
     for reference in references_of_claim(claim):
         if reference.table in claims.figures:
             continue
@@ -261,12 +261,12 @@ def _check_names(claim: Claim, claims: Claims) -> None:
             _check_table(claim, table, claims)
 
 
-def _check_table(claim: Claim, table: str, claims: Claims) -> None:
+def _check_table(claim: Claim, table: str, claims: ClaimSet) -> None:
     if table not in claims.loaded:
         raise UserError(f"claim {claim.id}: {unknown_name('table', table, [*claims.loaded, *claims.figures])}")
 
 
-def _check_numbers(claims: Claims) -> None:
+def _check_numbers(claims: ClaimSet) -> None:
     for numbers in claims.numbers:
         if numbers.table not in claims.loaded:
             raise UserError(f"numbers of {numbers.row}: {unknown_name('table', numbers.table, claims.loaded)}")
@@ -287,7 +287,7 @@ _OWNERS: dict[int | str, type[BaseModel]] = {
 }
 
 
-def _id_at(content: dict[str, Any], place: Place) -> str:
+def _id_at(content: dict[str, Any], place: TomlPath) -> str:
     """Which claim stands at a place of a file, as far as it says so."""
     match place:
         case ("claims", int(position), _, *_):

@@ -11,17 +11,17 @@ from benchmark.audit.claims import Best, Claim
 from benchmark.audit.expressions import Expression, Reference, title_of
 from benchmark.audit.sources import Measured, Paper, Results, by_seed, cells_of
 from benchmark.audit.values import NoNumber, Row, evaluate
-from benchmark.audit.verdicts import Answer, Part, Verdict, columns_of, first_in, is_right, number_text, rivals_of
+from benchmark.audit.verdicts import Answer, Part, Verdict, columns_of, competitors, first_in, is_right, number_text
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import SCALES, base_scale
 from benchmark.core.statistics import (
     LEVEL,
     BySeed,
-    Difference,
+    PairedDifference,
     clustered_difference,
     common_seeds,
-    difference_of,
     paired_difference,
+    paired_statistics,
     pooled_difference,
 )
 from tables.result import NEVER, TableResult
@@ -33,14 +33,14 @@ Pair = tuple[BySeed, BySeed]
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class _Candidate:
     """What one setting says; `decides` whether everything is there at the paper's scale, `rank` which one to show."""
 
     answer: Answer
     rank: int
 
 
-def on_runs(claim: Claim, paper: Paper, results: Sequence[TableResult]) -> Answer:
+def judge_on_runs(claim: Claim, paper: Paper, results: Sequence[TableResult]) -> Answer:
     """What our runs say of a claim, in the setting that can decide it, or else in the first that has anything.
 
     results: of tables and of figures' panels by `table.name`, several of one where it was measured in several settings.
@@ -91,11 +91,11 @@ def _asks_runs(formula: Expression, claim: Claim) -> bool:
     return bool(references)
 
 
-def judged(difference: Difference, claim: Claim) -> tuple[Verdict, str]:
+def judged(difference: PairedDifference, claim: Claim) -> tuple[Verdict, str]:
     """The verdict of an interval on a claimed number, and why.
 
     That a number lies in an interval only says that it is not refuted, and the wider the interval is, the more it
-    leaves unrefuted: a number is borne out by an interval that also stays near it (`Claim.closeness`).
+    leaves unrefuted: a number is borne out by an interval that also stays near it (`Lease.closeness`).
     """
     assert claim.value is not None
     if difference.interval is None:
@@ -121,7 +121,7 @@ def judged(difference: Difference, claim: Claim) -> tuple[Verdict, str]:
     return "not decided", "the interval holds values on both sides of it"
 
 
-def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results) -> _Attempt:
+def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results) -> _Candidate:
     references = [reference for reference in formula.references if reference.source is None]
     cells = {reference: _cells(reference, paper, results) for reference in references}
     lacking = [
@@ -132,7 +132,7 @@ def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results)
     ]
     for reference, row in cells.items():
         if not row:
-            return _Attempt(Answer("cannot be checked", reason=f"{reference.name} cannot be run"), 0)
+            return _Candidate(Answer("cannot be checked", reason=f"{reference.name} cannot be run"), 0)
     kept = _measured_columns(cells)
     seeds = common_seeds(values for row in kept.values() for values in row.values())
     if not seeds or not all(kept.values()):
@@ -141,13 +141,13 @@ def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results)
     values = [evaluate(formula, numbers, paper)[0] for numbers in at_seed]
     rights = [is_right(claim, formula, value) for value in values]
     verdict: Verdict
-    difference: Difference | None = None
+    difference: PairedDifference | None = None
     parts: tuple[Part, ...] = ()
     if claim.value is None:
         verdict = "holds" if all(rights) else "not decided" if any(rights) else "does not hold"
         text, reason = ("as claimed" if rights[0] else "not as claimed") + f", n={len(seeds)}", ""
     else:
-        difference = difference_of(value for value in values if isinstance(value, float))
+        difference = paired_statistics(value for value in values if isinstance(value, float))
         text = difference_text(difference, claim)
         verdict, reason = judged(difference, claim)
         parts = _parts(claim, formula, paper, [columns_of(formula, numbers, paper) for numbers in at_seed])
@@ -162,7 +162,7 @@ def _in_setting(
     rows: Sequence[tuple[str, str]],
     lacking: Sequence[str],
     refuted: bool = False,
-) -> _Attempt:
+) -> _Candidate:
     """The answer as far as its setting and its completeness allow a verdict; rows: those it is about, with tables."""
     tables = list(by_name.values())
     settings = [
@@ -173,11 +173,11 @@ def _in_setting(
     if not all(table.reproduces for table in tables):
         other = "scale" if any(table.scale != "paper" for table in tables) else "dataset or protocol"
         reason = f"no verdict from another {other} than the paper's"
-        return _Attempt(replace(answer, verdict="not run yet", reason=reason), 1 if lacking else 2)
+        return _Candidate(replace(answer, verdict="not run yet", reason=reason), 1 if lacking else 2)
     if lacking and not refuted:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        return _Attempt(replace(answer, verdict="not run yet", reason=f"missing: {lacking[0]}{more}"), 3)
-    return _Attempt(answer, 4)
+        return _Candidate(replace(answer, verdict="not run yet", reason=f"missing: {lacking[0]}{more}"), 3)
+    return _Candidate(answer, 4)
 
 
 def precision_text(result: TableResult, rows: Sequence[str]) -> str:
@@ -239,7 +239,7 @@ def _at(row: Cells, seed: int) -> Row:
 
 def _parts(claim: Claim, formula: Expression, paper: Paper, by_seeds: list[Row]) -> tuple[Part, ...]:
     """Each column of a mean over seeds, and the mean over teachers, where columns have such."""
-    columns = {name: difference_of(row[name] for row in by_seeds) for name in by_seeds[0]}
+    columns = {name: paired_statistics(row[name] for row in by_seeds) for name in by_seeds[0]}
     parts = [Part(name, difference_text(found, claim), found.mean, found) for name, found in columns.items()]
     table = paper.claims.loaded.get(formula.references[0].table) if columns else None
     teachers = {column.name: column.teacher for column in table.columns if column.teacher} if table else {}
@@ -251,7 +251,7 @@ def _parts(claim: Claim, formula: Expression, paper: Paper, by_seeds: list[Row])
     return tuple(parts)
 
 
-def difference_text(difference: Difference, claim: Claim | None, unit: str = "") -> str:
+def difference_text(difference: PairedDifference, claim: Claim | None, unit: str = "") -> str:
     """A difference with its interval and n."""
     texts = [
         number_text(value, claim) if claim else _signed(value)
@@ -265,7 +265,7 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _best(best: Best, paper: Paper, results: Results) -> _Attempt:
+def _best(best: Best, paper: Paper, results: Results) -> _Candidate:
     """Whether a row is above all others: in every column by an interval, or refuted by any comparison with a rival.
 
     A rival is compared in every column, and on the average over the columns of each metric: top-1 and top-5 of the same
@@ -274,12 +274,12 @@ def _best(best: Best, paper: Paper, results: Results) -> _Attempt:
     """
     own = _cells(Reference(best.table, best.row, None), paper, results)
     columns = [column for column in own if not best.columns or column in best.columns]
-    required, optional = rivals_of(best, paper, "printed"), rivals_of(best, paper, "published")
+    required, optional = competitors(best, paper, "printed"), competitors(best, paper, "published")
     # A table leaves out rows that only run when they are named, as long as nobody did.
     shown = {row.name for row in results[best.table].table.rows}
     metrics = {column.name: column.metric for column in results[best.table].table.columns}
-    single: dict[tuple[str, str], Difference] = {}
-    pooled: list[Difference] = []
+    single: dict[tuple[str, str], PairedDifference] = {}
+    pooled: list[PairedDifference] = []
     lacking: list[str] = []
     without: list[str] = []
     planned = 0
@@ -319,12 +319,12 @@ def _several_of_a_metric(pairs: Mapping[str, Pair], metrics: Mapping[str, str]) 
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _is_below(difference: Difference, comparisons: int) -> bool:
+def _is_below(difference: PairedDifference, comparisons: int) -> bool:
     """Whether a difference is below zero beyond chance, as one of so many comparisons; one-sided."""
     return difference.p_value is not None and difference.mean < 0 and difference.p_value / 2 < (1 - LEVEL) / comparisons
 
 
-def _best_answer(single: dict[tuple[str, str], Difference], columns: Sequence[str], verdict: Verdict) -> Answer:
+def _best_answer(single: dict[tuple[str, str], PairedDifference], columns: Sequence[str], verdict: Verdict) -> Answer:
     parts = []
     for column in columns:
         against = {rival: found for (name, rival), found in single.items() if name == column}

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from benchmark.audit.claims import MOST_CLOSENESS
 from benchmark.audit.verdicts import Answer, Audit, Count, Finding, Verdict, count_of, counts_of
-from benchmark.core.statistics import Difference
+from benchmark.core.statistics import PairedDifference
 from tables.escaping import Markup, escape_markdown, plain
 
 WIDE = 150
@@ -350,7 +350,7 @@ def _answer(name: str, answer: Answer) -> Iterator[str]:
         yield f"  - {label}{mark}{escape_markdown(part.text)}{_p_value(part.difference)}"
 
 
-def _p_value(difference: Difference | None) -> str:
+def _p_value(difference: PairedDifference | None) -> str:
     if difference is None or difference.p_value is None:
         return ""
     return f", p = {difference.p_value:.2g} uncorrected"

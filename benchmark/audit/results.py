@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmark.analysis.figures import collected
-from benchmark.analysis.query import Collection
-from benchmark.analysis.tables import results_for
-from benchmark.audit.claims import Claims
+from benchmark.analysis.figures import collect_figure_runs
+from benchmark.analysis.query import RecordQuery
+from benchmark.analysis.tables import make_table_results
+from benchmark.audit.claims import ClaimSet
 from benchmark.backbones import network_names
 from benchmark.results.store import Store
 from figures.result import FINAL, FigureResult, Number, PanelResult
@@ -22,17 +22,18 @@ BRANCHES = "stages"
 """The metric of a stage that claims are about: of the class, on upright images (docs/ledger.md, R15)."""
 
 
-def measured(claims: Claims, runs: Path) -> tuple[list[TableResult], tuple[str, ...]]:
+def measured(claims: ClaimSet, runs: Path) -> tuple[list[TableResult], tuple[str, ...]]:
     """What was measured, in every setting, and a line on each record that could not be read."""
     records, damaged = Store(runs).readable()
-    collection = Collection(records, Store(runs).released_figures())
+    collection = RecordQuery(records, Store(runs).teacher_metrics())
     settings = collection.settings()
     tables = [table for table in claims.loaded.values() if _can_be_run(table)]
-    results = [result for table in tables for result in results_for(table, collection, settings)]
+    results = [result for table in tables for result in make_table_results(table, collection, settings)]
     figures = [load_figure(name) for name in figure_names()] if claims.figures else []
-    return [*results, *panels_of(found for figure in figures for found in collected(figure, collection))], tuple(
-        damaged
-    )
+    return [
+        *results,
+        *panels_of(found for figure in figures for found in collect_figure_runs(figure, collection)),
+    ], tuple(damaged)
 
 
 def panels_of(results: Iterable[FigureResult]) -> list[TableResult]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmark.audit.claims import Claims
+from benchmark.audit.claims import ClaimSet
 from benchmark.audit.expressions import Reference, title_of
 from benchmark.audit.values import CLOSE, NoNumber, Numbers, Row
 from tables.result import Cell, TableResult
@@ -28,7 +28,7 @@ def _by_column(table: Table, values: Sequence[float]) -> Row:
 class Printed:
     """What the paper prints: the tables' files, and what the claims' file adds to them."""
 
-    def __init__(self, claims: Claims) -> None:
+    def __init__(self, claims: ClaimSet) -> None:
         self.claims = claims
         self._rows: dict[tuple[str, str], Row] = {}
         for table in claims.loaded.values():
@@ -57,7 +57,7 @@ class Printed:
 class Published:
     """What was published elsewhere; of the paper's own method, which nobody else did, what the paper prints."""
 
-    def __init__(self, claims: Claims, printed: Printed) -> None:
+    def __init__(self, claims: ClaimSet, printed: Printed) -> None:
         self.claims, self.printed = claims, printed
         self.all: dict[tuple[str, str], list[Row]] = {}
         """Every publication of a row; where two have a number for a cell, the first one counts."""
@@ -128,7 +128,7 @@ def by_seed(cell: Cell, quantity: str | None = None) -> dict[int, float]:
 class Paper:
     """The paper with its literature: all that can be asked without a run."""
 
-    def __init__(self, claims: Claims) -> None:
+    def __init__(self, claims: ClaimSet) -> None:
         self.claims = claims
         self.printed = Printed(claims)
         self.published = Published(claims, self.printed)

@@ -57,7 +57,7 @@ class Numbers(Protocol):
         ...
 
 
-class World(Protocol):
+class EvalContext(Protocol):
     """What functions ask beside numbers."""
 
     def source(self, name: str) -> Numbers:
@@ -78,14 +78,14 @@ class World(Protocol):
 
 
 @dataclass(frozen=True)
-class Step:
+class ReasoningStep:
     """A comparison that was made on the way, in words, and whether it came out true."""
 
     text: str
     holds: bool
 
 
-def evaluate(expression: Expression, numbers: Numbers, world: World) -> tuple[Value, tuple[Step, ...]]:
+def evaluate(expression: Expression, numbers: Numbers, world: EvalContext) -> tuple[Value, tuple[ReasoningStep, ...]]:
     """The value of an expression on a source, and the comparisons that led to it.
 
     Raises:
@@ -100,9 +100,9 @@ def evaluate(expression: Expression, numbers: Numbers, world: World) -> tuple[Va
 class _Evaluator:
     """Walks the tree of one expression; `steps` are the comparisons it made."""
 
-    def __init__(self, text: str, numbers: Numbers, world: World) -> None:
+    def __init__(self, text: str, numbers: Numbers, world: EvalContext) -> None:
         self.text, self.numbers, self.world = text, numbers, world
-        self.steps: list[Step] = []
+        self.steps: list[ReasoningStep] = []
 
     def value(self, node: ast.expr) -> Value:
         match node:
@@ -166,7 +166,7 @@ class _Evaluator:
     def _asked_of_table(self, name: str, table: str, rest: list[ast.expr]) -> Value:
         if name == "copied":
             equal, cells = self.world.copied(table)
-            self.steps.append(Step(f"{title_of(table)} {equal} of {cells} cells", True))
+            self.steps.append(ReasoningStep(f"{title_of(table)} {equal} of {cells} cells", True))
             return float(equal)
         prefix = self.value(rest[0])
         if not isinstance(prefix, str):
@@ -177,7 +177,7 @@ class _Evaluator:
             or (network.startswith(prefix) and not (prefix[-1:].isdigit() and network[len(prefix)].isdigit()))
             for network in self.world.networks(table)
         )
-        self.steps.append(Step(f"{title_of(table)} has {'a' if found else 'no'} column of {prefix}", found))
+        self.steps.append(ReasoningStep(f"{title_of(table)} has {'a' if found else 'no'} column of {prefix}", found))
         return found
 
     def _arithmetic(self, left: Value, right: Value, compute: Callable[[float, float], float]) -> Value:
@@ -198,7 +198,7 @@ class _Evaluator:
             texts = [_named(left, a, column), _named(right, b, column)]
             if _printed_of(right) == ast.unparse(left):
                 texts[1] = f"{b:.2f} as printed"
-            self.steps.append(Step(f" {_SIGNS[sign] if holds else _OPPOSITES[sign]} ".join(texts), holds))
+            self.steps.append(ReasoningStep(f" {_SIGNS[sign] if holds else _OPPOSITES[sign]} ".join(texts), holds))
             return holds
 
         if all(isinstance(value, str) for value in values) and sign in ("==", "!="):

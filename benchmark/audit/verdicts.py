@@ -10,9 +10,9 @@ from typing import Literal, get_args
 from benchmark.audit.claims import Best, Claim
 from benchmark.audit.expressions import Expression, Reference, parse
 from benchmark.audit.sources import Paper
-from benchmark.audit.values import CLOSE, NoNumber, Numbers, Row, Step, Value, evaluate
+from benchmark.audit.values import CLOSE, NoNumber, Numbers, ReasoningStep, Row, Value, evaluate
 from benchmark.core.errors import UserError
-from benchmark.core.statistics import Difference
+from benchmark.core.statistics import PairedDifference
 from tables.view import TEACHER
 
 Verdict = Literal[
@@ -41,7 +41,7 @@ class Part:
     label: str
     text: str
     value: float | None = None
-    difference: Difference | None = None
+    difference: PairedDifference | None = None
     holds: bool | None = None
 
 
@@ -57,7 +57,7 @@ class Answer:
     text: str = ""
     reason: str = ""
     value: float | None = None
-    difference: Difference | None = None
+    difference: PairedDifference | None = None
     parts: tuple[Part, ...] = ()
     setting: str = ""
 
@@ -134,7 +134,7 @@ def counts_of(findings: Iterable[Finding], of: Literal["paper", "runs"]) -> dict
     return {verdict: count_of(found[verdict]) for verdict in VERDICTS if verdict in found}
 
 
-def on_paper(claim: Claim, paper: Paper, source: Literal["printed", "published"]) -> Answer:
+def judge_on_paper(claim: Claim, paper: Paper, source: Literal["printed", "published"]) -> Answer:
     """What the paper's tables or the literature say of a claim.
 
     Raises:
@@ -276,14 +276,14 @@ def _coverage(formula: Expression, columns: Row, paper: Paper) -> str:
     return "" if len(columns) == len(all_columns) else f"over {', '.join(columns)} only"
 
 
-def _steps_text(steps: Sequence[Step], right: bool | None = None) -> str:
+def _steps_text(steps: Sequence[ReasoningStep], right: bool | None = None) -> str:
     """The comparisons that speak for the outcome, or all of them."""
     telling = [step.text for step in steps if right is None or step.holds == right] or [step.text for step in steps]
     more = len(telling) - MOST_STEPS
     return "; ".join(telling[:MOST_STEPS]) + (f"; and {more} more" if more > 0 else "")
 
 
-def rivals_of(best: Best, paper: Paper, source: Literal["printed", "published"]) -> list[str]:
+def competitors(best: Best, paper: Paper, source: Literal["printed", "published"]) -> list[str]:
     """The rows that a row is to be above: those named, or else all of other methods that the source has numbers of."""
     if best.than or best.table not in paper.claims.loaded:
         return list(best.than)
@@ -294,7 +294,7 @@ def rivals_of(best: Best, paper: Paper, source: Literal["printed", "published"])
 def _best(best: Best, paper: Paper, source: Literal["printed", "published"], words: Words) -> Answer:
     numbers = paper.source(source)
     own = _row(numbers, Reference(best.table, best.row, None), best.columns)
-    rivals = {name: numbers.row(Reference(best.table, name, None)) for name in rivals_of(best, paper, source)}
+    rivals = {name: numbers.row(Reference(best.table, name, None)) for name in competitors(best, paper, source)}
     for name in best.than:
         if not rivals[name]:
             raise NoNumber(numbers.missing(Reference(best.table, name, None)))

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from benchmark.core.errors import UserError
 from benchmark.data.download import DEFAULT_DATA_ROOT, network_timeout
-from benchmark.io.files import sha256_of
+from benchmark.io.files import compute_sha256
 
 FOLDER = "weights"
 URLS = {
@@ -105,7 +105,7 @@ def _checked(path: Path) -> Path:
         UserError: it does not, or the file cannot be read.
     """
     try:
-        whole = sha256_of(path).startswith(_digits(path.name))
+        whole = compute_sha256(path).startswith(_digits(path.name))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not whole:

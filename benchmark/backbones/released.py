@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.network import Network
 from benchmark.core.errors import UserError
-from benchmark.io.untrusted import shown, sized
+from benchmark.io.untrusted import escape_control_chars, sized
 
 WRAPPING_KEYS = ("model", "state_dict", "net")
 LARGEST = 2 * 2**30
@@ -284,7 +284,9 @@ def _split(tensors: Mapping[str, Tensor], path: Path) -> _Parts:
         if part is not parts.ignored:
             key = _unwrapped(key.removeprefix(prefix))
         if key in part:
-            raise UserError(f"{path} holds '{shown(key, 80)}' twice, with and without a prefix; keep one of them")
+            raise UserError(
+                f"{path} holds '{escape_control_chars(key, 80)}' twice, with and without a prefix; keep one of them"
+            )
         part[key] = tensor
     return parts
 
@@ -300,7 +302,7 @@ def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
         ordinary = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
         if not ordinary or tensor.is_quantized:
             raise UserError(
-                f"{path}: '{shown(key, 80)}' is a sparse or quantised tensor; only dense weights are allowed"
+                f"{path}: '{escape_control_chars(key, 80)}' is a sparse or quantised tensor; only dense weights are allowed"
             )
     # A tensor may be a view that repeats one number without end.
     if sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors.values()) > LARGEST:
@@ -309,10 +311,12 @@ def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
         if key.rpartition(".")[2] == _COUNTER:
             continue
         if not tensor.is_floating_point():
-            raise UserError(f"{path}: '{shown(key, 80)}' is {tensor.dtype}; only floating-point weights are allowed")
+            raise UserError(
+                f"{path}: '{escape_control_chars(key, 80)}' is {tensor.dtype}; only floating-point weights are allowed"
+            )
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"{path}: '{shown(key, 80)}' holds values that are not finite; fetch the file again or use another"
+                f"{path}: '{escape_control_chars(key, 80)}' holds values that are not finite; fetch the file again or use another"
             )
 
 
@@ -331,6 +335,6 @@ def _rename_classifier(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tenso
 
 def _listed(kind: str, names: Iterable[str]) -> str:
     """The first few names and a count of the rest; empty if there are none."""
-    names = [shown(name, 80) for name in names]
+    names = [escape_control_chars(name, 80) for name in names]
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
     return f"{kind}: {', '.join(names[:_NAMED_AT_MOST])}{more}" if names else ""

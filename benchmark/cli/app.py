@@ -15,7 +15,7 @@ import typer.exceptions
 from rich.console import Console
 
 from benchmark.core.errors import UserError
-from benchmark.io.untrusted import shown
+from benchmark.io.untrusted import escape_control_chars
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -45,7 +45,7 @@ def run_app(app: typer.Typer, program: str) -> NoReturn:
 def refuse(message: str) -> int:
     """Print one line on the error output; returns the exit code for bad input."""
     # Names of files and what stands in them are part of messages; a terminal must not take them for commands.
-    line = shown(" ".join(message.split()), most=10_000)
+    line = escape_control_chars(" ".join(message.split()), most=10_000)
     Console(stderr=True, highlight=False).print(f"error: {line}", markup=False, soft_wrap=True)
     return BAD_INPUT
 
@@ -68,7 +68,7 @@ def empty_option(option: str) -> UserError:
     return UserError(f"{option} is given and empty; give it a value (--help says which), or leave {option} out")
 
 
-def names(text: str | None, option: str) -> list[str]:
+def split_names(text: str | None, option: str) -> list[str]:
     """The parts of a comma-separated list that an option was given; none where it was not given (None).
 
     Raises:

@@ -27,7 +27,7 @@ Reports = Annotated[Path, typer.Option(help="Where tables, figures and rankings 
 Pages = Annotated[Path, typer.Option(help="Where what this command makes is written.")]
 
 
-def check_there(runs: Path) -> None:
+def check_exists(runs: Path) -> None:
     """Refuse a folder of records that was named and is not there; that there is none by default is no mistake.
 
     Raises:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from benchmark.core.errors import UserError, unknown_name
-from benchmark.core.spec import Protocol, Scale, Schedule
+from benchmark.core.spec import LRSchedule, Protocol, Scale
 
-CIFAR_SCHEDULE = Schedule(epochs=240, milestones=(150, 180, 210))
+CIFAR_SCHEDULE = LRSchedule(epochs=240, milestones=(150, 180, 210))
 STAGE_SCHEDULES = {
-    "AB-init": Schedule(epochs=30),
-    "SSKD-head": Schedule(epochs=60, milestones=(30, 45)),
-    "HSSAKD-branches": Schedule(epochs=100, milestones=(30, 60, 90)),
+    "AB-init": LRSchedule(epochs=30),
+    "SSKD-head": LRSchedule(epochs=60, milestones=(30, 45)),
+    "HSSAKD-branches": LRSchedule(epochs=100, milestones=(30, 60, 90)),
 }
 IMAGENET_STAGE_SCHEDULES = {
     **{name: schedule.scaled(100 / 240) for name, schedule in STAGE_SCHEDULES.items()},
-    "HSSAKD-branches": Schedule(epochs=100, milestones=(30, 60, 90)),
+    "HSSAKD-branches": LRSchedule(epochs=100, milestones=(30, 60, 90)),
 }
 """HSAKD's own for its branches; the others have as large a share of the main schedule as they have of 240 epochs."""
 AS_ALONE = {name: {"kd_weight": 0.0} for name in ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD")}
@@ -41,7 +41,7 @@ PROTOCOLS = {
         Protocol(
             # The LSSKD paper: rate divided after epochs 150 and 210 only, 0.05 for every network.
             name="lsskd",
-            schedule=Schedule(epochs=240, milestones=(150, 210)),
+            schedule=LRSchedule(epochs=240, milestones=(150, 210)),
             learning_rate=0.05,
             method_schedules=STAGE_SCHEDULES,
         ),
@@ -73,7 +73,7 @@ PROTOCOLS = {
         ),
         Protocol(
             name="pskd",
-            schedule=Schedule(epochs=300, milestones=(150, 225)),
+            schedule=LRSchedule(epochs=300, milestones=(150, 225)),
             learning_rate=0.1,
             batch_size=128,
             nesterov=True,
@@ -84,7 +84,7 @@ PROTOCOLS = {
         Protocol(
             # TF-KD also rotates each image by up to 15 degrees, which is left out (a report says so).
             name="tfkd",
-            schedule=Schedule(epochs=200, milestones=(60, 120, 160)),
+            schedule=LRSchedule(epochs=200, milestones=(60, 120, 160)),
             learning_rate=0.1,
             decay=0.2,
             warmup_epochs=1,
@@ -97,7 +97,7 @@ PROTOCOLS = {
         Protocol(
             # HSAKD's for ImageNet, without the Nesterov momentum of its CIFAR recipe.
             name="imagenet",
-            schedule=Schedule(epochs=100, milestones=(30, 60, 90)),
+            schedule=LRSchedule(epochs=100, milestones=(30, 60, 90)),
             learning_rate=0.1,
             batch_size=256,
             weight_decay=1e-4,
@@ -165,9 +165,9 @@ def chosen_scale(name: str, epochs: int | None, protocol: Protocol) -> Scale:
     whole = protocol.schedule.epochs
     if epochs > whole:
         raise UserError(f"--epochs {epochs} is more than protocol {protocol.name} has; allowed: 1 to {whole}")
-    stretched = scale.changed(name=f"{name}-{epochs}-epochs", factor=epochs / whole)
+    stretched = scale.replace(name=f"{name}-{epochs}-epochs", factor=epochs / whole)
     # A scale that is equal in all but its name is that scale, so its runs are not trained twice.
-    same = (known for known in SCALES.values() if stretched == known.changed(name=stretched.name))
+    same = (known for known in SCALES.values() if stretched == known.replace(name=stretched.name))
     return next(same, stretched)
 
 

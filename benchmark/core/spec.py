@@ -40,11 +40,11 @@ class Frozen(BaseModel):
         content = self.__dict__.get("content") or _joined(self._entries())
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def changed(self, **updates: Any) -> Self:
+    def replace(self, **updates: Any) -> Self:
         """A validated copy with other values (pydantic's own copy would keep what is cached)."""
         return type(self).model_validate(self.model_dump() | updates)
 
-    def with_parts(self, **parts: Any) -> Self:
+    def replace_unchecked(self, **parts: Any) -> Self:
         """A copy with other values that are known to be valid: parts of another value of this kind, or frozen ones.
 
         It shares the parts of this one and is made in a hundredth of the time that `changed` takes.
@@ -101,13 +101,13 @@ def scaled_count(epochs: int, factor: float) -> int:
     return max(1, math.floor(epochs * factor + 0.5))
 
 
-class Schedule(Frozen):
+class LRSchedule(Frozen):
     """Epochs, and the epochs (counted from 0) from which the learning rate is multiplied by the decay."""
 
     epochs: int = Field(ge=1)
     milestones: tuple[int, ...] = ()
 
-    def scaled(self, factor: float) -> Schedule:
+    def scaled(self, factor: float) -> LRSchedule:
         """Every count times `factor`, rounded to the nearest, at least 1.
 
         Milestones that would fall together stay an epoch apart; those past the last epoch are dropped.
@@ -116,20 +116,20 @@ class Schedule(Frozen):
 
 
 @functools.lru_cache(maxsize=1024)
-def _scaled(schedule: Schedule, factor: float) -> Schedule:
+def _scaled(schedule: LRSchedule, factor: float) -> LRSchedule:
     epochs = scaled_count(schedule.epochs, factor)
     milestones: list[int] = []
     for milestone in schedule.milestones:
         after = milestones[-1] + 1 if milestones else 1
         milestones.append(max(after, scaled_count(milestone, factor)))
-    return Schedule(epochs=epochs, milestones=tuple(milestone for milestone in milestones if milestone < epochs))
+    return LRSchedule(epochs=epochs, milestones=tuple(milestone for milestone in milestones if milestone < epochs))
 
 
 class Protocol(Frozen):
     """A named recipe: everything about training that is no part of the method."""
 
     name: str
-    schedule: Schedule
+    schedule: LRSchedule
     learning_rate: float = Field(gt=0)
     mobile_learning_rate: float | None = Field(None, gt=0)
     """Of MobileNets and ShuffleNets; None: the same as of the others."""
@@ -143,7 +143,7 @@ class Protocol(Frozen):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     """Normalisation of pixels scaled to 0..1; None: the dataset's own."""
-    method_schedules: dict[str, Schedule] = {}
+    method_schedules: dict[str, LRSchedule] = {}
     """Schedules of the methods that do not follow the main one (heads of a teacher)."""
     method_options: dict[str, dict[str, Any]] = {}
     """Options that the recipe's authors used where they differ from a method's defaults."""
@@ -170,7 +170,7 @@ class Protocol(Frozen):
 @functools.lru_cache(maxsize=1024)
 def _without_tables(protocol: Protocol, method: str | None) -> Protocol:
     own = {name: schedule for name, schedule in protocol.method_schedules.items() if name == method}
-    return protocol.changed(method_schedules=own, method_options={})
+    return protocol.replace(method_schedules=own, method_options={})
 
 
 class Scale(Frozen):
@@ -234,7 +234,7 @@ class Run(Frozen):
     """How many share each batch (data parallelism): in each, norms see its own rows only."""
     seed: int = Field(0, ge=0)
 
-    def kept(self) -> Run:
+    def require_data(self) -> Run:
         """The run, to be written down.
 
         Raises:
@@ -259,7 +259,7 @@ class Run(Frozen):
         return self.teacher.student if isinstance(self.teacher, Run) else self.teacher.network
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> LRSchedule:
         """The epochs and milestones of this run, scaled."""
         return self.protocol.method_schedules.get(self.method, self.protocol.schedule).scaled(self.scale.factor)
 

@@ -33,7 +33,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """A difference as its independent values give it.
 
     n: of these values, which are seeds unless it is said otherwise; mean, std (of the sample; None for one value): in
@@ -61,7 +61,7 @@ def summarise(values: Iterable[float]) -> Summary:
     return Summary(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def difference_of(values: Iterable[float], unit: str = "seed") -> Difference:
+def paired_statistics(values: Iterable[float], unit: str = "seed") -> PairedDifference:
     """What independent values of one difference say of it; `unit` is what each comes from, for the remark.
 
     Raises:
@@ -71,18 +71,18 @@ def difference_of(values: Iterable[float], unit: str = "seed") -> Difference:
     n, mean, std = summary.n, summary.mean, summary.std
     if std is None or n < LEAST:
         units = f"{n} {unit}" if n == 1 else f"{n} {unit}s"
-        return Difference(n, mean, std, remark=f"no interval: {units}, and it takes {LEAST}")
+        return PairedDifference(n, mean, std, remark=f"no interval: {units}, and it takes {LEAST}")
     if std < EQUAL:
         # A width of zero would claim certainty; what the values do not show is how they vary.
         remark = f"no interval: the same at all {n} {unit}s, which does not tell how it varies"
-        return Difference(n, mean, 0.0, remark=remark)
+        return PairedDifference(n, mean, 0.0, remark=remark)
     # Of scipy only the distribution: scipy.stats takes a second to import, and tables need none of it.
     from scipy.special import stdtr, stdtrit
 
     error = std / math.sqrt(n)
     reach = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
     p_value = 2 * float(stdtr(n - 1, -abs(mean) / error))
-    return Difference(n, mean, std, (mean - reach, mean + reach), p_value)
+    return PairedDifference(n, mean, std, (mean - reach, mean + reach), p_value)
 
 
 def common_seeds(values: Iterable[BySeed]) -> list[int]:
@@ -91,7 +91,7 @@ def common_seeds(values: Iterable[BySeed]) -> list[int]:
     return sorted(set.intersection(*seeds)) if seeds else []
 
 
-def paired_difference(a: BySeed, b: BySeed) -> Difference:
+def paired_difference(a: BySeed, b: BySeed) -> PairedDifference:
     """a - b over the seeds that both have: a t test of related samples.
 
     Raises:
@@ -100,10 +100,10 @@ def paired_difference(a: BySeed, b: BySeed) -> Difference:
     seeds = common_seeds((a, b))
     if not seeds:
         raise ValueError("no seed in common")
-    return difference_of(a[seed] - b[seed] for seed in seeds)
+    return paired_statistics(a[seed] - b[seed] for seed in seeds)
 
 
-def pooled_difference(columns: Sequence[tuple[BySeed, BySeed]]) -> Difference:
+def pooled_difference(columns: Sequence[tuple[BySeed, BySeed]]) -> PairedDifference:
     """The mean over columns of a - b, over the seeds that every entry has; n counts seeds, not seeds times columns.
 
     For the average over *these* columns, with the teachers that they have: runs of one seed share batches, and columns
@@ -115,10 +115,12 @@ def pooled_difference(columns: Sequence[tuple[BySeed, BySeed]]) -> Difference:
     seeds = common_seeds(by_seed for pair in columns for by_seed in pair)
     if not seeds:
         raise ValueError("no seed in common")
-    return difference_of(statistics.fmean(a[seed] - b[seed] for a, b in columns) for seed in seeds)
+    return paired_statistics(statistics.fmean(a[seed] - b[seed] for a, b in columns) for seed in seeds)
 
 
-def clustered_difference(means: Mapping[str, float], clusters: Mapping[str, str], unit: str = "teacher") -> Difference:
+def clustered_difference(
+    means: Mapping[str, float], clusters: Mapping[str, str], unit: str = "teacher"
+) -> PairedDifference:
     """The mean over clusters (n counts these) of the columns' differences, each cluster the mean of its columns.
 
     For the average over *other* columns like these, of which those that share a teacher say the same thing twice. Its
@@ -131,4 +133,4 @@ def clustered_difference(means: Mapping[str, float], clusters: Mapping[str, str]
     grouped = defaultdict(list)
     for column, mean in means.items():
         grouped[clusters[column]].append(mean)
-    return difference_of(map(statistics.fmean, grouped.values()), unit)
+    return paired_statistics(map(statistics.fmean, grouped.values()), unit)

@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def standing(at: Position, loss: float | None = None) -> str:
+def describe_position(at: Position, loss: float | None = None) -> str:
     """Where something that is trained is: `epoch 3/8, 950 images/s, loss 1.200, test 41.0 %, 0:20 left`."""
     said = [f"epoch {at.epoch}/{at.epochs}", f"{at.images_per_second:.0f} images/s"]
     said += [] if loss is None else [f"loss {loss:.3f}"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmark.core.errors import unknown_name
 from benchmark.data import cifar100, digits, imagenet, tiny_imagenet
-from benchmark.data.custom import load_described
+from benchmark.data.custom import load_custom
 from benchmark.data.dataset import Dataset, Images, ImageSet
 
 __all__ = ["Dataset", "ImageSet", "Images", "dataset_names", "load_dataset"]
@@ -31,7 +31,7 @@ def load_dataset(
         UserError: the name is unknown, or the dataset is missing, damaged or ill described.
     """
     if name_or_toml.endswith(".toml"):
-        return load_described(Path(name_or_toml), data_root, cache_root, reserved=dataset_names())
+        return load_custom(Path(name_or_toml), data_root, cache_root, reserved=dataset_names())
     if name_or_toml not in LOADERS:
         raise unknown_name("dataset", name_or_toml, [*LOADERS, "the path of a dataset's .toml file"])
     return LOADERS[name_or_toml](data_root, cache_root, download)

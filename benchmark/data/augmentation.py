@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmark.core.rng import Name, generator
 from benchmark.data.dataset import Colour, Images, ImageSet
-from benchmark.data.mixing import Mix, Mixture, cut_out, draw_mix, mixed
+from benchmark.data.mixing import Mix, Mixture, cut_out, mixed, sample_mix
 
 ROTATIONS = 4
 WHITE = 255
@@ -241,7 +241,7 @@ class Source(ABC):
         if not self.recipe.cutmix:
             return None
         stream = generator(*self.names, plan.epoch, "cutmix", step)
-        return draw_mix(images, self.size, self.recipe.cutmix, stream, self.device)
+        return sample_mix(images, self.size, self.recipe.cutmix, stream, self.device)
 
     def view(self, plan: EpochPlan, name: View, index: Tensor, turns: int) -> Tensor:
         """Normalised images [turns * batch, 3, height, width] of a view before holes and mixes; `index`: [batch].

@@ -24,7 +24,7 @@ from filelock import FileLock
 from benchmark.core.errors import UserError
 from benchmark.data.dataset import Colour, ImageSet, content_hash, measured_normalisation, splits_hashes
 from benchmark.io.files import replacing, write_text
-from benchmark.io.untrusted import Refused, bounded_text
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 
 FOLDER = ".kd-cache"
 INDEX = "index.json"
@@ -56,28 +56,28 @@ class CachedContent:
 
 
 @dataclass(frozen=True)
-class Place:
+class CacheLocation:
     """Where caches are kept: in `preferred`, or in `fallback` (if there is one) where `preferred` cannot be written."""
 
     preferred: Path
     fallback: Path | None
 
 
-class DamagedCache(Exception):
+class CorruptCache(Exception):
     """A cache whose index or arrays are not what was written."""
 
 
-def place_for(data_root: Path, cache_root: Path | None) -> Place:
+def locate_cache(data_root: Path, cache_root: Path | None) -> CacheLocation:
     """The caches of a data folder: in `cache_root` if given, else beside the data or in the user's cache folder."""
     if cache_root is not None:
-        return Place(cache_root, None)
+        return CacheLocation(cache_root, None)
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     # Data folders share the user's cache folder, so each has a part of its own there.
     own = hashlib.sha256(str(data_root.resolve()).encode()).hexdigest()[:12]
-    return Place(data_root / FOLDER, home / "kd-benchmark" / own)
+    return CacheLocation(data_root / FOLDER, home / "kd-benchmark" / own)
 
 
-def read_or_build(place: Place, key: str, source: str, build: Callable[[], Content]) -> CachedContent:
+def read_or_build(place: CacheLocation, key: str, source: str, build: Callable[[], Content]) -> CachedContent:
     """The content cached under `key`, built first if it is not there or was built from another source.
 
     `source` identifies the state of what it is built from (see `folders.ClassFolders.state`). One process builds while
@@ -89,21 +89,21 @@ def read_or_build(place: Place, key: str, source: str, build: Callable[[], Conte
     for folder in filter(None, (place.preferred, place.fallback)):
         # Reading needs no lock, so a finished cache also serves from a disk that cannot be written. A cache that is
         # being replaced can look damaged for a moment; the second look below is under the lock.
-        with contextlib.suppress(DamagedCache):
+        with contextlib.suppress(CorruptCache):
             found = _read(folder / key, source)
             if found is not None:
                 return found
     with _locked(place, key) as folder:
         try:
             found = _read(folder, source)
-        except DamagedCache as error:
+        except CorruptCache as error:
             log.warning("the dataset cache %s is damaged (%s); it is built again", folder, error)
             found = None
         if found is None:
             _write(folder, source, build())
             try:
                 found = _read(folder, source)
-            except DamagedCache as error:
+            except CorruptCache as error:
                 raise UserError(
                     f"the dataset cache {folder} is damaged as it is written ({error}); mend that disk"
                 ) from error
@@ -112,7 +112,7 @@ def read_or_build(place: Place, key: str, source: str, build: Callable[[], Conte
 
 
 @contextlib.contextmanager
-def _locked(place: Place, key: str) -> Iterator[Path]:
+def _locked(place: CacheLocation, key: str) -> Iterator[Path]:
     """The first folder for `key` that can be written, held against other processes."""
     refusals = []
     for folder in filter(None, (place.preferred, place.fallback)):
@@ -176,10 +176,10 @@ def _read(folder: Path, source: str) -> CachedContent | None:
         DamagedCache: it is not what was written.
     """
     try:
-        checked: dict[str, Any] = json.loads(bounded_text(folder / INDEX, LARGEST_INDEX))
+        checked: dict[str, Any] = json.loads(read_text_limited(folder / INDEX, LARGEST_INDEX))
         index = checked["index"]
         if _index_hash(index) != checked["sha256"]:
-            raise DamagedCache(f"{INDEX} does not match its sha256")
+            raise CorruptCache(f"{INDEX} does not match its sha256")
         if index["format"] != FORMAT or index["source"] != source:
             return None
         # A data folder may come from elsewhere: what is a path in it is not used as one.
@@ -187,17 +187,17 @@ def _read(folder: Path, source: str) -> CachedContent | None:
         train, test = (ImageSet(arrays[f"{split}-images"], arrays[f"{split}-labels"]) for split in SPLITS)
         content = Content(tuple(index["classes"]), train, test)
         if not all(0 <= label < len(content.classes) for part in (train, test) for label in part.labels.unique()):
-            raise DamagedCache("its labels are not those of its classes")
+            raise CorruptCache("its labels are not those of its classes")
         return CachedContent(content, index["sha256"], tuple(index["mean"]), tuple(index["std"]))
     except (FileNotFoundError, NotADirectoryError) as error:
         if Path(error.filename).name == INDEX:
             return None
-        raise DamagedCache(f"{Path(error.filename).name} is missing") from error
+        raise CorruptCache(f"{Path(error.filename).name} is missing") from error
     except PermissionError:
         # Somebody else's: as good as none, and another place is found for one's own.
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, Refused) as error:
-        raise DamagedCache(f"{INDEX} cannot be read") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UntrustedInputError) as error:
+        raise CorruptCache(f"{INDEX} cannot be read") from error
 
 
 def _file_name(name: str, sha256: str) -> str:
@@ -214,7 +214,7 @@ def _file_name(name: str, sha256: str) -> str:
 def _mapped(path: Path, sha256: str) -> torch.Tensor:
     """An array as a tensor on memory-mapped pages, after its content was compared with its sha256."""
     if path.exists() and not path.is_file():
-        raise DamagedCache(f"{path.name} is no plain file")
+        raise CorruptCache(f"{path.name} is no plain file")
     try:
         # Copy-on-write pages: torch wants memory that may be written, and the file must not change if someone does.
         array = np.load(path, mmap_mode="c", allow_pickle=False)
@@ -222,7 +222,7 @@ def _mapped(path: Path, sha256: str) -> torch.Tensor:
         raise
     except Exception as error:
         # The header is a Python literal; damaged, it can fail in any of the ways in which one can be read.
-        raise DamagedCache(f"{path.name} is no whole array") from error
+        raise CorruptCache(f"{path.name} is no whole array") from error
     if content_hash(array) != sha256:
-        raise DamagedCache(f"{path.name} does not match its sha256")
+        raise CorruptCache(f"{path.name} does not match its sha256")
     return torch.from_numpy(array)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import Content, place_for, read_or_build
+from benchmark.data.cache import Content, locate_cache, read_or_build
 from benchmark.data.dataset import Dataset, fingerprint_of
 from benchmark.data.download import DEFAULT_DATA_ROOT, downloading, network_timeout
 from benchmark.data.folders import canonical, list_class_folders, read_class_folders
@@ -42,7 +42,7 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
     """
     root = DEFAULT_DATA_ROOT if data_root is None else data_root
     state, build = _source(root, download)
-    cached = read_or_build(place_for(root, cache_root), NAME, state, build)
+    cached = read_or_build(locate_cache(root, cache_root), NAME, state, build)
     content = cached.content
     return Dataset(
         name=NAME,

@@ -21,7 +21,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import place_for, read_or_build
+from benchmark.data.cache import locate_cache, read_or_build
 from benchmark.data.dataset import Dataset, check_deviation, fingerprint_of
 from benchmark.data.folders import list_class_folders, read_class_folders
 from benchmark.io.toml import load_toml
@@ -30,7 +30,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
-class Description(BaseModel):
+class DatasetDescription(BaseModel):
     """What the TOML file of a dataset may say."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,19 +52,19 @@ class Description(BaseModel):
         return self
 
 
-def read_description(path: Path, reserved: Iterable[str] = ()) -> Description:
+def read_description(path: Path, reserved: Iterable[str] = ()) -> DatasetDescription:
     """The description in a TOML file.
 
     Raises:
         UserError: there is no such file, it is no TOML, a value is refused, or its name is one of `reserved`.
     """
-    description = load_toml(path, "dataset file", Description, "docs/own-files.md")
+    description = load_toml(path, "dataset file", DatasetDescription, "docs/own-files.md")
     if description.name in reserved:
         raise UserError(f"dataset file {path}: the name {description.name!r} is taken; choose another")
     return description
 
 
-def load_described(path: Path, data_root: Path | None, cache_root: Path | None, reserved: Iterable[str]) -> Dataset:
+def load_custom(path: Path, data_root: Path | None, cache_root: Path | None, reserved: Iterable[str]) -> Dataset:
     """The dataset that a TOML file describes, through its cache.
 
     Raises:
@@ -79,7 +79,7 @@ def load_described(path: Path, data_root: Path | None, cache_root: Path | None, 
     # Two datasets of one name may share a data folder; and another size makes other images of the same files.
     key = f"{name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
     cached = read_or_build(
-        place_for(data_root or path.parent, cache_root),
+        locate_cache(data_root or path.parent, cache_root),
         key,
         f"{found.state} {description.image_size}",
         lambda: read_class_folders(found, description.image_size),

@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from benchmark.core.devices import processors
+from benchmark.core.devices import cpu_count
 from benchmark.core.errors import UserError
-from benchmark.data.folders import DAMAGE, FORMATS, image_bytes
+from benchmark.data.folders import DAMAGE, FORMATS, read_image_bytes
 
 SCALE = (0.08, 1.0)
 """Range of a training crop's share of the image's area."""
@@ -60,7 +60,7 @@ DEATHS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
 
 
 @dataclass(frozen=True)
-class Task:
+class DecodeTask:
     """Image files, and what is to be cut from each.
 
     seeds: of the box of each training crop, int64 [files, crops]; None for the one crop of evaluation;
@@ -131,7 +131,7 @@ def read_image(path: str) -> Image.Image:
     # A name that is no text could not be printed.
     shown = os.fsencode(path).decode(errors="replace")
     try:
-        data = image_bytes(path)
+        data = read_image_bytes(path)
     except OSError as error:
         raise UserError(f"cannot read image {shown}: {error.strerror}") from error
     try:
@@ -156,7 +156,7 @@ _ALLOWED = (
 )
 
 
-def decode(task: Task) -> Tensor:
+def decode(task: DecodeTask) -> Tensor:
     """The crops of a task, uint8 [files, crops, size, size, 3].
 
     Raises:
@@ -191,14 +191,14 @@ def decode_workers() -> int:
         if not asked.isdecimal():
             raise UserError(f"{WORKERS}={asked} is refused; set it to the number of decoding processes, 0 or more")
         return int(asked)
-    own = processors()
+    own = cpu_count()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         own = max(1, own // torch.distributed.get_world_size())
     spare = min(own - 1, MOST_WORKERS)
     return spare if _may_have_children() or torch.cuda.is_initialized() else min(spare, 1)
 
 
-def decoded(tasks: Iterable[Task], ahead: int, pinned: bool = False) -> Iterator[Tensor]:
+def decode_in_workers(tasks: Iterable[DecodeTask], ahead: int, pinned: bool = False) -> Iterator[Tensor]:
     """What `decode` makes of each task, in order, with about so many tasks decoded `ahead` of their use.
 
     pinned: in memory from which a GPU copies while it computes. Tasks are asked for as late as that allows.
@@ -222,7 +222,7 @@ def decoded(tasks: Iterable[Task], ahead: int, pinned: bool = False) -> Iterator
             yield result
 
 
-def decoded_now(tasks: Iterable[Task]) -> list[Tensor]:
+def decode_here(tasks: Iterable[DecodeTask]) -> list[Tensor]:
     """What `decode` makes of a few tasks, by threads of this process.
 
     Raises:
@@ -236,7 +236,7 @@ def _may_have_children() -> bool:
     return not multiprocessing.current_process().daemon
 
 
-def _attempt(task: Task) -> Tensor | str:
+def _attempt(task: DecodeTask) -> Tensor | str:
     """The crops, or in a line why there are none: an error would lose its type and its line on the way here."""
     try:
         return decode(task)
@@ -244,7 +244,7 @@ def _attempt(task: Task) -> Tensor | str:
         return str(error)
 
 
-def _by_threads(tasks: Iterable[Task], workers: int, ahead: int) -> Generator[Tensor | str]:
+def _by_threads(tasks: Iterable[DecodeTask], workers: int, ahead: int) -> Generator[Tensor | str]:
     tasks = iter(tasks)
     threads = ThreadPoolExecutor(workers)
     waiting: deque[Future[Tensor | str]] = deque()
@@ -262,15 +262,15 @@ def _by_threads(tasks: Iterable[Task], workers: int, ahead: int) -> Generator[Te
 class _Attempts(TorchDataset):
     """Tasks in place of positions: a worker process is handed one and sends back its crops."""
 
-    def __getitem__(self, task: Task) -> Tensor | str:
+    def __getitem__(self, task: DecodeTask) -> Tensor | str:
         return _attempt(task)
 
 
-def _by_processes(tasks: Iterable[Task], workers: int, ahead: int, pinned: bool) -> Generator[Tensor | str]:
+def _by_processes(tasks: Iterable[DecodeTask], workers: int, ahead: int, pinned: bool) -> Generator[Tensor | str]:
     tasks = iter(tasks)
-    unanswered: deque[Task] = deque()
+    unanswered: deque[DecodeTask] = deque()
 
-    def handed_out(again: list[Task]) -> Iterator[Task]:
+    def handed_out(again: list[DecodeTask]) -> Iterator[DecodeTask]:
         yield from again
         for task in tasks:
             unanswered.append(task)

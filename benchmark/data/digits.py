@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmark.data.dataset import Dataset, ImageSet, fingerprint_of, measured_normalisation, splits_hashes
-from benchmark.data.subsets import held_out
+from benchmark.data.subsets import split_held_out
 
 NAME = "digits"
 BRIGHTEST = 16
@@ -32,7 +32,7 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
     levels = (grey * 255 + BRIGHTEST // 2) // BRIGHTEST
     images = torch.from_numpy(levels.astype(np.uint8))[..., None].repeat(1, 1, 1, 3)
     labels = torch.from_numpy(source.target.astype(np.int64))
-    kept, held = held_out(labels, TEST_SHARE, NAME, "test")
+    kept, held = split_held_out(labels, TEST_SHARE, NAME, "test")
     train, test = _subset(images, labels, kept), _subset(images, labels, held)
     mean, std = measured_normalisation(train.images)
     return Dataset(

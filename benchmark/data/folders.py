@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmark.core.devices import processors
+from benchmark.core.devices import cpu_count
 from benchmark.core.errors import UserError
 from benchmark.data.cache import SPLITS, Content
 from benchmark.data.dataset import ImageSet
@@ -121,7 +121,7 @@ def decode_images(files: list[str], image_size: int) -> np.ndarray:
     """
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     sizes = [image_size] * len(chunks)
-    processes = min(processors(), len(chunks))
+    processes = min(cpu_count(), len(chunks))
     # Forked processes start at once; elsewhere each would import everything anew, and a daemon may have no children.
     if processes < 2 or not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
         return np.concatenate([_decode_chunk(chunk, image_size) for chunk in chunks])
@@ -136,7 +136,7 @@ def _decode_chunk(files: list[str], image_size: int) -> np.ndarray:
 
 def _decode(path: str, image_size: int) -> bytes:
     try:
-        data = image_bytes(path)
+        data = read_image_bytes(path)
     except OSError as error:
         raise UserError(f"cannot read image {path}: {error.strerror}") from error
     try:
@@ -151,7 +151,7 @@ def _decode(path: str, image_size: int) -> bytes:
         raise UserError(f"image {path} is damaged or no image; replace it or remove it") from error
 
 
-def image_bytes(path: str) -> bytes:
+def read_image_bytes(path: str) -> bytes:
     """The content of an image file.
 
     Raises:

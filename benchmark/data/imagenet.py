@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import Place, place_for
+from benchmark.data.cache import CacheLocation, locate_cache
 from benchmark.data.dataset import Dataset
 from benchmark.data.decoding import MARGIN, RATIO, SCALE
 from benchmark.data.download import DEFAULT_DATA_ROOT
@@ -70,7 +70,7 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
     root = DEFAULT_DATA_ROOT if data_root is None else data_root
     folder = root / NAME
     _check_layout(root, folder)
-    found = _listing(folder, place_for(root, cache_root))
+    found = _listing(folder, locate_cache(root, cache_root))
     if multiprocessing.parent_process() is None:
         _warn_of_a_part(folder, found)
     train, val = (
@@ -149,7 +149,7 @@ def _warn_of_a_part(folder: Path, found: Listing) -> None:
         )
 
 
-def _listing(folder: Path, place: Place) -> Listing:
+def _listing(folder: Path, place: CacheLocation) -> Listing:
     """The files of both splits: as they were listed before, if no folder has changed since.
 
     Raises:

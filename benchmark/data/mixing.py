@@ -42,7 +42,9 @@ class Mix:
     share: float
 
 
-def draw_mix(batch: int, size: int, probability: float, generator: torch.Generator, device: torch.device) -> Mix | None:
+def sample_mix(
+    batch: int, size: int, probability: float, generator: torch.Generator, device: torch.device
+) -> Mix | None:
     """A mix for a batch of square images, or None where the batch is left alone.
 
     The share left to the first image is uniform (Beta(1, 1)) before the box is cut off at the edge; `Mix.share` is what

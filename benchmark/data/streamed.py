@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.data.decoding import Task, decoded
+from benchmark.data.decoding import DecodeTask, decode_in_workers
 
 CHUNK = 32
 """Images that one worker decodes at a time: few, so that many workers share the next batch."""
@@ -56,13 +56,13 @@ class ImageFiles:
             UserError: an image cannot be decoded.
         """
         chunk = min(CHUNK, batch_size)
-        pieces = decoded(self._tasks(batch_size, chunk), ahead=2 * -(-batch_size // chunk))
+        pieces = decode_in_workers(self._tasks(batch_size, chunk), ahead=2 * -(-batch_size // chunk))
         for labels in self.labels.split(batch_size):
             crops = [next(pieces)[:, 0] for _ in range(-(-len(labels) // chunk))]
             yield torch.cat(crops), labels
 
-    def _tasks(self, batch_size: int, chunk: int) -> Iterator[Task]:
+    def _tasks(self, batch_size: int, chunk: int) -> Iterator[DecodeTask]:
         for batch in torch.arange(len(self)).split(batch_size):
             for index in batch.split(chunk):
                 flips = np.zeros((len(index), 1), dtype=bool)
-                yield Task(self.paths(index), None, flips, self.image_size)
+                yield DecodeTask(self.paths(index), None, flips, self.image_size)

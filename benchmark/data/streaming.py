@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmark.core.rng import Name
 from benchmark.data.augmentation import ROTATIONS, Batch, EpochPlan, Recipe, Source, TrainingSource, View
 from benchmark.data.dataset import Images, ImageSet
-from benchmark.data.decoding import Task, decoded, decoded_now
+from benchmark.data.decoding import DecodeTask, decode_here, decode_in_workers
 from benchmark.data.mixing import Mix
 from benchmark.data.streamed import CHUNK, ImageFiles
 
@@ -81,7 +81,7 @@ class StreamedSource(Source):
 
     def crops(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         """See `Source.crops`; offsets: seeds, [batch, turns]."""
-        return self.finished(torch.cat(decoded_now(self._cut(index, offsets, _each(flips, offsets)))))
+        return self.finished(torch.cat(decode_here(self._cut(index, offsets, _each(flips, offsets)))))
 
     def finished(self, crops: Tensor) -> Tensor:
         """Normalised images [turns * batch, 3, size, size] of crops, uint8 [batch, turns, size, size, 3]."""
@@ -94,7 +94,7 @@ class StreamedSource(Source):
         """Have this view decoded ahead from now on: somebody asked for it, and will again."""
         self._views = tuple(dict.fromkeys((*self._views, view)))
 
-    def tasks(self, plan: EpochPlan, step: int) -> list[tuple[Task, dict[View, slice]]]:
+    def tasks(self, plan: EpochPlan, step: int) -> list[tuple[DecodeTask, dict[View, slice]]]:
         """The tasks of a batch, and which of a task's crops belong to which view."""
         index = self.members(plan, step)
         # Views of the same images are cut from one decoded image.
@@ -113,10 +113,10 @@ class StreamedSource(Source):
     def _turns(self, view: View) -> int:
         return ROTATIONS if view == "rotated" else 1
 
-    def _cut(self, index: Tensor, seeds: Tensor, flips: Tensor) -> list[Task]:
+    def _cut(self, index: Tensor, seeds: Tensor, flips: Tensor) -> list[DecodeTask]:
         """The tasks for crops of the images `index` [batch]; seeds and flips: [batch, crops]."""
         parts = zip(index.split(CHUNK), seeds.split(CHUNK), flips.split(CHUNK), strict=True)
-        return [Task(self.images.paths(part), box.numpy(), flip.numpy(), self.size) for part, box, flip in parts]
+        return [DecodeTask(self.images.paths(part), box.numpy(), flip.numpy(), self.size) for part, box, flip in parts]
 
 
 def _each(flips: Tensor, offsets: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def _read_ahead(source: StreamedSource, plan: EpochPlan, first: int) -> Iterator
     """The crops of each batch of an epoch from the step `first` on, on the source's device."""
     asked: deque[tuple[dict[View, slice], bool]] = deque()
 
-    def tasks() -> Iterator[Task]:
+    def tasks() -> Iterator[DecodeTask]:
         for step in range(first, source.batches):
             *others, last = source.tasks(plan, step)
             for task, places in others:
@@ -155,7 +155,7 @@ def _read_ahead(source: StreamedSource, plan: EpochPlan, first: int) -> Iterator
 
     pieces: dict[View, list[Tensor]] = {}
     ahead = AHEAD * -(-source.batch_size // CHUNK)
-    for crops in decoded(tasks(), ahead, pinned=source.device.type == "cuda"):
+    for crops in decode_in_workers(tasks(), ahead, pinned=source.device.type == "cuda"):
         crops = crops.to(source.device, non_blocking=True)
         places, complete = asked.popleft()
         for view, columns in places.items():

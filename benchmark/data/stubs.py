@@ -20,7 +20,7 @@ UNREAD = ""
 
 
 @dataclass(frozen=True)
-class Form:
+class DatasetStub:
     """Numbers of training and test images and of classes; height and width in pixels; what the data folder holds."""
 
     train: int
@@ -30,14 +30,14 @@ class Form:
     folders: tuple[str, ...]
 
 
-FORMS = {
-    cifar100.NAME: Form(
+STUBS = {
+    cifar100.NAME: DatasetStub(
         50_000, 10_000, cifar100.NUM_CLASSES, cifar100.IMAGE_SIZE, (cifar100.NAME, cifar100.ARCHIVE_FOLDER)
     ),
-    tiny_imagenet.NAME: Form(
+    tiny_imagenet.NAME: DatasetStub(
         100_000, 10_000, tiny_imagenet.NUM_CLASSES, tiny_imagenet.IMAGE_SIZE, (tiny_imagenet.FOLDER,)
     ),
-    imagenet.NAME: Form(
+    imagenet.NAME: DatasetStub(
         imagenet.WHOLE["train"], imagenet.WHOLE["val"], imagenet.NUM_CLASSES, imagenet.IMAGE_SIZE, (imagenet.NAME,)
     ),
 }
@@ -65,13 +65,13 @@ class UnreadImages:
         raise ValueError("these images were never read; only what they cost can be reckoned")
 
 
-def known_form(name: str, data_root: Path | None = None) -> Dataset | None:
+def find_stub(name: str, data_root: Path | None = None) -> Dataset | None:
     """A dataset of the suite without its images, where there are none in `data_root` (`data` by default).
 
     Its fingerprint is `UNREAD`, so none of its runs is one that was ever trained. None where there is a folder for it,
     whatever is in it, or where it has no known form.
     """
-    form, root = FORMS.get(name), data_root or DEFAULT_DATA_ROOT
+    form, root = STUBS.get(name), data_root or DEFAULT_DATA_ROOT
     if form is None or any(os.path.lexists(root / folder) for folder in form.folders):
         return None
 
@@ -84,7 +84,7 @@ def known_form(name: str, data_root: Path | None = None) -> Dataset | None:
     return Dataset(name, classes, images(form.train), images(form.test), grey, grey, 0, flip=True, fingerprint=UNREAD)
 
 
-def words_of(unread: Dataset, data_root: Path | None) -> str:
+def describe_unread(unread: Dataset, data_root: Path | None) -> str:
     """What was planned with instead of images, for people."""
     size, root = unread.image_size, data_root or DEFAULT_DATA_ROOT
     return (

@@ -27,7 +27,7 @@ def stratified_fraction(labels: Tensor, fraction: float, *names: Name) -> Tensor
     return torch.cat(kept).sort().values
 
 
-def held_out(labels: Tensor, share: float, *names: Name) -> tuple[Tensor, Tensor]:
+def split_held_out(labels: Tensor, share: float, *names: Name) -> tuple[Tensor, Tensor]:
     """Positions of the images that stay and of those that are held out, both ascending int64.
 
     Of a class of n images `share` * n are held out, rounded to the nearest, but at least one is held out and one stays.

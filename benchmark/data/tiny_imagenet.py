@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import place_for, read_or_build
+from benchmark.data.cache import locate_cache, read_or_build
 from benchmark.data.dataset import Dataset, check_deviation, fingerprint_of
 from benchmark.data.download import DEFAULT_DATA_ROOT, downloading, fetch_unpacked
 from benchmark.data.folders import ClassFolders, image_files, read_class_folders
@@ -64,7 +64,7 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
                 fetch_unpacked(URL, root, FOLDER, WNIDS)
     found = list_images(folder)
     cached = read_or_build(
-        place_for(root, cache_root), NAME, found.state, lambda: read_class_folders(found, IMAGE_SIZE)
+        locate_cache(root, cache_root), NAME, found.state, lambda: read_class_folders(found, IMAGE_SIZE)
     )
     check_deviation(NAME, cached.std)
     content = cached.content

@@ -13,17 +13,17 @@ from rich.console import Console
 from benchmark.core.spec import Run
 from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
-from benchmark.execution.scheduler import Report
+from benchmark.execution.scheduler import ExecutionSummary
 from benchmark.planning.jobs import Job
-from benchmark.planning.request import Part
+from benchmark.planning.request import RunGroup
 from benchmark.results.store import Store
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 
-Plans = Mapping[str, Sequence[Job]]
+JobsByDataset = Mapping[str, Sequence[Job]]
 """Jobs by dataset, as `load_dataset` takes it."""
 
 
-class Left(Exception):
+class Detached(Exception):
     """A command leaves its work to others before it is done, as the user wished. code: its exit code."""
 
     def __init__(self, code: int) -> None:
@@ -32,12 +32,12 @@ class Left(Exception):
 
 
 @dataclass(frozen=True)
-class Order:
+class ExecutionPlan:
     """What is to be trained: the title of it all, the tables and figures it is for, and the jobs by dataset."""
 
     title: str
-    parts: Sequence[Part]
-    plans: Plans
+    parts: Sequence[RunGroup]
+    plans: JobsByDataset
     retry_failed: bool
 
 
@@ -66,13 +66,13 @@ class Executor(Protocol):
             UserError: such a run.
         """
 
-    def plans_of(self, parts: Sequence[Part], store: Store, retry_failed: bool) -> Plans:
+    def plans_of(self, parts: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
         """The jobs of all parts by dataset, what several ask for in one of them."""
 
-    def print_plan(self, order: Order, store: Store, console: Console) -> None:
+    def print_plan(self, order: ExecutionPlan, store: Store, console: Console) -> None:
         """Say what would be trained and what it costs."""
 
-    def train(self, order: Order, settings: Settings, store: Store, console: Console) -> Report:
+    def train(self, order: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
         """Train all jobs.
 
         Raises:
@@ -81,7 +81,7 @@ class Executor(Protocol):
         """
 
 
-def by_source(parts: Sequence[Part]) -> list[tuple[str, list[Run], Dataset]]:
+def group_by_source(parts: Sequence[RunGroup]) -> list[tuple[str, list[Run], Dataset]]:
     """The runs of all parts by dataset, each once."""
     found = []
     for source in dict.fromkeys(part.source for part in parts):
@@ -90,8 +90,8 @@ def by_source(parts: Sequence[Part]) -> list[tuple[str, list[Run], Dataset]]:
     return found
 
 
-def print_parts(console: Console, parts: Sequence[Part], store: Store) -> None:
+def print_groups(console: Console, parts: Sequence[RunGroup], store: Store) -> None:
     """Say how much of each table and figure there is."""
     for part in parts:
-        finished = len(part.runs) - len(store.untrained(part.runs, retry_failed=True))
+        finished = len(part.runs) - len(store.missing(part.runs, retry_failed=True))
         console.print(f"{part.title}: {counted(len(part.runs), 'run')} asked for, {finished} done.", highlight=False)

@@ -13,16 +13,16 @@ from rich.table import Table as ScreenTable
 from benchmark.core.spec import Run
 from benchmark.core.text import counted, duration
 from benchmark.data.dataset import Dataset
-from benchmark.execution.executor import Order, Plans, by_source, print_parts
+from benchmark.execution.executor import ExecutionPlan, JobsByDataset, group_by_source, print_groups
 from benchmark.execution.pool import run_jobs
-from benchmark.execution.progress import Display
-from benchmark.execution.scheduler import Report
+from benchmark.execution.progress import ProgressDisplay
+from benchmark.execution.scheduler import ExecutionSummary
 from benchmark.planning.cost import training_multiply_adds
-from benchmark.planning.jobs import jobs_for
-from benchmark.planning.request import Part
+from benchmark.planning.jobs import missing_jobs
+from benchmark.planning.request import RunGroup
 from benchmark.results.store import Store
 from benchmark.training.launcher import check_sharing
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ class Local:
         for run in runs:
             check_sharing(run, str(self.device), self.workers)
 
-    def plans_of(self, parts: Sequence[Part], store: Store, retry_failed: bool) -> Plans:
+    def plans_of(self, parts: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
         """Jobs of what has no record, so many that no process is idle."""
         plans = {}
-        for source, runs, images in by_source(parts):
+        for source, runs, images in group_by_source(parts):
             size, count = images.image_size, len(images.train.labels)
-            plans[source] = jobs_for(runs, store, self.workers, size, count, retry_failed)
+            plans[source] = missing_jobs(runs, store, self.workers, size, count, retry_failed)
         return plans
 
-    def print_plan(self, order: Order, store: Store, console: Console) -> None:
+    def print_plan(self, order: ExecutionPlan, store: Store, console: Console) -> None:
         """Every job with its multiply-adds and about how long it takes on one core."""
-        print_parts(console, order.parts, store)
+        print_groups(console, order.parts, store)
         screen = ScreenTable("job", "runs", "epochs", "multiply-adds", "on one core, about", box=None, pad_edge=False)
         total, missing, everything = 0, 0, [job for jobs in order.plans.values() for job in jobs]
-        for source, _, images in by_source(order.parts):
+        for source, _, images in group_by_source(order.parts):
             for job in order.plans[source]:
                 madds = sum(run_multiply_adds(run, images) for run in job.runs)
                 epochs = max(run.schedule.epochs for run in job.runs)
@@ -74,20 +74,20 @@ class Local:
             soft_wrap=not console.is_terminal,
         )
 
-    def train(self, order: Order, settings: Settings, store: Store, console: Console) -> Report:
+    def train(self, order: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
         """Train the jobs of each dataset in turn, until all are done or the user stops."""
-        reports: list[Report] = []
+        reports: list[ExecutionSummary] = []
         for source, jobs in order.plans.items():
             for run in (run for job in jobs for run in job.runs if order.retry_failed):
                 store.forget_failure(run)
             if not jobs:
                 console.print("nothing to train: every run has its record")
                 continue
-            with Display(jobs, console) as display:
+            with ProgressDisplay(jobs, console) as display:
                 reports.append(run_jobs(jobs, replace(settings, dataset=source), self.workers, display))
             if reports[-1].stopped:
                 break
-        return Report.joined(reports)
+        return ExecutionSummary.joined(reports)
 
 
 def run_multiply_adds(run: Run, images: Dataset) -> int:

@@ -14,21 +14,21 @@ from typing import Any
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
-from benchmark.execution.scheduler import Report, Schedule, Watcher
+from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobScheduler
 from benchmark.planning.jobs import Job
-from benchmark.results.record import DamagedRun
+from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.training.callbacks import Progress
-from benchmark.training.failures import BrokenRuns
-from benchmark.training.job import execute
+from benchmark.training.failures import RunsFailed
+from benchmark.training.job import run_until_done
 from benchmark.training.launcher import check_sharing, ignored
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 
 START_METHOD = "spawn"
 """How worker processes are started, as `multiprocessing` names it."""
 
 
-def run_jobs(jobs: Sequence[Job], settings: Settings, workers: int, watcher: Watcher) -> Report:
+def run_jobs(jobs: Sequence[Job], settings: TrainSettings, workers: int, watcher: JobCallback) -> ExecutionSummary:
     """Train all jobs; those whose needs failed are reported and left, all others go on.
 
     A run whose record or weights turn out to be damaged is put aside and trained again, once, and what needs it waits.
@@ -40,7 +40,7 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, workers: int, watcher: Wat
     """
     for job in jobs:
         check_sharing(job.runs[0], settings.device, workers)
-    schedule = Schedule(jobs, Store(settings.runs))
+    schedule = JobScheduler(jobs, Store(settings.runs))
     with _stop_on_signals() as stopping:
         if workers == 1:
             _run_here(schedule, settings, watcher, stopping)
@@ -50,7 +50,7 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, workers: int, watcher: Wat
     return schedule.report
 
 
-def _run_here(schedule: Schedule, settings: Settings, watcher: Watcher, stopping: threading.Event) -> None:
+def _run_here(schedule: JobScheduler, settings: TrainSettings, watcher: JobCallback, stopping: threading.Event) -> None:
     while not stopping.is_set() and (job := schedule.next(watcher)):
         watcher.started(job)
         reason = _attempt(
@@ -60,8 +60,8 @@ def _run_here(schedule: Schedule, settings: Settings, watcher: Watcher, stopping
             lambda progress, job=job: watcher.progress(job, progress),  # type: ignore[misc]
             lambda line, job=job: watcher.said(job, line),  # type: ignore[misc]
         )
-        if isinstance(reason, DamagedRun):
-            schedule.met_damage(job, reason, watcher)
+        if isinstance(reason, CorruptRun):
+            schedule.on_corrupt(job, reason, watcher)
             continue
         if isinstance(reason, UserError):
             schedule.report.user_errors.append(str(reason))
@@ -70,7 +70,7 @@ def _run_here(schedule: Schedule, settings: Settings, watcher: Watcher, stopping
 
 def _attempt(
     runs: Sequence[Run],
-    settings: Settings,
+    settings: TrainSettings,
     stop: Callable[[], bool],
     listen: Callable[[Progress], None],
     say: Callable[[str], None],
@@ -78,8 +78,8 @@ def _attempt(
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(f"warning: {message}")
         try:
-            execute(runs, settings, stop, listen, say)
-        except (UserError, BrokenRuns) as error:
+            run_until_done(runs, settings, stop, listen, say)
+        except (UserError, RunsFailed) as error:
             return error
         except Exception as error:
             say(traceback.format_exc().rstrip())
@@ -91,7 +91,12 @@ class _Pool:
     """Worker processes, each of which trains one job after another."""
 
     def __init__(
-        self, schedule: Schedule, settings: Settings, size: int, watcher: Watcher, stopping: threading.Event
+        self,
+        schedule: JobScheduler,
+        settings: TrainSettings,
+        size: int,
+        watcher: JobCallback,
+        stopping: threading.Event,
     ) -> None:
         self.schedule, self.settings, self.watcher, self.stopping = schedule, settings, watcher, stopping
         self.context = multiprocessing.get_context(START_METHOD)
@@ -160,7 +165,7 @@ class _Pool:
             else:
                 self.idle.append(worker)
             if damage is not None:
-                self.schedule.met_damage(job, damage, self.watcher)
+                self.schedule.on_corrupt(job, damage, self.watcher)
                 return
             if users:
                 self.schedule.report.user_errors.append(reason)
@@ -168,7 +173,7 @@ class _Pool:
 
 
 class _Worker:
-    def __init__(self, context: Any, settings: Settings) -> None:
+    def __init__(self, context: Any, settings: TrainSettings) -> None:
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_work, args=(other, settings), daemon=True)
         # A Ctrl-C in a terminal reaches the whole process group; workers are stopped through their pipe instead.
@@ -188,7 +193,7 @@ class _Worker:
             self.process.kill()
 
 
-def _work(connection: Connection, settings: Settings) -> None:
+def _work(connection: Connection, settings: TrainSettings) -> None:
     """The main loop of a worker process; it ends when its pipe is closed, also by the death of its parent."""
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
@@ -218,7 +223,7 @@ def _work(connection: Connection, settings: Settings) -> None:
         )
         reason = None if error is None else str(error) or type(error).__name__
         leaving = asked.is_set()
-        damage = error if isinstance(error, DamagedRun) else None
+        damage = error if isinstance(error, CorruptRun) else None
         send("ended", (reason, isinstance(error, UserError), damage, leaving))
         if leaving:
             return

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from benchmark.cli.app import INTERRUPTED
 from benchmark.core.errors import UserError
-from benchmark.core.text import counted, duration, standing
-from benchmark.execution.scheduler import Ending, Report, Watcher
+from benchmark.core.text import counted, describe_position, duration
+from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobOutcome
 from benchmark.planning.jobs import Job
 from benchmark.training.callbacks import Progress
 
@@ -28,7 +28,7 @@ MOST_FAILURES = 5
 """So many reasons for failures are told again at the end."""
 
 
-class Display(Watcher):
+class ProgressDisplay(JobCallback):
     """Shows a plan at work on a terminal (live) or in a log (plain lines)."""
 
     def __init__(self, jobs: Sequence[Job], console: Console) -> None:
@@ -43,7 +43,7 @@ class Display(Watcher):
             Live(console=console, refresh_per_second=4, get_renderable=self._picture) if console.is_terminal else None
         )
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> ProgressDisplay:
         if self.live:
             self.live.start()
         return self
@@ -61,12 +61,12 @@ class Display(Watcher):
         now = time.perf_counter()
         if not self.live and now - self.last_line.get(id(job), 0.0) > PLAIN_SECONDS:
             self.last_line[id(job)] = now
-            self._line(f"          {job.name}: {standing(progress, progress.loss)}")
+            self._line(f"          {job.name}: {describe_position(progress, progress.loss)}")
 
     def said(self, job: Job, line: str) -> None:
         self._line(f"{job.name}: {line}")
 
-    def ended(self, job: Job, ending: Ending) -> None:
+    def ended(self, job: Job, ending: JobOutcome) -> None:
         self.running.pop(id(job), None)
         if ending.reason is not None:
             self.failed += 1
@@ -88,7 +88,7 @@ class Display(Watcher):
         done = self.done_work
         for job, progress in self.running.values():
             loss = None if progress is None or self.console.width < NARROW else progress.loss
-            words = "starting" if progress is None else standing(progress, loss)
+            words = "starting" if progress is None else describe_position(progress, loss)
             share = progress.share_done if progress else 0.0
             rows.append((ProgressBar(1.0, share, width=bar_width), job.name, words))
             done += job.seconds * share
@@ -108,7 +108,7 @@ class Display(Watcher):
         return Group(table)
 
 
-def _tell_failures(report: Report, console: Console) -> None:
+def _tell_failures(report: ExecutionSummary, console: Console) -> None:
     """Say once more why jobs failed, where people look: at the end."""
     reasons: dict[str, list[str]] = {}
     for job, reason in report.failures.items():
@@ -119,7 +119,7 @@ def _tell_failures(report: Report, console: Console) -> None:
     console.print(f"{len(report.failures)} of the jobs failed{more}")
 
 
-def exit_code(report: Report, console: Console) -> int:
+def exit_code(report: ExecutionSummary, console: Console) -> int:
     """The exit code of a command that trained, after telling what went wrong.
 
     Raises:

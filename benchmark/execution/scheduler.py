@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark.core.spec import Run
-from benchmark.planning.jobs import Job, longest_chains
+from benchmark.planning.jobs import Job, critical_path_lengths
 from benchmark.planning.request import label
-from benchmark.results.record import DamagedRun, Record
+from benchmark.results.record import CorruptRun, Record
 from benchmark.results.store import Store
 from benchmark.training.callbacks import Progress
 
-DAMAGES = 2
+MAX_CORRUPTIONS = 2
 """A run that is damaged so often in one command is given up: whatever damages it would do so again."""
-IN_VAIN = 5
+MAX_FALSE_ALARMS = 5
 """So often a job may meet damage that is healed by the time it is looked at."""
 
 
 @dataclass
-class Report:
+class ExecutionSummary:
     """What came of a plan: which jobs ended well, which could not be trained and why, and whether it was stopped."""
 
     stopped: bool = False
@@ -33,7 +33,7 @@ class Report:
     user_errors: list[str] = field(default_factory=list)
 
     @classmethod
-    def joined(cls, reports: Sequence[Report]) -> Report:
+    def joined(cls, reports: Sequence[ExecutionSummary]) -> ExecutionSummary:
         """What came of several plans, one after another."""
         return cls(
             stopped=any(report.stopped for report in reports),
@@ -44,7 +44,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Ending:
+class JobOutcome:
     """How a job ended: for which reason if not well, whether it was stopped, and what each run reached."""
 
     reason: str | None
@@ -53,7 +53,7 @@ class Ending:
     """By method and changed options: final accuracy in %, or why there is none."""
 
 
-class Watcher:
+class JobCallback:
     """Hears what goes on; a display overrides what it shows."""
 
     def started(self, job: Job) -> None:
@@ -65,27 +65,27 @@ class Watcher:
     def said(self, job: Job, line: str) -> None:
         """A job has something to tell."""
 
-    def ended(self, job: Job, ending: Ending) -> None:
+    def ended(self, job: Job, ending: JobOutcome) -> None:
         """A job ended."""
 
 
-class Schedule:
+class JobScheduler:
     """Which job may start next: of those whose needs are met, the one with the most work depending on it."""
 
     def __init__(self, jobs: Sequence[Job], store: Store) -> None:
         self.store = store
         self.waiting = list(jobs)
         self.running: list[Job] = []
-        self.report = Report()
+        self.report = ExecutionSummary()
         self._lost: dict[str, str] = {}
-        self._priority = {id(job): seconds for job, seconds in zip(jobs, longest_chains(jobs), strict=True)}
+        self._priority = {id(job): seconds for job, seconds in zip(jobs, critical_path_lengths(jobs), strict=True)}
         self._kept = list(jobs)
         """Every job, so that no two have the same id."""
         self._given_up: dict[str, str] = {}
         self._damages: Counter[str] = Counter()
         self._in_vain: Counter[str] = Counter()
 
-    def next(self, watcher: Watcher) -> Job | None:
+    def next(self, watcher: JobCallback) -> Job | None:
         """Take the next job that can start; runs whose needs have failed are struck off on the way."""
         while True:
             found = self._look(watcher)
@@ -94,7 +94,7 @@ class Schedule:
             if not found:
                 return None
 
-    def _look(self, watcher: Watcher) -> Job | bool:
+    def _look(self, watcher: JobCallback) -> Job | bool:
         """The next job that can start; where there is none, whether to look again, as what waits has changed."""
         records: dict[Run, Record | None] = {}
         considered = sorted(self.waiting, key=lambda job: -self._priority[id(job)])
@@ -103,7 +103,7 @@ class Schedule:
             records |= {run: self._record(run, watcher) for run in needed if run not in records}
             blocked = {run: reason for run in job.runs if (reason := self._blocked(run, records))}
             if blocked:
-                self._strike_off(job, blocked, watcher)
+                self._fail_blocked(job, blocked, watcher)
                 return True
             if all(records[run] is not None for run in needed):
                 self.waiting.remove(job)
@@ -137,7 +137,7 @@ class Schedule:
                 return f"{needed.method} of {needed.student}, which it needs, has failed: {reason}"
         return None
 
-    def _strike_off(self, job: Job, blocked: dict[Run, str], watcher: Watcher) -> None:
+    def _fail_blocked(self, job: Job, blocked: dict[Run, str], watcher: JobCallback) -> None:
         """Report the runs of a job that can never start; the rest of its runs go on waiting."""
         self.waiting.remove(job)
         rest = [run for run in job.runs if run not in blocked]
@@ -153,24 +153,24 @@ class Schedule:
             return str(record["reason"])
         return self._given_up.get(run.digest) or (None if record is not None else self._lost.get(run.digest))
 
-    def _record(self, run: Run, watcher: Watcher) -> Record | None:
+    def _record(self, run: Run, watcher: JobCallback) -> Record | None:
         """The record of a run; None where there is none, or it was damaged, which plans the run anew."""
         try:
             return self.store.record(run)
-        except DamagedRun as damage:
+        except CorruptRun as damage:
             self._heal(damage, watcher)
             return None
 
-    def _heal(self, damage: DamagedRun, watcher: Watcher) -> str | None:
+    def _heal(self, damage: CorruptRun, watcher: JobCallback) -> str | None:
         """Put aside what is damaged of a run and plan it anew; returns why not, where it is given up.
 
         What is not damaged any more has been healed by another process or job.
         """
         run = damage.run
-        lines = self.store.put_aside(run)
+        lines = self.store.quarantine(run)
         for line in lines:
             watcher.said(_job_for(run), line)
-        counted, allowed = (self._damages, DAMAGES) if lines else (self._in_vain, IN_VAIN)
+        counted, allowed = (self._damages, MAX_CORRUPTIONS) if lines else (self._in_vain, MAX_FALSE_ALARMS)
         counted[run.digest] += 1
         if counted[run.digest] < allowed:
             self._add([run])
@@ -179,7 +179,7 @@ class Schedule:
         self._given_up[run.digest] = reason
         return reason
 
-    def met_damage(self, job: Job, damage: DamagedRun, watcher: Watcher) -> None:
+    def on_corrupt(self, job: Job, damage: CorruptRun, watcher: JobCallback) -> None:
         """A job ended because a run that it needs, or one of its own, was found to be damaged: it is to start again."""
         reason = self._heal(damage, watcher)
         if reason is not None and damage.run in job.runs:
@@ -190,9 +190,9 @@ class Schedule:
         unfinished = [run for run in job.runs if self._record(run, watcher) is None]
         if unfinished:
             self._wait(job if len(unfinished) == len(job.runs) else job.with_runs(unfinished), self._priority[id(job)])
-        watcher.ended(job, Ending(None, stopped=True, outcomes={}))
+        watcher.ended(job, JobOutcome(None, stopped=True, outcomes={}))
 
-    def ended(self, job: Job, reason: str | None, watcher: Watcher) -> None:
+    def ended(self, job: Job, reason: str | None, watcher: JobCallback) -> None:
         """Note how a job ended."""
         has_run = job in self.running
         if has_run:
@@ -209,7 +209,7 @@ class Schedule:
         names = {run: f"{run.student} {label(run)}" if several else label(run) for run in job.runs}
         stopped = reason is None and None in found.values()
         outcomes = {names[run]: _outcome(record) for run, record in found.items() if record is not None}
-        watcher.ended(job, Ending(reason, stopped, outcomes))
+        watcher.ended(job, JobOutcome(reason, stopped, outcomes))
 
 
 def _job_for(run: Run) -> Job:

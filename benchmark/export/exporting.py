@@ -52,11 +52,11 @@ from benchmark.export.edge import (
     to_onnx,
     with_notes,
 )
-from benchmark.export.finished import Finished
+from benchmark.export.finished import FinishedRun
 from benchmark.io.files import replacing, write_text
 from benchmark.results.provenance import provenance
 from benchmark.training.evaluation import BATCH_SIZE
-from benchmark.training.inputs import recipe_for, training_material
+from benchmark.training.inputs import recipe_for, select_training_data
 
 PROGRAM = "python -m benchmark.export"
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ CALIBRATION_IMAGES = 500
 
 
 @dataclass(frozen=True)
-class Shown:
+class ExportSubject:
     """What a file is checked, calibrated and measured on: images of the run's dataset, brought to `size`."""
 
     dataset: Dataset
@@ -87,7 +87,7 @@ class Shown:
         return torch.cat([batch for batch, _ in self.batches(images.subset(index))])
 
 
-def images_of(run: Run, dataset: str, data_root: Path | None, image_size: int | None) -> Shown:
+def images_of(run: Run, dataset: str, data_root: Path | None, image_size: int | None) -> ExportSubject:
     """The images of a run's dataset: those that it learned from, and those that it was evaluated on.
 
     Raises:
@@ -103,9 +103,9 @@ def images_of(run: Run, dataset: str, data_root: Path | None, image_size: int | 
             f"dataset {loaded.name} is not the one that {run.id} was trained on: its images or its normalisation have "
             "changed; pass the right one with --data-root or --dataset"
         )
-    material = training_material(run, loaded)
+    material = select_training_data(run, loaded)
     recipe = recipe_for(run.protocol, loaded)
-    return Shown(loaded, recipe, image_size or loaded.image_size, material.train, material.evaluation)
+    return ExportSubject(loaded, recipe, image_size or loaded.image_size, material.train, material.evaluation)
 
 
 def int8_file(target: Path) -> Path:
@@ -114,7 +114,13 @@ def int8_file(target: Path) -> Path:
 
 
 def export(
-    finished: Finished, network: Network, images: Shown, target: Path, seconds: float, threads: int, console: Console
+    finished: FinishedRun,
+    network: Network,
+    images: ExportSubject,
+    target: Path,
+    seconds: float,
+    threads: int,
+    console: Console,
 ) -> Edge:
     """Make, check and measure both files, write them and their figures; returns the figures.
 
@@ -159,7 +165,7 @@ def export(
     return edge
 
 
-def counted(model: onnx.ModelProto, name: str, images: Shown) -> dict[str, int]:
+def counted(model: onnx.ModelProto, name: str, images: ExportSubject) -> dict[str, int]:
     """Parameters and multiply-adds of one image: those in the file, which are those of the Baseline network `name`.
 
     Raises:
@@ -181,7 +187,7 @@ def counted(model: onnx.ModelProto, name: str, images: Shown) -> dict[str, int]:
 
 
 def measurements(
-    content: Mapping[str, bytes], images: Shown, batch: np.ndarray, seconds: float, threads: int
+    content: Mapping[str, bytes], images: ExportSubject, batch: np.ndarray, seconds: float, threads: int
 ) -> dict[str, dict[str, Any]]:
     """Accuracy of each file over all evaluation images, and its latencies on `batch`, repeated as often as needed."""
     sessions = {kind: open_session(model, threads) for kind, model in content.items()}
@@ -196,7 +202,7 @@ def measurements(
     }
 
 
-def notes_on(finished: Finished, images: Shown) -> dict[str, Any]:
+def notes_on(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
     """What goes into the metadata of a file: all that its user must know to feed it and to read its answer."""
     run, dataset = finished.run, images.dataset
     return {
@@ -216,7 +222,7 @@ def notes_on(finished: Finished, images: Shown) -> dict[str, Any]:
     }
 
 
-def identity(finished: Finished, images: Shown) -> dict[str, Any]:
+def identity(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
     """What was exported, and what it was measured on."""
     run = finished.run
     return {

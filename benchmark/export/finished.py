@@ -21,7 +21,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished run that has a student: its folder, its record and its trained network."""
 
     folder: Path
@@ -30,7 +30,7 @@ class Finished:
     weights: dict[str, Tensor]
 
 
-def finished_run(name: str, root: Path) -> Finished:
+def finished_run(name: str, root: Path) -> FinishedRun:
     """The run that a folder, a record or the beginning of an id names, with its weights verified.
 
     Raises:
@@ -52,7 +52,7 @@ def finished_run(name: str, root: Path) -> Finished:
         raise UserError(f"{run.id} has failed ({record['reason']}) and left no student; choose another run")
     if "student" not in record["weights"]:
         raise UserError(f"{run.id} is a head on a teacher and has no student; choose a run that trains one")
-    return Finished(folder, run, record, store.weights(run))
+    return FinishedRun(folder, run, record, store.weights(run))
 
 
 def run_folder(name: str, root: Path) -> Path:
@@ -105,7 +105,7 @@ def _specification(folder: Path) -> Run:
         ) from error
 
 
-def trained_network(finished: Finished, num_classes: int) -> Network:
+def trained_network(finished: FinishedRun, num_classes: int) -> Network:
     """The plain network of a run's student with its trained weights, in evaluation mode.
 
     Raises:

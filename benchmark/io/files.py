@@ -87,7 +87,7 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def set_aside(path: Path) -> Path | None:
+def quarantine_file(path: Path) -> Path | None:
     """Rename a file to `damaged-<name>-<n>` beside it, n being free; None where it has gone, or cannot be renamed."""
     for number in itertools.count(1):
         target = path.with_name(f"damaged-{path.name}-{number}")
@@ -108,7 +108,7 @@ def set_aside(path: Path) -> Path | None:
     raise AssertionError("numbers do not end")
 
 
-def put_back(moved: Path, path: Path) -> None:
+def restore(moved: Path, path: Path) -> None:
     """Rename a file back, unless there is another one by now; then it stays where it is."""
     try:
         # Unlike a renaming, a link never takes the place of a file.
@@ -147,7 +147,7 @@ def check_writable(folder: Path, option: str) -> None:
         raise UserError(f"{reason}; choose another folder with {option}") from error
 
 
-def sha256_of(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
-class Difference(NamedTuple):
+class JsonDiff(NamedTuple):
     """place: the names and, counted from 0, the numbers of items that lead there; left, right: None for nothing."""
 
     place: tuple[str | int, ...]
@@ -20,7 +20,7 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def first_difference(left: Any, right: Any) -> Difference | None:
+def first_difference(left: Any, right: Any) -> JsonDiff | None:
     """The innermost place, the first in the order of `left`, where two values differ; None where they are equal.
 
     Lists of different lengths differ as a whole.
@@ -35,4 +35,4 @@ def first_difference(left: Any, right: Any) -> Difference | None:
     for step, one, other in pairs:
         if found := first_difference(one, other):
             return found._replace(place=(step, *found.place))
-    return Difference((), left, right)
+    return JsonDiff((), left, right)

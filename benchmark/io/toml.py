@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from benchmark.core.errors import UserError, nearest, reason_of, refused_value
-from benchmark.io.untrusted import Refused, bounded_text, check_strings
+from benchmark.io.untrusted import UntrustedInputError, check_strings, read_text_limited
 
 LARGEST = 2**20
 """Bytes of a file."""
@@ -20,7 +20,7 @@ LARGEST = 2**20
 Model = TypeVar("Model", bound=BaseModel)
 Owners = Mapping[int | str, type[BaseModel]]
 """The models of a file's parts, by the name of the field that holds them."""
-Place = tuple[int | str, ...]
+TomlPath = tuple[int | str, ...]
 """Where something stands in a file, from the outermost name to the innermost."""
 
 
@@ -31,7 +31,7 @@ def load_toml(
     example: str,
     owners: Owners | None = None,
     context: Mapping[str, Any] | None = None,
-    named: Callable[[dict[str, Any], Place], str] | None = None,
+    named: Callable[[dict[str, Any], TomlPath], str] | None = None,
 ) -> Model:
     """What a TOML file says, as a model.
 
@@ -56,12 +56,12 @@ def load_toml(
 
 def _read(path: Path, what: str, example: str) -> dict[str, Any]:
     try:
-        content = tomllib.loads(bounded_text(path, LARGEST))
+        content = tomllib.loads(read_text_limited(path, LARGEST))
         check_strings(content)
     except OSError as error:
         advice = f"check the path ({example} shows the format)"
         raise UserError(f"{what} {path} cannot be read: {error.strerror or error}; {advice}") from error
-    except Refused as refusal:
+    except UntrustedInputError as refusal:
         raise UserError(f"{what} {path} {refusal}; {example} shows the format") from refusal
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -69,7 +69,7 @@ def _read(path: Path, what: str, example: str) -> dict[str, Any]:
     return content
 
 
-def _known_place(complaint: ErrorDetails, content: Any) -> Place:
+def _known_place(complaint: ErrorDetails, content: Any) -> TomlPath:
     """Where a complaint is about; pydantic also names the alternatives of a type, which are nowhere in the file."""
     place: list[int | str] = []
     for part in complaint["loc"]:
@@ -80,7 +80,7 @@ def _known_place(complaint: ErrorDetails, content: Any) -> Place:
     return (*place, complaint["loc"][-1]) if complaint["type"] == "missing" else tuple(place)
 
 
-def _complaint(first: ErrorDetails, place: Place, whole: type[BaseModel], owners: Owners, example: str) -> str:
+def _complaint(first: ErrorDetails, place: TomlPath, whole: type[BaseModel], owners: Owners, example: str) -> str:
     """What is wrong: the field, what was given, and what is allowed."""
     name = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(str(part) for part in place))
     if first["type"] == "extra_forbidden":

@@ -30,11 +30,11 @@ _BRACKET = re.compile(r"[\[\]{}]")
 Kind = Literal["folder", "file", "link", "special"]
 
 
-class Refused(Exception):
+class UntrustedInputError(Exception):
     """Why something from elsewhere is not taken, in a few words."""
 
 
-def shown(text: object, most: int = 200) -> str:
+def escape_control_chars(text: object, most: int = 200) -> str:
     """A text from elsewhere as a terminal may show it: what does not print is escaped, what is too long is cut."""
     text = str(text)
     cut = text if len(text) <= most else f"{text[:most]}..."
@@ -43,7 +43,7 @@ def shown(text: object, most: int = 200) -> str:
     )
 
 
-def bounded_text(path: Path, most: int) -> str:
+def read_text_limited(path: Path, most: int) -> str:
     """The content of a text file that the user has named, with at most `most` bytes; it may be a link.
 
     Raises:
@@ -52,14 +52,14 @@ def bounded_text(path: Path, most: int) -> str:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise Refused("is no plain file")
+        raise UntrustedInputError("is no plain file")
     if status.st_size > most:
-        raise Refused(f"has {sized(status.st_size)}, at most {sized(most)} are read")
+        raise UntrustedInputError(f"has {sized(status.st_size)}, at most {sized(most)} are read")
     return path.read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
-class Entry:
+class DirEntry:
     """A name in a folder, and what it stands for; links are told of and not followed."""
 
     name: str
@@ -104,15 +104,15 @@ class ForeignFolder:
         try:
             mode = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode
         except (OSError, ValueError) as error:
-            raise Refused(f"{name} {_reason(error)}") from error
+            raise UntrustedInputError(f"{name} {_reason(error)}") from error
         if not stat.S_ISREG(mode):
-            raise Refused(f"{name} is {'a link' if stat.S_ISLNK(mode) else 'no plain file'}")
+            raise UntrustedInputError(f"{name} is {'a link' if stat.S_ISLNK(mode) else 'no plain file'}")
         with _descriptor(name, os.O_NONBLOCK, self._descriptor) as descriptor:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise Refused(f"{name} is no plain file")
+                raise UntrustedInputError(f"{name} is no plain file")
             if status.st_size > most:
-                raise Refused(f"{name} has {sized(status.st_size)}, at most {sized(most)} are read")
+                raise UntrustedInputError(f"{name} has {sized(status.st_size)}, at most {sized(most)} are read")
             with os.fdopen(os.dup(descriptor), "rb") as opened:
                 yield opened
 
@@ -126,29 +126,29 @@ class ForeignFolder:
             try:
                 content = opened.read(most + 1)
             except OSError as error:
-                raise Refused(f"{name} {_reason(error)}") from error
+                raise UntrustedInputError(f"{name} {_reason(error)}") from error
         if len(content) > most:
-            raise Refused(f"{name} grew while it was read")
+            raise UntrustedInputError(f"{name} grew while it was read")
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise Refused(f"{name} is no UTF-8 text") from error
+            raise UntrustedInputError(f"{name} is no UTF-8 text") from error
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[DirEntry]:
         """What is in the folder, by name.
 
         Raises:
             Refused: it cannot be read, or has too many entries.
         """
-        found: list[Entry] = []
+        found: list[DirEntry] = []
         try:
             with os.scandir(self._descriptor) as entries:
                 for entry in entries:
                     if len(found) == MOST_ENTRIES:
-                        raise Refused(f"has more than {MOST_ENTRIES:,} entries")
-                    found.append(Entry(entry.name, _kind(entry.stat(follow_symlinks=False).st_mode)))
+                        raise UntrustedInputError(f"has more than {MOST_ENTRIES:,} entries")
+                    found.append(DirEntry(entry.name, _kind(entry.stat(follow_symlinks=False).st_mode)))
         except OSError as error:
-            raise Refused(_reason(error)) from error
+            raise UntrustedInputError(_reason(error)) from error
         return sorted(found, key=lambda entry: entry.name)
 
 
@@ -157,7 +157,7 @@ def _descriptor(name: str, flags: int, parent: int | None) -> Iterator[int]:
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, dir_fd=parent)
     except (OSError, ValueError) as error:
-        raise Refused(f"{name} {_reason(error)}") from error
+        raise UntrustedInputError(f"{name} {_reason(error)}") from error
     try:
         yield descriptor
     finally:
@@ -188,7 +188,7 @@ def sized(count: int) -> str:
     return f"{count} bytes"
 
 
-def bounded_json(text: str, deepest: int = DEEPEST, most_values: int = MOST_VALUES) -> Any:
+def parse_json_limited(text: str, deepest: int = DEEPEST, most_values: int = MOST_VALUES) -> Any:
     """What a JSON text says: finite numbers, printable strings, no name twice, and not too much of anything.
 
     How deep it goes is counted before it is parsed, because parsers call themselves for every level.
@@ -206,7 +206,7 @@ def bounded_json(text: str, deepest: int = DEEPEST, most_values: int = MOST_VALU
             parse_constant=_constant,
         )
     except (ValueError, RecursionError) as error:
-        raise Refused("is no JSON") from error
+        raise UntrustedInputError("is no JSON") from error
     check_strings(value)
     return value
 
@@ -214,36 +214,36 @@ def bounded_json(text: str, deepest: int = DEEPEST, most_values: int = MOST_VALU
 def _check_depth(bare: str, deepest: int, most_values: int) -> None:
     """Count brackets and values in a JSON text without its strings."""
     if bare.count(",") + bare.count("[") + bare.count("{") > most_values:
-        raise Refused(f"has more than {most_values:,} values")
+        raise UntrustedInputError(f"has more than {most_values:,} values")
     depth = 0
     for bracket in _BRACKET.finditer(bare):
         depth += 1 if bracket[0] in "[{" else -1
         if depth > deepest:
-            raise Refused(f"is nested deeper than {deepest} levels")
+            raise UntrustedInputError(f"is nested deeper than {deepest} levels")
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise Refused("names something twice")
+        raise UntrustedInputError("names something twice")
     return found
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise Refused("holds a number that is not finite")
+        raise UntrustedInputError("holds a number that is not finite")
     return number
 
 
 def _whole(text: str) -> int:
     if len(text) > 20 or abs(number := int(text)) > LARGEST_NUMBER:
-        raise Refused("holds a whole number beyond 2^63")
+        raise UntrustedInputError("holds a whole number beyond 2^63")
     return number
 
 
 def _constant(text: str) -> float:
-    raise Refused(f"holds {text}, which is no finite number")
+    raise UntrustedInputError(f"holds {text}, which is no finite number")
 
 
 def check_strings(value: Any) -> None:
@@ -257,10 +257,10 @@ def check_strings(value: Any) -> None:
         item = waiting.pop()
         if isinstance(item, str):
             if len(item) > LONGEST:
-                raise Refused(f"holds a text of {len(item):,} characters, at most {LONGEST:,} are taken")
+                raise UntrustedInputError(f"holds a text of {len(item):,} characters, at most {LONGEST:,} are taken")
             # A line may be broken; all else that does not print could tell a terminal or a page what to do.
             if any(category(letter)[0] == "C" and letter not in "\n\t" for letter in item if not letter.isprintable()):
-                raise Refused("holds text with control characters")
+                raise UntrustedInputError("holds text with control characters")
         elif isinstance(item, dict):
             waiting += item
             waiting += item.values()

@@ -4,6 +4,6 @@ Nothing in DIR is believed: what cannot be checked is refused and said (`benchma
 overwritten but a run that failed or is damaged, and a run is written as training writes it, its record last.
 """
 
-from benchmark.merge.merging import Finding, Kind, Merge
+from benchmark.merge.merging import Kind, Merge, MergeFinding
 
-__all__ = ["Finding", "Kind", "Merge"]
+__all__ = ["Kind", "Merge", "MergeFinding"]

@@ -16,8 +16,8 @@ from benchmark.cli.app import run_app
 from benchmark.cli.options import Runs
 from benchmark.core.errors import UserError
 from benchmark.io.files import check_writable
-from benchmark.io.untrusted import shown
-from benchmark.merge.merging import Finding, Kind, Merge
+from benchmark.io.untrusted import escape_control_chars
+from benchmark.merge.merging import Kind, Merge, MergeFinding
 from benchmark.results.store import Store
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -62,7 +62,7 @@ def main(
     merge = Merge(Store(runs), dry_run)
     troubled = False
     for folder in folders:
-        with console.status(f"reading {shown(folder)}"):
+        with console.status(f"reading {escape_control_chars(folder)}"):
             findings = merge.merge(folder)
         _print(console, folder, runs, findings, dry_run)
         troubled |= any(finding.kind in ("conflicting", "refused") for finding in findings)
@@ -71,18 +71,20 @@ def main(
 
 def _check_folder(folder: Path, runs: Path) -> None:
     if not folder.is_dir():
-        raise UserError(f"{shown(folder)} is no folder; give one that holds runs, such as a copy of a colleague's runs")
+        raise UserError(
+            f"{escape_control_chars(folder)} is no folder; give one that holds runs, such as a copy of a colleague's runs"
+        )
     if runs.exists() and folder.resolve().is_relative_to(runs.resolve()):
-        raise UserError(f"{shown(folder)} is {runs} itself or lies in it; give a store from elsewhere")
+        raise UserError(f"{escape_control_chars(folder)} is {runs} itself or lies in it; give a store from elsewhere")
 
 
-def _print(console: Console, folder: Path, runs: Path, findings: Sequence[Finding], dry_run: bool) -> None:
+def _print(console: Console, folder: Path, runs: Path, findings: Sequence[MergeFinding], dry_run: bool) -> None:
     for kind in LISTED:
         for finding in findings:
             if finding.kind == kind:
                 line = Text.assemble((f"{kind}: ", STYLES.get(kind, "")), finding.name, f": {finding.why}")
                 console.print(line, soft_wrap=True)
-    heading = f"{'dry run: ' if dry_run else ''}{shown(folder)} into {runs}"
+    heading = f"{'dry run: ' if dry_run else ''}{escape_control_chars(folder)} into {runs}"
     table = Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
     counts = {is_run: Counter(found.kind for found in findings if found.is_run == is_run) for is_run in (True, False)}
     table.add_column("")

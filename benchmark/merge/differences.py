@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmark.io.json_diff import Difference, canonical, first_difference
-from benchmark.io.untrusted import shown
-from benchmark.results.record import Record, outcome
+from benchmark.io.json_diff import JsonDiff, canonical, first_difference
+from benchmark.io.untrusted import escape_control_chars
+from benchmark.results.record import Record, comparable_part
 
 FIRST = ("status", "reason", "failed_at", "final", "best_on_test", "epochs", "cost", "weights")
 """The order in which records are compared."""
@@ -16,7 +16,7 @@ EXPLAINING = ("torch", "cuda", "device_name", "threads", "version", "commit")
 
 def difference_of_records(ours: Record, theirs: Record) -> str:
     """The first thing in which the outcomes of two records differ, and what may explain it; empty for none."""
-    here, there = outcome(ours), outcome(theirs)
+    here, there = comparable_part(ours), comparable_part(theirs)
     names = [*FIRST, *sorted({*here, *there} - {*FIRST})]
     found = first_difference(*({name: side.get(name) for name in names} for side in (here, there)))
     if found is None:
@@ -37,13 +37,13 @@ def difference_of_figures(ours: dict[str, float], theirs: dict[str, float]) -> s
     return "" if found is None else _line(found)
 
 
-def _line(found: Difference) -> str:
+def _line(found: JsonDiff) -> str:
     """The place, with items counted from 1, and what stands there: `final.top1 71.2 here, 70.9 there`."""
     place = ".".join(str(step + 1) if isinstance(step, int) else step for step in found.place)
-    return f"{shown(place, 80)} {_brief(found.left)} here, {_brief(found.right)} there"
+    return f"{escape_control_chars(place, 80)} {_brief(found.left)} here, {_brief(found.right)} there"
 
 
 def _brief(value: Any) -> str:
     if value is None:
         return "nothing"
-    return shown(value if isinstance(value, str) else canonical(value), 40)
+    return escape_control_chars(value if isinstance(value, str) else canonical(value), 40)

@@ -14,12 +14,12 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.files import replacing, write_text
 from benchmark.io.json_diff import canonical
-from benchmark.io.untrusted import Entry, ForeignFolder, Refused, shown, sized
+from benchmark.io.untrusted import DirEntry, ForeignFolder, UntrustedInputError, escape_control_chars, sized
 from benchmark.merge.differences import difference_of_figures, difference_of_records
 from benchmark.merge.runs import FILE_NAME, Offer, check_weights, links_in, read_figures, read_offer, read_part
-from benchmark.results.leases import Claims
-from benchmark.results.owners import Owner
-from benchmark.results.record import DamagedRun, Record
+from benchmark.results.leases import LeaseManager
+from benchmark.results.owners import LeaseHolder
+from benchmark.results.record import CorruptRun, Record
 from benchmark.results.store import Store
 
 Kind = Literal["new", "replaced", "equal", "kept", "busy", "unfinished", "conflicting", "refused"]
@@ -28,7 +28,7 @@ SPARE = 2**26
 
 
 @dataclass(frozen=True)
-class Finding:
+class MergeFinding:
     """What came of one run (or of the figures of one teacher) there.
 
     place: its dataset and its folder; why: what a line about it says; size: the bytes that it takes here; is_stray: it
@@ -45,7 +45,7 @@ class Finding:
     @property
     def name(self) -> str:
         """The place as a terminal may show it."""
-        return "/".join(shown(part) for part in self.place)
+        return "/".join(escape_control_chars(part) for part in self.place)
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Merge:
     _promised: dict[str, tuple[Path, tuple[str, ...]]] = field(default_factory=dict)
     """Where the runs are, by digest, that a dry run would have brought in by now."""
 
-    def merge(self, root: Path) -> list[Finding]:
+    def merge(self, root: Path) -> list[MergeFinding]:
         """Bring in what is new under `root`, a store copied from anywhere, and say what came of each run there.
 
         Raises:
@@ -74,23 +74,23 @@ class Merge:
                 if self.dry_run:
                     return findings
                 return [self._bring(top, finding) if finding.size else finding for finding in findings]
-        except Refused as reason:
+        except UntrustedInputError as reason:
             raise UserError(f"{root}: {reason}; check the path") from reason
 
-    def _survey(self, top: ForeignFolder, root: Path) -> Iterator[Finding]:
+    def _survey(self, top: ForeignFolder, root: Path) -> Iterator[MergeFinding]:
         """Look at everything there, and change nothing."""
         for entry in _links(entries := top.entries()):
-            yield Finding("refused", (entry.name,), f"{links_in([entry])}", is_stray=True)
+            yield MergeFinding("refused", (entry.name,), f"{links_in([entry])}", is_stray=True)
         for dataset in _folders(entries):
             try:
                 with top.folder(dataset) as folder:
                     yield from self._survey_dataset(folder, dataset, root)
-            except Refused as reason:
-                yield Finding("refused", (dataset,), str(reason), is_stray=True)
+            except UntrustedInputError as reason:
+                yield MergeFinding("refused", (dataset,), str(reason), is_stray=True)
 
-    def _survey_dataset(self, folder: ForeignFolder, dataset: str, root: Path) -> Iterator[Finding]:
+    def _survey_dataset(self, folder: ForeignFolder, dataset: str, root: Path) -> Iterator[MergeFinding]:
         for entry in _links(entries := folder.entries()):
-            yield Finding("refused", (dataset, entry.name), f"{links_in([entry])}", is_stray=True)
+            yield MergeFinding("refused", (dataset, entry.name), f"{links_in([entry])}", is_stray=True)
         for name in _folders(entries):
             place = (dataset, name)
             try:
@@ -100,15 +100,15 @@ class Merge:
                         yield from self._survey_teachers(teachers, dataset)
                 elif name != "cohorts":
                     yield from self._survey_run(folder, place, root)
-            except Refused as reason:
-                yield Finding("refused", place, str(reason))
+            except UntrustedInputError as reason:
+                yield MergeFinding("refused", place, str(reason))
 
-    def _survey_run(self, parent: ForeignFolder, place: tuple[str, str], root: Path) -> Iterator[Finding]:
+    def _survey_run(self, parent: ForeignFolder, place: tuple[str, str], root: Path) -> Iterator[MergeFinding]:
         with parent.folder(place[1]) as folder:
             names = {entry.name for entry in folder.entries()}
             if "record.json" not in names:
                 if "run.json" in names:
-                    yield Finding("unfinished", place)
+                    yield MergeFinding("unfinished", place)
                 return
             offer = read_offer(folder, *place)
             kind, why = self._judge(offer)
@@ -118,23 +118,23 @@ class Merge:
                 size = check_weights(folder, offer) + 2 * offer.size
                 if self.dry_run:
                     self._promised[offer.run.digest] = (root, place)
-            yield Finding(kind, place, why, size)
+            yield MergeFinding(kind, place, why, size)
 
-    def _survey_teachers(self, folder: ForeignFolder, dataset: str) -> Iterator[Finding]:
+    def _survey_teachers(self, folder: ForeignFolder, dataset: str) -> Iterator[MergeFinding]:
         for entry in folder.entries():
             place = (dataset, "teachers", entry.name)
             try:
                 if link := links_in([entry]):
-                    raise Refused(link)
+                    raise UntrustedInputError(link)
                 if not FILE_NAME.fullmatch(dataset):
-                    raise Refused("its dataset's name could not name a file")
+                    raise UntrustedInputError("its dataset's name could not name a file")
                 if entry.kind == "folder" or entry.name.startswith("."):
                     continue
                 _, figures = read_figures(folder, entry.name)
                 kind, why = self._judge_figures(place, figures)
-                yield Finding(kind, place, why, len(canonical(figures)) if kind == "new" else 0, is_run=False)
-            except Refused as reason:
-                yield Finding("refused", place, str(reason), is_run=False)
+                yield MergeFinding(kind, place, why, len(canonical(figures)) if kind == "new" else 0, is_run=False)
+            except UntrustedInputError as reason:
+                yield MergeFinding("refused", place, str(reason), is_run=False)
 
     def _judge(self, offer: Offer) -> tuple[Kind, str]:
         """What an offer is to the run that there may be here, and what to say of it.
@@ -144,17 +144,17 @@ class Merge:
         """
         try:
             ours = self._ours(offer.run)
-        except DamagedRun:
+        except CorruptRun:
             return "replaced", "a damaged record, which is put aside"
         except UserError as error:
-            raise Refused(f"the record here cannot be compared: {error}") from error
+            raise UntrustedInputError(f"the record here cannot be compared: {error}") from error
         if ours is None:
             return "new", ""
         states = (ours["status"], offer.record["status"])
         if states == ("failed", "finished"):
             return "replaced", "a failed run"
         if states == ("finished", "failed"):
-            return "kept", f"failed there: {shown(offer.record['reason'])}"
+            return "kept", f"failed there: {escape_control_chars(offer.record['reason'])}"
         difference = difference_of_records(ours, offer.record)
         return ("conflicting", difference) if difference else ("equal", "")
 
@@ -170,35 +170,35 @@ class Merge:
         try:
             with ForeignFolder.at(self.store.root / dataset / "teachers") as folder:
                 _, ours = read_figures(folder, name)
-        except Refused:
+        except UntrustedInputError:
             # There are none here, or they are damaged and as good as none.
             return "new", ""
         difference = difference_of_figures(ours, figures)
         return ("conflicting", difference) if difference else ("equal", "")
 
-    def _bring(self, top: ForeignFolder, finding: Finding) -> Finding:
+    def _bring(self, top: ForeignFolder, finding: MergeFinding) -> MergeFinding:
         """Copy what a survey has found to be new, unless it has changed since, there or here."""
         try:
             with top.folder(finding.place[0]) as parent, parent.folder(finding.place[1]) as folder:
                 if finding.is_run:
                     return self._bring_run(folder, finding)
                 sha256, figures = read_figures(folder, finding.place[2])
-                self.store.keep_released_figures(finding.place[0], sha256, figures)
+                self.store.save_teacher_metrics(finding.place[0], sha256, figures)
                 return finding
-        except Refused as reason:
-            return Finding("refused", finding.place, str(reason), is_run=finding.is_run)
+        except UntrustedInputError as reason:
+            return MergeFinding("refused", finding.place, str(reason), is_run=finding.is_run)
 
-    def _bring_run(self, folder: ForeignFolder, finding: Finding) -> Finding:
+    def _bring_run(self, folder: ForeignFolder, finding: MergeFinding) -> MergeFinding:
         dataset, name = finding.place
         offer = read_offer(folder, dataset, name)
         run, record = offer.run, offer.record
         with _claimed(self.store, run) as owner:
             if owner is not None:
-                return Finding("busy", finding.place, f"by {shown(owner.words)}")
+                return MergeFinding("busy", finding.place, f"by {escape_control_chars(owner.words)}")
             kind, why = self._judge(offer)
             if kind not in ("new", "replaced"):
-                return Finding(kind, finding.place, why)
-            self.store.put_aside(run)
+                return MergeFinding(kind, finding.place, why)
+            self.store.quarantine(run)
             self.store.begin(run)
             self.store.write_epochs(run, record["epochs"])
             for part in record["weights"]:
@@ -208,14 +208,14 @@ class Merge:
                 ):
                     read_part(folder, offer, part, target)
             write_text(self.store.folder(run) / "record.json", json.dumps(record, indent=1) + "\n")
-        return Finding(kind, finding.place, why, finding.size)
+        return MergeFinding(kind, finding.place, why, finding.size)
 
 
 @contextlib.contextmanager
-def _claimed(store: Store, run: Run) -> Iterator[Owner | None]:
+def _claimed(store: Store, run: Run) -> Iterator[LeaseHolder | None]:
     """Within it nobody else trains or brings in the run; or gives whoever does so now."""
-    claim = Claims(store.root).take(store.folder(run))
-    if isinstance(claim, Owner):
+    claim = LeaseManager(store.root).acquire(store.folder(run))
+    if isinstance(claim, LeaseHolder):
         yield claim
         return
     try:
@@ -224,11 +224,11 @@ def _claimed(store: Store, run: Run) -> Iterator[Owner | None]:
         claim.release(forget=store.has_record(run))
 
 
-def _links(entries: Sequence[Entry]) -> list[Entry]:
+def _links(entries: Sequence[DirEntry]) -> list[DirEntry]:
     return [entry for entry in entries if entry.kind in ("link", "special")]
 
 
-def _folders(entries: Sequence[Entry]) -> list[str]:
+def _folders(entries: Sequence[DirEntry]) -> list[str]:
     return [entry.name for entry in entries if entry.kind == "folder" and not entry.name.startswith(".")]
 
 

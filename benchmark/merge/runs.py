@@ -11,9 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.json_diff import canonical
-from benchmark.io.untrusted import Entry, ForeignFolder, Refused, bounded_json, shown
+from benchmark.io.untrusted import (
+    DirEntry,
+    ForeignFolder,
+    UntrustedInputError,
+    escape_control_chars,
+    parse_json_limited,
+)
 from benchmark.merge.weights import largest, read_weights
-from benchmark.results.record import FORMAT, Record, checksum_of, parsed_record
+from benchmark.results.record import RECORD_FORMAT, Record, compute_checksum, parse_record
 
 LARGEST_RECORD = 16 * 2**20
 """Bytes: 100 times the record of 240 epochs of a method with four branches."""
@@ -110,13 +116,13 @@ class Offer:
     size: int
 
 
-def links_in(entries: list[Entry]) -> str | None:
+def links_in(entries: list[DirEntry]) -> str | None:
     """Why a folder with these entries is refused, if one of them is a link or no file or folder."""
     for entry in entries:
         if entry.kind == "link":
-            return f"{shown(entry.name)} is a link"
+            return f"{escape_control_chars(entry.name)} is a link"
         if entry.kind == "special":
-            return f"{shown(entry.name)} is neither a file nor a folder"
+            return f"{escape_control_chars(entry.name)} is neither a file nor a folder"
     return None
 
 
@@ -127,32 +133,36 @@ def read_offer(folder: ForeignFolder, dataset: str, name: str) -> Offer:
         Refused: it has a link or a special file, or its record is not one that this version would write there.
     """
     if link := links_in(folder.entries()):
-        raise Refused(link)
+        raise UntrustedInputError(link)
     text = folder.text("record.json", LARGEST_RECORD)
     try:
         record = _checked_record(text)
-    except Refused as reason:
-        raise Refused(f"record.json {reason}") from reason
+    except UntrustedInputError as reason:
+        raise UntrustedInputError(f"record.json {reason}") from reason
     return Offer(_checked_run(record, dataset, name), record, len(text))
 
 
 def _checked_record(text: str) -> Record:
-    record = bounded_json(text)
+    record = parse_json_limited(text)
     if not isinstance(record, dict):
-        raise Refused("is no record")
-    if record.get("format") != FORMAT:
-        raise Refused(f"is of format {shown(record.get('format'), 20)}, this version reads format {FORMAT}")
-    if record.get("sha256") != checksum_of(record):
-        raise Refused("does not match its checksum")
+        raise UntrustedInputError("is no record")
+    if record.get("format") != RECORD_FORMAT:
+        raise UntrustedInputError(
+            f"is of format {escape_control_chars(record.get('format'), 20)}, this version reads format {RECORD_FORMAT}"
+        )
+    if record.get("sha256") != compute_checksum(record):
+        raise UntrustedInputError("does not match its checksum")
     try:
         written = _Written.model_validate(record)
-        parsed: Record = parsed_record(text)
+        parsed: Record = parse_record(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise Refused(f"is no record: {shown(place, 80)}: {shown(first['msg'], 120)}") from error
+        raise UntrustedInputError(
+            f"is no record: {escape_control_chars(place, 80)}: {escape_control_chars(first['msg'], 120)}"
+        ) from error
     except UserError as error:
-        raise Refused(f"is refused: {shown(error)}") from error
+        raise UntrustedInputError(f"is refused: {escape_control_chars(error)}") from error
     _check_consistent(written)
     return parsed
 
@@ -160,38 +170,42 @@ def _checked_record(text: str) -> Record:
 def _check_consistent(written: _Written) -> None:
     """Refuse a record that contradicts itself, so that no report shows what training never wrote."""
     if [figures.epoch for figures in written.epochs] != list(range(1, len(written.epochs) + 1)):
-        raise Refused("does not count its epochs from 1 on")
+        raise UntrustedInputError("does not count its epochs from 1 on")
     if written.status == "failed":
         if written.reason is None or written.final or written.weights:
-            raise Refused("is of a failed run, and has no reason, or has results")
+            raise UntrustedInputError("is of a failed run, and has no reason, or has results")
         return
     if written.reason is not None or not written.epochs or written.final != written.epochs[-1] or not written.weights:
-        raise Refused("is of a finished run, and its results are not those of its last epoch, or it names no weights")
+        raise UntrustedInputError(
+            "is of a finished run, and its results are not those of its last epoch, or it names no weights"
+        )
     if written.best_on_test is not None and written.best_on_test not in written.epochs:
-        raise Refused("names a best epoch that is none of its epochs")
+        raise UntrustedInputError("names a best epoch that is none of its epochs")
 
 
 def _checked_run(record: Record, dataset: str, name: str) -> Run:
     """The run of a record, if both it and where it lies are what the record says."""
     specification = canonical(record["run"])
     if len(specification) > LARGEST_SPECIFICATION:
-        raise Refused(f"its specification has {len(specification):,} characters")
+        raise UntrustedInputError(f"its specification has {len(specification):,} characters")
     run = Run.model_validate(record["run"])
     if run.content != specification:
-        raise Refused("its specification is not written as this version writes it")
+        raise UntrustedInputError("its specification is not written as this version writes it")
     if record["digest"] != run.digest:
-        raise Refused("its digest is not that of its specification")
+        raise UntrustedInputError("its digest is not that of its specification")
     if record["id"] != run.id or name != run.id:
-        raise Refused(f"its folder is not named after its run, {shown(run.id)}")
+        raise UntrustedInputError(f"its folder is not named after its run, {escape_control_chars(run.id)}")
     for word in (run.dataset, run.protocol.name, run.scale.name):
         if not FILE_NAME.fullmatch(word):
-            raise Refused(f"it names a dataset, protocol or scale {shown(word, 60)}, which could not name a file")
+            raise UntrustedInputError(
+                f"it names a dataset, protocol or scale {escape_control_chars(word, 60)}, which could not name a file"
+            )
     if run.dataset != dataset:
-        raise Refused(f"it is of dataset {run.dataset}, and lies in another's folder")
+        raise UntrustedInputError(f"it is of dataset {run.dataset}, and lies in another's folder")
     if record["status"] == "finished" and len(record["epochs"]) != run.schedule.epochs:
-        raise Refused(f"it has {len(record['epochs'])} epochs, its schedule {run.schedule.epochs}")
+        raise UntrustedInputError(f"it has {len(record['epochs'])} epochs, its schedule {run.schedule.epochs}")
     if len(record["epochs"]) > run.schedule.epochs:
-        raise Refused(f"it has more epochs than its schedule, {run.schedule.epochs}")
+        raise UntrustedInputError(f"it has more epochs than its schedule, {run.schedule.epochs}")
     return run
 
 
@@ -214,8 +228,8 @@ def read_part(folder: ForeignFolder, offer: Offer, part: str, target: Any = None
     with folder.file(name, largest(offer.run, part)) as source:
         try:
             return read_weights(source, offer.run, part, offer.record["weights"][part], target)
-        except Refused as reason:
-            raise Refused(f"{name} {reason}") from reason
+        except UntrustedInputError as reason:
+            raise UntrustedInputError(f"{name} {reason}") from reason
 
 
 def read_figures(folder: ForeignFolder, name: str) -> tuple[str, dict[str, float]]:
@@ -226,12 +240,14 @@ def read_figures(folder: ForeignFolder, name: str) -> tuple[str, dict[str, float
     """
     match = FIGURES_FILE.fullmatch(name)
     if match is None:
-        raise Refused("its name is not a sha256")
+        raise UntrustedInputError("its name is not a sha256")
     try:
-        figures = bounded_json(folder.text(name, LARGEST_FIGURES), deepest=2)
-        if not isinstance(figures, dict) or figures.pop("sha256", None) != checksum_of(figures):
-            raise Refused("does not match its checksum")
+        figures = parse_json_limited(folder.text(name, LARGEST_FIGURES), deepest=2)
+        if not isinstance(figures, dict) or figures.pop("sha256", None) != compute_checksum(figures):
+            raise UntrustedInputError("does not match its checksum")
         _Measured.model_validate(figures)
     except ValidationError as error:
-        raise Refused(f"holds no figures of a teacher: {shown(error.errors()[0]['loc'], 80)}") from error
+        raise UntrustedInputError(
+            f"holds no figures of a teacher: {escape_control_chars(error.errors()[0]['loc'], 80)}"
+        ) from error
     return match[1], figures

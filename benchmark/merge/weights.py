@@ -19,7 +19,7 @@ import torch
 
 from benchmark.backbones import build_network, network_names
 from benchmark.core.spec import Run
-from benchmark.io.untrusted import Refused, bounded_json, shown, sized
+from benchmark.io.untrusted import UntrustedInputError, escape_control_chars, parse_json_limited, sized
 
 MOST_CLASSES = 25_000
 """Of a dataset: more than ImageNet has in whole (21,841)."""
@@ -55,7 +55,7 @@ def largest(run: Run, part: str) -> int:
         Refused: this version of the suite does not have its network.
     """
     if run.student not in network_names():
-        raise Refused(f"its network {shown(run.student)} is none of this version")
+        raise UntrustedInputError(f"its network {escape_control_chars(run.student)} is none of this version")
     shapes = _shapes(run.student, MOST_CLASSES)
     whole = sum(math.prod(shape) * SIZES[kind] for kind, shape in shapes.values())
     return whole * (1 if part == "student" else OF_A_METHOD) + MOST_HEADER
@@ -83,7 +83,7 @@ def read_weights(source: BinaryIO, run: Run, part: str, sha256: str, target: Bin
     begin = pieces.take(8)
     (length,) = struct.unpack("<Q", begin)
     if length > MOST_HEADER:
-        raise Refused(f"is no safetensors file: its header would have {sized(length)}")
+        raise UntrustedInputError(f"is no safetensors file: its header would have {sized(length)}")
     header = pieces.take(length)
     tensors = _tensors(header)
     if part == "student":
@@ -96,15 +96,15 @@ def read_weights(source: BinaryIO, run: Run, part: str, sha256: str, target: Bin
     for tensor in tensors:
         for piece in pieces.of(tensor.end - tensor.begin):
             if not _is_finite(piece, tensor.kind):
-                raise Refused(f"holds numbers that are not finite, in {shown(tensor.name)}")
+                raise UntrustedInputError(f"holds numbers that are not finite, in {escape_control_chars(tensor.name)}")
             digest.update(piece)
             read += len(piece)
             if target:
                 target.write(piece)
     if source.read(1):
-        raise Refused("has more bytes than its header tells of")
+        raise UntrustedInputError("has more bytes than its header tells of")
     if digest.hexdigest() != sha256:
-        raise Refused("does not have the checksum that the record names")
+        raise UntrustedInputError("does not have the checksum that the record names")
     return read
 
 
@@ -118,9 +118,9 @@ class _Pieces:
         try:
             content = self.source.read(count)
         except OSError as error:
-            raise Refused(f"cannot be read: {error.strerror}") from error
+            raise UntrustedInputError(f"cannot be read: {error.strerror}") from error
         if len(content) < count:
-            raise Refused("is cut short, or is no safetensors file")
+            raise UntrustedInputError("is cut short, or is no safetensors file")
         return content
 
     def of(self, count: int) -> Iterator[bytes]:
@@ -131,13 +131,13 @@ class _Pieces:
 def _tensors(header: bytes) -> list[_Tensor]:
     """What a header tells of, in the order of its place: the tensors fill the file without gap or overlap."""
     try:
-        entries = bounded_json(header.decode("utf-8"), deepest=3)
+        entries = parse_json_limited(header.decode("utf-8"), deepest=3)
     except UnicodeDecodeError as error:
-        raise Refused("is no safetensors file: its header is no text") from error
-    except Refused as reason:
-        raise Refused(f"is no safetensors file: its header {reason}") from reason
+        raise UntrustedInputError("is no safetensors file: its header is no text") from error
+    except UntrustedInputError as reason:
+        raise UntrustedInputError(f"is no safetensors file: its header {reason}") from reason
     if not isinstance(entries, dict):
-        raise Refused("is no safetensors file: its header names no tensors")
+        raise UntrustedInputError("is no safetensors file: its header names no tensors")
     entries.pop("__metadata__", None)
     found = sorted(
         (_tensor(name, entry) for name, entry in entries.items()), key=lambda tensor: (tensor.begin, tensor.end)
@@ -146,10 +146,12 @@ def _tensors(header: bytes) -> list[_Tensor]:
     for tensor in found:
         size = math.prod(tensor.shape) * SIZES[tensor.kind]
         if tensor.begin != place or tensor.end != place + size:
-            raise Refused(f"is no safetensors file: {shown(tensor.name)} is not where its shape says")
+            raise UntrustedInputError(
+                f"is no safetensors file: {escape_control_chars(tensor.name)} is not where its shape says"
+            )
         place = tensor.end
     if not found:
-        raise Refused("holds no tensors")
+        raise UntrustedInputError("holds no tensors")
     return found
 
 
@@ -162,7 +164,9 @@ def _tensor(name: str, entry: Any) -> _Tensor:
         kind, shape, place = str(entry["dtype"]), whole(entry["shape"]), whole(entry["data_offsets"])
         if kind in SIZES and shape is not None and len(shape) <= 8 and place is not None and len(place) == 2:
             return _Tensor(name, kind, shape, *place)
-    raise Refused(f"is no safetensors file: its header says nothing sensible of {shown(name)}")
+    raise UntrustedInputError(
+        f"is no safetensors file: its header says nothing sensible of {escape_control_chars(name)}"
+    )
 
 
 def _check_network(tensors: list[_Tensor], network: str) -> None:
@@ -179,7 +183,7 @@ def _check_network(tensors: list[_Tensor], network: str) -> None:
     }
     classes = lengths.pop() if len(lengths) == 1 else 0
     if not 2 <= classes <= MOST_CLASSES or found != _shapes(network, classes):
-        raise Refused(f"does not hold the weights of {network}")
+        raise UntrustedInputError(f"does not hold the weights of {network}")
 
 
 def _is_finite(piece: bytes, kind: str) -> bool:

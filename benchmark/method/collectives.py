@@ -47,10 +47,10 @@ def fewest_rows(size: int, images: int) -> int:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """What a process has of the batch under way: rows of each process, or None where all have the whole batch."""
 
-    group: Group
+    group: ProcessGroup
     counts: tuple[int, ...] | None
 
     @property
@@ -62,14 +62,14 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes that share the batches of a cohort, as the one of number `rank`, from 0, knows them."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that evaluates, writes and decides."""
         return self.rank == 0
 
@@ -78,7 +78,7 @@ class Group:
         return rows_of(self.rank, self.size, images)
 
     @contextlib.contextmanager
-    def sharing(self, images: int) -> Iterator[None]:
+    def shared_batch(self, images: int) -> Iterator[None]:
         """Within it, the step under way is one on a batch of so many images that the processes share."""
         global _share
         if self.size == 1:
@@ -88,13 +88,13 @@ class Group:
         if self.rows(images) != slice(images):
             slices = (rows_of(rank, self.size, images) for rank in range(self.size))
             counts = tuple(rows.stop - rows.start for rows in slices)
-        _share = Share(self, counts)
+        _share = BatchShard(self, counts)
         try:
             yield
         finally:
             _share = None
 
-    def decided(self, number: int) -> int:
+    def broadcast_int(self, number: int) -> int:
         """The number that the first process has."""
         if self.size == 1:
             return number
@@ -110,14 +110,14 @@ class Group:
         dist.broadcast_object_list(told, 0, device=torch.device("cpu"))
         return told[0]
 
-    def take_statistics(self, *modules: nn.Module | None) -> None:
+    def sync_batchnorm_stats(self, *modules: nn.Module | None) -> None:
         """Give the norms of all processes the running statistics that those of the first have gathered."""
         if self.size > 1:
             for norm in norms_in(*modules):
                 for statistic in norm.buffers(recurse=False):
                     dist.broadcast(statistic, 0)
 
-    def differing(self, tensors: Mapping[str, Tensor]) -> list[str]:
+    def mismatched(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """The names of those tensors that are not the same on all processes."""
         if self.size == 1 or not tensors:
             return []
@@ -128,24 +128,24 @@ class Group:
         return [name for name, alike in zip(tensors, same, strict=True) if not alike]
 
 
-ALONE = Group()
+SINGLE_PROCESS = ProcessGroup()
 
-_share: Share | None = None
+_share: BatchShard | None = None
 """Of the step under way; None where no batch is shared."""
 
 
-def share() -> Share | None:
+def current_shard() -> BatchShard | None:
     """This process's share of the batch under way; None where it has all of it to itself."""
     return _share
 
 
-def weighted(mean: Tensor) -> Tensor:
+def weight_mean(mean: Tensor) -> Tensor:
     """A mean over this process's rows, times what it counts in the mean over the processes; with its graph."""
     return mean if _share is None or _share.weight == 1 else mean * _share.weight
 
 
 @torch.no_grad()
-def gathered(values: Tensor) -> Tensor:
+def all_gather_rows(values: Tensor) -> Tensor:
     """Of values of this process's rows, [rows, ...], those of the whole batch, [batch, ...], the same on all processes.
 
     Without a graph. Where no batch is shared these are the values themselves.
@@ -169,7 +169,7 @@ def gathered(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def averaged(mean: Tensor) -> Tensor:
+def all_reduce_mean(mean: Tensor) -> Tensor:
     """Of a mean over this process's rows, of any shape, the mean over the whole batch, the same on all processes.
 
     Without a graph. Where no batch is shared it is the mean itself.

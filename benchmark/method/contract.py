@@ -27,12 +27,11 @@ from benchmark.backbones.network import Network, Outputs, Shape, statistics_kept
 from benchmark.core.errors import UserError
 from benchmark.data.augmentation import ROTATIONS, View
 from benchmark.data.mixing import Mixture
-from benchmark.method.collectives import averaged, gathered
 from benchmark.method.history import PastNetwork, PredictionHistory
 
 __all__ = [
     "ROTATIONS",
-    "BrokenContract",
+    "ContractError",
     "Context",
     "Method",
     "MethodOptions",
@@ -45,16 +44,14 @@ __all__ = [
     "Step",
     "UserError",
     "View",
-    "averaged",
     "full_precision",
-    "gathered",
     "outside_autocast",
     "statistics_kept",
     "upright",
 ]
 
 
-class BrokenContract(ValueError):
+class ContractError(ValueError):
     """A method does what its contract does not allow; the message begins with the method's name."""
 
 
@@ -229,13 +226,13 @@ class Method(nn.Module):
         terms = self(step)
         weights = self.weights
         if not isinstance(terms, dict):
-            raise BrokenContract(f"{self.name}: forward returns {type(terms).__name__}, and not loss terms by name")
+            raise ContractError(f"{self.name}: forward returns {type(terms).__name__}, and not loss terms by name")
         if terms.keys() != weights.keys():
-            raise BrokenContract(f"{self.name}: terms {sorted(terms)} do not match weights {sorted(weights)}")
+            raise ContractError(f"{self.name}: terms {sorted(terms)} do not match weights {sorted(weights)}")
         for name, term in terms.items():
             if not isinstance(term, Tensor) or term.dim():
                 found = f"of shape {list(term.shape)}" if isinstance(term, Tensor) else type(term).__name__
-                raise BrokenContract(f"{self.name}: the term {name!r} is {found}, and must be a scalar tensor")
+                raise ContractError(f"{self.name}: the term {name!r} is {found}, and must be a scalar tensor")
         return torch.stack([terms[name] * weights[name] for name in terms]).sum(), terms
 
     def represent(self, outputs: Outputs) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.backbones.network import Network, Outputs
-from benchmark.method.collectives import gathered
+from benchmark.method.collectives import all_gather_rows
 
 TableType = Literal["float16", "float32", "float64"]
 
@@ -49,7 +49,7 @@ class PredictionHistory(nn.Module):
 
         Where processes share the batch, all of them keep what all of them store.
         """
-        index, kept = gathered(index), gathered(predictions.flatten(1).to(self.table.dtype))
+        index, kept = all_gather_rows(index), all_gather_rows(predictions.flatten(1).to(self.table.dtype))
         self.table.index_copy_(0, index, kept)
         self.seen.index_fill_(0, index, True)
 

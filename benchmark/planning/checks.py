@@ -11,12 +11,12 @@ from benchmark.core.spec import Run
 from benchmark.data.dataset import Dataset
 from benchmark.planning.request import with_dependencies
 from benchmark.plugins.registry import method_class
-from benchmark.plugins.source import check_weights, code_of, explained, place
+from benchmark.plugins.source import check_weights, fingerprint_code, locate_line, user_errors
 from benchmark.results.store import Store
 from benchmark.training.learner import build_method
 
 
-def looked_over(store: Store, runs: Sequence[Run], heal: bool = True) -> list[str]:
+def check_records(store: Store, runs: Sequence[Run], heal: bool = True) -> list[str]:
     """Lines on damaged records of some runs, which are put aside (`Store.heal`), and on methods edited since.
 
     heal: False leaves what is damaged where it is.
@@ -24,7 +24,7 @@ def looked_over(store: Store, runs: Sequence[Run], heal: bool = True) -> list[st
     Raises:
         UserError: see `Store.heal`.
     """
-    lines, codes = store.healed(runs) if heal else ([], store.codes(runs))
+    lines, codes = store.quarantined(runs) if heal else ([], store.code_hashes(runs))
     return lines + edited(codes)
 
 
@@ -34,13 +34,13 @@ def edited(codes: Mapping[Run, str | None]) -> list[str]:
     codes: what the records of runs say of their methods' code (`method_files.code_of`), None where they say nothing; of
     runs that were edited while they were interrupted the last of several counts.
     """
-    today = {name: code_of(method_class(name)) for name in {run.method for run in codes}}
+    today = {name: fingerprint_code(method_class(name)) for name in {run.method for run in codes}}
     last = {run: code.split("+")[-1] for run, code in codes.items() if code is not None}
     counts = Counter(run.method for run, code in last.items() if code != today[run.method])
     if not counts:
         return []
     found = ", ".join(
-        f"{name} ({count} {'run' if count == 1 else 'runs'}; {place(inspect.getfile(method_class(name)))}, version "
+        f"{name} ({count} {'run' if count == 1 else 'runs'}; {locate_line(inspect.getfile(method_class(name)))}, version "
         f"{method_class(name).version})"
         for name, count in sorted(counts.items())
     )
@@ -64,6 +64,6 @@ def check_methods(runs: Iterable[Run], dataset: Dataset) -> None:
         texts[id(run.options)] = text
         kinds[run.method, run.student, run.teacher_network, text] = run
     for run in kinds.values():
-        with explained(method_class(run.method), "be built"):
+        with user_errors(method_class(run.method), "be built"):
             method = build_method(run, dataset.num_classes, dataset.image_size, dataset.train.labels, fill=False)
             check_weights(method)

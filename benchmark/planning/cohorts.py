@@ -14,7 +14,7 @@ from benchmark.planning.cost import cohort_seconds, run_seconds
 from benchmark.plugins.registry import method_class
 
 
-class Place(NamedTuple):
+class CohortKey(NamedTuple):
     """What runs have in common that are trained together.
 
     depth: how many runs must be trained one after another before these; needed: whether others wait for them; cohort
@@ -30,14 +30,14 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cohort:
+class CohortPlan:
     """Runs that are trained together, and the seconds that they take on one thread, about."""
 
     runs: tuple[Run, ...]
     seconds: float
 
 
-def depths_of(runs: Iterable[Run]) -> dict[str, int]:
+def dependency_depths(runs: Iterable[Run]) -> dict[str, int]:
     """By digest, how many runs must be trained one after another before each of some runs can be."""
     depths: dict[str, int] = {}
 
@@ -51,9 +51,9 @@ def depths_of(runs: Iterable[Run]) -> dict[str, int]:
     return depths
 
 
-def joined_teacher_free(groups: Mapping[Place, list[Run]]) -> dict[Place, list[Run]]:
+def merge_teacher_free(groups: Mapping[CohortKey, list[Run]]) -> dict[CohortKey, list[Run]]:
     """Let teacher-free runs that nobody waits for join a cohort with a teacher that is equal in the rest."""
-    hosts: dict[tuple[str, Path | None], Place] = {}
+    hosts: dict[tuple[str, Path | None], CohortKey] = {}
     for place, runs in groups.items():
         if place.teacher is not None and not place.needed and method_class(runs[0].method).listed:
             hosts.setdefault((place.cohort, place.folder), place)
@@ -64,17 +64,17 @@ def joined_teacher_free(groups: Mapping[Place, list[Run]]) -> dict[Place, list[R
     return joined
 
 
-def split_for(
-    cohorts: Sequence[Cohort], depths: Mapping[str, int], workers: int, image_size: int, images: int
-) -> list[Cohort]:
+def balance_cohorts(
+    cohorts: Sequence[CohortPlan], depths: Mapping[str, int], workers: int, image_size: int, images: int
+) -> list[CohortPlan]:
     """Halve the dearest cohorts of a depth until every worker has one (or nothing is left to halve).
 
     depths: of each run, by digest.
     """
-    by_depth: dict[int, list[Cohort]] = defaultdict(list)
+    by_depth: dict[int, list[CohortPlan]] = defaultdict(list)
     for cohort in cohorts:
         by_depth[max(depths[run.digest] for run in cohort.runs)].append(cohort)
-    split: list[Cohort] = []
+    split: list[CohortPlan] = []
     for level in by_depth.values():
         # Those that can be halved first, then the dearest first, then the oldest first.
         waiting = [(len(cohort.runs) < 2, -cohort.seconds, number) for number, cohort in enumerate(level)]
@@ -84,7 +84,7 @@ def split_for(
             _, _, number = heapq.heappop(waiting)
             for half in _halves(whole.pop(number).runs, image_size, images):
                 number = len(level)
-                level.append(Cohort(half, cohort_seconds(half, image_size, images)))
+                level.append(CohortPlan(half, cohort_seconds(half, image_size, images)))
                 whole[number] = level[number]
                 heapq.heappush(waiting, (len(half) < 2, -level[number].seconds, number))
         split += whole.values()

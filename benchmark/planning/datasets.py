@@ -9,10 +9,10 @@ from rich.text import Text
 
 from benchmark.core.errors import UserError
 from benchmark.data import Dataset, load_dataset
-from benchmark.data.stubs import known_form, words_of
+from benchmark.data.stubs import describe_unread, find_stub
 
 
-class Library:
+class DatasetCache:
     """The datasets of a command, each loaded once; a forgiving one remembers what is not there and goes on.
 
     dry: fetch nothing; of the suite's own datasets the known form is enough to plan with, and to say what it costs.
@@ -46,12 +46,12 @@ class Library:
         return None
 
     def _load(self, source: str) -> Dataset:
-        if self.dry and (imagined := known_form(source, self.data_root)):
-            self.imagined[source] = words_of(imagined, self.data_root)
+        if self.dry and (imagined := find_stub(source, self.data_root)):
+            self.imagined[source] = describe_unread(imagined, self.data_root)
             return imagined
         return load_dataset(source, self.data_root, download=not self.dry)
 
-    def tell(self, console: Console) -> int:
+    def report_missing(self, console: Console) -> int:
         """Print what could not be made for want of data; returns the exit code that this makes."""
         for how in self.imagined.values():
             console.print(Text(how, style="yellow"), soft_wrap=True)

@@ -14,9 +14,9 @@ from torch import Tensor
 from benchmark.core.protocols import PROTOCOLS, protocol_named
 from benchmark.core.spec import Protocol, Run, Scale
 from benchmark.method.contract import Method, Network, Outputs, PastNetwork, PredictionHistory, Step, View
-from benchmark.planning.request import Request
+from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import all_methods, method_class
-from benchmark.training.cost import Rehearsal
+from benchmark.training.cost import StepProbe
 from benchmark.training.dummies import CLASSES
 from benchmark.training.learner import build_method
 
@@ -51,7 +51,7 @@ class Facts:
     weights: Mapping[str, Mapping[str, float]]
 
 
-def facts_of(name: str) -> Facts:
+def probe_method(name: str) -> Facts:
     """The facts of a method, helpers of others included; it takes a training step.
 
     Raises:
@@ -75,7 +75,7 @@ def facts_of(name: str) -> Facts:
 def reference_run(cls: type[Method], protocol: Protocol) -> Run:
     """The run of a method, or of a head, that its facts are taken from."""
     scale = Scale(name="seen", factor=1)
-    request = Request("random", "random", protocol, scale, torch.device("cpu"), precision="fp32")
+    request = RunFactory("random", "random", protocol, scale, torch.device("cpu"), precision="fp32")
     if cls.trains_student:
         return request.run(cls.name, STUDENT, TEACHER, 0)
     # A head has its place in the plan of a method that reads it.
@@ -104,7 +104,7 @@ class _Watched:
 def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
     """What one training step of a method needs, and its multiply-adds for an image."""
     # The whole training set counts in a memory of it, even if few of its images are ever shown here.
-    rehearsal = Rehearsal(reference_run(cls, protocol_named(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
+    rehearsal = StepProbe(reference_run(cls, protocol_named(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
     method, batch = rehearsal.learner.method, rehearsal.batch
     read: dict[str, set[str]] = {"student": set(), "teacher": set()}
     views: set[str] = set()

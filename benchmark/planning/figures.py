@@ -10,7 +10,7 @@ from typing import Literal
 from benchmark.backbones import network_names
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.spec import Run
-from benchmark.planning.request import Request
+from benchmark.planning.request import RunFactory
 from benchmark.planning.tables import needs_pair
 from benchmark.plugins.registry import all_methods, method_class, method_names
 from figures.specification import Figure, Panel
@@ -23,20 +23,20 @@ class Points:
     """The runs of a panel by method and fraction, one for each seed, as far as the suite can run them."""
 
     panel: Panel
-    request: Request
+    request: RunFactory
     methods: tuple[str, ...]
     """All that could be shown, in order."""
     runs: Mapping[tuple[str, float], tuple[Run, ...]]
     chosen: frozenset[tuple[str, float]]
     """The points that were asked for."""
 
-    def to_train(self) -> list[Run]:
+    def requested_runs(self) -> list[Run]:
         """The runs of the points that were asked for."""
         return list(dict.fromkeys(run for point, runs in self.runs.items() if point in self.chosen for run in runs))
 
 
-def points_of(
-    figure: Figure, panel: Panel, request: Request, seeds: Iterable[int], methods: Sequence[str] = ()
+def plan_panel(
+    figure: Figure, panel: Panel, request: RunFactory, seeds: Iterable[int], methods: Sequence[str] = ()
 ) -> Points:
     """The runs of a panel, and which of its points were asked for (all of the figure's methods if none are named).
 

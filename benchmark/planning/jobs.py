@@ -15,7 +15,7 @@ from benchmark.core.spec import (
     cohort_key,
     teacher_key,
 )
-from benchmark.planning.cohorts import Cohort, Place, depths_of, joined_teacher_free, split_for
+from benchmark.planning.cohorts import CohortKey, CohortPlan, balance_cohorts, dependency_depths, merge_teacher_free
 from benchmark.planning.cost import cohort_seconds
 from benchmark.planning.request import label, with_dependencies
 from benchmark.results.store import Store
@@ -56,7 +56,7 @@ class Job:
         return f"{what}{seed}"
 
 
-def longest_chains(jobs: Sequence[Job]) -> list[float]:
+def critical_path_lengths(jobs: Sequence[Job]) -> list[float]:
     """Of each job its seconds and those of the longest row of jobs that waits for it."""
     makers = {run.digest: place for place, job in enumerate(jobs) for run in job.runs}
     followers: dict[int, set[int]] = defaultdict(set)
@@ -71,7 +71,7 @@ def longest_chains(jobs: Sequence[Job]) -> list[float]:
     return [chain(place) for place in range(len(jobs))]
 
 
-def jobs_for(
+def missing_jobs(
     runs: Sequence[Run], store: Store, workers: int, image_size: int, images: int, retry_failed: bool = False
 ) -> list[Job]:
     """Group the runs that have no record yet (or, with `retry_failed`, no record of success) into jobs.
@@ -81,15 +81,15 @@ def jobs_for(
     record before the last epoch of all of them, and gigabytes in each checkpoint (six tables of LSSKD's). Runs that
     stand at different checkpoints are kept apart.
     """
-    missing = store.untrained(with_dependencies(runs), retry_failed)
-    depths = depths_of(missing)
+    missing = store.missing(with_dependencies(runs), retry_failed)
+    depths = dependency_depths(missing)
     long = any(base_scale(run.scale.name) == "paper" for run in missing)
     groups = _groups(missing, store, depths, "student" if workers > 1 or long else "cohort")
-    cohorts = [Cohort(tuple(group), cohort_seconds(group, image_size, images)) for group in groups]
-    return [_job(cohort) for cohort in split_for(cohorts, depths, workers, image_size, images)]
+    cohorts = [CohortPlan(tuple(group), cohort_seconds(group, image_size, images)) for group in groups]
+    return [_job(cohort) for cohort in balance_cohorts(cohorts, depths, workers, image_size, images)]
 
 
-def jobs_of_all(runs: Iterable[Run], store: Store, grouping: Grouping, image_size: int, images: int) -> list[Job]:
+def all_jobs(runs: Iterable[Run], store: Store, grouping: Grouping, image_size: int, images: int) -> list[Job]:
     """Group the runs, also those that have records, with what they depend on into jobs: the plan of a cluster's sweep.
 
     It is the same whatever of it is done, apart from runs that stand at different checkpoints, which are kept apart.
@@ -97,8 +97,8 @@ def jobs_of_all(runs: Iterable[Run], store: Store, grouping: Grouping, image_siz
     everything = with_dependencies(runs)
     groups = [[run] for run in everything]
     if grouping != "run":
-        groups = _groups(everything, store, depths_of(everything), grouping)
-    return [_job(Cohort(tuple(group), cohort_seconds(group, image_size, images))) for group in groups]
+        groups = _groups(everything, store, dependency_depths(everything), grouping)
+    return [_job(CohortPlan(tuple(group), cohort_seconds(group, image_size, images))) for group in groups]
 
 
 def _groups(runs: Sequence[Run], store: Store, depths: Mapping[str, int], grouping: Grouping) -> list[list[Run]]:
@@ -106,19 +106,19 @@ def _groups(runs: Sequence[Run], store: Store, depths: Mapping[str, int], groupi
     needed = {dependency.digest for run in runs for dependency in run.dependencies()}
     folders = {dataset: _folders_to_resume(store, dataset) for dataset in {run.dataset for run in runs}}
     apart = grouping != "cohort"
-    groups: dict[Place, list[Run]] = defaultdict(list)
+    groups: dict[CohortKey, list[Run]] = defaultdict(list)
     for run in runs:
         folder = folders[run.dataset].get(run.id) if folders[run.dataset] else None
         # What others wait for is trained apart, so that they need not wait for anything else; and where there are
         # others to do it, what can start earlier is not held up by what must wait for a head.
         depth = depths[run.digest] if apart else 0
         student = run.student if apart else None
-        place = Place(depth, run.digest in needed, cohort_key(run), folder, teacher_key(run), student)
+        place = CohortKey(depth, run.digest in needed, cohort_key(run), folder, teacher_key(run), student)
         groups[place].append(run)
-    return list(groups.values()) if apart else list(joined_teacher_free(groups).values())
+    return list(groups.values()) if apart else list(merge_teacher_free(groups).values())
 
 
-def _job(cohort: Cohort) -> Job:
+def _job(cohort: CohortPlan) -> Job:
     needs = frozenset(dependency.digest for run in cohort.runs for dependency in run.dependencies())
     return Job(cohort.runs, needs, cohort.seconds)
 

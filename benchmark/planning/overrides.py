@@ -33,7 +33,7 @@ def parse_pair(text: str) -> tuple[str, str]:
     return teacher, student
 
 
-def value_of(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A number, true/false/null where the text is one, else the text itself."""
     try:
         return json.loads(text)
@@ -47,14 +47,14 @@ def parse_settings(assignments: list[str], protocol: Protocol) -> tuple[Protocol
     Raises:
         UserError: a malformed assignment, an unknown method, option or field, a value out of range.
     """
-    check_said_once(assignments)
+    reject_duplicate_overrides(assignments)
     own = f"{PROTOCOL}."
     changes = [assignment.removeprefix(own) for assignment in assignments if assignment.startswith(own)]
     protocol = _changed_protocol(changes, protocol)
     return protocol, method_options([text for text in assignments if not text.startswith(own)], protocol)
 
 
-def check_said_once(assignments: Sequence[str]) -> None:
+def reject_duplicate_overrides(assignments: Sequence[str]) -> None:
     """Refuse assignments that give one field two values.
 
     Raises:
@@ -64,11 +64,11 @@ def check_said_once(assignments: Sequence[str]) -> None:
     for assignment in assignments:
         field, _, text = assignment.partition("=")
         before = said.setdefault(field, text)
-        if value_of(before) != value_of(text):
+        if parse_value(before) != parse_value(text):
             raise UserError(f"--set gives {field} twice, as {before} and as {text}; give it once")
 
 
-def check_set(assignments: Sequence[str], methods: Iterable[str]) -> None:
+def reject_unused_overrides(assignments: Sequence[str], methods: Iterable[str]) -> None:
     """Refuse options of methods that no planned run is of; methods: those of the planned runs.
 
     Raises:
@@ -98,7 +98,7 @@ def _changed_protocol(assignments: list[str], protocol: Protocol) -> Protocol:
         field, _, text = assignment.partition("=")
         if field not in CHANGEABLE:
             raise unknown_name("field of the protocol", field, CHANGEABLE)
-        changes[field] = value_of(text)
+        changes[field] = parse_value(text)
         _check_truth(f"protocol {protocol.name}", field, changes[field], Protocol.model_fields[field].annotation)
     try:
         return Protocol.model_validate(protocol.model_dump() | changes)
@@ -120,7 +120,7 @@ def method_options(assignments: list[str], protocol: Protocol) -> dict[str, dict
             raise UserError(f"--set {assignment!r} is not of the form METHOD.option=value, such as LSSKD.alpha=0.3")
         if option not in method_class(method).Options.model_fields:
             raise unknown_name(f"option of {method}", option, method_class(method).Options.model_fields)
-        chosen[method][option] = value_of(text)
+        chosen[method][option] = parse_value(text)
         kind = method_class(method).Options.model_fields[option].annotation
         _check_truth(method, option, chosen[method][option], kind)
     for method, options in chosen.items():

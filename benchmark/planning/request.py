@@ -39,7 +39,7 @@ SIZE_FOR_LENGTH = 32
 
 
 @dataclass(frozen=True)
-class ReleasedFile:
+class PretrainedFile:
     """A teacher's file as the planner needs to know it."""
 
     teacher: ReleasedTeacher
@@ -47,7 +47,7 @@ class ReleasedFile:
 
 
 @dataclass(frozen=True)
-class Request:
+class RunFactory:
     """What all runs of a plan have in common, and how a cell becomes a run."""
 
     dataset: str
@@ -68,7 +68,7 @@ class Request:
     """Share of the training images; which these are is named by the student's seed, the same for every method."""
     teacher_data: Literal["all", "same"] = "all"
     """Whether teachers and their heads are trained on all images or on the student's."""
-    released: Mapping[str, ReleasedFile] = field(default_factory=dict)
+    released: Mapping[str, PretrainedFile] = field(default_factory=dict)
     """Teachers that come from files, by network."""
     bf16: bool | None = None
     """Whether the device computes in bf16, where it is not one of this machine; None: it is asked."""
@@ -192,14 +192,14 @@ class Request:
         return self._siblings[key].run(seed, share[1], teacher, head, start)
 
 
-def as_long_as(runs: Sequence[Run], other: Run) -> tuple[Run, ...]:
+def match_compute(runs: Sequence[Run], other: Run) -> tuple[Run, ...]:
     """The runs of a cell with their main schedule stretched, so that training one takes the multiply-adds of another.
 
     runs: of one request, and the same but for their seeds.
     """
     first, schedule = runs[0], runs[0].protocol.schedule
     factor = training_multiply_adds(other, SIZE_FOR_LENGTH) / training_multiply_adds(first, SIZE_FOR_LENGTH)
-    stretched = first.with_parts(protocol=first.protocol.changed(schedule=schedule.scaled(factor)))
+    stretched = first.replace_unchecked(protocol=first.protocol.replace(schedule=schedule.scaled(factor)))
     siblings = Siblings(stretched)
     return tuple(siblings.run(run.seed, run.fraction_seed, run.teacher, run.head, run.start) for run in runs)
 
@@ -232,7 +232,7 @@ def label(run: Run) -> str:
 
 
 @dataclass(frozen=True)
-class Wish:
+class RunOptions:
     """What a command asks of all that it regenerates; an empty value leaves the choice to the table or figure."""
 
     scale: str
@@ -253,14 +253,16 @@ class Wish:
     bf16: bool | None = None
     """Whether the device computes in bf16, where it is not one of this machine."""
 
-    def request(self, protocol: str, images: Dataset, released: Mapping[str, ReleasedFile] | None = None) -> Request:
+    def request(
+        self, protocol: str, images: Dataset, released: Mapping[str, PretrainedFile] | None = None
+    ) -> RunFactory:
         """How the cells of a target with this protocol become runs on these images.
 
         Raises:
             UserError: the protocol, an option or the number of epochs is refused.
         """
         recipe, options = parse_settings(list(self.settings), protocol_named(self.protocol or protocol))
-        return Request(
+        return RunFactory(
             dataset=images.name,
             fingerprint=images.fingerprint,
             protocol=recipe,
@@ -284,7 +286,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Part:
+class RunGroup:
     """Runs on one dataset: those of a table, or of a panel of a figure. source: as `load_dataset` takes it."""
 
     title: str

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmark.backbones import network_names
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.spec import Run
-from benchmark.planning.request import Request, as_long_as
+from benchmark.planning.request import RunFactory, match_compute
 from benchmark.plugins.registry import method_class, method_names
 from tables.specification import Column, Row, Table
 
@@ -23,20 +23,20 @@ class Grid:
     chosen: frozenset[tuple[str, str]]
     """The cells that were asked for."""
 
-    def to_train(self) -> list[Run]:
+    def requested_runs(self) -> list[Run]:
         """The runs of the cells that were asked for."""
         return list(dict.fromkeys(run for cell, runs in self.runs.items() if cell in self.chosen for run in runs))
 
 
-def grid_of(
-    table: Table, request: Request, seeds: Iterable[int], methods: Sequence[str] = (), pairs: Sequence[str] = ()
+def plan_table(
+    table: Table, request: RunFactory, seeds: Iterable[int], methods: Sequence[str] = (), pairs: Sequence[str] = ()
 ) -> Grid:
     """The runs of a table, and which of its cells were asked for (all of the default grid if none are named).
 
     Raises:
         UserError: see `selected`; or a row was asked for that no column has a teacher for.
     """
-    table = selected(table, methods, pairs)
+    table = select_rows(table, methods, pairs)
     seeds = tuple(seeds)
     rows = [row for row in table.rows if row.method in method_names()]
     runs = {
@@ -68,7 +68,7 @@ def needs_pair(method: str) -> bool:
     return cls.needs_teacher and not cls.teaches_itself
 
 
-def runs_of(request: Request, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
+def runs_of(request: RunFactory, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
     """The runs of a cell, one for each seed."""
     augmentation = None if row.augment == "standard" else row.augment
 
@@ -78,10 +78,10 @@ def runs_of(request: Request, row: Row, column: Column, seeds: Iterable[int]) ->
     runs = tuple(run(row.method, seed) for seed in seeds)
     if row.as_long_as is None or not runs:
         return runs
-    return as_long_as(runs, run(row.as_long_as, runs[0].seed))
+    return match_compute(runs, run(row.as_long_as, runs[0].seed))
 
 
-def selected(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] = ()) -> Table:
+def select_rows(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] = ()) -> Table:
     """The table with a row more for each method that was named and is not in it.
 
     Raises:

@@ -17,7 +17,7 @@ from benchmark.core.spec import Protocol, ReleasedTeacher
 from benchmark.data.augmentation import evaluation_batches
 from benchmark.data.dataset import Dataset
 from benchmark.method.contract import ROTATIONS
-from benchmark.planning.request import ReleasedFile
+from benchmark.planning.request import PretrainedFile
 from benchmark.plugins.registry import method_class, method_names
 from benchmark.training.evaluation import BATCH_SIZE, evaluate
 from benchmark.training.inputs import recipe_for
@@ -29,7 +29,7 @@ class Teachers:
     """Teachers from files, all by network: where they are, what the planner knows of them, and their figures."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
-    released: Mapping[str, ReleasedFile] = field(default_factory=dict)
+    released: Mapping[str, PretrainedFile] = field(default_factory=dict)
     accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
@@ -44,13 +44,13 @@ class Teachers:
         )
 
 
-def named_files(assignments: Sequence[str], tables: Iterable[Table]) -> dict[str, Path]:
+def parse_teacher_files(assignments: Sequence[str], tables: Iterable[Table]) -> dict[str, Path]:
     """The files of `NETWORK=FILE` assignments, each a teacher of one of the tables.
 
     Raises:
         UserError: a malformed assignment, or a network that is not there or teaches in none of the tables.
     """
-    files = assigned_files(list(assignments), "--teacher-checkpoint")
+    files = parse_file_assignments(list(assignments), "--teacher-checkpoint")
     tables = list(tables)
     teachers: dict[str, None] = {}
     for table in tables:
@@ -68,7 +68,7 @@ def named_files(assignments: Sequence[str], tables: Iterable[Table]) -> dict[str
     return files
 
 
-def read_teachers(
+def load_teachers(
     files: Mapping[str, Path],
     dataset: Dataset,
     protocol: Protocol,
@@ -81,7 +81,7 @@ def read_teachers(
     Raises:
         UserError: a file cannot be read, or does not fit its network or the dataset.
     """
-    released: dict[str, ReleasedFile] = {}
+    released: dict[str, PretrainedFile] = {}
     accuracy: dict[str, dict[str, float]] = {}
     for name, path in files.items():
         weights = load_released(path)
@@ -97,13 +97,13 @@ def read_teachers(
             accuracy[name] = evaluate(network, batches, "fp32")
             line += f": {accuracy[name]['top1']:.2f} % on the test images of {dataset.name}"
         console.print(line, highlight=False, soft_wrap=True)
-        released[name] = ReleasedFile(
+        released[name] = PretrainedFile(
             ReleasedTeacher(network=name, sha256=weights.sha256), weights.auxiliary is not None
         )
     return Teachers(files, released, accuracy)
 
 
-def assigned_files(assignments: list[str], option: str) -> dict[str, Path]:
+def parse_file_assignments(assignments: list[str], option: str) -> dict[str, Path]:
     """`NAME=FILE` assignments as paths by name.
 
     Raises:

@@ -16,7 +16,7 @@ import methods
 from benchmark.core.errors import UserError, invalid_value, unknown_name
 from benchmark.core.spec import Protocol
 from benchmark.method.contract import Method, MethodOptions, View
-from benchmark.plugins.source import place, place_of, place_of_class, words
+from benchmark.plugins.source import describe_error, locate, locate_class, locate_line
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9*+.-]{0,59}")
 """What a method's name is made of: folders of runs and files of reports are named after it."""
@@ -38,8 +38,8 @@ def all_methods() -> dict[str, type[Method]]:
                 other = found.setdefault(value.name, value)
                 if other is not value:
                     raise UserError(
-                        f"{place_of_class(value, 'name')}: the name {value.name!r} is also that of "
-                        f"{place_of_class(other, 'name')}; give one of the two another name"
+                        f"{locate_class(value, 'name')}: the name {value.name!r} is also that of "
+                        f"{locate_class(other, 'name')}; give one of the two another name"
                     )
     return dict(sorted(found.items()))
 
@@ -55,9 +55,9 @@ def _imported(module_info: pkgutil.ModuleInfo) -> ModuleType:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        where, what = place_of(error), words(error)
+        where, what = locate(error), describe_error(error)
         if isinstance(error, SyntaxError) and error.filename:
-            where, what = place(error.filename, error.lineno), f"{type(error).__name__}: {error.msg}"
+            where, what = locate_line(error.filename, error.lineno), f"{type(error).__name__}: {error.msg}"
         where = where or f"{module_info.name.replace('.', '/')}.py"
         raise UserError(f"{where}: {what}; mend the file, or take it out of methods/") from error
 
@@ -70,7 +70,7 @@ def _check_class(cls: type[Method]) -> None:
     """
 
     def refused(attribute: str, what: str) -> UserError:
-        return UserError(f"{place_of_class(cls, attribute)}: class {cls.__name__} {what}")
+        return UserError(f"{locate_class(cls, attribute)}: class {cls.__name__} {what}")
 
     if "name" not in vars(cls):
         raise refused("name", 'has no name of its own; write name = "..." in it')

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import methods
 from benchmark.core.errors import UserError
-from benchmark.io.untrusted import shown
-from benchmark.method.contract import BrokenContract, Method
+from benchmark.io.untrusted import escape_control_chars
+from benchmark.method.contract import ContractError, Method
 
 LONGEST = 300
 """Characters of what an exception says that are shown in a line; its traceback has them all."""
@@ -22,7 +22,7 @@ DESCRIPTIONS = ("paper", "equation", "remark", "golden")
 """Attributes of a method that are for readers and decide nothing."""
 
 
-def place(path: str | Path, line: int | None = None) -> str:
+def locate_line(path: str | Path, line: int | None = None) -> str:
     """A place in a file of methods, as people know it: `methods/logits.py:41`."""
     path = Path(path)
     folder = _folder_of(path)
@@ -35,14 +35,14 @@ def _folder_of(path: Path) -> Path | None:
     return next((Path(folder) for folder in methods.__path__ if path.is_relative_to(folder)), None)
 
 
-def words(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An exception as part of a line: its type and what it says."""
-    text = shown(" ".join(str(error).split()), LONGEST)
+    text = escape_control_chars(" ".join(str(error).split()), LONGEST)
     name = type(error).__name__
     return f"{name}: {text}" if text else name
 
 
-def place_of(error: BaseException, own: str | None = None) -> str | None:
+def locate(error: BaseException, own: str | None = None) -> str | None:
     """Where in the file `own` an exception was raised, or called what raised it; else where in any file of methods.
 
     None where it was in none of them.
@@ -50,22 +50,22 @@ def place_of(error: BaseException, own: str | None = None) -> str | None:
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     places = [(path, line) for path, line in frames if _folder_of(Path(path))]
     inner = [(path, line) for path, line in places if path == own] or places
-    return place(*inner[-1]) if inner else None
+    return locate_line(*inner[-1]) if inner else None
 
 
-def failure(method: type[Method], error: BaseException) -> str:
+def describe_failure(method: type[Method], error: BaseException) -> str:
     """What went wrong with a method, and where in its file, as part of a line."""
-    said = str(error) if isinstance(error, BrokenContract) else f"{method.name}: {words(error)}"
-    where = place_of(error, inspect.getfile(method))
-    if where is None and isinstance(error, BrokenContract):
+    said = str(error) if isinstance(error, ContractError) else f"{method.name}: {describe_error(error)}"
+    where = locate(error, inspect.getfile(method))
+    if where is None and isinstance(error, ContractError):
         # What `forward` has returned is found wrong when it has been left.
         code = inspect.unwrap(method.forward).__code__
-        where = place(code.co_filename, code.co_firstlineno)
+        where = locate_line(code.co_filename, code.co_firstlineno)
     return f"{said} ({where})" if where else said
 
 
 @contextlib.contextmanager
-def explained(method: type[Method], what: str) -> Iterator[None]:
+def user_errors(method: type[Method], what: str) -> Iterator[None]:
     """Within it, what a method raises is refused in one line. what: that cannot be done then, such as `be built`.
 
     Raises:
@@ -77,7 +77,7 @@ def explained(method: type[Method], what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"{method.name} cannot {what}: {failure(method, error).removeprefix(f'{method.name}: ')}"
+            f"{method.name} cannot {what}: {describe_failure(method, error).removeprefix(f'{method.name}: ')}"
         ) from error
 
 
@@ -91,20 +91,20 @@ def check_weights(method: Method) -> None:
     # Asked of the module, a property that raises an AttributeError would be said not to be there.
     weights = own.fget(method) if isinstance(own, property) and own.fget else method.weights
     if not isinstance(weights, Mapping) or not all(isinstance(weight, int | float) for weight in weights.values()):
-        raise BrokenContract(
-            f"{method.name}: weights are {shown(weights, 80)}, and must be numbers by the names of terms"
+        raise ContractError(
+            f"{method.name}: weights are {escape_control_chars(weights, 80)}, and must be numbers by the names of terms"
         )
 
 
-def place_of_class(cls: type, attribute: str | None = None) -> str:
+def locate_class(cls: type, attribute: str | None = None) -> str:
     """Where a class is in its file, or where in it an attribute gets its value."""
     path = inspect.getfile(cls)
     with contextlib.suppress(OSError, SyntaxError, ValueError):
         for node in ast.walk(ast.parse(Path(path).read_bytes())):
             if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
                 lines = [statement.lineno for statement in node.body if attribute in _assigned(statement)]
-                return place(path, lines[-1] if lines else node.lineno)
-    return place(path)
+                return locate_line(path, lines[-1] if lines else node.lineno)
+    return locate_line(path)
 
 
 def _assigned(statement: ast.AST) -> list[str]:
@@ -113,7 +113,7 @@ def _assigned(statement: ast.AST) -> list[str]:
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def code_of(method: type[Method]) -> str:
+def fingerprint_code(method: type[Method]) -> str:
     """A sha256, in hex, of the code that a method is: of its module, and of those of the methods it is derived from.
 
     Comments, layout, docstrings and descriptions do not count. It is that of the files as they were when they were

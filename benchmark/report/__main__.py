@@ -13,7 +13,7 @@ from benchmark.audit.audit import write_audit
 from benchmark.audit.render import summary
 from benchmark.audit.verdicts import Audit
 from benchmark.cli.app import run_app
-from benchmark.cli.options import Pages, Runs, check_there
+from benchmark.cli.options import Pages, Runs, check_exists
 from benchmark.io.files import check_writable, replacing, write_text
 from benchmark.report import figures, text
 from benchmark.report.data import OWN_METHOD, Report, collect
@@ -21,7 +21,7 @@ from benchmark.report.figures import Drawing
 from benchmark.report.html import to_html
 from benchmark.report.pdf import to_pdf
 from benchmark.report.wording import records_line
-from benchmark.results import frame_of
+from benchmark.results import to_dataframe
 from tables.render import write_reports
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -39,7 +39,7 @@ def main(
 ) -> int:
     """Write index.html, report.pdf, report.md, tables.tex, every table and figure, the audit, and all records."""
     console = Console()
-    check_there(runs)
+    check_exists(runs)
     check_writable(reports, "--reports")
     with console.status("reading records"):
         report = collect(runs, method, scale, table or ())
@@ -59,7 +59,7 @@ def _write(report: Report, drawings: list[Drawing], audit: Audit, folder: Path) 
     written = write_audit(audit, folder)
     for table in report.tables:
         written += write_reports(table.result, folder, table.stem)
-    frame = frame_of(report.records)
+    frame = to_dataframe(report.records)
     with replacing(folder / "records.parquet") as file:
         frame.to_parquet(file.temporary)
     write_text(folder / "records.csv", frame.to_csv(index=False, lineterminator="\n"))

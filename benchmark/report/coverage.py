@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmark.core.protocols import PAPER, SCALES, base_scale
-from benchmark.report.table import Datum, Heading, Listing, number, word
+from benchmark.report.table import ReportCell, ReportColumn, ReportTable, number, word
 from tables.result import NEVER, TableResult
 
 
@@ -93,22 +93,22 @@ def sentences(counted: Sequence[Coverage]) -> list[str]:
     return said
 
 
-def listed(counted: Sequence[Coverage]) -> Listing:
+def listed(counted: Sequence[Coverage]) -> ReportTable:
     """A line for each table and setting."""
     headings = (
-        Heading("table", numeric=False),
-        Heading("scale", numeric=False),
-        Heading("dataset", numeric=False),
-        Heading("protocol", numeric=False),
-        Heading("cells", "that a run can fill"),
-        Heading("done", "all seeds asked for are finished"),
-        Heading("partial", "some seeds are finished"),
-        Heading("failed"),
-        Heading("not run yet"),
+        ReportColumn("table", numeric=False),
+        ReportColumn("scale", numeric=False),
+        ReportColumn("dataset", numeric=False),
+        ReportColumn("protocol", numeric=False),
+        ReportColumn("cells", "that a run can fill"),
+        ReportColumn("done", "all seeds asked for are finished"),
+        ReportColumn("partial", "some seeds are finished"),
+        ReportColumn("failed"),
+        ReportColumn("not run yet"),
     )
     lines = tuple(
         (
-            Datum(f"Table {coverage.table}", coverage.table),
+            ReportCell(f"Table {coverage.table}", coverage.table),
             word(coverage.scale, "" if coverage.comparable else "not comparable"),
             word(coverage.dataset),
             word(coverage.protocol),
@@ -120,7 +120,7 @@ def listed(counted: Sequence[Coverage]) -> Listing:
         )
         for coverage in counted
     )
-    return Listing("Coverage", headings, lines)
+    return ReportTable("Coverage", headings, lines)
 
 
 def _order(scale: str) -> tuple[int, str]:

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.analysis.query import Collection, Setting
-from benchmark.analysis.tables import empty_result, results_for
+from benchmark.analysis.query import ExperimentSetting, RecordQuery
+from benchmark.analysis.tables import empty_result, make_table_results
 from benchmark.core.errors import unknown_name
 from benchmark.core.protocols import PAPER, SCALES, base_scale, scale_named
 from benchmark.plugins.registry import method_names
 from benchmark.report import coverage, metrics, runs
 from benchmark.report.coverage import Coverage
-from benchmark.report.table import Listing
-from benchmark.results.provenance import made_by
+from benchmark.report.table import ReportTable
+from benchmark.results.provenance import describe_environment
 from benchmark.results.record import Record
 from benchmark.results.store import Store
 from tables.escaping import Markup
 from tables.result import TableResult
 from tables.specification import Table, load_table, table_names
-from tables.view import Page, page_of
+from tables.view import Page, make_page
 
 TITLE = "Knowledge distillation, reproduced"
 OWN_METHOD = "LSSKD"
@@ -37,10 +37,10 @@ class TableReport:
     result: TableResult
     page: Page
     stem: str
-    differences: Listing | None
-    figures: Listing | None
-    costs: Listing | None
-    prices: Listing | None
+    differences: ReportTable | None
+    figures: ReportTable | None
+    costs: ReportTable | None
+    prices: ReportTable | None
 
     def file(self, ending: str) -> Markup:
         """The name of one of its files, which holds nothing that a format would read (letters, digits and `._-`)."""
@@ -73,12 +73,12 @@ class Report:
 
     method: str
     scale: str
-    collection: Collection
+    collection: RecordQuery
     tables: tuple[TableReport, ...]
     covered: tuple[Coverage, ...]
-    runs: Listing
-    provenance: Listing
-    exported: Listing | None
+    runs: ReportTable
+    provenance: ReportTable
+    exported: ReportTable | None
     curves: dict[str, dict[str, Any]]
     damaged: tuple[str, ...]
     generated_from: str
@@ -100,7 +100,7 @@ class Report:
         return coverage.sentences(self.covered)
 
     @property
-    def coverage(self) -> Listing:
+    def coverage(self) -> ReportTable:
         """A line for each table and setting."""
         return coverage.listed(self.covered)
 
@@ -125,7 +125,7 @@ def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Seque
     if method != OWN_METHOD and method not in (*rows, *method_names()):
         raise unknown_name("row of the tables or method", method, dict.fromkeys((*rows, *method_names())))
     records, damaged = Store(root).readable()
-    collection = Collection(records, Store(root).released_figures())
+    collection = RecordQuery(records, Store(root).teacher_metrics())
     pairs = list(zip(collection.runs, collection.records, strict=True))
     settings = [
         found
@@ -133,7 +133,7 @@ def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Seque
         if not scale or scale in (found.scale.name, base_scale(found.scale.name))
     ]
     settings.sort(key=_order)
-    results = [result for table in specifications for result in results_for(table, collection, settings)]
+    results = [result for table in specifications for result in make_table_results(table, collection, settings)]
     edges, unreadable = runs.edges(pairs, {run.id: Store(root).folder(run) for run in collection.runs})
     return Report(
         method=method,
@@ -146,7 +146,7 @@ def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Seque
         exported=runs.listed_edges(pairs, edges),
         curves=runs.curves(pairs),
         damaged=(*damaged, *unreadable),
-        generated_from=made_by(),
+        generated_from=describe_environment(),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
@@ -164,7 +164,7 @@ def _reports(results: Sequence[TableResult], method: str, edges: runs.Edges) -> 
         reports.append(
             TableReport(
                 result=result,
-                page=page_of(result),
+                page=make_page(result),
                 stem=stem,
                 differences=metrics.differences(result, own) if own else None,
                 figures=metrics.figures(result),
@@ -187,7 +187,7 @@ def _covered(tables: Sequence[Table], results: Sequence[TableResult]) -> list[Co
     return covered
 
 
-def _order(setting: Setting) -> tuple[int, str, str, str]:
+def _order(setting: ExperimentSetting) -> tuple[int, str, str, str]:
     """Paper scale first."""
     names = [*reversed(SCALES)]
     base = base_scale(setting.scale.name)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.analysis.figures import collected
-from benchmark.analysis.tables import results_for
-from benchmark.audit.audit import audit_of
-from benchmark.audit.claims import Claims, load_claims
+from benchmark.analysis.figures import collect_figure_runs
+from benchmark.analysis.tables import make_table_results
+from benchmark.audit.audit import make_audit
+from benchmark.audit.claims import ClaimSet, load_claims
 from benchmark.audit.results import panels_of
 from benchmark.audit.verdicts import Audit
 from benchmark.report.data import Report
@@ -74,7 +74,7 @@ def draw(report: Report, folder: Path) -> list[Drawing]:
     """
     drawings = []
     for name in figure_names():
-        for result in collected(load_figure(name), report.collection, report.scale or None):
+        for result in collect_figure_runs(load_figure(name), report.collection, report.scale or None):
             files = {path.suffix.removeprefix("."): path for path in write_figure(result, folder)}
             drawings.append(Drawing(result, files))
     return sorted(drawings, key=lambda drawing: (drawing.result.figure.name, not drawing.result.has_values()))
@@ -83,10 +83,10 @@ def draw(report: Report, folder: Path) -> list[Drawing]:
 def audit(report: Report, drawings: Sequence[Drawing]) -> Audit:
     """The paper's text against its own tables and the runs of the report."""
     claims = load_claims()
-    return audit_of(claims, [*_tables(report, claims), *panels_of(drawing.result for drawing in drawings)])
+    return make_audit(claims, [*_tables(report, claims), *panels_of(drawing.result for drawing in drawings)])
 
 
-def _tables(report: Report, claims: Claims) -> Iterable[TableResult]:
+def _tables(report: Report, claims: ClaimSet) -> Iterable[TableResult]:
     """The report's results of the tables that claims are about; collected now where the report has others."""
     found = {table.page.name for table in report.tables}
     for table in report.tables:
@@ -94,4 +94,4 @@ def _tables(report: Report, claims: Claims) -> Iterable[TableResult]:
             yield table.result
     for name, table_of_claims in claims.loaded.items():
         if name not in found:
-            yield from results_for(table_of_claims, report.collection, report.collection.settings())
+            yield from make_table_results(table_of_claims, report.collection, report.collection.settings())

@@ -6,19 +6,19 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from benchmark.core.statistics import LEAST, LEVEL, Difference, common_seeds, paired_difference, pooled_difference
+from benchmark.core.statistics import LEAST, LEVEL, PairedDifference, common_seeds, paired_difference, pooled_difference
 from benchmark.report.table import (
     EMPTY,
-    Datum,
-    Heading,
-    Listing,
+    ReportCell,
+    ReportColumn,
+    ReportTable,
     count,
+    format_minus,
     mean_of,
     mebibytes,
     number,
     power,
     signed,
-    signless,
     spread,
     word,
 )
@@ -42,7 +42,7 @@ def measured_cells(result: TableResult, teachers: bool = True) -> Iterator[Cell]
                 yield cell
 
 
-def differences(result: TableResult, row: str) -> Listing | None:
+def differences(result: TableResult, row: str) -> ReportTable | None:
     """A row minus every other one, paired by seed, in each column and over columns; None where nothing can be paired.
 
     (Pairing and pooling are those of `benchmark.core.statistics`.)
@@ -65,10 +65,12 @@ def differences(result: TableResult, row: str) -> Listing | None:
         lines.append(tuple(line))
     if not lines:
         return None
-    headings = [Heading("minus", numeric=False), *map(Heading, columns)]
+    headings = [ReportColumn("minus", numeric=False), *map(ReportColumn, columns)]
     if pooled:
-        headings.append(Heading("mean of\nthe columns", "at each seed the mean over the columns that both rows have"))
-    return Listing(
+        headings.append(
+            ReportColumn("mean of\nthe columns", "at each seed the mean over the columns that both rows have")
+        )
+    return ReportTable(
         f"{row} minus the other rows, paired by seed", tuple(headings), tuple(lines), _caveats(fewest or 0, most)
     )
 
@@ -91,29 +93,29 @@ def _caveats(fewest: int, most: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _difference(difference: Difference | None) -> Datum:
+def _difference(difference: PairedDifference | None) -> ReportCell:
     if difference is None:
         return EMPTY
     lines = []
     if difference.interval is not None:
         low, high = difference.interval
-        lines.append(f"[{signless(f'{low:.2f}')}, {signless(f'{high:.2f}')}]")
+        lines.append(f"[{format_minus(f'{low:.2f}')}, {format_minus(f'{high:.2f}')}]")
     seeds = f"n={difference.n}"
     if difference.p_value is not None:
         p_value = "p < 0.001" if difference.p_value < 0.001 else f"p = {difference.p_value:.3f}"
         seeds = f"{p_value}, {seeds}"
-    return Datum(signed(difference.mean), difference.mean, "\n".join([*lines, seeds]))
+    return ReportCell(signed(difference.mean), difference.mean, "\n".join([*lines, seeds]))
 
 
-def _pooled(pairs: list[tuple[dict[int, float], dict[int, float]]], columns: int) -> Datum:
+def _pooled(pairs: list[tuple[dict[int, float], dict[int, float]]], columns: int) -> ReportCell:
     if not common_seeds(by_seed for pair in pairs for by_seed in pair):
-        return Datum("\N{EN DASH}", None, "no seed that all columns have")
+        return ReportCell("\N{EN DASH}", None, "no seed that all columns have")
     found = _difference(pooled_difference(pairs))
     of = "" if len(pairs) == columns else f", {len(pairs)} of {columns} columns"
-    return Datum(found.text, found.key, found.below + of)
+    return ReportCell(found.text, found.key, found.below + of)
 
 
-def figures(result: TableResult) -> Listing | None:
+def figures(result: TableResult) -> ReportTable | None:
     """Every figure of the last epoch, mean and standard deviation over seeds; None where nothing was measured."""
     lines = []
     cells = list(measured_cells(result))
@@ -129,34 +131,34 @@ def figures(result: TableResult) -> Listing | None:
     if not lines:
         return None
     headings = [
-        Heading("method", numeric=False),
-        Heading("column", numeric=False),
-        Heading("n", "the number of seeds"),
-        Heading("top-1, %"),
-        Heading("top-5, %"),
-        Heading("NLL", "negative log-likelihood, the mean cross entropy in nats"),
-        Heading("ECE, %", "expected calibration error, 15 bins of equal width"),
+        ReportColumn("method", numeric=False),
+        ReportColumn("column", numeric=False),
+        ReportColumn("n", "the number of seeds"),
+        ReportColumn("top-1, %"),
+        ReportColumn("top-5, %"),
+        ReportColumn("NLL", "negative log-likelihood, the mean cross entropy in nats"),
+        ReportColumn("ECE, %", "expected calibration error, 15 bins of equal width"),
     ]
     if staged:
         headings += [
-            Heading(
+            ReportColumn(
                 "stages, %", "top-1 of the classifier of each stage, from the first on: class scores, upright images"
             ),
-            Heading("stages, joint, %", "the same for class and rotation at once, over the four rotated views"),
+            ReportColumn("stages, joint, %", "the same for class and rotation at once, over the four rotated views"),
         ]
-    return Listing("All figures of the last epoch", tuple(headings), tuple(lines))
+    return ReportTable("All figures of the last epoch", tuple(headings), tuple(lines))
 
 
-def _stages(cell: Cell, name: str) -> Datum:
+def _stages(cell: Cell, name: str) -> ReportCell:
     """The accuracy of every stage, the mean over the seeds that record it."""
     known = [seed.figures[name] for seed in cell.finished if seed.figures.get(name)]
     if not known or len({len(stages) for stages in known}) > 1:
         return EMPTY
     means = [sum(stages) / len(known) for stages in zip(*known, strict=True)]
-    return Datum(" · ".join(f"{mean:.1f}" for mean in means), means[-1])
+    return ReportCell(" · ".join(f"{mean:.1f}" for mean in means), means[-1])
 
 
-def costs(result: TableResult, edges: Mapping[str, Mapping[str, Any]] | None = None) -> Listing | None:
+def costs(result: TableResult, edges: Mapping[str, Mapping[str, Any]] | None = None) -> ReportTable | None:
     """The price of every measured cell, the mean over seeds; None where nothing was measured.
 
     edges: by run id, what `benchmark.export` measured; where there is some, latencies stand in the table too.
@@ -193,17 +195,17 @@ def costs(result: TableResult, edges: Mapping[str, Mapping[str, Any]] | None = N
         return None
     shown = len(_COST_HEADINGS) + (len(_EDGE_HEADINGS) if any(line[-1] is not EMPTY for line in lines) else 0)
     headings = (*_COST_HEADINGS, *_EDGE_HEADINGS)[:shown]
-    return Listing("What each row costs", headings, tuple(line[:shown] for line in lines), _COST_NOTES)
+    return ReportTable("What each row costs", headings, tuple(line[:shown] for line in lines), _COST_NOTES)
 
 
-def _latencies(cell: Cell, edges: Mapping[str, Mapping[str, Any]]) -> tuple[Datum, Datum]:
+def _latencies(cell: Cell, edges: Mapping[str, Mapping[str, Any]]) -> tuple[ReportCell, ReportCell]:
     """Median milliseconds for one image, in fp32 and in int8: the mean over the seeds that were exported."""
     found = [edges[seed.run] for seed in cell.finished if seed.run in edges]
     fp32, int8 = (mean_of([edge[kind]["latency"]["1"]["median_ms"] for edge in found]) for kind in ("fp32", "int8"))
     return number(fp32, 3), number(int8, 3)
 
 
-def prices(result: TableResult) -> Listing | None:
+def prices(result: TableResult) -> ReportTable | None:
     """What each method costs and gives, as multiples of Baseline's and averages over the columns that have both.
 
     None where nothing was measured.
@@ -220,7 +222,7 @@ def prices(result: TableResult) -> Listing | None:
             (
                 word(row),
                 number(len(own), 0),
-                Datum(signed(gained), gained, f"over {len(gains)}" if len(gains) != len(own) else "")
+                ReportCell(signed(gained), gained, f"over {len(gains)}" if len(gains) != len(own) else "")
                 if gained is not None
                 else EMPTY,
                 _times(pairs, _own_total),
@@ -233,10 +235,10 @@ def prices(result: TableResult) -> Listing | None:
                 mebibytes(mean_of([_mean_price(cell, "peak_memory_bytes") for cell in own])),
             )
         )
-    return Listing("Price of each method", _PRICE_HEADINGS, tuple(lines), _PRICE_NOTES) if lines else None
+    return ReportTable("Price of each method", _PRICE_HEADINGS, tuple(lines), _PRICE_NOTES) if lines else None
 
 
-def _times(pairs: list[tuple[Cell, Cell]], figure: Callable[[Cell], float | None]) -> Datum:
+def _times(pairs: list[tuple[Cell, Cell]], figure: Callable[[Cell], float | None]) -> ReportCell:
     """The mean over columns of a figure as a multiple of Baseline's."""
     ratios = [(figure(cell), figure(base)) for cell, base in pairs]
     known = [own / base if own is not None and base else None for own, base in ratios]
@@ -244,44 +246,44 @@ def _times(pairs: list[tuple[Cell, Cell]], figure: Callable[[Cell], float | None
 
 
 _PRICE_HEADINGS = (
-    Heading("method", numeric=False),
-    Heading("columns", "how many of the table's are measured"),
-    Heading("gain,\npoints", "over Baseline, paired by seed, the mean over columns"),
-    Heading("training", "multiply-adds of training the row, its teacher's forwards included"),
-    Heading("with\nteacher", "the same with the training of all that it depends on"),
-    Heading("time of\nan epoch", "its teacher's forwards included, on whatever device the runs had"),
-    Heading("device\nhours", "of a run with all that it depends on, the mean over columns"),
-    Heading("parameters,\ntraining", "of all that learns"),
-    Heading("parameters,\nuse", "of the student as it is used"),
-    Heading("multiply-adds,\nuse", "of the student for one image"),
-    Heading("peak\nmemory", "of the process that trained it, which may have trained others beside it"),
+    ReportColumn("method", numeric=False),
+    ReportColumn("columns", "how many of the table's are measured"),
+    ReportColumn("gain,\npoints", "over Baseline, paired by seed, the mean over columns"),
+    ReportColumn("training", "multiply-adds of training the row, its teacher's forwards included"),
+    ReportColumn("with\nteacher", "the same with the training of all that it depends on"),
+    ReportColumn("time of\nan epoch", "its teacher's forwards included, on whatever device the runs had"),
+    ReportColumn("device\nhours", "of a run with all that it depends on, the mean over columns"),
+    ReportColumn("parameters,\ntraining", "of all that learns"),
+    ReportColumn("parameters,\nuse", "of the student as it is used"),
+    ReportColumn("multiply-adds,\nuse", "of the student for one image"),
+    ReportColumn("peak\nmemory", "of the process that trained it, which may have trained others beside it"),
 )
 _PRICE_NOTES = (
     "\N{MULTIPLICATION SIGN}: a multiple of what Baseline needs for the same student, the mean over columns.",
 )
 
 _COST_HEADINGS = (
-    Heading("method", numeric=False),
-    Heading("column", numeric=False),
-    Heading("n", "the number of seeds"),
-    Heading("epochs"),
-    Heading("training", "multiply-adds of training the run, its teacher's forwards included"),
-    Heading("its\nteacher", "multiply-adds of training all that it depends on: teacher, head, first stage"),
-    Heading("of\nBaseline", "training and teacher together, as a multiple of row Baseline's in the same column"),
-    Heading("device\nhours", "of training the run, its share of the teacher's forwards included"),
-    Heading("its\nteacher's", "device hours of training all that it depends on"),
-    Heading("s/epoch", "seconds of an epoch, its teacher's forwards included"),
-    Heading("with\nteacher", "the same with the training of its teacher spread over the epochs"),
-    Heading("parameters", "of the student as it is used"),
-    Heading("in\ntraining", "parameters of all that learns: student, branches, heads"),
-    Heading("per\nimage", "multiply-adds of the student for one image, as it is used"),
-    Heading("peak\nmemory", "of the process that trained it, which may have trained others beside it"),
+    ReportColumn("method", numeric=False),
+    ReportColumn("column", numeric=False),
+    ReportColumn("n", "the number of seeds"),
+    ReportColumn("epochs"),
+    ReportColumn("training", "multiply-adds of training the run, its teacher's forwards included"),
+    ReportColumn("its\nteacher", "multiply-adds of training all that it depends on: teacher, head, first stage"),
+    ReportColumn("of\nBaseline", "training and teacher together, as a multiple of row Baseline's in the same column"),
+    ReportColumn("device\nhours", "of training the run, its share of the teacher's forwards included"),
+    ReportColumn("its\nteacher's", "device hours of training all that it depends on"),
+    ReportColumn("s/epoch", "seconds of an epoch, its teacher's forwards included"),
+    ReportColumn("with\nteacher", "the same with the training of its teacher spread over the epochs"),
+    ReportColumn("parameters", "of the student as it is used"),
+    ReportColumn("in\ntraining", "parameters of all that learns: student, branches, heads"),
+    ReportColumn("per\nimage", "multiply-adds of the student for one image, as it is used"),
+    ReportColumn("peak\nmemory", "of the process that trained it, which may have trained others beside it"),
 )
 _EDGE_HEADINGS = (
-    Heading(
+    ReportColumn(
         "fp32,\nms", "median latency for one image of an exported network, on the processor that it was exported on"
     ),
-    Heading("int8,\nms", "the same in int8"),
+    ReportColumn("int8,\nms", "the same in int8"),
 )
 _COST_NOTES = (
     "Means over the n seeds. A teacher that several runs share is counted in full for each of them. Device hours "
@@ -317,8 +319,8 @@ def _total(cell: Cell) -> float | None:
     return None if own is None or teacher is None else own + teacher
 
 
-def _hours(seconds: float | None) -> Datum:
+def _hours(seconds: float | None) -> ReportCell:
     if seconds is None:
         return EMPTY
     hours = seconds / HOUR
-    return Datum(f"{hours:,.2f}" if hours >= 0.005 or not hours else "< 0.01", hours)
+    return ReportCell(f"{hours:,.2f}" if hours >= 0.005 or not hours else "< 0.01", hours)

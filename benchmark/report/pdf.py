@@ -15,11 +15,11 @@ from benchmark.audit.verdicts import Audit
 from benchmark.report import wording
 from benchmark.report.data import TITLE, Report
 from benchmark.report.figures import Drawing
-from benchmark.report.table import Datum, Listing
+from benchmark.report.table import ReportCell, ReportTable
 from benchmark.report.typst_markup import escape_typst, finalise, typst_string
 from tables.escaping import Markup
 from tables.result import ABSENT
-from tables.view import Entry, Marks, Page
+from tables.view import Marks, Page, PageCell
 
 MOST_UPRIGHT = 6
 """Columns of results that an upright page has room for."""
@@ -74,7 +74,7 @@ def to_pdf(report: Report, drawings: Sequence[Drawing], audit: Audit) -> bytes:
     return compiled
 
 
-def listing_markup(listing: Listing, size: float) -> Markup:
+def listing_markup(listing: ReportTable, size: float) -> Markup:
     """A table in letters of so many points, its head repeated on every page."""
     aligned = ", ".join("right" if heading.numeric else "left" for heading in listing.headings)
     head = ", ".join(f"[{_lines(heading.lines)}]" for heading in listing.headings)
@@ -115,12 +115,12 @@ def _lines(parts: Sequence[str]) -> str:
     return " \\ ".join(escape_typst(part) for part in parts if part)
 
 
-def _datum(datum: Datum) -> str:
+def _datum(datum: ReportCell) -> str:
     below = "".join(f" \\ #small[{escape_typst(line)}]" for line in datum.below.splitlines())
     return f"[{escape_typst(datum.text)}{below}]"
 
 
-def _entry(entry: Entry) -> str:
+def _entry(entry: PageCell) -> str:
     if entry.summary:
         mean = {1: "#strong[{}]", 2: "#underline[{}]"}.get(entry.rank, "{}").format(escape_typst(entry.mean))
         spread = f" {escape_typst(f'± {entry.std}')}" if entry.std else ""

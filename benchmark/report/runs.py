@@ -12,8 +12,8 @@ from benchmark.core.errors import UserError
 from benchmark.core.protocols import CHANGEABLE, PROTOCOLS
 from benchmark.core.spec import Protocol, Run
 from benchmark.planning.request import label
-from benchmark.report.table import Datum, Heading, Listing, count, counted, number, power, word
-from benchmark.results.provenance import unlike
+from benchmark.report.table import ReportCell, ReportColumn, ReportTable, count, counted, number, power, word
+from benchmark.results.provenance import changed_settings
 from benchmark.results.record import Record
 from tables.escaping import plain
 
@@ -43,31 +43,31 @@ def protocol_changes(protocol: Protocol) -> str:
     return ", ".join(f"{name} = {value}" for name, value in changes.items())
 
 
-def listed_runs(pairs: Pairs) -> Listing:
+def listed_runs(pairs: Pairs) -> ReportTable:
     """Every record, newest last as they are stored, with what is not usual about it."""
     headings = (
-        Heading("run", numeric=False),
-        Heading("student", numeric=False),
-        Heading("teacher", numeric=False),
-        Heading("dataset", numeric=False),
-        Heading("scale", numeric=False),
-        Heading("protocol", numeric=False),
-        Heading("epochs"),
-        Heading("precision", numeric=False),
-        Heading("seed"),
-        Heading("status", numeric=False),
-        Heading("top-1, %", "after the last epoch"),
-        Heading("written", numeric=False),
+        ReportColumn("run", numeric=False),
+        ReportColumn("student", numeric=False),
+        ReportColumn("teacher", numeric=False),
+        ReportColumn("dataset", numeric=False),
+        ReportColumn("scale", numeric=False),
+        ReportColumn("protocol", numeric=False),
+        ReportColumn("epochs"),
+        ReportColumn("precision", numeric=False),
+        ReportColumn("seed"),
+        ReportColumn("status", numeric=False),
+        ReportColumn("top-1, %", "after the last epoch"),
+        ReportColumn("written", numeric=False),
     )
-    return Listing("All runs", headings, tuple(_line(run, record) for run, record in pairs))
+    return ReportTable("All runs", headings, tuple(_line(run, record) for run, record in pairs))
 
 
-def _line(run: Run, record: Record) -> tuple[Datum, ...]:
+def _line(run: Run, record: Record) -> tuple[ReportCell, ...]:
     changes = protocol_changes(run.protocol)
     made = record["provenance"]
     name = name_of(run)
     return (
-        Datum(name, name.casefold(), "", key_of(run.id) if has_curves(record) else ""),
+        ReportCell(name, name.casefold(), "", key_of(run.id) if has_curves(record) else ""),
         word(run.student),
         word(run.teacher_network or "", "from a file" if run.teacher and not isinstance(run.teacher, Run) else ""),
         word(run.dataset, f"{run.validation:.0%} held out" if run.validation else ""),
@@ -86,7 +86,7 @@ def _status(record: Record) -> tuple[str, str]:
     """How a run ended, with what differed between its pieces; and why, or how many pieces it was trained in."""
     pieces = record["provenance"].get("pieces")
     pieces = [part for part in pieces if isinstance(part, dict)] if isinstance(pieces, list) else []
-    mixed = [name.replace("_", " ") for name in unlike(pieces)]
+    mixed = [name.replace("_", " ") for name in changed_settings(pieces)]
     text = record["status"] + (f", pieces on different {', '.join(mixed)}" if mixed else "")
     return text, str(record.get("reason", "")) or (f"in {len(pieces)} pieces" if len(pieces) > 1 else "")
 
@@ -122,7 +122,7 @@ def _hundredths(value: float | None) -> float | None:
     return round(value, 2) if value is not None and math.isfinite(value) else None
 
 
-def provenance(records: Iterable[Record]) -> Listing:
+def provenance(records: Iterable[Record]) -> ReportTable:
     """What made the runs, a line for each different environment. Hosts and commands stay in the records."""
     fields = ("version", "commit", "torch", "cuda", "python", "device_name", "threads", "precision")
     found: Counter[tuple[str, ...]] = Counter()
@@ -140,18 +140,18 @@ def provenance(records: Iterable[Record]) -> Listing:
         days = written[0] if written[0] == written[-1] else f"{written[0]} to {written[-1]}"
         lines.append((word(version), word(short), *map(word, rest), number(runs, 0), word(days)))
     headings = (
-        Heading("version", numeric=False),
-        Heading("commit", "+dirty: files differed from it", numeric=False),
-        Heading("torch", numeric=False),
-        Heading("CUDA", numeric=False),
-        Heading("Python", numeric=False),
-        Heading("device", numeric=False),
-        Heading("threads"),
-        Heading("precision", numeric=False),
-        Heading("runs"),
-        Heading("written", numeric=False),
+        ReportColumn("version", numeric=False),
+        ReportColumn("commit", "+dirty: files differed from it", numeric=False),
+        ReportColumn("torch", numeric=False),
+        ReportColumn("CUDA", numeric=False),
+        ReportColumn("Python", numeric=False),
+        ReportColumn("device", numeric=False),
+        ReportColumn("threads"),
+        ReportColumn("precision", numeric=False),
+        ReportColumn("runs"),
+        ReportColumn("written", numeric=False),
     )
-    return Listing("What made the runs", headings, tuple(lines))
+    return ReportTable("What made the runs", headings, tuple(lines))
 
 
 def edges(pairs: Pairs, folders: Mapping[str, Path]) -> tuple[Edges, list[str]]:
@@ -180,34 +180,34 @@ def edges(pairs: Pairs, folders: Mapping[str, Path]) -> tuple[Edges, list[str]]:
     return found, damaged
 
 
-def listed_edges(pairs: Pairs, found: Edges) -> Listing | None:
+def listed_edges(pairs: Pairs, found: Edges) -> ReportTable | None:
     """A line for each exported run; None for none."""
     lines = [_edge_line(run, found[run.id]) for run, _ in pairs if run.id in found]
-    return Listing("Exported networks", _EDGE_HEADINGS, tuple(lines)) if lines else None
+    return ReportTable("Exported networks", _EDGE_HEADINGS, tuple(lines)) if lines else None
 
 
 _EDGE_HEADINGS = (
-    Heading("run", numeric=False),
-    Heading("student", numeric=False),
-    Heading("seed"),
-    Heading("scale", numeric=False),
-    Heading("parameters", "in the file, equal to the Baseline network's"),
-    Heading("per\nimage", "multiply-adds, equal to the Baseline network's"),
-    Heading("logits\noff by", "largest difference between the file's logits and the training network's"),
-    Heading("fp32,\nMiB"),
-    Heading("int8,\nMiB"),
-    Heading("fp32\ntop-1, %"),
-    Heading("int8\ntop-1, %"),
-    Heading("lost,\npoints", "top-1 in fp32 minus top-1 in int8"),
-    Heading("fp32, ms,\nbatch 1", "median milliseconds for a batch of one image; below, 10th to 90th percentile"),
-    Heading("int8, ms,\nbatch 1", "the same in int8"),
-    Heading("fp32, ms,\nbatch 64", "the same for a batch of 64"),
-    Heading("int8, ms,\nbatch 64", "the same in int8"),
-    Heading("processor", "with the threads used and the version of onnxruntime", numeric=False),
+    ReportColumn("run", numeric=False),
+    ReportColumn("student", numeric=False),
+    ReportColumn("seed"),
+    ReportColumn("scale", numeric=False),
+    ReportColumn("parameters", "in the file, equal to the Baseline network's"),
+    ReportColumn("per\nimage", "multiply-adds, equal to the Baseline network's"),
+    ReportColumn("logits\noff by", "largest difference between the file's logits and the training network's"),
+    ReportColumn("fp32,\nMiB"),
+    ReportColumn("int8,\nMiB"),
+    ReportColumn("fp32\ntop-1, %"),
+    ReportColumn("int8\ntop-1, %"),
+    ReportColumn("lost,\npoints", "top-1 in fp32 minus top-1 in int8"),
+    ReportColumn("fp32, ms,\nbatch 1", "median milliseconds for a batch of one image; below, 10th to 90th percentile"),
+    ReportColumn("int8, ms,\nbatch 1", "the same in int8"),
+    ReportColumn("fp32, ms,\nbatch 64", "the same for a batch of 64"),
+    ReportColumn("int8, ms,\nbatch 64", "the same in int8"),
+    ReportColumn("processor", "with the threads used and the version of onnxruntime", numeric=False),
 )
 
 
-def _edge_line(run: Run, edge: Mapping[str, Any]) -> tuple[Datum, ...]:
+def _edge_line(run: Run, edge: Mapping[str, Any]) -> tuple[ReportCell, ...]:
     small, large = edge["int8"], edge["fp32"]
     threads = counted(edge["threads"], "thread")
     return (
@@ -217,7 +217,7 @@ def _edge_line(run: Run, edge: Mapping[str, Any]) -> tuple[Datum, ...]:
         word(run.scale.name),
         count(edge["parameters"]),
         power(edge["multiply_adds"]),
-        Datum(f"{edge['logits']['difference']:.1e}".replace("-", "\N{MINUS SIGN}"), edge["logits"]["difference"]),
+        ReportCell(f"{edge['logits']['difference']:.1e}".replace("-", "\N{MINUS SIGN}"), edge["logits"]["difference"]),
         number(large["bytes"] / MEBIBYTE),
         number(small["bytes"] / MEBIBYTE),
         number(large["top1"]),
@@ -228,7 +228,7 @@ def _edge_line(run: Run, edge: Mapping[str, Any]) -> tuple[Datum, ...]:
     )
 
 
-def _milliseconds(latency: dict[str, float]) -> Datum:
-    return Datum(
+def _milliseconds(latency: dict[str, float]) -> ReportCell:
+    return ReportCell(
         f"{latency['median_ms']:.3g}", latency["median_ms"], f"{latency['p10_ms']:.3g} to {latency['p90_ms']:.3g}"
     )

@@ -13,7 +13,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 @dataclass(frozen=True)
-class Datum:
+class ReportCell:
     """What stands in one place of a table.
 
     key: what it is sorted by, None for what has nothing to say; below: smaller lines under it; run: the run whose
@@ -26,11 +26,11 @@ class Datum:
     run: str = ""
 
 
-EMPTY = Datum(NOTHING)
+EMPTY = ReportCell(NOTHING)
 
 
 @dataclass(frozen=True)
-class Heading:
+class ReportColumn:
     """Of a column.
 
     title: in one line or several; hint: what it is, where that needs to be said; numeric: set flush right.
@@ -53,80 +53,80 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Listing:
+class ReportTable:
     """A table. Its first column names the rows; `notes` stand under it."""
 
     title: str
-    headings: tuple[Heading, ...]
-    rows: tuple[tuple[Datum, ...], ...]
+    headings: tuple[ReportColumn, ...]
+    rows: tuple[tuple[ReportCell, ...], ...]
     notes: tuple[str, ...] = ()
 
     @property
-    def hints(self) -> tuple[Heading, ...]:
+    def hints(self) -> tuple[ReportColumn, ...]:
         """The headings that need a word of explanation."""
         return tuple(heading for heading in self.headings if heading.hint)
 
 
-def word(text: str, below: str = "") -> Datum:
+def word(text: str, below: str = "") -> ReportCell:
     """Text that is sorted by what it says."""
-    return Datum(text, text.casefold(), below) if text else EMPTY
+    return ReportCell(text, text.casefold(), below) if text else EMPTY
 
 
-def number(value: float | None, decimals: int = 2, unit: str = "") -> Datum:
+def number(value: float | None, decimals: int = 2, unit: str = "") -> ReportCell:
     """A number with a fixed number of decimals; a dash for None."""
-    return EMPTY if value is None else Datum(signless(f"{value:,.{decimals}f}") + unit, float(value))
+    return EMPTY if value is None else ReportCell(format_minus(f"{value:,.{decimals}f}") + unit, float(value))
 
 
-def spread(values: Sequence[float], decimals: int = 2) -> Datum:
+def spread(values: Sequence[float], decimals: int = 2) -> ReportCell:
     """Mean and standard deviation of a figure over seeds; a dash for no values."""
     if not values:
         return EMPTY
     summary = summarise(values)
-    return Datum(with_std(summary, decimals), summary.mean)
+    return ReportCell(with_std(summary, decimals), summary.mean)
 
 
 def with_std(summary: Summary, decimals: int = 2) -> str:
     """`71.25 ± 0.31`, or the mean alone where there is no deviation."""
-    mean = signless(f"{summary.mean:.{decimals}f}")
+    mean = format_minus(f"{summary.mean:.{decimals}f}")
     return mean if summary.std is None else f"{mean} ± {summary.std:.{decimals}f}"
 
 
 def signed(value: float, decimals: int = 2) -> str:
     """With its sign, and a real minus sign."""
-    return signless(f"{value:+.{decimals}f}")
+    return format_minus(f"{value:+.{decimals}f}")
 
 
-def signless(text: str) -> str:
+def format_minus(text: str) -> str:
     """The text of a number with a real minus sign."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def power(value: float | None) -> Datum:
+def power(value: float | None) -> ReportCell:
     """A large count as a number times a power of ten."""
     if value is None:
         return EMPTY
     if abs(value) < 1e5:
-        return Datum(f"{value:,.0f}", float(value))
+        return ReportCell(f"{value:,.0f}", float(value))
     exponent = math.floor(math.log10(abs(value)))
     mantissa = f"{value / 10**exponent:.2f}"
     if mantissa == "10.00":
         mantissa, exponent = "1.00", exponent + 1
-    return Datum(f"{mantissa}\N{MULTIPLICATION SIGN}10{str(exponent).translate(_SUPERSCRIPTS)}", float(value))
+    return ReportCell(f"{mantissa}\N{MULTIPLICATION SIGN}10{str(exponent).translate(_SUPERSCRIPTS)}", float(value))
 
 
-def count(value: float | None) -> Datum:
+def count(value: float | None) -> ReportCell:
     """A count of parameters: in thousands or millions where it is that large."""
     if value is None:
         return EMPTY
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if value >= size:
-            return Datum(f"{value / size:.2f} {letter}", float(value))
-    return Datum(f"{value:,.0f}", float(value))
+            return ReportCell(f"{value / size:.2f} {letter}", float(value))
+    return ReportCell(f"{value:,.0f}", float(value))
 
 
-def mebibytes(value: float | None) -> Datum:
+def mebibytes(value: float | None) -> ReportCell:
     """Bytes as MiB."""
-    return EMPTY if value is None else Datum(f"{value / 2**20:,.0f} MiB", float(value))
+    return EMPTY if value is None else ReportCell(f"{value / 2**20:,.0f} MiB", float(value))
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

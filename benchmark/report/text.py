@@ -13,7 +13,7 @@ from benchmark.audit.render import in_brief, summary
 from benchmark.audit.verdicts import Audit
 from benchmark.report.data import TITLE, Report
 from benchmark.report.figures import Drawing
-from benchmark.report.table import Listing
+from benchmark.report.table import ReportTable
 from benchmark.report.wording import LEAD, records_line
 from tables.escaping import Markup, escape_latex, escape_markdown
 
@@ -30,7 +30,7 @@ def to_latex(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
     return _render("tables.tex.j2", escape_latex, report, drawings, audit, brief=in_brief)
 
 
-def markdown_listing(listing: Listing) -> Markup:
+def markdown_listing(listing: ReportTable) -> Markup:
     """A pipe table whose cells are padded to one width a column."""
     lines = [[escape_markdown(heading.name) for heading in listing.headings]]
     for row in listing.rows:

@@ -15,18 +15,18 @@ Row = dict[str, Any]
 """A record's columns: texts, numbers, booleans and None."""
 
 
-def frame_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def to_dataframe(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One row a record: the spec's main fields, final figures, best-on-test figures, cost and provenance.
 
     What is a list or has fields of its own (`stages`, `terms`, `cohort`, ...) stands there as JSON.
     """
     import pandas as pd  # Late, since it is slow to import and what trains has no use for it.
 
-    return pd.DataFrame([row_of(record) for record in records])
+    return pd.DataFrame([to_row(record) for record in records])
 
 
-def row_of(record: Mapping[str, Any], run: Run | None = None) -> Row:
-    """The row of one record, see `frame_of`. run: the record's, where it is known."""
+def to_row(record: Mapping[str, Any], run: Run | None = None) -> Row:
+    """The row of one record, see `to_dataframe`. run: the record's, where it is known."""
     run = run or Run.model_validate(record["run"])
     row = {
         "id": run.id,

@@ -26,22 +26,22 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.files import replacing
 from benchmark.results import frame
-from benchmark.results.frame import Row, row_of
-from benchmark.results.record import Ending, Status, _ending
+from benchmark.results.frame import Row, to_row
+from benchmark.results.record import RecordStatus, Status, _ending
 
 if TYPE_CHECKING:
     from benchmark.results.record import Record
 
 NAME = "index.parquet"
-FEW = 100
+MIN_LOOKUPS = 100
 """So many records are sooner read than the index is."""
-WORTH_WRITING = 1000
+MIN_WRITES = 1000
 """So many records take about as long to read as a large index takes to write."""
 OWN = ("path", "size", "modified", "inode", "digest", "status", "code", "shape")
 """The columns about a record; those of its row begin with a colon."""
 
 
-class Stamp(NamedTuple):
+class FileStat(NamedTuple):
     """What a file is like that was not written since: its bytes, when it was written (ns), and which file it is.
 
     A record is replaced by renaming, so another one is another file, and so is each one in a copy of a store.
@@ -52,18 +52,18 @@ class Stamp(NamedTuple):
     inode: int
 
 
-Known = tuple[int, int, int, str, Status, str | None]
+CachedRow = tuple[int, int, int, str, Status, str | None]
 """Of an entry the numbers of its stamp, its digest and its ending."""
 
 
 @dataclass
-class Entry:
+class IndexEntry:
     """What the index knows of a record. path: of its folder, from the root; row: None in an index without rows."""
 
     path: str
-    stamp: Stamp
+    stamp: FileStat
     digest: str
-    ending: Ending
+    ending: RecordStatus
     row: Row | None = None
 
 
@@ -81,12 +81,12 @@ class Table:
     def __len__(self) -> int:
         return len(self.own["path"])
 
-    def entries(self) -> dict[str, Known]:
+    def entries(self) -> dict[str, CachedRow]:
         """What is known of each entry, by path."""
         path, *others, _ = (self.own[name] for name in OWN)
         return dict(zip(path, zip(*others, strict=True), strict=True))
 
-    def add(self, entries: Iterable[Entry]) -> None:
+    def add(self, entries: Iterable[IndexEntry]) -> None:
         """Append entries with their rows."""
         numbers = {shape: number for number, shape in enumerate(self.shapes)}
         for entry in entries:
@@ -141,7 +141,7 @@ def load(root: Path, read: Callable[[Path], Record]) -> pd.DataFrame:
     known, before = table.entries(), len(table)
     stamps = scan(root)
     numbers = {path: number for number, path in enumerate(known) if known[path][:3] == stamps.get(path)}
-    fresh: list[Entry] = []
+    fresh: list[IndexEntry] = []
     try:
         for path in [path for path in stamps if path not in numbers]:
             with contextlib.suppress(FileNotFoundError):
@@ -155,7 +155,7 @@ def load(root: Path, read: Callable[[Path], Record]) -> pd.DataFrame:
     return table.frame()
 
 
-def endings(root: Path, runs: Sequence[Run], read: Callable[[Run], Record | None]) -> dict[Run, Ending | None]:
+def endings(root: Path, runs: Sequence[Run], read: Callable[[Run], Record | None]) -> dict[Run, RecordStatus | None]:
     """How runs ended, None for those that have no record; reads the records that the index does not know.
 
     read: gives the record of a run, or None where it has gone.
@@ -163,12 +163,12 @@ def endings(root: Path, runs: Sequence[Run], read: Callable[[Run], Record | None
     Raises:
         UserError: see `read`.
     """
-    found: dict[Run, Ending | None] = dict.fromkeys(runs)
+    found: dict[Run, RecordStatus | None] = dict.fromkeys(runs)
     folders = {dataset: _names(root / dataset) for dataset in {run.dataset for run in runs}}
     # An id is not needed where there is nothing.
     there = [run for run in found if (names := folders[run.dataset]) and run.id in names]
-    known = _entries(root, _stamp(root / NAME)) if len(there) > FEW else {}
-    fresh: list[Entry] = []
+    known = _entries(root, _stamp(root / NAME)) if len(there) > MIN_LOOKUPS else {}
+    fresh: list[IndexEntry] = []
     place = str(root)
     try:
         for run in there:
@@ -178,18 +178,18 @@ def endings(root: Path, runs: Sequence[Run], read: Callable[[Run], Record | None
                 continue
             entry = known.get(path)
             if entry is not None and entry[:4] == (*stamp, run.digest):
-                found[run] = Ending(*entry[4:])
+                found[run] = RecordStatus(*entry[4:])
             elif (record := read(run)) is not None:
                 found[run] = _ending(record)
-                if len(there) >= WORTH_WRITING:
+                if len(there) >= MIN_WRITES:
                     fresh.append(_entry(path, stamp, record, run))
     finally:
-        if len(fresh) >= WORTH_WRITING:
+        if len(fresh) >= MIN_WRITES:
             _remember(root, fresh)
     return found
 
 
-def scan(root: Path) -> dict[str, Stamp]:
+def scan(root: Path) -> dict[str, FileStat]:
     """The stamp of every record, by the path of its folder, in the order of paths."""
     found = {}
     place = str(root)
@@ -210,26 +210,26 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _stamp(path: str | Path) -> Stamp | None:
+def _stamp(path: str | Path) -> FileStat | None:
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino)
+    return FileStat(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-def _entry(path: str, stamp: Stamp, record: Record, run: Run | None = None) -> Entry:
-    return Entry(path, stamp, record["digest"], _ending(record), row_of(record, run))
+def _entry(path: str, stamp: FileStat, record: Record, run: Run | None = None) -> IndexEntry:
+    return IndexEntry(path, stamp, record["digest"], _ending(record), to_row(record, run))
 
 
 @functools.lru_cache(maxsize=1)
-def _entries(root: Path, stamp: Stamp | None) -> dict[str, Known]:
+def _entries(root: Path, stamp: FileStat | None) -> dict[str, CachedRow]:
     """What the index knows of each record, by path, see `Table.entries`. stamp: that of the index."""
     table = _read(root, rows=False) if stamp else None
     return table.entries() if table else {}
 
 
-def _remember(root: Path, fresh: Sequence[Entry]) -> None:
+def _remember(root: Path, fresh: Sequence[IndexEntry]) -> None:
     """Put records into the index in the place of what it knew of them."""
     table = _read(root) or Table()
     paths = {entry.path for entry in fresh}
@@ -239,7 +239,7 @@ def _remember(root: Path, fresh: Sequence[Entry]) -> None:
 
 
 @functools.cache
-def _maker() -> str:
+def _schema_version() -> str:
     """Names the code that makes rows of records: an index that other code has made is no use."""
     sources = (Path(str(module.__file__)).read_bytes() for module in (frame, spec))
     return hashlib.sha256(b"".join([*sources, Path(__file__).read_bytes()])).hexdigest()
@@ -253,7 +253,7 @@ def _read(root: Path, rows: bool = True) -> Table | None:
             return None
         schema = pq.read_schema(path)
         # Pages have checksums of their own; what stands apart from them has this one.
-        if schema.metadata[b"seal"].decode() != _seal(schema, schema.metadata[b"shapes"].decode()):
+        if schema.metadata[b"seal"].decode() != _compute_seal(schema, schema.metadata[b"shapes"].decode()):
             return None
         table = pq.read_table(path, columns=None if rows else list(OWN), page_checksum_verification=True)
         own = {name: table.column(name).to_pylist() for name in OWN}
@@ -278,14 +278,14 @@ def _as_arrow(table: Table) -> pa.Table:
     fields = [pa.field(name, array.type, metadata={"coding": coding}) for name, (array, coding) in columns.items()]
     shapes = json.dumps(table.shapes)
     schema = pa.schema(fields)
-    schema = schema.with_metadata({"seal": _seal(schema, shapes), "shapes": shapes})
+    schema = schema.with_metadata({"seal": _compute_seal(schema, shapes), "shapes": shapes})
     return pa.Table.from_arrays([array for array, _ in columns.values()], schema=schema)
 
 
-def _seal(schema: pa.Schema, shapes: str) -> str:
+def _compute_seal(schema: pa.Schema, shapes: str) -> str:
     """A checksum of what an index says of its columns, and of the code that made it."""
     columns = [(column.name, str(column.type), column.metadata[b"coding"].decode()) for column in schema]
-    return hashlib.sha256(json.dumps([_maker(), shapes, columns]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_schema_version(), shapes, columns]).encode()).hexdigest()
 
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}

@@ -23,35 +23,35 @@ from typing import ClassVar
 from pydantic import ValidationError
 
 from benchmark.core.errors import UserError
-from benchmark.results.owners import Owner, is_running, this_machine, this_owner
+from benchmark.results.owners import LeaseHolder, is_running, this_machine, this_owner
 
 BEAT_SECONDS = 15.0
 """How often an owner says that it lives."""
-SILENT_SECONDS = 300.0
+HEARTBEAT_TIMEOUT = 300.0
 """After so long without a beat an owner that nobody can ask after is taken for gone."""
-HANGING = 4
+STALL_FACTOR = 4
 """So many times as long may an owner be silent of which its cluster says that it runs."""
 CLAIM = re.compile(r"claim-(\d{6})\.json")
 RELEASED = "released\n"
 """What a claim that was given up holds. One that is empty is being made, where there are no hard links."""
 OWNERS = ".owners"
-Ask = Callable[[Owner], bool | None]
+LivenessProbe = Callable[[LeaseHolder], bool | None]
 """Whether an owner that is a cluster's job still runs; None where nobody can say."""
 
 
-def nobody_knows(owner: Owner) -> bool | None:
+def no_liveness_probe(owner: LeaseHolder) -> bool | None:
     """Where there is no cluster to ask."""
     return None
 
 
 @dataclass
-class Claim:
+class Lease:
     """A claim that this process holds until it is released."""
 
     root: Path
     folder: Path
     number: int
-    owner: Owner
+    owner: LeaseHolder
     _done: bool = field(default=False, repr=False)
 
     @property
@@ -59,7 +59,7 @@ class Claim:
         """The claim's file."""
         return self.folder / f"claim-{self.number:06d}.json"
 
-    def is_held(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether nobody has taken this process for gone meanwhile. A folder that cannot be read tells nothing."""
         try:
             return _latest(self.folder) == self.number
@@ -71,29 +71,31 @@ class Claim:
         if self._done:
             return
         self._done = True
-        _Heart.stop(self.root, self.owner)
+        _Heartbeat.stop(self.root, self.owner)
         with contextlib.suppress(OSError):
             if forget:
-                for path in _claims_in(self.folder).values():
+                for path in _lease_files_in(self.folder).values():
                     path.unlink(missing_ok=True)
             else:
                 # It is replaced and not removed: a number that is used twice could be held by two.
                 _replace(self.path, RELEASED)
-                for number, path in _claims_in(self.folder).items():
+                for number, path in _lease_files_in(self.folder).items():
                     if number < self.number:
                         path.unlink(missing_ok=True)
 
 
-class Claims:
+class LeaseManager:
     """Takes claims for this process, and judges those of others.
 
     root: the folder of all that may be claimed; owners beat there. ask: whether a job of a cluster still runs.
     """
 
-    def __init__(self, root: Path, ask: Ask = nobody_knows, silent_seconds: float = SILENT_SECONDS) -> None:
+    def __init__(
+        self, root: Path, ask: LivenessProbe = no_liveness_probe, silent_seconds: float = HEARTBEAT_TIMEOUT
+    ) -> None:
         self.root, self.ask, self.silent_seconds = root, ask, silent_seconds
 
-    def take(self, folder: Path) -> Claim | Owner:
+    def acquire(self, folder: Path) -> Lease | LeaseHolder:
         """The claim on a folder, or the owner that holds it.
 
         Raises:
@@ -107,20 +109,20 @@ class Claims:
                 if number and (holder := self.holder(folder, number)) is not None:
                     return holder
                 # It beats before anybody can see the claim.
-                _Heart.start(self.root, owner)
+                _Heartbeat.start(self.root, owner)
                 made = False
                 try:
                     made = _make(folder / f"claim-{number + 1:06d}.json", owner.model_dump_json())
                 finally:
                     if not made:
-                        _Heart.stop(self.root, owner)
+                        _Heartbeat.stop(self.root, owner)
                 if made:
-                    return Claim(self.root, folder, number + 1, owner)
+                    return Lease(self.root, folder, number + 1, owner)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(f"cannot write {folder}: {reason}; choose another folder with --runs") from error
 
-    def holder(self, folder: Path, number: int | None = None) -> Owner | None:
+    def holder(self, folder: Path, number: int | None = None) -> LeaseHolder | None:
         """Who holds the latest claim on a folder (or that of a number), if its owner is still there."""
         number = _latest(folder) if number is None else number
         if not number:
@@ -134,18 +136,18 @@ class Claims:
         if text == RELEASED:
             return None
         try:
-            owner = Owner.model_validate_json(text)
+            owner = LeaseHolder.model_validate_json(text)
         except (ValidationError, ValueError):
             # Being written where there are no hard links (so empty, too), or damaged: somebody's until long silent.
-            stranger = Owner(token="", machine="", node="an unknown node", process=0, started=0.0)
+            stranger = LeaseHolder(token="", machine="", node="an unknown node", process=0, started=0.0)
             return stranger if _now(self.root) - written < self.silent_seconds else None
         if self.is_alive(owner, written):
             return owner
         with contextlib.suppress(OSError):
-            _mark(self.root, owner).unlink(missing_ok=True)
+            _heartbeat_file(self.root, owner).unlink(missing_ok=True)
         return None
 
-    def is_alive(self, owner: Owner, written: float = 0.0) -> bool:
+    def is_alive(self, owner: LeaseHolder, written: float = 0.0) -> bool:
         """Whether the owner of a claim, made at `written` by the folder's clock, is still there."""
         if owner.token == this_owner().token:
             return True
@@ -158,33 +160,33 @@ class Claims:
         if said is False:
             return False
         # A job that the cluster calls running may hang all the same.
-        patience = self.silent_seconds * (HANGING if said else 1)
+        patience = self.silent_seconds * (STALL_FACTOR if said else 1)
         return _now(self.root) - max(_last_beat(self.root, owner), written) < patience
 
-    def _said(self, owner: Owner) -> bool | None:
+    def _said(self, owner: LeaseHolder) -> bool | None:
         mine = this_owner()
         if owner.job and owner.job == mine.job and owner.restarts < mine.restarts:
             return False
         return self.ask(owner) if owner.job else None
 
 
-class _Heart:
+class _Heartbeat:
     """Beats for this process in a root, for as long as it holds claims there."""
 
     _lock = threading.Lock()
-    _hearts: ClassVar[dict[tuple[str, Path], _Heart]] = {}
+    _hearts: ClassVar[dict[tuple[str, Path], _Heartbeat]] = {}
 
     @classmethod
-    def start(cls, root: Path, owner: Owner) -> None:
+    def start(cls, root: Path, owner: LeaseHolder) -> None:
         """One more claim is held."""
         with cls._lock:
             key = (owner.token, root.absolute())
             if key not in cls._hearts:
-                cls._hearts[key] = cls(_mark(root, owner))
+                cls._hearts[key] = cls(_heartbeat_file(root, owner))
             cls._hearts[key].claims += 1
 
     @classmethod
-    def stop(cls, root: Path, owner: Owner) -> None:
+    def stop(cls, root: Path, owner: LeaseHolder) -> None:
         """One claim less is held."""
         with cls._lock:
             key = (owner.token, root.absolute())
@@ -214,14 +216,14 @@ class _Heart:
             self.mark.parent.rmdir()
 
 
-def _mark(root: Path, owner: Owner) -> Path:
+def _heartbeat_file(root: Path, owner: LeaseHolder) -> Path:
     """The file whose time says when an owner lived last."""
     return root / OWNERS / owner.token
 
 
-def _last_beat(root: Path, owner: Owner) -> float:
+def _last_beat(root: Path, owner: LeaseHolder) -> float:
     try:
-        return _mark(root, owner).stat().st_mtime
+        return _heartbeat_file(root, owner).stat().st_mtime
     except OSError:
         return 0.0
 
@@ -235,7 +237,7 @@ def _now(folder: Path) -> float:
         return time.time()
 
 
-def _claims_in(folder: Path) -> dict[int, Path]:
+def _lease_files_in(folder: Path) -> dict[int, Path]:
     with os.scandir(folder) as entries:
         matched = ((CLAIM.fullmatch(entry.name), entry.path) for entry in entries)
         return {int(match[1]): Path(path) for match, path in matched if match}
@@ -244,7 +246,7 @@ def _claims_in(folder: Path) -> dict[int, Path]:
 def _latest(folder: Path) -> int:
     """The number of the latest claim on a folder; 0 where there is none."""
     try:
-        return max(_claims_in(folder), default=0)
+        return max(_lease_files_in(folder), default=0)
     except (FileNotFoundError, NotADirectoryError):
         return 0
 

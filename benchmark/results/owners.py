@@ -18,7 +18,7 @@ START_SLACK = 5.0
 """Seconds by which a process's starting time may differ between two readings, when the clock was set meanwhile."""
 
 
-class Owner(Frozen):
+class LeaseHolder(Frozen):
     """The process that holds a claim, so that another one can tell whether it still exists."""
 
     token: str
@@ -61,9 +61,9 @@ def this_user() -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _owner_of(process: int) -> Owner:
+def _owner_of(process: int) -> LeaseHolder:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return Owner(
+    return LeaseHolder(
         token=uuid.uuid4().hex,
         machine=this_machine(),
         node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
@@ -75,7 +75,7 @@ def _owner_of(process: int) -> Owner:
     )
 
 
-def this_owner() -> Owner:
+def this_owner() -> LeaseHolder:
     """The owner that this process is."""
     return _owner_of(os.getpid())
 

@@ -45,14 +45,14 @@ def commit_of(checkout: Path) -> str | None:
         return None
 
 
-def made_by() -> str:
+def describe_environment() -> str:
     """Who rendered something: the suite with its version and commit."""
     return f"kd-benchmark {benchmark.__version__}, commit {(commit() or 'unknown')[:12]}"
 
 
-DECIDES = ("device", "device_name", "threads", "torch", "cuda")
+DETERMINISM_KEYS = ("device", "device_name", "threads", "torch", "cuda")
 """What two pieces of a run must agree in for the run to have the bits of one that was never interrupted."""
-Piece = dict[str, str | int | None]
+Segment = dict[str, str | int | None]
 """A stretch of a run between two interruptions."""
 
 
@@ -75,14 +75,14 @@ def provenance(command: str, device: torch.device) -> dict[str, Any]:
     return {"command": command, **environment(device), "written": _now()}
 
 
-def piece(device: torch.device, threads: int, epoch: int, step: int) -> Piece:
+def start_segment(device: torch.device, threads: int, epoch: int, step: int) -> Segment:
     """A piece of a run that begins now, after so many steps of an epoch, both counted from 0."""
     return {"epoch": epoch + 1, "step": step, "threads": threads, **environment(device), "started": _now()}
 
 
-def unlike(pieces: Sequence[Piece]) -> list[str]:
+def changed_settings(pieces: Sequence[Segment]) -> list[str]:
     """What, of all that decides bits, the pieces of a run differ in; none if it has the bits of one piece."""
-    return [name for name in DECIDES if len({part.get(name) for part in pieces}) > 1]
+    return [name for name in DETERMINISM_KEYS if len({part.get(name) for part in pieces}) > 1]
 
 
 def _now() -> str:

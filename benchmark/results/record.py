@@ -16,33 +16,33 @@ from benchmark.core.spec import Run
 Status = Literal["finished", "failed"]
 
 
-class Ending(NamedTuple):
+class RecordStatus(NamedTuple):
     """How a run ended, and what its method's code was then (`benchmark.plugins.source`), if its record tells."""
 
     status: Status
     code: str | None
 
 
-def _ending(record: Record) -> Ending:
+def _ending(record: Record) -> RecordStatus:
     code = record["provenance"].get("method_code")
     # Who brings a record in from elsewhere may have written anything there.
-    return Ending(record["status"], code if isinstance(code, str) else None)
+    return RecordStatus(record["status"], code if isinstance(code, str) else None)
 
 
-FORMAT = 2
+RECORD_FORMAT = 2
 
 
-PARTS = ("student", "method")
+WEIGHT_FILES = ("student", "method")
 """Whose weights a run may leave."""
 
 
-AGAIN = "the command that trained it puts it aside and trains the run again"
+RETRAIN_HINT = "the command that trained it puts it aside and trains the run again"
 
 
 Record = dict[str, Any]
 
 
-class DamagedRecord(UserError):
+class CorruptRecord(UserError):
     """A record that is not what was written."""
 
 
@@ -50,7 +50,7 @@ class OtherVersion(UserError):
     """A whole record of a format that is not read here."""
 
 
-class DamagedRun(DamagedRecord):
+class CorruptRun(CorruptRecord):
     """The record or the weights of a run are not what was written, or have gone; it must be trained again."""
 
     def __init__(self, run: Run, reason: str) -> None:
@@ -61,13 +61,13 @@ class DamagedRun(DamagedRecord):
         return self.reason
 
 
-def checksum_of(record: Mapping[str, Any]) -> str:
+def compute_checksum(record: Mapping[str, Any]) -> str:
     """The sha256, in hex, of a record without the field `sha256`, as canonical JSON."""
     rest = {key: value for key, value in record.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def parsed_record(text: str) -> Record:
+def parse_record(text: str) -> Record:
     """The record that a `record.json` holds, verified by its checksum.
 
     Raises:
@@ -77,44 +77,44 @@ def parsed_record(text: str) -> Record:
     try:
         record = json.loads(text)
         if not isinstance(record, dict):
-            raise DamagedRecord("it is no record")
-        right = checksum_of(record)
+            raise CorruptRecord("it is no record")
+        right = compute_checksum(record)
     except (ValueError, RecursionError) as error:
-        raise DamagedRecord("it is no JSON") from error
+        raise CorruptRecord("it is no JSON") from error
     written, form = record.get("sha256"), record.get("format")
     # Format 1 had no checksum.
     if (written is not None or form != 1) and written != right:
-        raise DamagedRecord("its checksum differs")
-    if form != FORMAT:
-        raise OtherVersion(f"it is of format {form!r}, and this version reads format {FORMAT}")
+        raise CorruptRecord("its checksum differs")
+    if form != RECORD_FORMAT:
+        raise OtherVersion(f"it is of format {form!r}, and this version reads format {RECORD_FORMAT}")
     try:
         if record["status"] not in ("finished", "failed"):
             raise ValueError("unknown status")
         for part in ("id", "digest", "provenance", "final" if record["status"] == "finished" else "reason"):
             record[part]
-        if not set(record["weights"]) <= set(PARTS):
+        if not set(record["weights"]) <= set(WEIGHT_FILES):
             raise ValueError("unknown weights")
         Run.model_validate(record["run"])
     except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
-        raise DamagedRecord(f"it is no record: {type(error).__name__}") from error
+        raise CorruptRecord(f"it is no record: {type(error).__name__}") from error
     return record
 
 
-def outcome(record: Record) -> dict[str, Any]:
+def comparable_part(record: Record) -> dict[str, Any]:
     """What must be equal, bit by bit, when a run is repeated: everything but provenance, and the sum that covers it."""
     return {key: value for key, value in record.items() if key not in ("provenance", "sha256")}
 
 
 def _read_record(path: Path) -> Record:
     try:
-        return parsed_record(path.read_bytes().decode())
+        return parse_record(path.read_bytes().decode())
     except FileNotFoundError:
         raise
     except OSError as error:
         raise UserError(f"record {path} cannot be read: {error.strerror or error}; make it readable") from error
-    except (DamagedRecord, UnicodeDecodeError) as error:
+    except (CorruptRecord, UnicodeDecodeError) as error:
         reason = "it is no text" if isinstance(error, UnicodeDecodeError) else error
-        raise DamagedRecord(f"record {path} is damaged ({reason}); {AGAIN}") from error
+        raise CorruptRecord(f"record {path} is damaged ({reason}); {RETRAIN_HINT}") from error
     except OtherVersion as error:
         raise OtherVersion(
             f"record {path} was made by another version of the suite ({error}); use that version, or another --runs"
@@ -124,6 +124,6 @@ def _read_record(path: Path) -> Record:
 def _is_damaged(record: Path) -> bool:
     try:
         _read_record(record)
-    except DamagedRecord:
+    except CorruptRecord:
         return True
     return False

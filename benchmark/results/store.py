@@ -24,22 +24,29 @@ from torch import Tensor
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
-from benchmark.io.files import put_back, remove_leftovers, replacing, save_tensors, set_aside, sha256_of, write_text
-from benchmark.results.frame import frame_of as frame_of
+from benchmark.io.files import (
+    compute_sha256,
+    quarantine_file,
+    remove_leftovers,
+    replacing,
+    restore,
+    save_tensors,
+    write_text,
+)
 from benchmark.results.record import (
-    FORMAT,
-    DamagedRecord,
-    DamagedRun,
+    RECORD_FORMAT,
+    CorruptRecord,
+    CorruptRun,
     Record,
     _is_damaged,
     _read_record,
-    checksum_of,
+    compute_checksum,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from benchmark.results.record import Ending
+    from benchmark.results.record import RecordStatus
 
 
 class Store:
@@ -72,8 +79,8 @@ class Store:
             record = _read_record(path)
         except FileNotFoundError:
             return None
-        except DamagedRecord as error:
-            raise DamagedRun(run, str(error)) from error
+        except CorruptRecord as error:
+            raise CorruptRun(run, str(error)) from error
         if record["digest"] != run.digest:
             raise UserError(f"record {path} belongs to another run; delete its folder to train this one again")
         return record
@@ -96,7 +103,7 @@ class Store:
         """
         return {run: ending and ending.status for run, ending in self._endings(runs, self.record).items()}
 
-    def codes(self, runs: Iterable[Run]) -> dict[Run, str | None]:
+    def code_hashes(self, runs: Iterable[Run]) -> dict[Run, str | None]:
         """The method's code (`method_files.code_of`) when runs with a record were trained; None where it does not tell.
 
         Raises:
@@ -104,10 +111,10 @@ class Store:
         """
         return {run: ending.code for run, ending in self._endings(runs, self.record).items() if ending}
 
-    def _endings(self, runs: Iterable[Run], read: Callable[[Run], Record | None]) -> Mapping[Run, Ending | None]:
+    def _endings(self, runs: Iterable[Run], read: Callable[[Run], Record | None]) -> Mapping[Run, RecordStatus | None]:
         return _index().endings(self.root, list(runs), read)
 
-    def untrained(self, runs: Iterable[Run], retry_failed: bool = False) -> list[Run]:
+    def missing(self, runs: Iterable[Run], retry_failed: bool = False) -> list[Run]:
         """Those of some runs that have no record or, with `retry_failed`, no record of success: what is still to train.
 
         Raises:
@@ -119,7 +126,7 @@ class Store:
     def begin(self, run: Run) -> None:
         """Write the spec of a run that is about to be trained, by the process that holds its claim."""
         remove_leftovers(self.folder(run))
-        write_text(self.folder(run) / "run.json", run.kept().model_dump_json(indent=1) + "\n")
+        write_text(self.folder(run) / "run.json", run.require_data().model_dump_json(indent=1) + "\n")
 
     def write_epochs(self, run: Run, epochs: list[dict[str, Any]]) -> None:
         """Write the figures of all epochs so far, a line each."""
@@ -127,16 +134,21 @@ class Store:
 
     def finish(self, run: Run, record: Record, weights: dict[str, dict[str, Tensor]]) -> None:
         """Write the weights (`student`, `method`) and then the record, which makes the run a finished one."""
-        whole = {"format": FORMAT, "id": run.id, "digest": run.digest, "run": run.kept().model_dump(mode="json")}
+        whole = {
+            "format": RECORD_FORMAT,
+            "id": run.id,
+            "digest": run.digest,
+            "run": run.require_data().model_dump(mode="json"),
+        }
         digests = {}
         for part, tensors in weights.items():
             path = self.folder(run) / f"{part}.safetensors"
             with replacing(path) as file:
                 save_tensors(file.temporary, tensors)
-                digests[part] = sha256_of(file.temporary)
+                digests[part] = compute_sha256(file.temporary)
         # What is summed is what a reader will have: JSON has no tuples, and no keys but texts.
         written = json.loads(json.dumps({**whole, **record, "weights": digests}))
-        text = json.dumps(written | {"sha256": checksum_of(written)}, indent=1)
+        text = json.dumps(written | {"sha256": compute_checksum(written)}, indent=1)
         write_text(self.folder(run) / "record.json", text + "\n")
 
     def weights(self, run: Run, part: str = "student") -> dict[str, Tensor]:
@@ -149,20 +161,20 @@ class Store:
         record = self.record(run)
         path = self.folder(run) / f"{part}.safetensors"
         if record is None:
-            raise DamagedRun(run, f"{path} has no record beside it; call the command that trains {run.id} again")
+            raise CorruptRun(run, f"{path} has no record beside it; call the command that trains {run.id} again")
         if part not in record["weights"]:
             raise UserError(f"{run.id} left no {path.name}; choose another run")
         try:
             # Read once: what was verified is what is used.
             content = path.read_bytes()
         except FileNotFoundError:
-            raise DamagedRun(run, f"{path} is not there; delete its folder to train the run again") from None
+            raise CorruptRun(run, f"{path} is not there; delete its folder to train the run again") from None
         if hashlib.sha256(content).hexdigest() != record["weights"][part]:
             reason = f"{path} is damaged (its checksum differs); delete its folder to train the run again"
-            raise DamagedRun(run, reason)
+            raise CorruptRun(run, reason)
         return safetensors.torch.load(content)
 
-    def put_aside(self, run: Run) -> list[str]:
+    def quarantine(self, run: Run) -> list[str]:
         """Rename what is damaged of a run to `damaged-<name>-<n>`, so that the run counts as not trained.
 
         A record whose weights are damaged or have gone is put aside with them. Nothing is deleted, and nothing is done
@@ -171,7 +183,7 @@ class Store:
         folder, path = self.folder(run), self.folder(run) / "record.json"
         try:
             record = self.record(run)
-        except DamagedRun:
+        except CorruptRun:
             return _put_aside(path, _is_damaged)
         if record is None:
             return []
@@ -188,15 +200,15 @@ class Store:
         """Whether a file is not the weights that the run's record names."""
         try:
             record = self.record(run)
-        except DamagedRun:
+        except CorruptRun:
             return True
-        return record is not None and sha256_of(weights) != record["weights"].get(part)
+        return record is not None and compute_sha256(weights) != record["weights"].get(part)
 
     def heal(self, runs: Iterable[Run]) -> list[str]:
         """See `healed`: its lines."""
-        return self.healed(runs)[0]
+        return self.quarantined(runs)[0]
 
-    def healed(self, runs: Iterable[Run]) -> tuple[list[str], dict[Run, str | None]]:
+    def quarantined(self, runs: Iterable[Run]) -> tuple[list[str], dict[Run, str | None]]:
         """Put aside every damaged record of some runs; returns a line on each, and what `codes` says of the others.
 
         Weights are verified when they are used. Records that have been read before, and whose files are as they were,
@@ -210,19 +222,19 @@ class Store:
         def read(run: Run) -> Record | None:
             try:
                 return self.record(run)
-            except DamagedRun:
-                lines.extend(self.put_aside(run))
+            except CorruptRun:
+                lines.extend(self.quarantine(run))
                 return None
 
         found = self._endings(runs, read)
         return lines, {run: ending.code for run, ending in found.items() if ending}
 
-    def keep_released_figures(self, dataset: str, sha256: str, figures: Mapping[str, float]) -> None:
+    def save_teacher_metrics(self, dataset: str, sha256: str, figures: Mapping[str, float]) -> None:
         """Remember what a teacher from a file reaches on a dataset's test images."""
-        summed = {**figures, "sha256": checksum_of(figures)}
+        summed = {**figures, "sha256": compute_checksum(figures)}
         write_text(self.root / dataset / "teachers" / f"{sha256}.json", json.dumps(summed) + "\n")
 
-    def released_figures(self) -> dict[str, dict[str, float]]:
+    def teacher_metrics(self) -> dict[str, dict[str, float]]:
         """What teachers from files reach, by their file's sha256, as far as it was measured.
 
         Damaged figures are left out: they are measured and written again whenever the file is used.
@@ -231,7 +243,7 @@ class Store:
         for path in sorted(self.root.glob("*/teachers/*.json")):
             with contextlib.suppress(OSError, ValueError, RecursionError):
                 figures = json.loads(path.read_text(encoding="utf-8"))
-                if isinstance(figures, dict) and figures.pop("sha256", None) == checksum_of(figures):
+                if isinstance(figures, dict) and figures.pop("sha256", None) == compute_checksum(figures):
                     found[path.stem] = figures
         return found
 
@@ -275,7 +287,7 @@ class Store:
 
 
 def load(root: Path = Path("runs")) -> pd.DataFrame:
-    """Every record as one row, as `frame_of` has them; those that have been read before are taken from an index.
+    """Every record as one row, as `to_dataframe` has them; those that have been read before are taken from an index.
 
     Raises:
         UserError: a record that is read is damaged, of another version, or cannot be read.
@@ -295,7 +307,7 @@ def _damaged_parts(folder: Path, record: Record) -> list[str]:
 
     def is_whole(part: str) -> bool:
         try:
-            return sha256_of(folder / f"{part}.safetensors") == record["weights"][part]
+            return compute_sha256(folder / f"{part}.safetensors") == record["weights"][part]
         except FileNotFoundError:
             return False
 
@@ -304,11 +316,11 @@ def _damaged_parts(folder: Path, record: Record) -> list[str]:
 
 def _put_aside(path: Path, is_damaged: Callable[[Path], bool]) -> list[str]:
     """Rename a file if it is damaged; returns a line on it, or none where it was not renamed."""
-    moved = set_aside(path)
+    moved = quarantine_file(path)
     if moved is None:
         return []
     if is_damaged(moved):
         return [f"warning: {path} is damaged; it was put aside as {moved.name}, and the run is trained again"]
     # Another process has healed the run since it was looked at, and this is its new file.
-    put_back(moved, path)
+    restore(moved, path)
     return []

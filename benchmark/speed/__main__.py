@@ -9,9 +9,9 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmark.cli.app import names, run_app
+from benchmark.cli.app import run_app, split_names
 from benchmark.cli.options import DeviceName
-from benchmark.core.devices import device_name, make_deterministic, processors, resolve_device
+from benchmark.core.devices import cpu_count, device_name, make_deterministic, resolve_device
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.spec import Precision
 from benchmark.core.text import counted
@@ -66,10 +66,10 @@ def main(
         return 0
     if what == "training":
         _refuse(what, {"batch": batch, "count": count})
-    target, used = resolve_device(device), threads or processors()
+    target, used = resolve_device(device), threads or cpu_count()
     usual_pair, usual_methods = (images.PAIR, images.METHODS) if what == "images" else ("WRN-40-2>WRN-16-2", None)
-    both = [parse_pair(pair) for pair in names(pairs, "--pairs") or [usual_pair]]
-    chosen = names(methods if methods is not None else usual_methods, "--methods")
+    both = [parse_pair(pair) for pair in split_names(pairs, "--pairs") or [usual_pair]]
+    chosen = split_names(methods if methods is not None else usual_methods, "--methods")
     chosen = chosen or [name for name in method_names() if method_class(name).in_default_grid]
     for name in chosen:
         method_class(name)
@@ -93,7 +93,7 @@ def _refuse(what: What, options: Mapping[str, object]) -> None:
 
 def _precisions(text: str) -> list[Precision]:
     known: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16"}
-    asked = names(text, "--precision")
+    asked = split_names(text, "--precision")
     for name in asked:
         if name not in known:
             raise unknown_name("precision", name, known)

@@ -28,12 +28,12 @@ from benchmark.data.dataset import Dataset
 from benchmark.data.decoding import WORKERS, decode_workers
 from benchmark.data.streamed import ImageFiles
 from benchmark.data.streaming import training_source
-from benchmark.planning.request import Request
+from benchmark.planning.request import RunFactory
 from benchmark.training.cohort import Cohort
-from benchmark.training.dummies import untrained_teacher
-from benchmark.training.failures import BrokenRuns
-from benchmark.training.inputs import Material, recipe_for
-from benchmark.training.settings import Settings
+from benchmark.training.dummies import dummy_teacher
+from benchmark.training.failures import RunsFailed
+from benchmark.training.inputs import TrainingData, recipe_for
+from benchmark.training.settings import TrainSettings
 
 WIDTH, HEIGHT = 500, 375
 """Of an image in pixels: what most of ImageNet's have."""
@@ -78,10 +78,10 @@ def measure(
             decoding = _loading(dataset, device, batch, rounds, workers)
             by = f"by {workers} process{'es' * (workers > 1)}" if workers else "in the process that asks"
             screen.add_row(f"decoding {by}", f"{decoding:.0f}")
-        protocol = protocol_named("imagenet").changed(batch_size=batch)
+        protocol = protocol_named("imagenet").replace(batch_size=batch)
         for (teacher, student), precision, method in itertools.product(pairs, precisions, methods):
-            request = Request(dataset.name, dataset.fingerprint, protocol, SCALE, device, precision)
-            run = request.run(method, student, teacher, 0).changed(start=None)
+            request = RunFactory(dataset.name, dataset.fingerprint, protocol, SCALE, device, precision)
+            run = request.run(method, student, teacher, 0).replace(start=None)
             alone, together = _learning(dataset, run, device, threads, rounds)
             name = f"{method}, {student}, {precision}"
             screen.add_row(f"{name}: one batch over and over", f"{alone:.1f}")
@@ -124,9 +124,9 @@ def _loading(dataset: Dataset, device: torch.device, batch: int, rounds: int, wo
 
 def _learning(dataset: Dataset, run: Run, device: torch.device, threads: int, rounds: int) -> tuple[float, float]:
     """Images a second that a run learns from: always the same batch, and batches that are decoded as it goes."""
-    teacher = untrained_teacher([run], dataset.num_classes, dataset.image_size, device)
-    place = Settings(runs=Path("runs"), dataset=dataset.name, device=str(device), threads=threads)
-    cohort = Cohort([run], Material(dataset, dataset.train, dataset.test), teacher, place)
+    teacher = dummy_teacher([run], dataset.num_classes, dataset.image_size, device)
+    place = TrainSettings(runs=Path("runs"), dataset=dataset.name, device=str(device), threads=threads)
+    cohort = Cohort([run], TrainingData(dataset, dataset.train, dataset.test), teacher, place)
     source, (learner,) = cohort.source, cohort.learners
     batch = source.batch(source.epoch(0), 0)
 
@@ -139,7 +139,7 @@ def _learning(dataset: Dataset, run: Run, device: torch.device, threads: int, ro
             cohort.one_step(plan)
         cohort.next_epoch()
         if cohort.broken:
-            raise BrokenRuns("; ".join(cohort.broken))
+            raise RunsFailed("; ".join(cohort.broken))
 
     alone = len(batch.labels) / _median_seconds(learn, rounds, device)
     return alone, len(dataset.train) / _median_seconds(learn_an_epoch, rounds, device)

@@ -16,10 +16,10 @@ from benchmark.core.devices import peak_memory
 from benchmark.core.protocols import protocol_named, scale_named
 from benchmark.core.spec import Run
 from benchmark.core.text import counted
-from benchmark.planning.jobs import jobs_for
-from benchmark.planning.request import Request
-from benchmark.planning.tables import grid_of
-from benchmark.results.record import FORMAT, checksum_of
+from benchmark.planning.jobs import missing_jobs
+from benchmark.planning.request import RunFactory
+from benchmark.planning.tables import plan_table
+from benchmark.results.record import RECORD_FORMAT, compute_checksum
 from benchmark.results.store import Store, load
 from tables.specification import load_table, table_names
 
@@ -40,7 +40,7 @@ def measure(console: Console, count: int, workers: int, folder: Path | None = No
         store = Store(Path(place))
         with _timed(console, "planning, no record yet"):
             runs = _runs(count)
-            jobs = jobs_for(runs, store, workers, IMAGE_SIZE, IMAGES)
+            jobs = missing_jobs(runs, store, workers, IMAGE_SIZE, IMAGES)
         together = sum(len(job.runs) for job in jobs)
         console.print(
             f"{counted(len(runs), 'run')} and what they depend on: {together} in {counted(len(jobs), 'job')}",
@@ -52,7 +52,7 @@ def measure(console: Console, count: int, workers: int, folder: Path | None = No
             with _timed(console, f"loading, {reading}"):
                 load(store.root)
         with _timed(console, "planning, all recorded"):
-            jobs_for(_runs(count), store, workers, IMAGE_SIZE, IMAGES)
+            missing_jobs(_runs(count), store, workers, IMAGE_SIZE, IMAGES)
 
 
 def _runs(count: int) -> list[Run]:
@@ -60,12 +60,12 @@ def _runs(count: int) -> list[Run]:
     asked = []
     for table in (load_table(name).at(SCALE) for name in table_names()):
         protocol = protocol_named(table.protocol_for(SCALE))
-        asked.append((table, Request(DATASET, "0" * 64, protocol, scale_named(SCALE), torch.device("cpu"))))
+        asked.append((table, RunFactory(DATASET, "0" * 64, protocol, scale_named(SCALE), torch.device("cpu"))))
 
     def all_of(seeds: Iterable[int]) -> list[Run]:
         seeds = tuple(seeds)
-        grids = (grid_of(table, request, seeds) for table, request in asked)
-        return list(dict.fromkeys(run for grid in grids for run in grid.to_train()))
+        grids = (plan_table(table, request, seeds) for table, request in asked)
+        return list(dict.fromkeys(run for grid in grids for run in grid.requested_runs()))
 
     seeds = -(-count // len(all_of(range(1))))
     return all_of(range(seeds))[:count]
@@ -78,13 +78,13 @@ def _make_records(store: Store, runs: Sequence[Run]) -> None:
     for number, run in enumerate(runs):
         final = epochs[-1] | {"top1": 70 + number / len(runs)}
         record = {
-            **{"format": FORMAT, "id": run.id, "digest": run.digest, "run": json.loads(run.model_dump_json())},
+            **{"format": RECORD_FORMAT, "id": run.id, "digest": run.digest, "run": json.loads(run.model_dump_json())},
             **{"status": "finished", "epochs": epochs, "final": final, "best_on_test": final, "weights": {}},
             **{"cost": {"images": IMAGES, "parameters": 272019}, "provenance": {"seconds": number / 7, "torch": "2"}},
         }
         folder = store.folder(run)
         folder.mkdir(parents=True)
-        text = json.dumps(record | {"sha256": checksum_of(record)}, indent=1)
+        text = json.dumps(record | {"sha256": compute_checksum(record)}, indent=1)
         (folder / "record.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -23,13 +23,13 @@ from benchmark.core.rng import generator
 from benchmark.core.spec import Precision, Run, Scale, teacher_key
 from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
-from benchmark.planning.request import Request
+from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import method_class
 from benchmark.training.cohort import Cohort
-from benchmark.training.dummies import CLASSES, random_images, untrained_teacher
-from benchmark.training.inputs import Material
+from benchmark.training.dummies import CLASSES, dummy_teacher, random_images
+from benchmark.training.inputs import TrainingData
 from benchmark.training.learner import fresh_network
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 
 IMAGES = 50_000
 IMAGE_SIZE = 32
@@ -92,7 +92,7 @@ def _contestants(
     device: torch.device,
     threads: int,
 ) -> list[Contestant]:
-    request = Request(
+    request = RunFactory(
         dataset.name, dataset.fingerprint, protocol_named("lsskd"), Scale(name="speed", factor=1), device, precision
     )
     runs = [request.run(method, student, teacher, 0) for method in methods]
@@ -159,10 +159,10 @@ def _fixed_batch(batch: int, size: int, device: torch.device) -> torch.Tensor:
 
 def _cohort_step(runs: Sequence[Run], dataset: Dataset, device: torch.device, threads: int) -> Callable[[], None]:
     """A step of the engine's own loop, with a teacher and heads that are not trained (which costs the same)."""
-    runs = [run.changed(start=None) for run in runs]
-    place = Settings(runs=Path("runs"), dataset=dataset.name, device=str(device), threads=threads)
-    teacher = untrained_teacher(runs, dataset.num_classes, dataset.image_size, device)
-    cohort = Cohort(runs, Material(dataset, dataset.train, dataset.test), teacher, place)
+    runs = [run.replace(start=None) for run in runs]
+    place = TrainSettings(runs=Path("runs"), dataset=dataset.name, device=str(device), threads=threads)
+    teacher = dummy_teacher(runs, dataset.num_classes, dataset.image_size, device)
+    cohort = Cohort(runs, TrainingData(dataset, dataset.train, dataset.test), teacher, place)
     plan = cohort.source.epoch(0)
     return lambda: cohort.one_step(plan)
 

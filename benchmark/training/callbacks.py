@@ -25,6 +25,6 @@ class Progress:
         return (self.epoch - 1 + self.step / self.steps) / self.epochs
 
 
-Listener = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 Say = Callable[[str], None]
-Stop = Callable[[], bool]
+StopFn = Callable[[], bool]

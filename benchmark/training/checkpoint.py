@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
-from benchmark.io.files import replacing, save_tensors, set_aside, sha256_of
+from benchmark.io.files import compute_sha256, quarantine_file, replacing, save_tensors
 from benchmark.results.store import Store
 
 FILE_NAME = re.compile(r"checkpoint-(\d{6})-(\d{8})-([0-9a-f]{64})\.safetensors")
@@ -52,7 +52,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     stem = f"checkpoint-{checkpoint.epoch:06d}-{checkpoint.step:08d}"
     with replacing(folder / stem) as file:
         save_tensors(file.temporary, flat, {"notes": json.dumps(checkpoint.notes)})
-        file.target = folder / f"{stem}-{sha256_of(file.temporary)}.safetensors"
+        file.target = folder / f"{stem}-{compute_sha256(file.temporary)}.safetensors"
     for _, _, _, old in _files(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return file.target
@@ -65,7 +65,7 @@ def read_checkpoint(folder: Path, run_ids: Collection[str] | None = None) -> Che
     """
     for epoch, step, digest, path in _files(folder):
         try:
-            if sha256_of(path) != digest:
+            if compute_sha256(path) != digest:
                 raise ValueError("its checksum does not match its name")
             return _read(path, epoch, step, run_ids)
         except FileNotFoundError:
@@ -77,7 +77,7 @@ def read_checkpoint(folder: Path, run_ids: Collection[str] | None = None) -> Che
                 continue
             warnings.warn(f"damaged checkpoint {path}: {error}; falling back to the one before it", stacklevel=2)
             # Under its old name it would count as one of those that are kept, and push out a good one.
-            set_aside(path)
+            quarantine_file(path)
     return None
 
 

@@ -21,25 +21,25 @@ from benchmark.data.augmentation import EpochPlan, evaluation_batches
 from benchmark.data.dataset import ImageSet
 from benchmark.data.streaming import training_source
 from benchmark.io.files import remove_leftovers
-from benchmark.method.collectives import ALONE, Group
-from benchmark.results.provenance import Piece, piece, provenance, unlike
+from benchmark.method.collectives import SINGLE_PROCESS, ProcessGroup
+from benchmark.results.provenance import Segment, changed_settings, provenance, start_segment
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.callbacks import Listener, Progress, Say, Stop
+from benchmark.training.callbacks import Progress, ProgressCallback, Say, StopFn
 from benchmark.training.checkpoint import cohort_folder, resume_folders
 from benchmark.training.cost import step_cost
 from benchmark.training.evaluation import BATCH_SIZE, Evaluation
-from benchmark.training.failures import BrokenRuns, note_error
+from benchmark.training.failures import RunsFailed, log_failure
 from benchmark.training.inputs import (
-    Material,
+    TrainingData,
     first_weights,
+    load_run_dataset,
     load_teacher,
-    loaded_dataset,
     recipe_for,
-    training_material,
+    select_training_data,
 )
 from benchmark.training.learner import Learner, NonFiniteLoss
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 from benchmark.training.teacher import Teacher
 
 REPORT_SECONDS = 0.5
@@ -55,11 +55,11 @@ class Cohort:
     def __init__(
         self,
         runs: Sequence[Run],
-        material: Material,
+        material: TrainingData,
         teacher: Teacher | None,
-        settings: Settings,
-        listen: Listener = lambda progress: None,
-        group: Group = ALONE,
+        settings: TrainSettings,
+        listen: ProgressCallback = lambda progress: None,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         first, dataset = runs[0], material.dataset
         self.settings = settings
@@ -95,7 +95,7 @@ class Cohort:
         self.folder = cohort_folder(self.store, runs)
         self.epoch, self.step = 0, 0
         self.seconds, self.resumed, self.images = 0.0, 0, 0
-        self.pieces: list[Piece] = [piece(self.device, settings.threads, 0, 0)]
+        self.pieces: list[Segment] = [start_segment(self.device, settings.threads, 0, 0)]
         self.edited: list[str] = []
         """The methods that were other code when the cohort was begun."""
         self.last_top1: float | None = None
@@ -105,12 +105,16 @@ class Cohort:
 
     @classmethod
     def from_store(
-        cls, runs: Sequence[Run], settings: Settings, listen: Listener = lambda progress: None, group: Group = ALONE
+        cls,
+        runs: Sequence[Run],
+        settings: TrainSettings,
+        listen: ProgressCallback = lambda progress: None,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> Cohort:
         """The cohort of some runs with its images and, from the store or from files, its teacher and heads."""
         device = resolve_device(settings.device)
         make_deterministic(device, settings.threads)
-        material = training_material(runs[0], loaded_dataset(settings.dataset, settings.data_root))
+        material = select_training_data(runs[0], load_run_dataset(settings.dataset, settings.data_root))
         return cls(runs, material, load_teacher(runs, material, settings, device), settings, listen, group)
 
     def resume(self) -> bool:
@@ -119,7 +123,7 @@ class Cohort:
         Raises:
             UserError: of the processes that share the cohort, one cannot read what another one could.
         """
-        found = self._latest() if self.group.leads else None
+        found = self._latest() if self.group.is_main else None
         place = self.group.told(None if found is None else (found.epoch, found.step))
         if place is None:
             return False
@@ -131,7 +135,7 @@ class Cohort:
         self.resumed = found.notes["resumed"] + 1
         # Checkpoints of before have no pieces.
         before = found.notes.get("pieces", [])
-        self.pieces = [*before, piece(self.device, self.settings.threads, self.epoch, self.step)]
+        self.pieces = [*before, start_segment(self.device, self.settings.threads, self.epoch, self.step)]
         for learner in self.learners:
             learner.restore(found.tensors[learner.run.id])
             notes = found.notes["runs"][learner.run.id]
@@ -148,7 +152,7 @@ class Cohort:
         read = (checkpoints.read_checkpoint(folder, self.members) for folder in folders)
         return next((checkpoint for checkpoint in read if checkpoint is not None), None)
 
-    def train(self, stop: Stop = lambda: False) -> bool:
+    def train(self, stop: StopFn = lambda: False) -> bool:
         """Train to the end and write the records; False if `stop` asked to leave, with a checkpoint written.
 
         Of processes that share the cohort, the first one asks `stop` and writes.
@@ -157,7 +161,7 @@ class Cohort:
             UserError: the disk is full or a folder cannot be written.
             BrokenRuns: some runs raised errors; all others have their records.
         """
-        if self.group.leads:
+        if self.group.is_main:
             remove_leftovers(self.folder)
             for learner in self.learners:
                 self.store.begin(learner.run)
@@ -169,7 +173,7 @@ class Cohort:
                 self.one_step(plan)
                 now = time.perf_counter()
                 due = now - last_checkpoint > max(self.settings.checkpoint_seconds, COST_OF_A_CHECKPOINT * cost)
-                order = self.group.decided(LEAVE if stop() else SAVE if due else GO_ON)
+                order = self.group.broadcast_int(LEAVE if stop() else SAVE if due else GO_ON)
                 if order != GO_ON:
                     self._save()
                     last_checkpoint, cost = time.perf_counter(), time.perf_counter() - now
@@ -177,7 +181,7 @@ class Cohort:
                     return False
             self._finish_epoch()
         if self.broken:
-            raise BrokenRuns("; ".join(self.broken))
+            raise RunsFailed("; ".join(self.broken))
         return True
 
     def one_step(self, plan: EpochPlan) -> None:
@@ -188,13 +192,13 @@ class Cohort:
         teacher = self.teacher.on(batch) if self.teacher else None
         for learner in list(self.learners):
             try:
-                with self.group.sharing(images):
+                with self.group.shared_batch(images):
                     learner.timed_step(batch, teacher, self.epoch, self.step)
             except Exception as error:
-                line = note_error(self.store, [learner.run], error)
+                line = log_failure(self.store, [learner.run], error)
                 if self.group.size > 1:
                     # The other processes wait for this one's part of the step.
-                    raise BrokenRuns(line) from error
+                    raise RunsFailed(line) from error
                 # Out of memory, say: this run cannot go on, the others can.
                 self.learners.remove(learner)
                 self.broken.append(line)
@@ -217,7 +221,7 @@ class Cohort:
     def _fail(self, learner: Learner, reason: str, step: int) -> None:
         """Go on without a learner; its record says why, and after how many steps of this epoch."""
         self.learners.remove(learner)
-        if not self.group.leads:
+        if not self.group.is_main:
             return
         failed = {
             "status": "failed",
@@ -232,14 +236,14 @@ class Cohort:
         for learner in list(self.learners):
             self._drop_if_not_finite(learner, self.source.batches)
         of_training = {learner: learner.end_epoch(self.epoch) for learner in self.learners}
-        of_test = self._evaluated() if self.group.leads else {}
+        of_test = self._evaluated() if self.group.is_main else {}
         # With a finite loss in training: norms with statistics of too few batches can make it so.
         no_number = [not math.isfinite(of_test.get(learner, {}).get("nll", 0.0)) for learner in self.learners]
         for learner in itertools.compress(list(self.learners), self.group.told(no_number)):
             self._fail(learner, f"loss on the test images not finite after epoch {self.epoch + 1}", self.source.batches)
         for learner in list(self.learners):
             learner.figures.append(of_training[learner] | of_test.get(learner, {}))
-            if self.group.leads:
+            if self.group.is_main:
                 self.store.write_epochs(learner.run, learner.figures)
             if self.epoch + 1 == learner.epochs:
                 self._finish(learner)
@@ -272,7 +276,7 @@ class Cohort:
 
     def _finish(self, learner: Learner) -> None:
         self.learners.remove(learner)
-        if not self.group.leads:
+        if not self.group.is_main:
             return
         result: dict[str, Any] = {
             "status": "finished",
@@ -318,7 +322,7 @@ class Cohort:
     def _save(self) -> None:
         for learner in list(self.learners):
             self._drop_if_not_finite(learner, self.step)
-        if not self.learners or not self.group.leads:
+        if not self.learners or not self.group.is_main:
             return
         runs = {
             learner.run.id: {
@@ -341,7 +345,7 @@ class Cohort:
 
     def _report(self) -> None:
         now = time.perf_counter()
-        if not self.group.leads:
+        if not self.group.is_main:
             return
         steps = self.step - self._reported_step
         speed = steps / (now - self._last_report)
@@ -365,11 +369,11 @@ class Cohort:
 
 def train(
     runs: Sequence[Run],
-    settings: Settings,
-    stop: Stop = lambda: False,
-    listen: Listener = lambda progress: None,
+    settings: TrainSettings,
+    stop: StopFn = lambda: False,
+    listen: ProgressCallback = lambda progress: None,
     say: Say = lambda line: None,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> bool:
     """Train runs as one cohort from their latest checkpoint to their records; False if `stop` asked to leave before.
 
@@ -377,9 +381,9 @@ def train(
         UserError, BrokenRuns: see `Cohort.train`.
     """
     cohort = Cohort.from_store(runs, settings, listen, group)
-    if cohort.resume() and group.leads:
+    if cohort.resume() and group.is_main:
         say(f"resumed at epoch {cohort.epoch + 1}, step {cohort.step}")
-        if differing := unlike(cohort.pieces):
+        if differing := changed_settings(cohort.pieces):
             what = ", ".join(name.replace("_", " ") for name in differing)
             say(f"warning: it was begun with different {what}; it will not have the bits of an undisturbed run")
         if cohort.edited:

@@ -14,7 +14,7 @@ from benchmark.backbones import build_network
 from benchmark.backbones.cost import multiply_adds, parameters
 from benchmark.core.spec import Run
 from benchmark.data.streaming import training_source
-from benchmark.training.dummies import random_images, untrained_teacher
+from benchmark.training.dummies import dummy_teacher, random_images
 from benchmark.training.inputs import recipe_for
 from benchmark.training.learner import Learner
 
@@ -35,26 +35,26 @@ class StepCost:
     training_multiply_adds: int
 
 
-class Rehearsal:
+class StepProbe:
     """One training step of a run on a few images of noise, from an untrained teacher."""
 
     def __init__(self, run: Run, num_classes: int, image_size: int, labels: Tensor) -> None:
         """labels: of the run's training images, int64 [images]; the whole set counts in a memory of it."""
         self.batch_size = min(BATCH, len(labels))
         # Neither precision nor first weights nor the images nor who shares them change what is computed.
-        run = run.changed(
+        run = run.replace(
             start=None,
             precision="fp32",
             teacher_precision="fp32" if run.teacher else None,
             augmentation="standard",
             processes=1,
-            protocol=run.protocol.changed(batch_size=self.batch_size),
+            protocol=run.protocol.replace(batch_size=self.batch_size),
         )
         images = random_images(max(num_classes, self.batch_size), image_size, num_classes)
         source = training_source(images.train, recipe_for(run.protocol, images), self.batch_size, CPU, ("rehearsal",))
         self.batch = source.batch(source.epoch(0), 0)
         self.learner = Learner(run, num_classes, image_size, labels.cpu(), 1, CPU)
-        self.teacher = untrained_teacher([run], num_classes, image_size, CPU)
+        self.teacher = dummy_teacher([run], num_classes, image_size, CPU)
 
     def multiply_adds(self) -> int:
         """Take a step of the second epoch, in which methods have a past; returns its multiply-adds for an image."""
@@ -77,7 +77,7 @@ def step_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> St
     options = json.dumps(run.options, sort_keys=True)
     key = (run.method, options, run.student, run.teacher_network, num_classes, image_size, len(labels))
     if key not in _known:
-        rehearsal = Rehearsal(run, num_classes, image_size, labels)
+        rehearsal = StepProbe(run, num_classes, image_size, labels)
         learning = sum(weight.numel() for weight in rehearsal.learner.parameters)
         alone = (0, 0)
         if rehearsal.learner.student is not None:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmark.method.collectives import Group, norms_in
+from benchmark.method.collectives import ProcessGroup, norms_in
 
 if TYPE_CHECKING:
     from benchmark.method.contract import Method, Step
@@ -46,7 +46,7 @@ class _Loss(nn.Module):
         return loss, {name: term.detach() for name, term in terms.items()}
 
 
-def loss_of(group: Group, method: Method, student: nn.Module | None) -> LossOfStep:
+def loss_of(group: ProcessGroup, method: Method, student: nn.Module | None) -> LossOfStep:
     """The method's loss of a step, on whose way back the gradients are averaged over the processes."""
     if group.size == 1:
         # Looked up at each step: who watches a method replaces its loss.
@@ -59,7 +59,7 @@ def loss_of(group: Group, method: Method, student: nn.Module | None) -> LossOfSt
         return DistributedDataParallel(_Loss(method, student), broadcast_buffers=False, find_unused_parameters=True)
 
 
-def remark(group: Group, method: Method, student: nn.Module | None, draws: bool) -> str | None:
+def remark(group: ProcessGroup, method: Method, student: nn.Module | None, draws: bool) -> str | None:
     """What a reader of a record must know of a run whose batches were shared, in a sentence; None if they were not.
 
     draws: whether the method drew random numbers in its steps.
@@ -78,7 +78,7 @@ def remark(group: Group, method: Method, student: nn.Module | None, draws: bool)
 
 
 @contextlib.contextmanager
-def joined(rank: int, size: int, device: torch.device, meeting: Path) -> Iterator[Group]:
+def init_process_group(rank: int, size: int, device: torch.device, meeting: Path) -> Iterator[ProcessGroup]:
     """Within it, this process is one of a group; nobody leaves it before the first process does.
 
     device: the one that this process computes on; meeting: a file that only this group knows, not there before.
@@ -96,7 +96,7 @@ def joined(rank: int, size: int, device: torch.device, meeting: Path) -> Iterato
     dist.init_process_group(
         backend, store=dist.FileStore(str(meeting), size), rank=rank, world_size=size, timeout=TIMEOUT
     )
-    group = Group(rank, size)
+    group = ProcessGroup(rank, size)
     yield group
-    group.decided(0)
+    group.broadcast_int(0)
     dist.destroy_process_group()

@@ -11,7 +11,7 @@ from benchmark.core.rng import generator
 from benchmark.core.spec import Run
 from benchmark.data.dataset import Dataset, ImageSet
 from benchmark.plugins.registry import method_class
-from benchmark.training.inputs import stand_in_for_head
+from benchmark.training.inputs import head_run_for_checkpoint
 from benchmark.training.learner import build_method, fresh_network, head_key
 from benchmark.training.teacher import Teacher
 
@@ -39,7 +39,7 @@ def random_images(count: int, size: int, classes: int = CLASSES) -> Dataset:
     )
 
 
-def untrained_teacher(runs: Sequence[Run], num_classes: int, image_size: int, device: torch.device) -> Teacher | None:
+def dummy_teacher(runs: Sequence[Run], num_classes: int, image_size: int, device: torch.device) -> Teacher | None:
     """The teacher that the runs share and its heads, as they would be before any training; None if none has one."""
     taught = [run for run in runs if run.teacher]
     if not taught:
@@ -48,7 +48,7 @@ def untrained_teacher(runs: Sequence[Run], num_classes: int, image_size: int, de
     heads = {}
     for run in taught:
         if run.head is not None:
-            head = run.head if isinstance(run.head, Run) else stand_in_for_head(run)
+            head = run.head if isinstance(run.head, Run) else head_run_for_checkpoint(run)
             heads[head_key(run)] = placed(build_method(head, num_classes, image_size, no_labels), device)
     assert taught[0].teacher_network
     assert taught[0].teacher_precision

@@ -10,24 +10,24 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.files import write_text
 from benchmark.plugins.registry import method_class
-from benchmark.plugins.source import failure, place_of, words
+from benchmark.plugins.source import describe_error, describe_failure, locate
 from benchmark.results.store import Store
 
 
-class BrokenRuns(Exception):
+class RunsFailed(Exception):
     """Some runs raised errors, so that they have no record; what it says is a line on each."""
 
 
-def note_error(store: Store, runs: Sequence[Run], error: Exception) -> str:
+def log_failure(store: Store, runs: Sequence[Run], error: Exception) -> str:
     """Keep the traceback of an error that ended some runs, in the folder of the first; returns a line on it."""
-    keep_traceback(store, runs[0], error)
+    save_traceback(store, runs[0], error)
     if len(runs) == 1:
-        return f"run {runs[0].id} failed: {failure(method_class(runs[0].method), error)}"
-    where = place_of(error)
-    return f"run {runs[0].id} and {len(runs) - 1} more failed: {words(error)}{f' ({where})' if where else ''}"
+        return f"run {runs[0].id} failed: {describe_failure(method_class(runs[0].method), error)}"
+    where = locate(error)
+    return f"run {runs[0].id} and {len(runs) - 1} more failed: {describe_error(error)}{f' ({where})' if where else ''}"
 
 
-def keep_traceback(store: Store, run: Run, error: Exception) -> None:
+def save_traceback(store: Store, run: Run, error: Exception) -> None:
     """Write the traceback of an error into the folder of a run."""
     # What went wrong may be that nothing can be written there.
     with contextlib.suppress(UserError):

@@ -20,17 +20,17 @@ from benchmark.data import load_dataset
 from benchmark.data.augmentation import Recipe
 from benchmark.data.dataset import Dataset, Images
 from benchmark.data.mixing import HOLE, MIXED_BATCHES
-from benchmark.data.subsets import held_out, stratified_fraction
+from benchmark.data.subsets import split_held_out, stratified_fraction
 from benchmark.method.contract import Method
 from benchmark.plugins.registry import method_class
 from benchmark.results.store import Store
 from benchmark.training.learner import build_method, head_key
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 from benchmark.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """The images of a cohort: what it learns from and what it is evaluated on."""
 
     dataset: Dataset
@@ -39,12 +39,12 @@ class Material:
 
 
 @functools.lru_cache(maxsize=2)
-def loaded_dataset(name: str, data_root: Path | None) -> Dataset:
+def load_run_dataset(name: str, data_root: Path | None) -> Dataset:
     """The dataset, read once a process."""
     return load_dataset(name, data_root)
 
 
-def training_material(run: Run, dataset: Dataset) -> Material:
+def select_training_data(run: Run, dataset: Dataset) -> TrainingData:
     """The images that a run's fraction and held-out share leave.
 
     Raises:
@@ -54,12 +54,12 @@ def training_material(run: Run, dataset: Dataset) -> Material:
         raise UserError(f"dataset {dataset.name} has changed since {run.id} was planned; start again")
     train, evaluation = dataset.train, dataset.test
     if run.validation:
-        kept, held = held_out(train.labels, run.validation, run.dataset, "validation", run.validation_seed)
+        kept, held = split_held_out(train.labels, run.validation, run.dataset, "validation", run.validation_seed)
         train, evaluation = train.subset(kept), train.subset(held)
     if run.fraction < 1:
         index = stratified_fraction(train.labels, run.fraction, run.dataset, "fraction", run.fraction_seed)
         train = train.subset(index)
-    return Material(dataset, train, evaluation)
+    return TrainingData(dataset, train, evaluation)
 
 
 def recipe_for(protocol: Protocol, dataset: Dataset, augmentation: Augmentation = "standard") -> Recipe:
@@ -77,12 +77,14 @@ def recipe_for(protocol: Protocol, dataset: Dataset, augmentation: Augmentation 
     )
 
 
-def first_weights(run: Run, settings: Settings) -> dict[str, Tensor] | None:
+def first_weights(run: Run, settings: TrainSettings) -> dict[str, Tensor] | None:
     """The weights that the student of a run starts from, where an earlier run left them."""
     return None if run.start is None else Store(settings.runs).weights(run.start)
 
 
-def load_teacher(runs: Iterable[Run], material: Material, settings: Settings, device: torch.device) -> Teacher | None:
+def load_teacher(
+    runs: Iterable[Run], material: TrainingData, settings: TrainSettings, device: torch.device
+) -> Teacher | None:
     """The teacher that the given runs share, with every head they read; None if no run has one."""
     taught = [run for run in runs if run.teacher is not None]
     if not taught:
@@ -102,7 +104,7 @@ def load_teacher(runs: Iterable[Run], material: Material, settings: Settings, de
     )
 
 
-def teacher_network(run: Run, num_classes: int, settings: Settings) -> Network:
+def teacher_network(run: Run, num_classes: int, settings: TrainSettings) -> Network:
     """The trained network of a run's teacher, on the CPU."""
     assert run.teacher is not None
     assert run.teacher_network is not None
@@ -114,7 +116,7 @@ def teacher_network(run: Run, num_classes: int, settings: Settings) -> Network:
     return network
 
 
-def released_file(teacher: ReleasedTeacher, settings: Settings) -> Path:
+def released_file(teacher: ReleasedTeacher, settings: TrainSettings) -> Path:
     """Where the file of a released teacher is.
 
     Raises:
@@ -128,7 +130,7 @@ def released_file(teacher: ReleasedTeacher, settings: Settings) -> Path:
     )
 
 
-def _load_head(run: Run, material: Material, settings: Settings) -> Method:
+def _load_head(run: Run, material: TrainingData, settings: TrainSettings) -> Method:
     """The trained head that a run reads: of a run of its own, of a joint teacher, or out of a released file."""
     dataset = material.dataset
     if isinstance(run.head, Run):
@@ -138,7 +140,7 @@ def _load_head(run: Run, material: Material, settings: Settings) -> Method:
         return head
     assert run.head is not None
     head = build_method(
-        stand_in_for_head(run), dataset.num_classes, dataset.image_size, torch.zeros(0, dtype=torch.int64)
+        head_run_for_checkpoint(run), dataset.num_classes, dataset.image_size, torch.zeros(0, dtype=torch.int64)
     )
     branches = head.get_submodule("branches")
     assert isinstance(branches, AuxiliaryBranches)
@@ -146,9 +148,9 @@ def _load_head(run: Run, material: Material, settings: Settings) -> Method:
     return head
 
 
-def stand_in_for_head(run: Run) -> Run:
+def head_run_for_checkpoint(run: Run) -> Run:
     """The run that would have trained the head which came from a file."""
     name = method_class(run.method).teacher_head
     assert name is not None
     assert isinstance(run.head, ReleasedTeacher)
-    return run.changed(method=name, student=run.head.network, options={})
+    return run.replace(method=name, student=run.head.network, options={})

@@ -9,33 +9,33 @@ from dataclasses import dataclass, field
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
-from benchmark.results.leases import BEAT_SECONDS, Claim, Claims
-from benchmark.results.owners import Owner
+from benchmark.results.leases import BEAT_SECONDS, Lease, LeaseManager
+from benchmark.results.owners import LeaseHolder
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.callbacks import Listener, Say, Stop
+from benchmark.training.callbacks import ProgressCallback, Say, StopFn
 from benchmark.training.checkpoint import cohort_folder
 from benchmark.training.cohort import train
-from benchmark.training.failures import BrokenRuns, keep_traceback, note_error
-from benchmark.training.launcher import BrokenProcesses, train_together
-from benchmark.training.settings import Settings
+from benchmark.training.failures import RunsFailed, log_failure, save_traceback
+from benchmark.training.launcher import WorkerProcessDied, train_distributed
+from benchmark.training.settings import TrainSettings
 
 WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptResult:
     """What came of an attempt to train some runs: whether it was stopped, and who trains those that were left."""
 
     stopped: bool = False
-    elsewhere: Mapping[Run, Owner] = field(default_factory=dict)
+    held_by_others: Mapping[Run, LeaseHolder] = field(default_factory=dict)
 
 
-def execute(
+def run_until_done(
     runs: Sequence[Run],
-    settings: Settings,
-    stop: Stop = lambda: False,
-    listen: Listener = lambda progress: None,
+    settings: TrainSettings,
+    stop: StopFn = lambda: False,
+    listen: ProgressCallback = lambda progress: None,
     say: Say = lambda line: None,
 ) -> bool:
     """Bring the runs to their records; False if `stop` asked to leave before that.
@@ -47,26 +47,26 @@ def execute(
     """
     told = False
     while True:
-        came = attempt(runs, settings, stop, listen, say)
-        if came.stopped or not came.elsewhere:
+        came = run_available(runs, settings, stop, listen, say)
+        if came.stopped or not came.held_by_others:
             return not came.stopped
         if stop():
             return False
         if not told:
-            run, owner = next(iter(came.elsewhere.items()))
+            run, owner = next(iter(came.held_by_others.items()))
             say(f"waiting for another process that trains {run.id} ({owner.words})")
             told = True
         time.sleep(WAIT_SECONDS)
 
 
-def attempt(
+def run_available(
     runs: Sequence[Run],
-    settings: Settings,
-    stop: Stop = lambda: False,
-    listen: Listener = lambda progress: None,
+    settings: TrainSettings,
+    stop: StopFn = lambda: False,
+    listen: ProgressCallback = lambda progress: None,
     say: Say = lambda line: None,
-    claims: Claims | None = None,
-) -> Attempt:
+    claims: LeaseManager | None = None,
+) -> AttemptResult:
     """Bring those runs to their records that nobody else trains, and say who trains the others.
 
     Raises:
@@ -74,18 +74,20 @@ def attempt(
         BrokenRuns: runs raised errors; their tracebacks are in their folders.
     """
     store = Store(settings.runs)
-    claims = claims or Claims(settings.runs, silent_seconds=settings.silent_seconds)
+    claims = claims or LeaseManager(settings.runs, silent_seconds=settings.silent_seconds)
     while True:
         pending = [run for run in runs if store.record(run) is None]
-        held, elsewhere = _claimed(store, claims, pending)
+        held, held_by_others = _claimed(store, claims, pending)
         try:
             mine = [run for run in pending if run.id in held and store.record(run) is None]
             if not mine:
                 # What another process ended since it was looked at has a record by now.
-                return Attempt(elsewhere={run: owner for run, owner in elsewhere.items() if store.record(run) is None})
-            watch = _Watch(list(held.values()), stop)
+                return AttemptResult(
+                    held_by_others={run: owner for run, owner in held_by_others.items() if store.record(run) is None}
+                )
+            watch = _LeaseGuard(list(held.values()), stop)
             if not _trained(mine, settings, watch, listen, say) and not watch.lost:
-                return Attempt(stopped=True)
+                return AttemptResult(stopped=True)
             if watch.lost:
                 say("another process has taken this one for dead and trains on; leaving it to that one")
             else:
@@ -98,7 +100,7 @@ def attempt(
                     held[run.id].release(forget=store.has_record(run))
 
 
-def _trained(runs: Sequence[Run], settings: Settings, stop: Stop, listen: Listener, say: Say) -> bool:
+def _trained(runs: Sequence[Run], settings: TrainSettings, stop: StopFn, listen: ProgressCallback, say: Say) -> bool:
     """Train runs as one cohort; False if `stop` asked to leave before its end.
 
     Raises:
@@ -109,23 +111,23 @@ def _trained(runs: Sequence[Run], settings: Settings, stop: Stop, listen: Listen
     for run in runs:
         with contextlib.suppress(OSError):
             store.traceback(run).unlink(missing_ok=True)
-    together = train_together if runs[0].processes > 1 else train
+    together = train_distributed if runs[0].processes > 1 else train
     try:
         return together(runs, settings, stop, listen, say)
-    except BrokenProcesses as error:
+    except WorkerProcessDied as error:
         if error.__cause__ is not None:
-            keep_traceback(store, runs[0], error)
+            save_traceback(store, runs[0], error)
         raise
-    except (UserError, BrokenRuns):
+    except (UserError, RunsFailed):
         raise
     except Exception as error:
-        raise BrokenRuns(note_error(store, runs, error)) from error
+        raise RunsFailed(log_failure(store, runs, error)) from error
 
 
-class _Watch:
+class _LeaseGuard:
     """Asks for a stop when the user does, or when another process holds what this one claimed."""
 
-    def __init__(self, claims: Sequence[Claim], stop: Stop) -> None:
+    def __init__(self, claims: Sequence[Lease], stop: StopFn) -> None:
         self.claims, self.stop = claims, stop
         self.lost = False
         self._looked = time.monotonic()
@@ -133,7 +135,7 @@ class _Watch:
     def __call__(self) -> bool:
         if time.monotonic() - self._looked > BEAT_SECONDS:
             self._looked = time.monotonic()
-            self.lost = not all(claim.is_held() for claim in self.claims)
+            self.lost = not all(claim.is_valid() for claim in self.claims)
         return self.lost or self.stop()
 
 
@@ -150,23 +152,25 @@ def remove_finished_checkpoints(store: Store, dataset: str) -> None:
             checkpoints.remove_checkpoints(folder)
 
 
-def _claimed(store: Store, claims: Claims, runs: Sequence[Run]) -> tuple[dict[str, Claim], dict[Run, Owner]]:
+def _claimed(
+    store: Store, claims: LeaseManager, runs: Sequence[Run]
+) -> tuple[dict[str, Lease], dict[Run, LeaseHolder]]:
     """The claims, by run id, that could be had, and who holds the others.
 
     Raises:
         UserError: a claim cannot be made there.
     """
-    held: dict[str, Claim] = {}
-    elsewhere: dict[Run, Owner] = {}
+    held: dict[str, Lease] = {}
+    held_by_others: dict[Run, LeaseHolder] = {}
     try:
         for run in sorted(runs, key=lambda run: run.id):
-            taken = claims.take(store.folder(run))
-            if isinstance(taken, Claim):
+            taken = claims.acquire(store.folder(run))
+            if isinstance(taken, Lease):
                 held[run.id] = taken
             else:
-                elsewhere[run] = taken
+                held_by_others[run] = taken
     except BaseException:
         for claim in held.values():
             claim.release()
         raise
-    return held, elsewhere
+    return held, held_by_others

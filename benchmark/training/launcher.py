@@ -31,12 +31,12 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.data.decoding import WORKERS, decode_workers
 from benchmark.method.collectives import FEWEST_ROWS
-from benchmark.results.record import DamagedRun
-from benchmark.training.callbacks import Listener, Say, Stop
+from benchmark.results.record import CorruptRun
+from benchmark.training.callbacks import ProgressCallback, Say, StopFn
 from benchmark.training.cohort import train
-from benchmark.training.ddp import joined
-from benchmark.training.failures import BrokenRuns
-from benchmark.training.settings import Settings
+from benchmark.training.ddp import init_process_group
+from benchmark.training.failures import RunsFailed
+from benchmark.training.settings import TrainSettings
 
 LOOK_SECONDS = 0.2
 """How soon a stop or a death is noticed."""
@@ -44,12 +44,12 @@ BLAME_SECONDS = 1.0
 """How long, after one process has failed, it is looked whether the death of another one was the cause."""
 PATIENCE_SECONDS = 30.0
 """How long a process that has done its work may take to end."""
-MEETING = "meeting"
+RENDEZVOUS_FILE = "meeting"
 """Name of the file by which the processes find each other."""
 LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
-class BrokenProcesses(BrokenRuns):
+class WorkerProcessDied(RunsFailed):
     """One of the processes that train a cohort failed or died, so that all were ended."""
 
 
@@ -63,7 +63,7 @@ class Failure:
 
     reason: str
     place: str | None
-    damage: DamagedRun | None = None
+    damage: CorruptRun | None = None
     """The run that must be trained again, where that is why."""
 
 
@@ -98,7 +98,9 @@ def check_sharing(run: Run, device_name: str, workers: int = 1) -> None:
         )
 
 
-def train_together(runs: Sequence[Run], settings: Settings, stop: Stop, listen: Listener, say: Say) -> bool:
+def train_distributed(
+    runs: Sequence[Run], settings: TrainSettings, stop: StopFn, listen: ProgressCallback, say: Say
+) -> bool:
     """What `cohort.train` does, by as many processes as the runs say.
 
     Raises:
@@ -106,12 +108,12 @@ def train_together(runs: Sequence[Run], settings: Settings, stop: Stop, listen: 
         BrokenProcesses: a process failed or died.
     """
     check_sharing(runs[0], settings.device)
-    with _crew(runs, settings) as crew:
-        return _Conversation(crew, stop, listen, say).until_ended()
+    with _spawn_workers(runs, settings) as crew:
+        return _Supervisor(crew, stop, listen, say).until_ended()
 
 
 @dataclass(frozen=True)
-class _Member:
+class _WorkerHandle:
     """A process that trains, and the pipe to it."""
 
     process: Any
@@ -119,11 +121,11 @@ class _Member:
 
 
 @contextlib.contextmanager
-def _crew(runs: Sequence[Run], settings: Settings) -> Iterator[list[_Member]]:
+def _spawn_workers(runs: Sequence[Run], settings: TrainSettings) -> Iterator[list[_WorkerHandle]]:
     """The processes, started; none of them is left afterwards."""
     context = multiprocessing.get_context("spawn")
     folder = tempfile.mkdtemp(prefix="benchmark-")
-    crew: list[_Member] = []
+    crew: list[_WorkerHandle] = []
     try:
         for rank in range(runs[0].processes):
             here, there = context.Pipe()
@@ -133,7 +135,7 @@ def _crew(runs: Sequence[Run], settings: Settings) -> Iterator[list[_Member]]:
             with ignored(signal.SIGINT), _quiet_torch():
                 process.start()
             there.close()
-            crew.append(_Member(process, here))
+            crew.append(_WorkerHandle(process, here))
         yield crew
     finally:
         for member in crew:
@@ -145,10 +147,10 @@ def _crew(runs: Sequence[Run], settings: Settings) -> Iterator[list[_Member]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Conversation:
+class _Supervisor:
     """Hears the processes until all have done their work or one cannot."""
 
-    def __init__(self, crew: list[_Member], stop: Stop, listen: Listener, say: Say) -> None:
+    def __init__(self, crew: list[_WorkerHandle], stop: StopFn, listen: ProgressCallback, say: Say) -> None:
         self.crew, self.stop, self.listen, self.say = crew, stop, listen, say
         self.told_to_stop = False
         self.results: dict[int, bool] = {}
@@ -160,7 +162,7 @@ class _Conversation:
         """Whether the cohort is finished; False if it was stopped.
 
         Raises:
-            UserError, BrokenProcesses: see `train_together`.
+            UserError, BrokenProcesses: see `train_distributed`.
         """
         while len(self.results) < len(self.crew):
             self._pass_on_stop()
@@ -213,7 +215,7 @@ class _Conversation:
                 if self.crew[other].process.exitcode:
                     raise self._death(other)
             wait([self.crew[other].process.sentinel for other in others], timeout=LOOK_SECONDS)
-        raise BrokenProcesses(f"{self._named(rank)}: {failure.reason}") from RemoteTraceback(failure.place)
+        raise WorkerProcessDied(f"{self._named(rank)}: {failure.reason}") from RemoteTraceback(failure.place)
 
     def _died(self, rank: int) -> bool:
         """Whether nothing more will be heard of a process that has not done its work."""
@@ -227,18 +229,18 @@ class _Conversation:
         """Whether it was ended, before it could know better, by a signal to all processes that means to stop."""
         return self.crew[rank].process.exitcode == -signal.SIGTERM and (self.told_to_stop or self.stop())
 
-    def _death(self, rank: int) -> BrokenProcesses:
-        return BrokenProcesses(f"{self._named(rank)} died (exit code {self.crew[rank].process.exitcode})")
+    def _death(self, rank: int) -> WorkerProcessDied:
+        return WorkerProcessDied(f"{self._named(rank)} died (exit code {self.crew[rank].process.exitcode})")
 
     def _named(self, rank: int) -> str:
         return f"process {rank + 1} of {len(self.crew)}"
 
 
-def _work(connection: Connection, rank: int, runs: tuple[Run, ...], settings: Settings, folder: str) -> None:
+def _work(connection: Connection, rank: int, runs: tuple[Run, ...], settings: TrainSettings, folder: str) -> None:
     """One of the processes, from its start to its end."""
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
-    threading.Thread(target=_obey, args=(connection, asked, folder), daemon=True).start()
+    threading.Thread(target=_parent_watch, args=(connection, asked, folder), daemon=True).start()
 
     def send(kind: str, value: object) -> None:
         # Where the parent has died, so will this process at once.
@@ -255,20 +257,20 @@ def _work(connection: Connection, rank: int, runs: tuple[Run, ...], settings: Se
             # Set already, it was the user, and for each process.
             os.environ.setdefault(WORKERS, str(max(1, decoding // size)))
         warnings.showwarning = lambda message, *_: send("said", f"{warning}: {message}")
-        with joined(rank, size, device, Path(folder, MEETING)) as group:
+        with init_process_group(rank, size, device, Path(folder, RENDEZVOUS_FILE)) as group:
             place = replace(settings, device=str(device))
             finished = train(runs, place, asked.is_set, partial(send, "progress"), partial(send, "said"), group)
         send("ended", finished)
     except BaseException as error:
         for_the_user = isinstance(error, UserError)
-        reason = str(error) if isinstance(error, UserError | BrokenRuns) else f"{type(error).__name__}: {error}"
-        damage = error if isinstance(error, DamagedRun) else None
+        reason = str(error) if isinstance(error, UserError | RunsFailed) else f"{type(error).__name__}: {error}"
+        damage = error if isinstance(error, CorruptRun) else None
         send("failed", Failure(reason, None if for_the_user else traceback.format_exc().rstrip(), damage))
         # To leave now would make the others fail too, and who was first could not be told.
         threading.Event().wait()
 
 
-def _obey(connection: Connection, asked: threading.Event, folder: str) -> None:
+def _parent_watch(connection: Connection, asked: threading.Event, folder: str) -> None:
     """Note when the parent asks to stop; end this process when it dies."""
     try:
         while True:

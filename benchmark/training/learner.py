@@ -18,10 +18,17 @@ from benchmark.core.errors import UserError
 from benchmark.core.rng import generator
 from benchmark.core.spec import Run
 from benchmark.data.augmentation import Batch
-from benchmark.method.collectives import ALONE, Group, averaged, fewest_rows, share, weighted
-from benchmark.method.contract import BrokenContract, Context, Method, Step, View
+from benchmark.method.collectives import (
+    SINGLE_PROCESS,
+    ProcessGroup,
+    all_reduce_mean,
+    current_shard,
+    fewest_rows,
+    weight_mean,
+)
+from benchmark.method.contract import Context, ContractError, Method, Step, View
 from benchmark.plugins.registry import method_class, resolve_options
-from benchmark.plugins.source import code_of
+from benchmark.plugins.source import fingerprint_code
 from benchmark.training import ddp
 from benchmark.training.teacher import TeacherOnBatch
 
@@ -105,7 +112,7 @@ class Learner:
         steps: int,
         device: torch.device,
         first_weights: dict[str, Tensor] | None = None,
-        group: Group = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.run = run
         self.group = group
@@ -116,7 +123,7 @@ class Learner:
         self._asked_heads: set[tuple[str, View]] = set()
         self.mobile_network = is_mobile_network(run.student)
         self.method = placed(build_method(run, num_classes, image_size, labels), device)
-        self.code = code_of(method_class(run.method))
+        self.code = fingerprint_code(method_class(run.method))
         """What the method's code is; in a run that was interrupted, the code of each of its pieces that had another."""
         self.student: Network | None = None
         if self.method.trains_student:
@@ -124,7 +131,7 @@ class Learner:
             if first_weights is not None:
                 network.load_state_dict(first_weights)
             self.student = placed(network, device)
-            for part in self._resting():
+            for part in self._frozen_modules():
                 part.requires_grad_(False).eval()
         self.parameters = [parameter for _, parameter in self._named_parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(
@@ -159,14 +166,14 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with autocast(self.device, self.run.precision):
-            loss, terms = self._loss_of(self._as_seen_by_method(batch, teacher, epoch, step))
-        weighted(loss).backward()
+            loss, terms = self._loss_of(self._make_step(batch, teacher, epoch, step))
+        weight_mean(loss).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.student is not None:
             self.method.end_step(self.student)
         with torch.no_grad():
-            figures = averaged(
+            figures = all_reduce_mean(
                 torch.stack([value.double() for value in (loss, *(terms[name] for name in self.method.weights))])
             )
             self.losses[step] = figures[0]
@@ -177,16 +184,16 @@ class Learner:
             self.method.train()
         if self.student is not None and not self.student.training:
             self.student.train()
-            for part in self._resting():
+            for part in self._frozen_modules():
                 part.eval()
 
-    def _resting(self) -> list[nn.Module]:
+    def _frozen_modules(self) -> list[nn.Module]:
         """The parts of the student that stay as they are."""
         if self.student is None or self.method.trains == "student":
             return []
         return [self.student.get_submodule(name) for name in self.student.after_stages]
 
-    def _as_seen_by_method(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> Step:
+    def _make_step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> Step:
         run, method = self.run, self.method
         # A teacher may run in bf16 beside a student for which that would be slower.
         widen = run.precision == "fp32"
@@ -194,7 +201,7 @@ class Learner:
 
         def student(shown: View | Tensor, gather: bool = True) -> Outputs:
             if self.student is None:
-                raise BrokenContract(f"{run.method} asks for a student, and has trains_student = False")
+                raise ContractError(f"{run.method} asks for a student, and has trains_student = False")
             images = shown if isinstance(shown, Tensor) else batch.view(shown)
             with contextlib.nullcontext() if gather else statistics_kept(self.student):
                 return self.student(images, method.needs_preactivations)
@@ -202,13 +209,13 @@ class Learner:
         def teacher_outputs(view: View) -> Outputs:
             # Others of the cohort may have one.
             if teacher is None or run.teacher is None:
-                raise BrokenContract(f"{run.method} asks for a teacher, and does not say needs_teacher = True")
+                raise ContractError(f"{run.method} asks for a teacher, and does not say needs_teacher = True")
             self._asked.add(view)
             return teacher.outputs(view, widen)
 
         def teacher_head(view: View) -> Any:
             if teacher is None or run.head is None:
-                raise BrokenContract(f"{run.method} asks for a head of a teacher, and names none as its teacher_head")
+                raise ContractError(f"{run.method} asks for a head of a teacher, and names none as its teacher_head")
             self._asked.add(view)
             self._asked_heads.add((head_key(run), view))
             return teacher.head(head_key(run), view, widen)
@@ -216,7 +223,7 @@ class Learner:
         def stream(name: str) -> torch.Generator:
             self._draws = True
             owner = (run.dataset, run.fraction, run.protocol.name, run.seed, run.method, run.student)
-            part = share()
+            part = current_shard()
             # Others' rows of the same batch must not get the same draws.
             rank = (part.group.rank,) if part and part.counts and part.group.rank else ()
             return generator("step", *owner, epoch, step, name, *rank, device=self.device)
@@ -251,8 +258,8 @@ class Learner:
         Raises:
             UserError: the method keeps what is not the same on all processes that share its batches.
         """
-        self.group.take_statistics(self.student, self.method)
-        if differing := self.group.differing(self.state()):
+        self.group.sync_batchnorm_stats(self.student, self.method)
+        if differing := self.group.mismatched(self.state()):
             raise UserError(
                 f"{self.run.id}: the processes that share its batches have different {', '.join(differing[:3])} after "
                 f"epoch {epoch + 1}; what a method keeps of images must pass through gathered or averaged (see "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark.results.leases import SILENT_SECONDS
+from benchmark.results.leases import HEARTBEAT_TIMEOUT
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """Where things are and how they are run; none of it decides a result on the same kind of device."""
 
     runs: Path
@@ -23,5 +23,5 @@ class Settings:
     checkpoint_seconds: float = 60.0
     keep: bool = False
     command: str = ""
-    silent_seconds: float = SILENT_SECONDS
+    silent_seconds: float = HEARTBEAT_TIMEOUT
     """After so long without a sign of life, a process on another node that nobody can ask after is taken for dead."""

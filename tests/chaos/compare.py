@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.core.errors import UserError
-from benchmark.io.files import sha256_of
+from benchmark.io.files import compute_sha256
 from benchmark.io.json_diff import first_difference
-from benchmark.results.record import Record, outcome
+from benchmark.results.record import Record, comparable_part
 from benchmark.results.store import Store
 from tests.chaos.fixture import Sweep
 
@@ -50,7 +50,9 @@ def compare(sweep: Sweep, calm: Path, disturbed: Path, problems: dict[str, list[
         if found is None:
             problems[LOST].append(f"{run.id} has no record")
             continue
-        differences = [difference] if (difference := wrong_figure(outcome(right), outcome(found))) else []
+        differences = (
+            [difference] if (difference := wrong_figure(comparable_part(right), comparable_part(found))) else []
+        )
         problems[WRONG] += [f"{run.id}: {text}" for text in differences + _weights(got.folder(run), right)]
     known = {got.folder(run) for run in sweep.runs}
     held = list(disturbed.glob("*/*/record.json"))
@@ -65,7 +67,7 @@ def _weights(folder: Path, right: Record) -> list[str]:
         path = folder / f"{part}.safetensors"
         if not path.exists():
             texts.append(f"{path.name} is not there")
-        elif sha256_of(path) != digest:
+        elif compute_sha256(path) != digest:
             texts.append(f"{path.name} is another one")
     return texts
 

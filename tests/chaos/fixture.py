@@ -14,20 +14,20 @@ import torch
 from PIL import Image
 
 from benchmark.core.protocols import STAGE_SCHEDULES
-from benchmark.core.spec import Protocol, Run, Scale, Schedule
+from benchmark.core.spec import LRSchedule, Protocol, Run, Scale
 from benchmark.data import load_dataset
 from benchmark.data.dataset import Dataset
 from benchmark.execution.pool import run_jobs
-from benchmark.execution.scheduler import Ending, Report, Watcher
+from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobOutcome
 from benchmark.planning.checks import check_methods
-from benchmark.planning.jobs import Job, jobs_for
-from benchmark.planning.request import Request, with_dependencies
-from benchmark.results.record import DamagedRun
+from benchmark.planning.jobs import Job, missing_jobs
+from benchmark.planning.request import RunFactory, with_dependencies
+from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.training import cohort as cohorts
 from benchmark.training import job as jobs
 from benchmark.training.cost import StepCost
-from benchmark.training.settings import Settings
+from benchmark.training.settings import TrainSettings
 
 METHODS = ("Baseline", "KD", "CRD", "SSKD", "LSSKD", "AB")
 """A teacher and a student of it, a memory of every image, a head, past predictions, and weights to start from."""
@@ -37,10 +37,10 @@ COMMAND = "python -m tests.chaos"
 CLASSES = ("blue", "green", "red")
 SHORT = Protocol(
     name="chaos",
-    schedule=Schedule(epochs=3, milestones=(2,)),
+    schedule=LRSchedule(epochs=3, milestones=(2,)),
     learning_rate=0.05,
     batch_size=12,
-    method_schedules={name: Schedule(epochs=2) for name in STAGE_SCHEDULES},
+    method_schedules={name: LRSchedule(epochs=2) for name in STAGE_SCHEDULES},
 )
 SILENT_SECONDS = 1.0
 """How long a claim that cannot be read is respected: damaged ones are to cost no minutes."""
@@ -54,16 +54,18 @@ class Sweep:
     images: Dataset
     runs: tuple[Run, ...]
 
-    def settings(self, runs: Path) -> Settings:
+    def settings(self, runs: Path) -> TrainSettings:
         """Settings under which a checkpoint is written after every step."""
-        return Settings(runs, str(self.toml), checkpoint_seconds=0.0, silent_seconds=SILENT_SECONDS, command=COMMAND)
+        return TrainSettings(
+            runs, str(self.toml), checkpoint_seconds=0.0, silent_seconds=SILENT_SECONDS, command=COMMAND
+        )
 
 
 def make_sweep(folder: Path) -> Sweep:
     """The sweep, with its images written to a folder."""
     toml = write_images(folder)
     images = load_dataset(str(toml))
-    request = Request(
+    request = RunFactory(
         dataset=images.name,
         fingerprint=images.fingerprint,
         protocol=SHORT,
@@ -107,23 +109,23 @@ def _leave_to_the_system(fd: Any) -> None:
     """Flush nothing."""
 
 
-def train(sweep: Sweep, runs: Sequence[Run], folder: Path) -> Report:
+def train(sweep: Sweep, runs: Sequence[Run], folder: Path) -> ExecutionSummary:
     """Bring some runs and what they depend on to their records, as `benchmark.run` does."""
     store, wanted = Store(folder), with_dependencies(runs)
     for line in store.heal(wanted):
         print(line, flush=True)
-    planned = jobs_for(wanted, store, 1, SIZE, len(sweep.images.train.labels))
-    return run_jobs(planned, sweep.settings(folder), 1, Printing()) if planned else Report()
+    planned = missing_jobs(wanted, store, 1, SIZE, len(sweep.images.train.labels))
+    return run_jobs(planned, sweep.settings(folder), 1, Printing()) if planned else ExecutionSummary()
 
 
-def finish(sweep: Sweep, folder: Path) -> Report:
+def finish(sweep: Sweep, folder: Path) -> ExecutionSummary:
     """Train all that is missing; then use every run's weights, and train those again that turn out to be damaged."""
     store = Store(folder)
     while True:
         report = train(sweep, sweep.runs, folder)
         if report.failures or report.stopped:
             return report
-        damaged = [line for run in sweep.runs if is_damaged(store, run) for line in store.put_aside(run)]
+        damaged = [line for run in sweep.runs if is_damaged(store, run) for line in store.quarantine(run)]
         if not damaged:
             return report
         print("\n".join(damaged), flush=True)
@@ -135,18 +137,18 @@ def is_damaged(store: Store, run: Run) -> bool:
         record = store.record(run)
         for part in record["weights"] if record else ():
             store.weights(run, part)
-    except DamagedRun:
+    except CorruptRun:
         return True
     return False
 
 
-class Printing(Watcher):
+class Printing(JobCallback):
     """Prints what jobs say, for whoever looks into what went wrong."""
 
     def said(self, job: Job, line: str) -> None:
         print(f"{job.name}: {line}", flush=True)
 
-    def ended(self, job: Job, ending: Ending) -> None:
+    def ended(self, job: Job, ending: JobOutcome) -> None:
         print(f"ended {job.name}: {ending}", flush=True)
 
 
@@ -154,6 +156,6 @@ def warm_up(sweep: Sweep) -> None:
     """Do in this process, once, what every forked worker would otherwise do again: look at the shapes of networks."""
     torch.set_num_threads(1)
     check_methods(sweep.runs, sweep.images)
-    jobs_for(sweep.runs, Store(sweep.toml.parent / "nowhere"), 1, SIZE, len(sweep.images.train.labels))
+    missing_jobs(sweep.runs, Store(sweep.toml.parent / "nowhere"), 1, SIZE, len(sweep.images.train.labels))
     # A worker that collects garbage would touch, and so copy, every page of what it was forked from.
     gc.freeze()

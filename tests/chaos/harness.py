@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.execution.scheduler import Report
+from benchmark.execution.scheduler import ExecutionSummary
 from tests.chaos.compare import DUPLICATED, FAILED, Verdict, compare
 from tests.chaos.faults import DAMAGES, Files, Kill, Round, rounds
 from tests.chaos.fixture import Sweep, finish, hurry, make_sweep, train, warm_up
@@ -100,7 +100,7 @@ class Harness:
                 break
         return disturbance.end(time.monotonic() - began)
 
-    def _start(self, log: Path, runs: Path, what: Callable[[], Report]) -> Worker:
+    def _start(self, log: Path, runs: Path, what: Callable[[], ExecutionSummary]) -> Worker:
         self._started += 1
         name = f"worker-{self._started:04d}"
         said = log / "said" / f"{name}.txt"
@@ -110,7 +110,7 @@ class Harness:
         return Worker(name, process, said)
 
 
-def _work(name: str, log: Path, said: Path, what: Callable[[], Report]) -> None:
+def _work(name: str, log: Path, said: Path, what: Callable[[], ExecutionSummary]) -> None:
     """The whole life of a worker: what it says goes to a file, what came of it to another one."""
     with said.open("w", buffering=1, encoding="utf-8") as out:
         sys.stdout = sys.stderr = out
@@ -165,7 +165,7 @@ class _Disturbance:
             if self.files.damage(damage):
                 self.verdict.injected[damage.kind] += 1
 
-    def _start(self, what: Callable[[], Report]) -> Worker:
+    def _start(self, what: Callable[[], ExecutionSummary]) -> Worker:
         return self.harness._start(self.folder, self.runs, what)
 
     def _wait(self, workers: Sequence[Worker], kill: Kill) -> None:

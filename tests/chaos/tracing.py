@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmark.results.leases import Claim, Claims
+from benchmark.results.leases import Lease, LeaseManager
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 
@@ -42,15 +42,15 @@ class Pen:
 def watch(pen: Pen, folder: Path) -> None:
     """Note from now on what this process claims and writes in a store, and which files below `folder` it reads."""
     _watch_readings(pen, str(folder))
-    take, release = Claims.take, Claim.release
+    take, release = LeaseManager.acquire, Lease.release
 
-    def watched_take(self: Claims, place: Path) -> Any:
+    def watched_take(self: LeaseManager, place: Path) -> Any:
         taken = take(self, place)
-        if isinstance(taken, Claim):
+        if isinstance(taken, Lease):
             pen.note("claimed", place.name)
         return taken
 
-    def watched_release(self: Claim, forget: bool = False) -> None:
+    def watched_release(self: Lease, forget: bool = False) -> None:
         pen.note("released", self.folder.name)
         release(self, forget)
 
@@ -65,8 +65,8 @@ def watch(pen: Pen, folder: Path) -> None:
         return watched
 
     replaced: list[tuple[Any, str, Any]] = [
-        (Claims, "take", watched_take),
-        (Claim, "release", watched_release),
+        (LeaseManager, "take", watched_take),
+        (Lease, "release", watched_release),
         (Store, "begin", after(Store.begin, "begun")),
         (Store, "write_epochs", after(Store.write_epochs, "epoch")),
         (Store, "finish", after(Store.finish, "record")),
