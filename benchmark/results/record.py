@@ -30,6 +30,9 @@ def _ending(record: Record) -> RecordStatus:
 
 
 RECORD_FORMAT = 2
+"""The format that is written. Format 1 is the same without a checksum."""
+READABLE_FORMATS = (1, RECORD_FORMAT)
+"""A format that was ever written is read for good."""
 
 
 WEIGHT_FILES = ("student", "method")
@@ -82,11 +85,12 @@ def parse_record(text: str) -> Record:
     except (ValueError, RecursionError) as error:
         raise CorruptRecord("it is no JSON") from error
     written, form = record.get("sha256"), record.get("format")
-    # Format 1 had no checksum.
-    if (written is not None or form != 1) and written != right:
+    # Format 1 has no checksum; the digest covers its specification.
+    has_no_checksum = written is None and form == 1
+    if written != right and not has_no_checksum:
         raise CorruptRecord("its checksum differs")
-    if form != RECORD_FORMAT:
-        raise OtherVersion(f"it is of format {form!r}, and this version reads format {RECORD_FORMAT}")
+    if form not in READABLE_FORMATS:
+        raise OtherVersion(f"it is of format {form!r}, and this version reads formats 1 to {RECORD_FORMAT}")
     try:
         if record["status"] not in ("finished", "failed"):
             raise ValueError("unknown status")
@@ -94,7 +98,9 @@ def parse_record(text: str) -> Record:
             record[part]
         if not set(record["weights"]) <= set(WEIGHT_FILES):
             raise ValueError("unknown weights")
-        Run.model_validate(record["run"])
+        run = Run.model_validate(record["run"])
+        if has_no_checksum and run.digest != record["digest"]:
+            raise ValueError("the specification is not that of the digest")
     except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise CorruptRecord(f"it is no record: {type(error).__name__}") from error
     return record
