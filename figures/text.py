@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from urllib.parse import quote
-
-from rich.cells import cell_len
 
 from benchmark.core.statistics import summarise
 from figures.result import KINDS, STAGE_METRICS, FigureResult, Number, PanelResult
 from figures.specification import PublishedMarks
-from tables.escaping import escape_markdown, plain
+from tables.escaping import escape_markdown, pipe_table, plain
 from tables.specification import number_at
 
 CSV_FIELDS = (
@@ -110,7 +107,7 @@ def _share_tables(result: FigureResult, panel: PanelResult) -> list[str]:
         f"{marks.source}, {marks.runs} runs" if marks.runs else marks.source for marks in panel.published
     )
     published = [f"Published: {escape_markdown('; '.join(sources))}."] if sources else []
-    return ["Top-1 accuracy, %, by the share of the training images:", _table(lines), *published]
+    return ["Top-1 accuracy, %, by the share of the training images:", pipe_table(lines), *published]
 
 
 def _stage_tables(result: FigureResult, panel: PanelResult) -> list[str]:
@@ -124,7 +121,7 @@ def _stage_tables(result: FigureResult, panel: PanelResult) -> list[str]:
         for method in result.methods:
             found = {number.place: _words(number) for number in numbers if number.method == method}
             lines.append([escape_markdown(result.figure.title(method)), *(found.get(place, DASH) for place in places)])
-        parts += [f"Accuracy, %, of {KINDS[metric]}:", _table(lines)]
+        parts += [f"Accuracy, %, of {KINDS[metric]}:", pipe_table(lines)]
     return parts
 
 
@@ -153,14 +150,3 @@ def _measured(number: Number) -> dict[str, object]:
 def _published(marks: PublishedMarks, mean: float, std: float | None) -> dict[str, object]:
     named = {"published_as": plain(marks.name), "published_source": plain(marks.source)}
     return {"published": mean, "published_std": std, **named}
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    """A pipe table whose cells are padded to one width a column; the first line is its head."""
-    widths = [max(3, *(cell_len(line[place]) for line in lines)) for place in range(len(lines[0]))]
-    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    padded = (
-        " | ".join(text + " " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True))
-        for line in ruled
-    )
-    return "\n".join(f"| {line} |" for line in padded)

@@ -1,14 +1,15 @@
-"""Text of users in Markdown and LaTeX: whatever it holds, it is shown as it is and breaks nothing."""
+"""Escape text of users in Markdown and LaTeX: whatever it holds, it is shown as it is and breaks nothing."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from rich.cells import cell_len
 
 
 class Markup(str):
@@ -17,6 +18,15 @@ class Markup(str):
     __slots__ = ()
 
 
+_LATEX_DELIMITERS = {
+    "block_start_string": "(*",
+    "block_end_string": "*)",
+    "variable_start_string": "((",
+    "variable_end_string": "))",
+    "comment_start_string": "(#",
+    "comment_end_string": "#)",
+}
+"""Of templates in LaTeX, which uses Jinja's own."""
 _BIDIRECTIONAL_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 _GREEK = re.compile(
@@ -67,7 +77,7 @@ _LATEX_ACCENTS = dict(
 
 
 def plain(text: str) -> str:
-    """One line without control characters, and without those that turn the direction of writing."""
+    """Reduce text to one line without control characters and without those that turn the direction of writing."""
     kept = "".join(
         character
         for character in text
@@ -81,14 +91,18 @@ def plain(text: str) -> str:
 
 
 def escape_markdown(text: str) -> Markup:
-    """Text that CommonMark with tables shows as it stands, also as a table's cell or at the start of a line."""
+    """Escape text so that CommonMark with tables shows it as it stands, also in a cell or at the start of a line."""
     escaped = re.sub(r"([\\`*_\[\]<|~$&])", r"\\\1", plain(text))
     escaped = re.sub(r"^([#>+=-])", r"\\\1", escaped)
     return Markup(re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped))
 
 
 def escape_latex(text: str) -> Markup:
-    """ASCII that LaTeX sets as the text stands; a character that it has no common command for is named by its code."""
+    """Turn text into ASCII that LaTeX sets as it stands; a character without a common command becomes its code.
+
+    Only commands that every LaTeX has without a package are used. (pylatexenc also writes those of other font
+    encodings, such as `\\CYRZH` and `\\guillemotleft`, which a document that loads booktabs alone does not have.)
+    """
     line = unicodedata.normalize("NFC", plain(text))
     return Markup("".join(map(_latex_of, line, line[1:] + " ")))
 
@@ -109,19 +123,38 @@ def _latex_of(character: str, following: str) -> str:
     return f"{{[}}U+{ord(character):04X}{{]}}"
 
 
-def environment(escape: Callable[[str], Markup], **delimiters: str) -> jinja2.Environment:
-    """The environment of this folder's templates, in which every value goes through `escape` unless it is `Markup`."""
+def pipe_table(lines: Sequence[Sequence[str]], numeric: Collection[int] = ()) -> Markup:
+    """Lay out lines of Markdown cells, the head first, as a table that also reads well as plain text.
 
-    def escaped(value: Any) -> str:
-        return value if isinstance(value, Markup) else escape(str(value))
+    numeric: the positions of the columns that are set flush right.
+    """
+    columns = range(len(lines[0]))
+    widths = [max(3, *(cell_len(line[column]) for line in lines)) for column in columns]
+    rule = ["-" * (widths[column] - 1) + ":" if column in numeric else "-" * widths[column] for column in columns]
+    padded = (
+        " | ".join(text + " " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True))
+        for line in (lines[0], rule, *lines[1:])
+    )
+    return Markup("\n".join(f"| {line} |" for line in padded))
 
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
+
+def make_environment(templates: Path, escape: Callable[[str], Markup] | None = None) -> jinja2.Environment:
+    """Make the Jinja environment of a folder of templates, in which every value is escaped unless it is markup.
+
+    escape: the target format, `escape_markdown` or `escape_latex`; Jinja's own escaping of HTML if None.
+    """
+    options: dict[str, Any] = dict(_LATEX_DELIMITERS) if escape is escape_latex else {}
+    if escape is not None:
         # Jinja's own autoescaping knows HTML only.
-        finalize=escaped,
+        options["finalize"] = lambda value: value if isinstance(value, Markup) else escape(str(value))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates),
+        autoescape=escape is None,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
-        **delimiters,  # type: ignore[arg-type]
+        keep_trailing_newline=escape is not None,
+        **options,
     )
+    environment.filters["markup"] = Markup
+    return environment

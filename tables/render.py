@@ -8,11 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.cells import cell_len
-
 from benchmark.core.statistics import summarise
 from benchmark.io.files import write_text
-from tables.escaping import Markup, environment, escape_latex, escape_markdown, plain
+from tables.escaping import Markup, escape_latex, escape_markdown, make_environment, pipe_table, plain
 from tables.result import ABSENT, Cell, TableResult
 from tables.specification import Column, Row, number_at
 from tables.terminal import superscript, to_terminal
@@ -42,16 +40,9 @@ CSV_FIELDS = (
     "published_source",
 )
 
-_MARKDOWN = environment(escape_markdown)
-_LATEX = environment(
-    escape_latex,
-    block_start_string="(*",
-    block_end_string="*)",
-    variable_start_string="((",
-    variable_end_string="))",
-    comment_start_string="(#",
-    comment_end_string="#)",
-)
+TEMPLATES = Path(__file__).parent / "templates"
+_MARKDOWN = make_environment(TEMPLATES, escape_markdown)
+_LATEX = make_environment(TEMPLATES, escape_latex)
 
 
 def to_markdown(result: TableResult) -> str:
@@ -154,20 +145,14 @@ def _csv_fields(cell: Cell, row: Row, position: int, reproduces: bool) -> dict[s
 
 
 def _markdown_table(columns: Sequence[Column], rows: Sequence[PageRow]) -> Markup:
-    """A pipe table whose cells are padded to one width a column; empty without rows."""
+    """Lay out rows as a pipe table; nothing without rows."""
     if not rows:
         return Markup("")
     lines = [["method", *(escape_markdown(column.name) for column in columns)]]
     for row in rows:
         name = escape_markdown(row.name) + superscript(row.marks)
         lines.append([name, *(_markdown_cell(entry) for entry in row.entries)])
-    widths = [max(3, *(cell_len(line[position]) for line in lines)) for position in range(len(columns) + 1)]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = (
-        " | ".join(text + " " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True))
-        for line in lines
-    )
-    return Markup("\n".join(f"| {line} |" for line in padded))
+    return pipe_table(lines)
 
 
 def _markdown_cell(entry: PageCell) -> str:

@@ -1,4 +1,4 @@
-"""`python -m benchmark.report` from outside, and what it writes beside the page: PDF, Markdown, LaTeX, records."""
+"""`python -m benchmark.report` from outside, and what it writes beside the page: Markdown, LaTeX, records."""
 
 from __future__ import annotations
 
@@ -10,21 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import typst
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from benchmark.core.errors import UserError
 from benchmark.report import figures
 from benchmark.report.__main__ import app
 from benchmark.report.data import Report, collect
-from benchmark.report.pdf import listing_markup, to_pdf, to_typst
 from benchmark.report.table import ReportCell, ReportColumn, ReportTable
 from benchmark.report.text import markdown_listing, to_latex, to_markdown
-from benchmark.report.typst_markup import escape_typst
 from benchmark.results.store import Store
-from tables.escaping import plain
 from tables.render import write_reports
 from tests.commands import arguments, run_command, run_here, small_dataset, small_table
 from tests.report_records import fill, request
@@ -32,7 +26,6 @@ from tests.report_records import record_of as made_up
 
 METHODS = ("Baseline", "KD", "LSSKD")
 PAIR = "WRN-40-2>WRN-16-2"
-NASTY = "#eval(1) $x$ *a* _b_ `c` <d> @e [f] = g // h /* i */ \\ \" ' ; .foo() -- ~ ... 100% & { } ^ |"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +61,7 @@ def test_the_command_writes_every_format(trained) -> None:  # type: ignore[no-un
     place, reported = trained
     assert reported.returncode == 0, reported.stderr
     written = {path.name for path in (place / "out").iterdir()}
-    assert {"index.html", "report.pdf", "report.md", "tables.tex", "records.csv", "records.parquet"} <= written
+    assert {"index.html", "report.md", "tables.tex", "records.csv", "records.parquet"} <= written
     assert {"audit.md", "audit.csv", "audit.json", "figure_5_paper.svg", "figure_6_paper.png"} <= written
     assert {f"table_small_demo-2-epochs.{ending}" for ending in ("md", "tex", "csv")} <= written
     assert not [name for name in written if name.endswith(".tmp")]
@@ -158,71 +151,12 @@ def test_a_crafted_record_leads_no_file_out_of_its_folder(tmp_path: Path) -> Non
     assert "is of another dataset than its folder" in report.damaged[0]
 
 
-def words(text: str) -> str:
-    return "".join(text.split())
-
-
-def test_the_pdf_holds_the_tables_the_differences_the_audit_and_the_figures(filled, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    _, report, drawings = filled
-    audit = figures.audit(report, drawings)
-    pdf = to_pdf(report, drawings, audit)
-    assert pdf.startswith(b"%PDF")
-    if shutil.which("pdftotext") is None:
-        pytest.skip("there is no pdftotext here (on Debian: poppler-utils)")
-    (tmp_path / "report.pdf").write_bytes(pdf)
-    done = subprocess.run(["pdftotext", "-layout", "report.pdf", "-"], cwd=tmp_path, capture_output=True, check=True)
-    text = words(done.stdout.decode())
-    for part in (report.headline, "Table II, paper", "76.89", "LSSKD minus the others", "price of each method"):
-        assert words(part) in text, part
-    for finding in audit.findings:
-        assert words(finding.claim.in_words)[:20] in text or finding.claim.id[:8] in text, finding.claim.id
-    assert "Figure5" in text
-
-
-def texts_in(document: str) -> str:
-    """What Typst lays out of some markup, its spaces and line breaks as one space."""
-    found = json.loads(typst.query(f"#[{document}] <all>".encode(), "<all>"))
-    return " ".join("".join(_texts(found)).split())
-
-
-def _texts(node: object) -> list[str]:
-    if isinstance(node, list):
-        return [text for part in node for text in _texts(part)]
-    if not isinstance(node, dict):
-        return []
-    if node.get("func") == "text":
-        return [str(node["text"])]
-    assert node.get("func") in (None, "sequence", "space", "styled"), node
-    return [" "] if node.get("func") == "space" else [text for part in node.values() for text in _texts(part)]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(max_size=40))
-@example(NASTY)
-@example("1. x")
-@example("https://x.org")
-@example("\\")
-@example('"')
-def test_typst_sets_any_text_as_it_stands(text: str) -> None:
-    assert texts_in(f"before {escape_typst(text)} after") == " ".join(f"before {plain(text)} after".split())
-
-
-def test_typst_takes_every_name_in_a_document(filled) -> None:  # type: ignore[no-untyped-def]
-    _, report, drawings = filled
-    listing = ReportTable(
-        NASTY, (ReportColumn(NASTY), ReportColumn("n")), ((ReportCell(NASTY, 1.0, NASTY), ReportCell("2")),), (NASTY,)
-    )
-    defined = "#let hair = table.hline()\n#let thick = hair\n#let thin = hair\n#let small(body) = body\n"
-    assert typst.compile((defined + listing_markup(listing, 8)).encode()).startswith(b"%PDF")
-    assert "{{" not in to_typst(report, drawings, figures.audit(report, drawings))
-
-
 def test_markdown_links_lead_to_what_is_written(filled) -> None:  # type: ignore[no-untyped-def]
     folder, report, drawings = filled
     text = to_markdown(report, drawings, figures.audit(report, drawings))
     assert not re.search(r"\n\n\n", text)
     targets = set(re.findall(r"\]\(([^)]+)\)", text))
-    by_others = {"index.html", "report.pdf", "records.csv", "records.parquet", "audit.md"}
+    by_others = {"index.html", "records.csv", "records.parquet", "audit.md"}
     assert {target for target in targets - by_others if not (folder / target).is_file()} == set()
     assert "table_II_paper.tex" in targets
     assert sum(token.type == "table_open" for token in MarkdownIt("commonmark").enable("table").parse(text)) >= 3

@@ -1,1 +1,1 @@
-"""The report: everything that the records say, as HTML, PDF, Markdown, LaTeX and CSV."""
+"""The report: everything that the records say, as HTML, Markdown, LaTeX and CSV."""

@@ -19,7 +19,6 @@ from benchmark.report import figures, text
 from benchmark.report.data import OWN_METHOD, Report, collect
 from benchmark.report.figures import Drawing
 from benchmark.report.html import to_html
-from benchmark.report.pdf import to_pdf
 from benchmark.report.wording import records_line
 from benchmark.results import to_dataframe
 from tables.render import write_reports
@@ -37,7 +36,7 @@ def main(
     ] = None,
     method: Annotated[str, typer.Option(help="The method that is compared with all others.")] = OWN_METHOD,
 ) -> int:
-    """Write index.html, report.pdf, report.md, tables.tex, every table and figure, the audit, and all records."""
+    """Write index.html, report.md, tables.tex, every table and figure, the audit, and all records."""
     console = Console()
     check_exists(runs)
     check_writable(reports, "--reports")
@@ -70,9 +69,7 @@ def _write(report: Report, drawings: list[Drawing], audit: Audit, folder: Path) 
     ):
         write_text(folder / name, content)
         written.append(folder / name)
-    with replacing(folder / "report.pdf") as file:
-        file.temporary.write_bytes(to_pdf(report, drawings, audit))
-    return [*written, folder / "records.parquet", folder / "records.csv", folder / "report.pdf"]
+    return [*written, folder / "records.parquet", folder / "records.csv"]
 
 
 def _print(console: Console, report: Report, audit: Audit, folder: Path, files: int) -> None:
@@ -91,7 +88,7 @@ def _print(console: Console, report: Report, audit: Audit, folder: Path, files: 
         say(f"left out: {line}", "yellow")
     for sentence in summary(audit):
         say(sentence)
-    say(f"Written: {files} files in {folder}; open {folder / 'index.html'} or {folder / 'report.pdf'}")
+    say(f"Written: {files} files in {folder}; open {folder / 'index.html'}")
 
 
 if __name__ == "__main__":

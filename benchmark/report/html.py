@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from benchmark.audit.render import MEANINGS, in_brief, summary
@@ -18,6 +17,7 @@ from benchmark.report import prose, wording
 from benchmark.report.data import TITLE, Report
 from benchmark.report.figures import Drawing
 from benchmark.report.runs import key_of
+from tables.escaping import make_environment
 from tables.view import BEST_EXPLANATION, BEST_TITLE
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -39,9 +39,9 @@ SECTIONS = (
 def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
     """The page. Whatever text comes from users is escaped, by Jinja in HTML and here in JSON."""
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
-    ledger = prose.ledger()
+    ledger = prose.read_ledger()
     return (
-        _environment()
+        make_environment(TEMPLATES)
         .get_template("page.html.j2")
         .render(
             report=report,
@@ -76,13 +76,3 @@ def as_json(value: Any) -> Markup:
 def _hash(text: str) -> str:
     """What a content security policy names an inline script or style by."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

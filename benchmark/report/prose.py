@@ -1,97 +1,106 @@
-"""Markdown documents of the suite as part of the page: tables, formulas, and links that lead somewhere."""
+"""Turn Markdown documents of the suite into parts of the page: tables, formulas, and links that lead somewhere."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
-from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from markupsafe import Markup, escape
-
-from benchmark.report.mathml import Unsupported, to_mathml
+from mdit_py_plugins.anchors import anchors_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 LEDGER = Path(__file__).parents[2] / "docs" / "ledger.md"
-_DEMOTED = 2
+DEMOTED_LEVELS = 2
+"""How many levels a document's headings move down, because the page has headings of its own above them."""
+_DELIMITER_SIZE = re.compile(r"\\(?:big|Big)[lr]?(?![A-Za-z])")
+_MATHML_ATTRIBUTES = {
+    *("accent", "columnalign", "columnspacing", "display", "displaystyle", "fence", "form", "height", "linethickness"),
+    *("lspace", "mathvariant", "maxsize", "minsize", "movablelimits", "rowspacing", "rspace", "stretchy", "width"),
+}
+_MATHML_TAG = re.compile(r"\{http://www\.w3\.org/1998/Math/MathML\}m[a-z]+")
 
 
-def ledger() -> str | None:
-    """The ledger's Markdown; None where the suite was installed without its documents."""
+def read_ledger() -> str | None:
+    """Read the ledger's Markdown; None where the suite was installed without its documents."""
     return LEDGER.read_text(encoding="utf-8") if LEDGER.is_file() else None
 
 
 def to_html(text: str, prefix: str) -> Markup:
-    """CommonMark with tables and `$...$` formulas as HTML, two levels of heading down.
+    """Render CommonMark with tables and `$...$` formulas as HTML, with its headings two levels down.
 
-    Anchors begin with `prefix`; HTML in the text is shown, not used; links to other files, which would lead nowhere
-    from a page that stands alone, are left as their words.
+    Anchors begin with `prefix`. HTML in the text is shown, not used. Links to other files are replaced by their text,
+    because the page stands alone.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    parser.inline.ruler.before("escape", "math", _math_rule)
-    parser.add_render_rule("math", lambda _, tokens, place, *__: _formula(tokens[place].content, False))
-    parser.add_render_rule("fence", _fence)
+    parser.use(dollarmath_plugin, allow_space=False, allow_labels=False, renderer=_render_formula)
+    parser.use(anchors_plugin, max_level=6)
+    parser.add_render_rule("fence", _render_fence)
     parser.add_render_rule(
         "table_open", lambda *_: '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>'
     )
     parser.add_render_rule("table_close", lambda *_: "</table></div>")
     tokens = parser.parse(text)
-    _prepare(tokens, prefix)
+    _adapt_to_page(tokens, prefix)
     return Markup(parser.renderer.render(tokens, parser.options, {}))
 
 
-def _math_rule(state: StateInline, silent: bool) -> bool:
-    """A formula between dollar signs, before anything inside it is taken for Markdown."""
-    found = re.compile(r"\$(?![\s$])([^$\n]*(?:\n[^$\n]+)*?)(?<!\s)\$").match(state.src, state.pos)
-    if not found or not found[1]:
-        return False
-    if not silent:
-        state.push("math", "", 0).content = found[1]
-    state.pos = found.end()
-    return True
+def to_mathml(tex: str, display: bool = False) -> str:
+    """Convert a formula to a `math` element, on a line of its own for `display`.
 
-
-def _formula(tex: str, display: bool) -> str:
+    Raises:
+        ValueError: the formula cannot be converted.
+    """
     try:
-        return to_mathml(tex, display)
-    except Unsupported:
+        # The converter leaves a command inside \big as it stands; brackets look well without it.
+        mathml = convert(_DELIMITER_SIZE.sub("", tex), display="block" if display else "inline")
+        elements = list(ElementTree.fromstring(mathml).iter())
+    except Exception as error:  # the converter raises a dozen kinds, IndexError among them
+        raise ValueError(f"cannot convert the formula {tex!r}: {error}") from error
+    # It copies commands that it does not know, and the HTML of a text, into the result.
+    known = all(
+        _MATHML_TAG.fullmatch(element.tag) and set(element.keys()) <= _MATHML_ATTRIBUTES for element in elements
+    )
+    if "\\" in mathml.replace("&#x0005C;", "\\") or not known:
+        raise ValueError(f"cannot convert the formula {tex!r}: it has something unknown")
+    return re.sub(r"<(m\w+)([^<>]*?) ?/>", r"<\1\2></\1>", mathml)
+
+
+def _render_formula(tex: str, settings: dict[str, Any]) -> str:
+    try:
+        return to_mathml(tex, settings["display_mode"])
+    except ValueError:
         return f"<code>{escape(tex.strip())}</code>"
 
 
-def _fence(_: Any, tokens: Sequence[Token], place: int, *__: Any) -> str:
-    token = tokens[place]
+def _render_fence(_: Any, tokens: Sequence[Token], index: int, *__: Any) -> str:
+    token = tokens[index]
     if token.info.strip() == "math":
-        return f'<div class="formula scroll">{_formula(token.content, True)}</div>\n'
+        return f'<div class="formula scroll">{_render_formula(token.content, {"display_mode": True})}</div>\n'
     return f"<pre><code>{escape(token.content)}</code></pre>\n"
 
 
-def _prepare(tokens: Sequence[Token], prefix: str) -> None:
-    """Headings get anchors and a lower level, header cells their scope, and dead links go."""
-    used: MutableMapping[str, int] = {}
-    for place, token in enumerate(tokens):
+def _adapt_to_page(tokens: Sequence[Token], prefix: str) -> None:
+    """Move headings down, prefix their anchors, give header cells a scope, and remove dead links."""
+    for token in tokens:
         if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + _DEMOTED)}"
+            token.tag = f"h{min(6, int(token.tag[1]) + DEMOTED_LEVELS)}"
         if token.type == "heading_open":
-            token.attrSet("id", prefix + _anchor(tokens[place + 1].content, used))
+            token.attrSet("id", f"{prefix}{token.attrGet('id')}")
         if token.type == "th_open":
             token.attrSet("scope", "col")
         if token.type in ("th_open", "td_open"):
             token.attrs.pop("style", None)
         if token.children:
-            token.children = _with_living_links(token.children, prefix)
+            token.children = _keep_live_links(token.children, prefix)
 
 
-def _anchor(heading: str, used: MutableMapping[str, int]) -> str:
-    """As a code host makes them."""
-    name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-    count = used.get(name, 0)
-    used[name] = count + 1
-    return f"{name}-{count}" if count else name
-
-
-def _with_living_links(tokens: Sequence[Token], prefix: str) -> list[Token]:
+def _keep_live_links(tokens: Sequence[Token], prefix: str) -> list[Token]:
     kept: list[Token] = []
     open_links: list[bool] = []
     for token in tokens:
