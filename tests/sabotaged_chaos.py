@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmark.results import record
 from benchmark.results.leases import LeaseManager
-from benchmark.results.store import Store
 from benchmark.training import checkpoint
 from tests.chaos import faults, fixture
 from tests.chaos.harness import Harness
@@ -49,18 +48,18 @@ def without_kd(runs: Any, *rest: Any) -> list[Any]:
     return [job.with_runs(some) for job, some in kept if some]
 
 
-BROKEN: dict[str, tuple[Any, str, Callable[..., Any], dict[str, int], int]] = {
-    "nothing": (Store, "root", lambda: None, {"checkpoint": 1, "record": 1}, 8),
+BROKEN: dict[str, tuple[Any, str, Any, dict[str, int], int]] = {
+    "nothing": (faults, "WAYS", {"flipped": 1}, {"checkpoint": 1, "record": 1}, 8),
     "records are not verified": (
-        sys.modules["benchmark.results.store"],
-        "checksum_of",
-        lambda record: record.get("sha256"),
+        record,
+        "compute_checksum",
+        lambda read: read.get("sha256"),
         {"record": 1},
         8,
     ),
-    "checkpoints are not verified": (checkpoint, "sha256_of", unverified, {"checkpoint": 1}, 8),
+    "checkpoints are not verified": (checkpoint, "compute_sha256", unverified, {"checkpoint": 1}, 8),
     "claims are not respected": (LeaseManager, "holder", lambda *_: None, {"run.json": 1}, 6),
-    "a run is forgotten": (fixture, "jobs_for", without_kd, {"run.json": 1}, 3),
+    "a run is forgotten": (fixture, "missing_jobs", without_kd, {"run.json": 1}, 3),
 }
 """What is replaced by what, which files are damaged then, and how many faults are to count."""
 
@@ -71,8 +70,8 @@ def main(folder: Path) -> None:
     for name, (owner, attribute, replacement, damages, count) in BROKEN.items():
         spoil = altered if name == "records are not verified" else faults._spoil
         with (
-            patch.object(owner, attribute, replacement, create=True),
             patch.object(faults, "WAYS", {"flipped": 1}),
+            patch.object(owner, attribute, replacement),
             patch.object(faults, "_spoil", spoil),
         ):
             verdict = harness.disturb(folder / name.replace(" ", "-"), count, seconds=60, damages=damages)

@@ -42,13 +42,13 @@ class Pen:
 def watch(pen: Pen, folder: Path) -> None:
     """Note from now on what this process claims and writes in a store, and which files below `folder` it reads."""
     _watch_readings(pen, str(folder))
-    take, release = LeaseManager.acquire, Lease.release
+    acquire, release = LeaseManager.acquire, Lease.release
 
-    def watched_take(self: LeaseManager, place: Path) -> Any:
-        taken = take(self, place)
-        if isinstance(taken, Lease):
-            pen.note("claimed", place.name)
-        return taken
+    def watched_acquire(self: LeaseManager, folder: Path) -> Any:
+        lease = acquire(self, folder)
+        if isinstance(lease, Lease):
+            pen.note("claimed", folder.name)
+        return lease
 
     def watched_release(self: Lease, forget: bool = False) -> None:
         pen.note("released", self.folder.name)
@@ -65,7 +65,7 @@ def watch(pen: Pen, folder: Path) -> None:
         return watched
 
     replaced: list[tuple[Any, str, Any]] = [
-        (LeaseManager, "take", watched_take),
+        (LeaseManager, "acquire", watched_acquire),
         (Lease, "release", watched_release),
         (Store, "begin", after(Store.begin, "begun")),
         (Store, "write_epochs", after(Store.write_epochs, "epoch")),
