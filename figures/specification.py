@@ -16,8 +16,9 @@ from pydantic import (
 )
 
 from benchmark.core.errors import UserError
+from benchmark.core.models import FrozenModel
 from benchmark.core.protocols import PROTOCOLS, SCALES
-from tables.schema import Frozen, Name, file_name, known_scales, load, located_datasets, names_in
+from tables.schema import Name, file_name, known_scales, load, located_datasets, names_in
 from tables.specification import DEFAULT_PROTOCOL, Networks, Published
 
 FOLDER = Path(__file__).parent
@@ -59,7 +60,7 @@ class PublishedMarks(Published):
         return self.title or self.method
 
 
-class Panel(Frozen):
+class Panel(FrozenModel):
     """One pair of axes: a pair of networks on a dataset. At a scale without a dataset it is not drawn.
 
     at_scale: other networks at some scales; published: only in a figure of kind few-shot.
@@ -105,7 +106,7 @@ class Panel(Frozen):
         return self.model_copy(update={"student": networks.student, "teacher": networks.teacher})
 
 
-class Figure(Frozen):
+class Figure(FrozenModel):
     """A figure as its TOML file says; the format is told at the top of `figure_5.toml`.
 
     fractions: shares of the training images, ascending, of kind few-shot; optional_methods: drawn where there are runs

@@ -7,19 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import Field, ValidationInfo
 
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.protocols import SCALES
 from benchmark.io.toml import Model, Owners, load_toml
 
 Name = Annotated[str, Field(min_length=1)]
-
-
-class Frozen(BaseModel):
-    """A part of a file: what it does not know is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def file_name(value: str) -> str:

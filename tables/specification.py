@@ -17,9 +17,10 @@ from pydantic import (
 )
 
 from benchmark.core.errors import UserError
+from benchmark.core.models import FrozenModel
 from benchmark.core.protocols import PROTOCOLS
 from benchmark.core.spec import Augmentation
-from tables.schema import Frozen, Name, file_name, known_scales, load, located_datasets, names_in
+from tables.schema import Name, file_name, known_scales, load, located_datasets, names_in
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "tables/table_II.toml"
@@ -36,14 +37,14 @@ Metric = Literal["top1", "top5"]
 Percentages = tuple[Annotated[float, Field(strict=True), AfterValidator(_percentage)], ...]
 
 
-class Networks(Frozen):
+class Networks(FrozenModel):
     """The networks of a column at one scale."""
 
     student: Name
     teacher: Name | None = None
 
 
-class Column(Frozen):
+class Column(FrozenModel):
     """A pair of networks, or a student without a teacher; `at_scale` has other networks at some scales.
 
     metric: what of its runs the column shows; two columns of one pair share their runs.
@@ -73,7 +74,7 @@ class Column(Frozen):
         return value
 
 
-class Published(Frozen):
+class Published(FrozenModel):
     """Numbers from elsewhere than the table's own paper, one for each column (nan: none), in %.
 
     printed: whether the table's own paper prints them too, which of teachers cannot be said otherwise.
@@ -86,7 +87,7 @@ class Published(Frozen):
     runs: int | None = Field(None, ge=1)
 
 
-class Row(Frozen):
+class Row(FrozenModel):
     """A method, with what was printed for it (one number for each column, nan: none) in %, or published elsewhere.
 
     title: what the row is called where the method's name is not enough; augment: added to the images of its runs;
@@ -115,7 +116,7 @@ class Row(Frozen):
         return value
 
 
-class Table(Frozen):
+class Table(FrozenModel):
     """A table as its TOML file says; the format is told at the top of `table_II.toml`."""
 
     name: Annotated[str, AfterValidator(file_name)]

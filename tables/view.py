@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmark.core.statistics import Summary, summarise
+from benchmark.core.text import format_signed
 from tables.result import ABSENT, Cell, Status, TableResult
 from tables.specification import Column, Row, number_at
 
@@ -199,7 +200,7 @@ def _entry(cell: Cell, rank: int, row: Row, position: int, reproduces: bool, foo
     marks = footnotes.marks(cell.notes)
     summary = summarise(cell.values) if cell.values else None
     printed = number_at(row.printed, position)
-    difference = f"{summary.mean - printed:+.2f}" if reproduces and summary and printed is not None else ""
+    difference = format_signed(summary.mean - printed) if reproduces and summary and printed is not None else ""
     reference, reference_std, reference_marks = _reference(row, position, footnotes)
     return PageCell(
         status=cell.status,
@@ -210,7 +211,7 @@ def _entry(cell: Cell, rank: int, row: Row, position: int, reproduces: bool, foo
         reference=reference,
         reference_std=reference_std,
         reference_marks=reference_marks,
-        difference=difference.replace("-", "\N{MINUS SIGN}"),
+        difference=difference,
     )
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from benchmark.audit.expressions import Expression, Reference, parse
 from benchmark.core.errors import UserError, closest, unknown_name
+from benchmark.core.models import FrozenModel
+from benchmark.core.text import format_minus
 from benchmark.io.toml import TomlPath, load_toml
 from tables.specification import Name, Percentages, Table, load_table
 from tables.view import TEACHER
@@ -42,18 +44,14 @@ def _decimal(text: str) -> str:
 Formula = Annotated[str, AfterValidator(_readable)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Statement(_Frozen):
+class Statement(FrozenModel):
     """One of several things that the text says of the same matter, and where."""
 
     says: Name
     where: Name
 
 
-class Best(_Frozen):
+class Best(FrozenModel):
     """That a row is above others in every column: `than` these, or else all that the source has numbers of."""
 
     table: Name
@@ -62,7 +60,7 @@ class Best(_Frozen):
     columns: tuple[Name, ...] = ()
 
 
-class Reading(_Frozen):
+class Reading(FrozenModel):
     """Another way to read a claim, and what it gives; it decides nothing."""
 
     says: Name
@@ -70,7 +68,7 @@ class Reading(_Frozen):
     source: Literal["printed", "published"] = "printed"
 
 
-class CellNumbers(_Frozen):
+class CellNumbers(FrozenModel):
     """Numbers of a row that its table's file does not have, one for each column, nan where there is none."""
 
     table: Name
@@ -80,7 +78,7 @@ class CellNumbers(_Frozen):
     values: Percentages
 
 
-class Claim(_Frozen):
+class Claim(FrozenModel):
     """One claim.
 
     text: a short quotation or paraphrase; where: the sections that make it; says: what it comes to, in a few words
@@ -146,9 +144,7 @@ class Claim(_Frozen):
         if self.says:
             return self.says
         if self.value is not None:
-            return (
-                self.value.replace("-", "\N{MINUS SIGN}") if self.relation == "=" else f"{self.relation} {self.value}"
-            )
+            return format_minus(self.value) if self.relation == "=" else f"{self.relation} {self.value}"
         if self.best:
             return "above all others in every column"
         return "; ".join(f"{statement.says} ({statement.where})" for statement in self.statements) or "no number"
@@ -172,7 +168,7 @@ class Claim(_Frozen):
         return max(min(abs(float(self.value)) / 2, MOST_CLOSENESS), self.tolerance)
 
 
-class ClaimSet(_Frozen):
+class ClaimSet(FrozenModel):
     """A file of claims with the tables that they are about.
 
     own: the rows of the paper's own method, whose numbers nobody else published; figures: names of results that come

@@ -7,6 +7,9 @@
 `III["LSSKD"]` is a row, one number for each column that has one, and `III["LSSKD", "ResNet18"]` a cell. Arithmetic on
 rows goes column by column, over the columns in which both sides have a number. Python reads the text into a tree, and
 nothing else: only what is listed here is ever computed. docs/audit.md describes the language for users.
+
+simpleeval over pandas would be shorter, but gives only the result: the audit also shows every comparison on the way as
+a sentence, and lists the cells that a claim names before anything is computed.
 """
 
 from __future__ import annotations

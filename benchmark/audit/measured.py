@@ -24,6 +24,7 @@ from benchmark.core.statistics import (
     paired_statistics,
     pooled_difference,
 )
+from benchmark.core.text import format_signed
 from tables.result import NEVER, TableResult
 
 Cells = dict[str, dict[int, float]]
@@ -95,7 +96,7 @@ def judged(difference: PairedDifference, claim: Claim) -> tuple[Verdict, str]:
     """The verdict of an interval on a claimed number, and why.
 
     That a number lies in an interval only says that it is not refuted, and the wider the interval is, the more it
-    leaves unrefuted: a number is borne out by an interval that also stays near it (`Lease.closeness`).
+    leaves unrefuted: a number is borne out by an interval that also stays near it (`Claim.closeness`).
     """
     assert claim.value is not None
     if difference.interval is None:
@@ -254,15 +255,11 @@ def _parts(claim: Claim, formula: Expression, paper: Paper, by_seeds: list[Row])
 def difference_text(difference: PairedDifference, claim: Claim | None, unit: str = "") -> str:
     """A difference with its interval and n."""
     texts = [
-        number_text(value, claim) if claim else _signed(value)
+        number_text(value, claim) if claim else format_signed(value)
         for value in (difference.mean, *(difference.interval or ()))
     ]
     interval = f" [{texts[1]}, {texts[2]}]" if difference.interval else ""
     return f"{texts[0]}{interval}, n={difference.n}{f' {unit}' if unit else ''}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _best(best: Best, paper: Paper, results: Results) -> _Candidate:

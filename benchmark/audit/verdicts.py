@@ -13,6 +13,7 @@ from benchmark.audit.sources import Paper
 from benchmark.audit.values import CLOSE, NoNumber, Numbers, ReasoningStep, Row, Value, evaluate
 from benchmark.core.errors import UserError
 from benchmark.core.statistics import PairedDifference
+from benchmark.core.text import format_minus, format_signed
 from tables.view import TEACHER
 
 Verdict = Literal[
@@ -215,7 +216,7 @@ def number_text(value: float, claim: Claim) -> str:
     """A number in the manner of the one claimed: with a sign where that has one or is a limit for a difference."""
     signed = claim.value is not None and (claim.value[0] in "+-" or claim.relation != "=")
     whole = abs(value) >= LARGE or (not signed and value == round(value))
-    return f"{value:{'+' if signed else ''},.{0 if whole else 2}f}".replace("-", "\N{MINUS SIGN}")
+    return format_minus(f"{value:{'+' if signed else ''},.{0 if whole else 2}f}")
 
 
 def _statements(claim: Claim, words: Words) -> Answer:
@@ -304,7 +305,7 @@ def _best(best: Best, paper: Paper, source: Literal["printed", "published"], wor
         if against:
             strongest = max(against, key=lambda name: against[name])
             margin = number - against[strongest]
-            text = f"{margin:+.2f}".replace("-", "\N{MINUS SIGN}") + f" against {strongest}"
+            text = f"{format_signed(margin)} against {strongest}"
             parts.append(Part(column, text, margin, holds=margin > CLOSE))
     if not parts:
         raise NoNumber("there is nothing to compare with")

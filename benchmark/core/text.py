@@ -1,4 +1,4 @@
-"""How times and what is under way are put into words, the same on every screen."""
+"""Put times, counts, signed numbers and progress into words, the same on every screen and page."""
 
 from __future__ import annotations
 
@@ -38,3 +38,13 @@ def describe_position(at: Position, loss: float | None = None) -> str:
 def counted(number: int, thing: str) -> str:
     """A number of things: `1 run`, `2 runs`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def format_minus(text: str) -> str:
+    """Write the text of a number with a real minus sign."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def format_signed(value: float, decimals: int = 2) -> str:
+    """Write a number with its sign, and a real minus sign."""
+    return format_minus(f"{value:+.{decimals}f}")

@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from benchmark.core.statistics import LEAST, LEVEL, PairedDifference, common_seeds, paired_difference, pooled_difference
+from benchmark.core.text import format_minus, format_signed
 from benchmark.report.table import (
     EMPTY,
     ReportCell,
     ReportColumn,
     ReportTable,
     count,
-    format_minus,
     mean_of,
     mebibytes,
     number,
     power,
-    signed,
     spread,
     word,
 )
@@ -104,7 +103,7 @@ def _difference(difference: PairedDifference | None) -> ReportCell:
     if difference.p_value is not None:
         p_value = "p < 0.001" if difference.p_value < 0.001 else f"p = {difference.p_value:.3f}"
         seeds = f"{p_value}, {seeds}"
-    return ReportCell(signed(difference.mean), difference.mean, "\n".join([*lines, seeds]))
+    return ReportCell(format_signed(difference.mean), difference.mean, "\n".join([*lines, seeds]))
 
 
 def _pooled(pairs: list[tuple[dict[int, float], dict[int, float]]], columns: int) -> ReportCell:
@@ -222,7 +221,7 @@ def prices(result: TableResult) -> ReportTable | None:
             (
                 word(row),
                 number(len(own), 0),
-                ReportCell(signed(gained), gained, f"over {len(gains)}" if len(gains) != len(own) else "")
+                ReportCell(format_signed(gained), gained, f"over {len(gains)}" if len(gains) != len(own) else "")
                 if gained is not None
                 else EMPTY,
                 _times(pairs, _own_total),

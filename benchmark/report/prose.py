@@ -19,6 +19,7 @@ LEDGER = Path(__file__).parents[2] / "docs" / "ledger.md"
 DEMOTED_LEVELS = 2
 """How many levels a document's headings move down, because the page has headings of its own above them."""
 _DELIMITER_SIZE = re.compile(r"\\(?:big|Big)[lr]?(?![A-Za-z])")
+_FUNCTION_NAME = re.compile(r"\\(log|exp|max|min)\s+(?=[A-Za-z\\])")
 _MATHML_ATTRIBUTES = {
     *("accent", "columnalign", "columnspacing", "display", "displaystyle", "fence", "form", "height", "linethickness"),
     *("lspace", "mathvariant", "maxsize", "minsize", "movablelimits", "rowspacing", "rspace", "stretchy", "width"),
@@ -57,8 +58,9 @@ def to_mathml(tex: str, display: bool = False) -> str:
         ValueError: the formula cannot be converted.
     """
     try:
-        # The converter leaves a command inside \big as it stands; brackets look well without it.
-        mathml = convert(_DELIMITER_SIZE.sub("", tex), display="block" if display else "inline")
+        # The converter leaves a command after \big as it stands, and no space after the name of a function.
+        simplified = _FUNCTION_NAME.sub(r"\\\1\\,", _DELIMITER_SIZE.sub("", tex))
+        mathml = convert(simplified, display="block" if display else "inline")
         elements = list(ElementTree.fromstring(mathml).iter())
     except Exception as error:  # the converter raises a dozen kinds, IndexError among them
         raise ValueError(f"cannot convert the formula {tex!r}: {error}") from error

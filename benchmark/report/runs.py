@@ -11,8 +11,9 @@ from typing import Any
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import CHANGEABLE, PROTOCOLS
 from benchmark.core.spec import Protocol, Run
+from benchmark.core.text import counted, format_minus
 from benchmark.planning.request import label
-from benchmark.report.table import ReportCell, ReportColumn, ReportTable, count, counted, number, power, word
+from benchmark.report.table import ReportCell, ReportColumn, ReportTable, count, number, power, word
 from benchmark.results.provenance import changed_settings
 from benchmark.results.record import Record
 from tables.escaping import plain
@@ -217,7 +218,7 @@ def _edge_line(run: Run, edge: Mapping[str, Any]) -> tuple[ReportCell, ...]:
         word(run.scale.name),
         count(edge["parameters"]),
         power(edge["multiply_adds"]),
-        ReportCell(f"{edge['logits']['difference']:.1e}".replace("-", "\N{MINUS SIGN}"), edge["logits"]["difference"]),
+        ReportCell(format_minus(f"{edge['logits']['difference']:.1e}"), edge["logits"]["difference"]),
         number(large["bytes"] / MEBIBYTE),
         number(small["bytes"] / MEBIBYTE),
         number(large["top1"]),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmark.core.statistics import Summary, summarise
+from benchmark.core.text import format_minus
 
 NOTHING = "\N{EN DASH}"
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -91,16 +92,6 @@ def with_std(summary: Summary, decimals: int = 2) -> str:
     return mean if summary.std is None else f"{mean} ± {summary.std:.{decimals}f}"
 
 
-def signed(value: float, decimals: int = 2) -> str:
-    """With its sign, and a real minus sign."""
-    return format_minus(f"{value:+.{decimals}f}")
-
-
-def format_minus(text: str) -> str:
-    """The text of a number with a real minus sign."""
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
 def power(value: float | None) -> ReportCell:
     """A large count as a number times a power of ten."""
     if value is None:
@@ -133,8 +124,3 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean; None where any of them, or all, are unknown."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def counted(number: int, singular: str, plural: str = "") -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

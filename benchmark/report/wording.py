@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from benchmark.report.data import Report
-from benchmark.report.table import counted
 
 LEAD = (
     "The tables and figures of the LSSKD paper (arXiv:2506.07055), regenerated from scratch: every measured number "
@@ -33,4 +32,6 @@ AUDIT = (
 def records_line(report: Report) -> str:
     """How many records the report was made of."""
     parts = [f"{number:,} {status}" for status, number in sorted(report.counts.items(), reverse=True)]
-    return f"Made from {counted(len(report.records), 'record')}{': ' + ', '.join(parts) if len(parts) > 1 else ''}."
+    total = len(report.records)
+    by_status = f": {', '.join(parts)}" if len(parts) > 1 else ""
+    return f"Made from {total:,} {'record' if total == 1 else 'records'}{by_status}."
