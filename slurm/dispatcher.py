@@ -66,7 +66,7 @@ def reconcile(sweep: Sweep, say: Say = print, patience: float = PATIENCE_SECONDS
             elif not wish.exists():
                 return tended
             elif time.monotonic() > deadline:
-                raise SchedulerError(f"{taken.words} looks after this sweep and has not ended in {patience:.0f} s")
+                raise SchedulerError(f"{taken.label} looks after this sweep and has not ended in {patience:.0f} s")
             else:
                 # Whether its owner lives is asked of SLURM, which many jobs that end at once must not wear out.
                 time.sleep(pause)

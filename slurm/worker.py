@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.core.errors import UserError
-from benchmark.planning.request import label
+from benchmark.planning.request import describe_run
 from benchmark.results.leases import LeaseManager
 from benchmark.results.owners import this_owner
 from benchmark.results.record import CorruptRun
@@ -280,7 +280,7 @@ def _worked(sweep: Sweep, number: int, signals: Signals) -> ExitReason:
             return diary.close(_why_told(signals, owner.job))
         if came.held_by_others:
             run, holder = next(iter(came.held_by_others.items()))
-            return diary.close("elsewhere", f"{run.id} is trained by {holder.words}", holder.job)
+            return diary.close("elsewhere", f"{run.id} is trained by {holder.label}", holder.job)
         return _answered(diary, reasons)
 
 
@@ -294,7 +294,7 @@ def _answered(diary: AttemptLog, reasons: list[str]) -> ExitReason:
             reasons.append(str(error))
             continue
         if record is not None and record["status"] == "failed":
-            reasons.append(f"{label(run)}: {record['reason']}")
+            reasons.append(f"{describe_run(run)}: {record['reason']}")
     reason = "; ".join(dict.fromkeys(reasons))
     if reason and diary.is_superseded:
         return diary.close("elsewhere", f"this job was started again meanwhile; here {reason}", diary.attempt.owner.job)

@@ -183,7 +183,7 @@ def test_a_killed_worker_fails_its_job_only_and_the_next_call_finishes(trained, 
 def _holder_of_claim(place: Path, method: str) -> int:
     """The process that trains a run, as its claim names it."""
     (folder,) = (place / "runs" / "blocks").glob(f"{method}_*")
-    owner = LeaseManager(place / "runs").holder(folder)
+    owner = LeaseManager(place / "runs").current_holder(folder)
     assert owner is not None
     return owner.process
 

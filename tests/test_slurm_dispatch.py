@@ -78,7 +78,7 @@ def given(sweep: Sweep, user: str, array: str = "7", ago: float = 0.0) -> None:
 def ran(sweep: Sweep, beat_ago: float, leaving: ExitReason | None = None, task: str = "7") -> None:
     """The sweep's job began, and wrote for the last time so long ago."""
     beat = time.time() - beat_ago
-    owner = this_owner().replace(job=task, token="another")
+    owner = this_owner().replace(job=task, token="a" * 32)
     attempt = Attempt(owner=owner, began=beat - 1, beat=beat, ended=beat if leaving else None, leaving=leaving)
     sweep.write_state(State(job=0, attempts=(attempt,)))
 

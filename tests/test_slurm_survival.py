@@ -100,7 +100,7 @@ def _disturb_all(storm: Storm) -> None:
     folder, claims = sweep.store.folder(run), LeaseManager(sweep.store.root)
 
     def is_taken_over() -> bool:
-        holder = claims.holder(folder)
+        holder = claims.current_holder(folder)
         return holder is not None and holder.process != orphan.pid
 
     until(is_taken_over, "the restart on another node")

@@ -194,7 +194,7 @@ class Merge:
         run, record = offer.run, offer.record
         with _claimed(self.store, run) as owner:
             if owner is not None:
-                return MergeFinding("busy", finding.place, f"by {escape_control_chars(owner.words)}")
+                return MergeFinding("busy", finding.place, f"by {escape_control_chars(owner.label)}")
             kind, why = self._judge(offer)
             if kind not in ("new", "replaced"):
                 return MergeFinding(kind, finding.place, why)

@@ -1,9 +1,13 @@
-"""Exclusive claims on what is trained or submitted, on any shared folder; a claim ends when its process or job is gone.
+"""Leases: exclusive locks on a folder, on any shared file system, that end when their process or job has ended.
 
-Locks of the operating system end with the node on some shared folders and are missing on others, so a claim is a
-file: `claim-000001.json` beside what it claims, made by a hard link, which is atomic everywhere. It names its owner.
-The claim of the highest number holds; whoever finds that its owner is gone makes the next one, and only one of several
-can. The owner that was wrongly taken for dead reads that it no longer holds, and leaves.
+File locks of the operating system are unreliable on shared file systems: some forget them when a node restarts, some
+do not have them. So a lease is a file, `claim-000001.json`, in the folder that it locks. It names its holder and is
+made by a hard link, which is atomic on all of them. The file with the highest number is the valid one. A process that
+finds the holder dead makes the file with the next number, and only one process can. A holder that was wrongly taken
+for dead sees the higher number and stops.
+
+Anybody can put such a file into a folder that they send, so its content is untrusted: it is bounded, checked against
+a model, and its token can only name a file in `.owners`.
 """
 
 from __future__ import annotations
@@ -20,83 +24,84 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import ValidationError
-
 from benchmark.core.errors import UserError
-from benchmark.results.owners import LeaseHolder, is_running, this_machine, this_owner
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
+from benchmark.results.owners import UNKNOWN_TOKEN, LeaseHolder, is_running, this_machine, this_owner
 
 BEAT_SECONDS = 15.0
-"""How often an owner says that it lives."""
+"""Seconds between two heartbeats of a holder."""
 HEARTBEAT_TIMEOUT = 300.0
-"""After so long without a beat an owner that nobody can ask after is taken for gone."""
+"""Seconds without a heartbeat after which a holder counts as dead, if nothing else tells whether it runs."""
 STALL_FACTOR = 4
-"""So many times as long may an owner be silent of which its cluster says that it runs."""
-CLAIM = re.compile(r"claim-(\d{6})\.json")
+"""Factor on the heartbeat timeout for holders that SLURM still reports as running: they may hang."""
+LEASE_FILE = re.compile(r"claim-([0-9]{6,})\.json")
+MAX_LEASE_BYTES = 2**14
 RELEASED = "released\n"
-"""What a claim that was given up holds. One that is empty is being made, where there are no hard links."""
+"""Content of the file of a released lease. Without hard links, a file that is still being written may be empty."""
 OWNERS = ".owners"
 LivenessProbe = Callable[[LeaseHolder], bool | None]
-"""Whether an owner that is a cluster's job still runs; None where nobody can say."""
+"""Tells whether a holder that is a SLURM job still runs; None where that is unknown."""
 
 
 def no_liveness_probe(owner: LeaseHolder) -> bool | None:
-    """Where there is no cluster to ask."""
+    """The probe without a cluster: it never knows."""
     return None
 
 
 @dataclass
 class Lease:
-    """A claim that this process holds until it is released."""
+    """A lease that this process holds until it releases it."""
 
     root: Path
     folder: Path
     number: int
     owner: LeaseHolder
-    _done: bool = field(default=False, repr=False)
+    _released: bool = field(default=False, repr=False)
 
     @property
     def path(self) -> Path:
-        """The claim's file."""
-        return self.folder / f"claim-{self.number:06d}.json"
+        """The lease's file."""
+        return _lease_file(self.folder, self.number)
 
     def is_valid(self) -> bool:
-        """Whether nobody has taken this process for gone meanwhile. A folder that cannot be read tells nothing."""
+        """Whether no other process took the lease over. It counts as valid if the folder cannot be read."""
         try:
-            return _latest(self.folder) == self.number
+            return _latest_number(self.folder) == self.number
         except OSError:
             return True
 
     def release(self, forget: bool = False) -> None:
-        """Give the claim up. `forget`: remove its files, where what was claimed is done and never claimed again."""
-        if self._done:
+        """Release the lease. forget: remove its files, for a folder that will never be leased again."""
+        if self._released:
             return
-        self._done = True
+        self._released = True
         _Heartbeat.stop(self.root, self.owner)
         with contextlib.suppress(OSError):
             if forget:
                 for path in _lease_files_in(self.folder).values():
                     path.unlink(missing_ok=True)
             else:
-                # It is replaced and not removed: a number that is used twice could be held by two.
-                _replace(self.path, RELEASED)
+                # Replaced rather than removed: if a number were used twice, two processes could hold it.
+                _write_over(self.path, RELEASED)
                 for number, path in _lease_files_in(self.folder).items():
                     if number < self.number:
                         path.unlink(missing_ok=True)
 
 
 class LeaseManager:
-    """Takes claims for this process, and judges those of others.
+    """Acquires leases for this process, and tells whether the leases of others are still valid.
 
-    root: the folder of all that may be claimed; owners beat there. ask: whether a job of a cluster still runs.
+    root: a folder above all that is leased; heartbeats are written there. probe: tells whether a SLURM job still runs.
+    timeout: seconds without a heartbeat after which a holder counts as dead.
     """
 
     def __init__(
-        self, root: Path, ask: LivenessProbe = no_liveness_probe, silent_seconds: float = HEARTBEAT_TIMEOUT
+        self, root: Path, probe: LivenessProbe = no_liveness_probe, timeout: float = HEARTBEAT_TIMEOUT
     ) -> None:
-        self.root, self.ask, self.silent_seconds = root, ask, silent_seconds
+        self.root, self.probe, self.timeout = root, probe, timeout
 
     def acquire(self, folder: Path) -> Lease | LeaseHolder:
-        """The claim on a folder, or the owner that holds it.
+        """Acquire the lease on a folder, or return its current holder.
 
         Raises:
             UserError: the folder cannot be written.
@@ -105,14 +110,14 @@ class LeaseManager:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             while True:
-                number = _latest(folder)
-                if number and (holder := self.holder(folder, number)) is not None:
+                number = _latest_number(folder)
+                if number and (holder := self.current_holder(folder, number)) is not None:
                     return holder
-                # It beats before anybody can see the claim.
+                # The heartbeat starts before anybody can see the lease.
                 _Heartbeat.start(self.root, owner)
                 made = False
                 try:
-                    made = _make(folder / f"claim-{number + 1:06d}.json", owner.model_dump_json())
+                    made = _create(_lease_file(folder, number + 1), owner.model_dump_json())
                 finally:
                     if not made:
                         _Heartbeat.stop(self.root, owner)
@@ -122,114 +127,117 @@ class LeaseManager:
             reason = error.strerror or str(error)
             raise UserError(f"cannot write {folder}: {reason}; choose another folder with --runs") from error
 
-    def holder(self, folder: Path, number: int | None = None) -> LeaseHolder | None:
-        """Who holds the latest claim on a folder (or that of a number), if its owner is still there."""
-        number = _latest(folder) if number is None else number
+    def current_holder(self, folder: Path, number: int | None = None) -> LeaseHolder | None:
+        """The holder of the latest lease on a folder (or of the lease with a number), if it is still alive."""
+        number = _latest_number(folder) if number is None else number
         if not number:
             return None
-        path = folder / f"claim-{number:06d}.json"
+        path = _lease_file(folder, number)
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")
             written = path.stat().st_mtime
+            text = read_text_limited(path, MAX_LEASE_BYTES)
+            if text == RELEASED:
+                return None
+            holder = LeaseHolder.model_validate_json(text)
         except FileNotFoundError:
             return None
-        if text == RELEASED:
-            return None
-        try:
-            owner = LeaseHolder.model_validate_json(text)
-        except (ValidationError, ValueError):
-            # Being written where there are no hard links (so empty, too), or damaged: somebody's until long silent.
-            stranger = LeaseHolder(token="", machine="", node="an unknown node", process=0, started=0.0)
-            return stranger if _now(self.root) - written < self.silent_seconds else None
-        if self.is_alive(owner, written):
-            return owner
+        except (UntrustedInputError, ValueError):
+            # Damaged, or still being written where there are no hard links: valid until the timeout.
+            unknown = LeaseHolder(token=UNKNOWN_TOKEN, machine="", node="an unknown node", process=0, started=0.0)
+            return unknown if _now(self.root) - written < self.timeout else None
+        if self.is_alive(holder, written):
+            return holder
         with contextlib.suppress(OSError):
-            _heartbeat_file(self.root, owner).unlink(missing_ok=True)
+            heartbeat = _heartbeat_file(self.root, holder)
+            # A foreign folder could hold a link in the place of `.owners`.
+            if not heartbeat.parent.is_symlink():
+                heartbeat.unlink(missing_ok=True)
         return None
 
-    def is_alive(self, owner: LeaseHolder, written: float = 0.0) -> bool:
-        """Whether the owner of a claim, made at `written` by the folder's clock, is still there."""
-        if owner.token == this_owner().token:
+    def is_alive(self, holder: LeaseHolder, written: float = 0.0) -> bool:
+        """Whether the holder of a lease that was written at a time (by the folder's clock) still runs."""
+        if holder.token == this_owner().token:
             return True
-        if owner.machine == this_machine():
-            if not is_running(owner.process, owner.started):
+        if holder.machine == this_machine():
+            if not is_running(holder.process, holder.started):
                 return False
-            # A process may outlive the job that it belonged to, when what should have ended it was killed.
-            return self._said(owner) is not False
-        said = self._said(owner)
-        if said is False:
+            # A process may outlive its job, if what should have ended it was killed.
+            return self._job_runs(holder) is not False
+        job_runs = self._job_runs(holder)
+        if job_runs is False:
             return False
-        # A job that the cluster calls running may hang all the same.
-        patience = self.silent_seconds * (STALL_FACTOR if said else 1)
-        return _now(self.root) - max(_last_beat(self.root, owner), written) < patience
+        # A job that SLURM reports as running may hang.
+        timeout = self.timeout * (STALL_FACTOR if job_runs else 1)
+        return _now(self.root) - max(_last_heartbeat(self.root, holder), written) < timeout
 
-    def _said(self, owner: LeaseHolder) -> bool | None:
+    def _job_runs(self, holder: LeaseHolder) -> bool | None:
+        """Whether a holder's job still runs; None where that is unknown or it has no job."""
         mine = this_owner()
-        if owner.job and owner.job == mine.job and owner.restarts < mine.restarts:
+        if holder.job and holder.job == mine.job and holder.restarts < mine.restarts:
             return False
-        return self.ask(owner) if owner.job else None
+        return self.probe(holder) if holder.job else None
 
 
 class _Heartbeat:
-    """Beats for this process in a root, for as long as it holds claims there."""
+    """Touches this process's heartbeat file in a root for as long as it holds leases there."""
 
     _lock = threading.Lock()
-    _hearts: ClassVar[dict[tuple[str, Path], _Heartbeat]] = {}
+    _active: ClassVar[dict[tuple[str, Path], _Heartbeat]] = {}
 
     @classmethod
     def start(cls, root: Path, owner: LeaseHolder) -> None:
-        """One more claim is held."""
+        """Count one more lease in a root."""
         with cls._lock:
             key = (owner.token, root.absolute())
-            if key not in cls._hearts:
-                cls._hearts[key] = cls(_heartbeat_file(root, owner))
-            cls._hearts[key].claims += 1
+            if key not in cls._active:
+                cls._active[key] = cls(_heartbeat_file(root, owner))
+            cls._active[key].leases += 1
 
     @classmethod
     def stop(cls, root: Path, owner: LeaseHolder) -> None:
-        """One claim less is held."""
+        """Count one lease less in a root."""
         with cls._lock:
             key = (owner.token, root.absolute())
-            heart = cls._hearts[key]
-            heart.claims -= 1
-            if not heart.claims:
-                del cls._hearts[key]
-                heart.end()
+            heartbeat = cls._active[key]
+            heartbeat.leases -= 1
+            if not heartbeat.leases:
+                del cls._active[key]
+                heartbeat.end()
 
-    def __init__(self, mark: Path) -> None:
-        self.mark, self.claims = mark, 0
+    def __init__(self, file: Path) -> None:
+        self.file, self.leases = file, 0
         self.ended = threading.Event()
-        self.mark.parent.mkdir(parents=True, exist_ok=True)
-        self.mark.touch()
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.touch()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def _beat(self) -> None:
         while not self.ended.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):
-                self.mark.touch()
+                self.file.touch()
 
     def end(self) -> None:
         self.ended.set()
         with contextlib.suppress(OSError):
-            self.mark.unlink(missing_ok=True)
-            # The last one leaves no empty folder behind.
-            self.mark.parent.rmdir()
+            self.file.unlink(missing_ok=True)
+            # The last one removes the empty folder.
+            self.file.parent.rmdir()
 
 
-def _heartbeat_file(root: Path, owner: LeaseHolder) -> Path:
-    """The file whose time says when an owner lived last."""
-    return root / OWNERS / owner.token
+def _heartbeat_file(root: Path, holder: LeaseHolder) -> Path:
+    """The file whose modification time is a holder's last heartbeat; tokens are checked, so it lies in `.owners`."""
+    return root / OWNERS / holder.token
 
 
-def _last_beat(root: Path, owner: LeaseHolder) -> float:
+def _last_heartbeat(root: Path, holder: LeaseHolder) -> float:
     try:
-        return _heartbeat_file(root, owner).stat().st_mtime
+        return _heartbeat_file(root, holder).stat().st_mtime
     except OSError:
         return 0.0
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock that sets the times of files in a folder; that of the nodes may differ from it."""
+    """The time by the clock of a folder's file system, which may differ from the node's."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".now-") as file:
             return os.stat(file.name).st_mtime
@@ -237,22 +245,26 @@ def _now(folder: Path) -> float:
         return time.time()
 
 
+def _lease_file(folder: Path, number: int) -> Path:
+    return folder / f"claim-{number:06d}.json"
+
+
 def _lease_files_in(folder: Path) -> dict[int, Path]:
     with os.scandir(folder) as entries:
-        matched = ((CLAIM.fullmatch(entry.name), entry.path) for entry in entries)
+        matched = ((LEASE_FILE.fullmatch(entry.name), entry.path) for entry in entries)
         return {int(match[1]): Path(path) for match, path in matched if match}
 
 
-def _latest(folder: Path) -> int:
-    """The number of the latest claim on a folder; 0 where there is none."""
+def _latest_number(folder: Path) -> int:
+    """The number of the latest lease on a folder; 0 where there is none."""
     try:
         return max(_lease_files_in(folder), default=0)
     except (FileNotFoundError, NotADirectoryError):
         return 0
 
 
-def _make(path: Path, text: str) -> bool:
-    """Make a file with its whole content unless there is one of that name; whether it was made."""
+def _create(path: Path, text: str) -> bool:
+    """Create a file with its whole content unless the name is taken; returns whether it was created."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -260,10 +272,10 @@ def _make(path: Path, text: str) -> bool:
             os.link(temporary, path)
             return True
         except FileExistsError:
-            # Over NFS the answer to a call that succeeded may be lost, and the call repeated.
+            # NFS may lose the answer to a call that succeeded, and repeat the call.
             return temporary.stat().st_nlink == 2
         except OSError:
-            # A folder without hard links.
+            # A file system without hard links.
             with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as opened:
                 opened.write(text)
                 return True
@@ -273,7 +285,7 @@ def _make(path: Path, text: str) -> bool:
             temporary.unlink(missing_ok=True)
 
 
-def _replace(path: Path, text: str) -> None:
+def _write_over(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

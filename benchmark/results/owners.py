@@ -1,4 +1,4 @@
-"""Who holds a claim: a process, so named that another one, on any node, can tell whether it is still there."""
+"""Lease holders: what identifies a process so that another one, on any node, can tell whether it still runs."""
 
 from __future__ import annotations
 
@@ -9,40 +9,46 @@ import os
 import socket
 import uuid
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+from pydantic import Field
 
 from benchmark.core.spec import Frozen
 
 START_SLACK = 5.0
-"""Seconds by which a process's starting time may differ between two readings, when the clock was set meanwhile."""
+"""Seconds by which two readings of a process's start time may differ, because the clock may have been set."""
+UNKNOWN_TOKEN = "0" * 32
+"""Token of a holder whose lease cannot be read."""
+MAX_PROCESS = 2**31 - 1
 
 
 class LeaseHolder(Frozen):
-    """The process that holds a claim, so that another one can tell whether it still exists."""
+    """A process that holds a lease. It is read from files that others may have written, so every field is checked."""
 
-    token: str
+    token: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    """Names the process, and its heartbeat file."""
     machine: str
-    """The node, its boot and the processes that can be seen there."""
+    """The node, its boot and its process namespace."""
     node: str
     process: int
     started: float
     user: str = ""
     job: str = ""
-    """Of the cluster, `12_3` where it is one of an array; empty outside of one."""
+    """The SLURM job, such as `12_3` for a task of an array; empty outside of SLURM."""
     restarts: int = 0
-    """How often the cluster has started that job again."""
+    """How often SLURM has restarted that job."""
 
     @property
-    def words(self) -> str:
-        """For people: the job or the process, and where it is."""
+    def label(self) -> str:
+        """The job or process and its node, for messages."""
         what = f"job {self.job}" if self.job else f"process {self.process}"
         return f"{what} on {self.node}"
 
 
 @functools.cache
 def this_machine() -> str:
-    """Names what shares process numbers with this process: one boot of a node, and one container on it."""
+    """Identifies what shares process numbers with this process: one boot of a node, and one container on it."""
     boot = str(round(psutil.boot_time()))
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -53,7 +59,7 @@ def this_machine() -> str:
 
 
 def this_user() -> str:
-    """Who runs this process."""
+    """The user who runs this process."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -76,15 +82,17 @@ def _owner_of(process: int) -> LeaseHolder:
 
 
 def this_owner() -> LeaseHolder:
-    """The owner that this process is."""
+    """This process as a lease holder."""
     return _owner_of(os.getpid())
 
 
 def is_running(process: int, started: float) -> bool:
-    """Whether a process of this machine lives that was started at that time; one that waits to be reaped does not."""
+    """Whether a process of this machine that was started at that time still runs; a zombie does not."""
+    if not 0 < process <= MAX_PROCESS:
+        return False
     try:
-        found = psutil.Process(process)
-        return found.status() != psutil.STATUS_ZOMBIE and abs(found.create_time() - started) < START_SLACK
+        running = psutil.Process(process)
+        return running.status() != psutil.STATUS_ZOMBIE and abs(running.create_time() - started) < START_SLACK
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:

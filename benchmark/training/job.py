@@ -54,7 +54,7 @@ def run_until_done(
             return False
         if not told:
             run, owner = next(iter(came.held_by_others.items()))
-            say(f"waiting for another process that trains {run.id} ({owner.words})")
+            say(f"waiting for another process that trains {run.id} ({owner.label})")
             told = True
         time.sleep(WAIT_SECONDS)
 
@@ -74,7 +74,7 @@ def run_available(
         BrokenRuns: runs raised errors; their tracebacks are in their folders.
     """
     store = Store(settings.runs)
-    claims = claims or LeaseManager(settings.runs, silent_seconds=settings.silent_seconds)
+    claims = claims or LeaseManager(settings.runs, timeout=settings.silent_seconds)
     while True:
         pending = [run for run in runs if store.record(run) is None]
         held, held_by_others = _claimed(store, claims, pending)

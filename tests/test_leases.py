@@ -1,8 +1,9 @@
-"""Claims: one holds whoever asks at once, and one ends when its owner does, on any folder."""
+"""Leases: of all that ask, one process holds, until it ends, on any folder; hostile lease files do no harm."""
 
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -27,11 +28,11 @@ SILENT = 300.0
 
 def owner(**changes: Any) -> LeaseHolder:
     """A process on another node, of no cluster."""
-    return LeaseHolder(token="x" * 32, machine="far away", node="n9", process=7, started=1.0).replace(**changes)
+    return LeaseHolder(token="f" * 32, machine="far away", node="n9", process=7, started=1.0).replace(**changes)
 
 
-def claimed_by(folder: Path, who: LeaseHolder, number: int = 1, seconds_ago: float = 0.0) -> Path:
-    """The claim of somebody else, as its file."""
+def leased_by(folder: Path, who: LeaseHolder, number: int = 1, seconds_ago: float = 0.0) -> Path:
+    """The lease file of another holder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"claim-{number:06d}.json"
     path.write_text(who.model_dump_json())
@@ -81,7 +82,7 @@ def test_one_holds_too_where_there_are_no_hard_links(tmp_path: Path, monkeypatch
 
 def test_of_many_that_find_a_dead_owner_one_takes_over(tmp_path: Path) -> None:
     for number in range(40):
-        claimed_by(tmp_path / str(number), owner(), seconds_ago=SILENT + 60)
+        leased_by(tmp_path / str(number), owner(), seconds_ago=SILENT + 60)
     assert winners(tmp_path, 40) == [1] * 40
 
 
@@ -101,7 +102,7 @@ def test_the_claim_of_a_killed_process_is_free_at_once_and_not_before(tmp_path: 
     # A process that is stopped is still there, whatever it says.
     assert child.pid is not None
     os.kill(child.pid, signal.SIGSTOP)
-    assert isinstance(LeaseManager(tmp_path, silent_seconds=0).acquire(tmp_path / "run"), LeaseHolder)
+    assert isinstance(LeaseManager(tmp_path, timeout=0).acquire(tmp_path / "run"), LeaseHolder)
     child.kill()
     child.join()
     assert isinstance(LeaseManager(tmp_path).acquire(tmp_path / "run"), Lease)
@@ -109,7 +110,7 @@ def test_the_claim_of_a_killed_process_is_free_at_once_and_not_before(tmp_path: 
 
 def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path: Path) -> None:
     mine = this_owner()
-    claimed_by(tmp_path / "run", mine.replace(token="other", started=mine.started - 3600))
+    leased_by(tmp_path / "run", mine.replace(token="0" * 32, started=mine.started - 3600))
     assert isinstance(LeaseManager(tmp_path).acquire(tmp_path / "run"), Lease)
 
 
@@ -119,7 +120,7 @@ def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path: P
 def test_an_owner_that_nobody_can_ask_after_holds_as_long_as_it_beats(
     tmp_path: Path, since_claim: float, since_beat: float, is_valid: bool
 ) -> None:
-    claimed_by(tmp_path / "run", owner(), seconds_ago=since_claim)
+    leased_by(tmp_path / "run", owner(), seconds_ago=since_claim)
     beat = tmp_path / leases.OWNERS / owner().token
     beat.parent.mkdir()
     beat.touch()
@@ -134,7 +135,7 @@ def test_an_owner_that_nobody_can_ask_after_holds_as_long_as_it_beats(
 def test_what_the_cluster_says_of_a_job_comes_first(
     tmp_path: Path, said: bool | None, seconds_ago: float, is_valid: bool
 ) -> None:
-    claimed_by(tmp_path / "run", owner(job="12_3"), seconds_ago=seconds_ago)
+    leased_by(tmp_path / "run", owner(job="12_3"), seconds_ago=seconds_ago)
     taken = LeaseManager(tmp_path, lambda asked: said).acquire(tmp_path / "run")
     assert isinstance(taken, LeaseHolder) == is_valid
 
@@ -143,8 +144,8 @@ def test_what_the_cluster_says_of_a_job_comes_first(
 def test_a_job_that_was_started_again_takes_the_place_of_its_earlier_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int, is_valid: bool
 ) -> None:
-    claimed_by(tmp_path / "run", owner(job="12_3", restarts=restarts))
-    monkeypatch.setattr(owners, "_owner_of", lambda process: owner(token="me", job="12_3", restarts=1))
+    leased_by(tmp_path / "run", owner(job="12_3", restarts=restarts))
+    monkeypatch.setattr(owners, "_owner_of", lambda process: owner(token="e" * 32, job="12_3", restarts=1))
     taken = LeaseManager(tmp_path, lambda asked: True).acquire(tmp_path / "run")
     assert isinstance(taken, LeaseHolder) == is_valid
 
@@ -153,7 +154,7 @@ def test_an_owner_that_was_wrongly_buried_notices(tmp_path: Path) -> None:
     held = LeaseManager(tmp_path).acquire(tmp_path / "run")
     assert isinstance(held, Lease)
     assert held.is_valid()
-    claimed_by(tmp_path / "run", owner(), number=held.number + 1)
+    leased_by(tmp_path / "run", owner(), number=held.number + 1)
     assert not held.is_valid()
     # What it gives up is its own claim, not that of its heir.
     held.release()
@@ -168,7 +169,7 @@ def test_a_claim_that_is_released_is_free_and_its_number_is_not_used_again(tmp_p
         assert isinstance(held, Lease)
         numbers.append(held.number)
         held.release()
-        assert taking.holder(tmp_path / "run") is None
+        assert taking.current_holder(tmp_path / "run") is None
     assert numbers == [1, 2, 3]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["claim-000003.json"]
     assert not (tmp_path / leases.OWNERS).exists()
@@ -186,19 +187,70 @@ def test_a_claim_on_what_is_done_leaves_no_file(tmp_path: Path) -> None:
 def test_a_damaged_claim_is_somebodys_until_it_has_been_silent_for_long(
     tmp_path: Path, content: bytes, seconds_ago: float, is_valid: bool
 ) -> None:
-    path = claimed_by(tmp_path / "run", owner())
+    path = leased_by(tmp_path / "run", owner())
     path.write_bytes(content)
     aged(path, seconds_ago)
     assert isinstance(LeaseManager(tmp_path).acquire(tmp_path / "run"), LeaseHolder) == is_valid
+
+
+def test_a_lease_from_elsewhere_deletes_no_file(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    runs = tmp_path / "runs"
+    (runs / leases.OWNERS).mkdir(parents=True)
+    named = {**owner().model_dump(), "process": 1}
+    for number, token in enumerate([str(victim), "../../victim", "", ".", "..", f"{'f' * 32}\n", "F" * 32]):
+        path = leased_by(runs / str(number), owner())
+        path.write_text(json.dumps(named | {"token": token}))
+        aged(path, SILENT * leases.STALL_FACTOR + 60)
+        assert isinstance(LeaseManager(runs).acquire(runs / str(number)), Lease)
+    assert victim.read_text() == "mine"
+
+
+def test_a_heartbeat_is_not_removed_through_a_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    aged_file = elsewhere / owner().token
+    aged_file.touch()
+    aged(aged_file, SILENT + 60)
+    runs = tmp_path / "runs"
+    leased_by(runs / "run", owner(), seconds_ago=SILENT + 60)
+    (runs / leases.OWNERS).symlink_to(elsewhere)
+    assert LeaseManager(runs).current_holder(runs / "run") is None
+    assert aged_file.exists()
+
+
+def test_a_lease_that_is_a_pipe_or_very_large_is_not_waited_for(tmp_path: Path) -> None:
+    for number, make in enumerate([os.mkfifo, lambda path: path.write_bytes(b"{" * 2**20)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        make(folder / "claim-000001.json")
+        assert isinstance(LeaseManager(tmp_path).acquire(folder), LeaseHolder)
+        aged(folder / "claim-000001.json", SILENT + 60)
+        assert isinstance(LeaseManager(tmp_path).acquire(folder), Lease)
+
+
+@pytest.mark.parametrize("changes", [{"process": 10**30}, {"process": -1}, {"restarts": 10**30}])
+def test_no_number_in_a_lease_stops_the_reader(tmp_path: Path, changes: dict[str, int]) -> None:
+    leased_by(tmp_path / "run", owner(machine=owners.this_machine(), **changes), seconds_ago=SILENT + 60)
+    assert isinstance(LeaseManager(tmp_path).acquire(tmp_path / "run"), Lease)
+
+
+def test_the_largest_number_of_six_digits_is_followed_by_one_of_seven(tmp_path: Path) -> None:
+    leased_by(tmp_path / "run", owner(), number=999_999, seconds_ago=SILENT + 60)
+    held = LeaseManager(tmp_path).acquire(tmp_path / "run")
+    assert isinstance(held, Lease)
+    assert held.number == 1_000_000
+    assert held.is_valid()
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300))
 def test_no_content_of_a_claim_does_harm(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("claims")
-    path = claimed_by(folder / "run", owner())
+    path = leased_by(folder / "run", owner())
     path.write_bytes(content)
-    holder = LeaseManager(folder).holder(folder / "run")
+    holder = LeaseManager(folder).current_holder(folder / "run")
     assert (holder is None) == (content == leases.RELEASED.encode())
 
 
