@@ -1,1 +1,1 @@
-"""How fast training, decoding and planning are, as ratios measured in one run: `python -m benchmark.speed`."""
+"""How fast methods train, as ratios measured in one run: `python -m benchmark.speed`."""

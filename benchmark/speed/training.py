@@ -1,7 +1,7 @@
 """How fast methods train, alone and as a cohort: `python -m benchmark.speed`.
 
-Every figure is the median over rounds in which all contestants take turns, so a machine that is shared or changes its
-clock slows all of them alike and the ratios hold.
+Every number is the median over rounds in which all contestants take turns, so that a shared machine or a changing clock
+slows all of them alike and the ratios stay right.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark.core.devices import autocast, placed
-from benchmark.core.protocols import protocol_named
+from benchmark.core.protocols import get_protocol
 from benchmark.core.rng import generator
 from benchmark.core.spec import Precision, Run, Scale, teacher_key
 from benchmark.core.text import counted
@@ -34,12 +34,12 @@ from benchmark.training.settings import TrainSettings
 IMAGES = 50_000
 IMAGE_SIZE = 32
 CHEAP = ("KD", "FitNet", "AT", "CRD")
-"""The methods that train on plain images from a teacher: the cohort whose saving is stated as a target."""
+"""The methods that train on plain images from a teacher: the README states the saving of their cohort."""
 
 
 @dataclass
 class Contestant:
-    """Something that handles one batch a call, and the seconds that it took each time."""
+    """A function that handles one batch per call, and the seconds that each call took."""
 
     name: str
     precision: Precision
@@ -51,7 +51,7 @@ class Contestant:
 
     @property
     def images_per_second(self) -> float:
-        """Images a second in the median round."""
+        """Images per second in the median round."""
         return self.images / statistics.median(self.seconds)
 
 
@@ -65,13 +65,13 @@ def measure(
     size: int,
     rounds: int,
 ) -> None:
-    """Print images a second of each method alone and in a cohort, and the ratios to the bare student step.
+    """Print images per second of each method alone and in a cohort, and the ratios to the bare student step.
 
     pairs: of teacher and student; size: of the images, in pixels.
     """
     dataset = random_images(IMAGES, size)
     console.print(
-        f"batch {protocol_named('lsskd').batch_size}, {size}x{size}, {CLASSES} classes; "
+        f"batch {get_protocol('lsskd').batch_size}, {size}x{size}, {CLASSES} classes; "
         f"median of {counted(rounds, 'round')}",
         highlight=False,
     )
@@ -93,11 +93,11 @@ def _contestants(
     threads: int,
 ) -> list[Contestant]:
     request = RunFactory(
-        dataset.name, dataset.fingerprint, protocol_named("lsskd"), Scale(name="speed", factor=1), device, precision
+        dataset.name, dataset.fingerprint, get_protocol("lsskd"), Scale(name="speed", factor=1), device, precision
     )
     runs = [request.run(method, student, teacher, 0) for method in methods]
     batch = request.protocol.batch_size
-    found = [
+    contestants = [
         Contestant("bare student step", precision, batch, _bare_step(student, batch, dataset, precision, device)),
         Contestant("bare teacher forward", precision, batch, _bare_forward(teacher, batch, dataset, precision, device)),
     ]
@@ -110,8 +110,8 @@ def _contestants(
         cohorts.append(("cohort of all", shared))
     for name, members in cohorts:
         call = _cohort_step(members, dataset, device, threads)
-        found.append(Contestant(name, precision, batch, call, members=tuple(run.method for run in members)))
-    return found
+        contestants.append(Contestant(name, precision, batch, call, members=tuple(run.method for run in members)))
+    return contestants
 
 
 def _of_one_teacher(runs: Sequence[Run]) -> list[Run]:
@@ -123,7 +123,7 @@ def _of_one_teacher(runs: Sequence[Run]) -> list[Run]:
 def _bare_step(
     student: str, batch: int, dataset: Dataset, precision: Precision, device: torch.device
 ) -> Callable[[], None]:
-    """The plainest step there is: one fixed batch, cross entropy, SGD; no data, no teacher, no method."""
+    """The simplest training step: one fixed batch, cross entropy, SGD; no data, no teacher, no method."""
     network = placed(fresh_network(student, CLASSES, 0), device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
     images = _fixed_batch(batch, dataset.image_size, device)
@@ -160,9 +160,9 @@ def _fixed_batch(batch: int, size: int, device: torch.device) -> torch.Tensor:
 def _cohort_step(runs: Sequence[Run], dataset: Dataset, device: torch.device, threads: int) -> Callable[[], None]:
     """A step of the engine's own loop, with a teacher and heads that are not trained (which costs the same)."""
     runs = [run.replace(start=None) for run in runs]
-    place = TrainSettings(runs=Path("runs"), dataset=dataset.name, device=str(device), threads=threads)
+    settings = TrainSettings(runs=Path("runs"), dataset=dataset.name, device=str(device), threads=threads)
     teacher = dummy_teacher(runs, dataset.num_classes, dataset.image_size, device)
-    cohort = Cohort(runs, TrainingData(dataset, dataset.train, dataset.test), teacher, place)
+    cohort = Cohort(runs, TrainingData(dataset, dataset.train, dataset.test), teacher, settings)
     plan = cohort.source.epoch(0)
     return lambda: cohort.one_step(plan)
 
