@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
-import stat
 import struct
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +18,7 @@ from benchmark.analysis.figures import empty_result
 from benchmark.audit.claims import load_claims
 from benchmark.cli.app import refuse
 from benchmark.core.errors import UserError
-from benchmark.data import cache, decoding, download, folders, imagenet, load_dataset
+from benchmark.data import cache, decoding, folders, imagenet, load_dataset
 from benchmark.data.cache import CacheLocation, locate_cache, read_or_build
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from figures.specification import load_figure
@@ -183,42 +180,6 @@ def test_a_pipe_that_is_called_an_image_is_passed_over(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "images" / "train" / "red" / "pipe.png")
     assert len(load_dataset(str(toml)).train) == 36
     assert len(folders.image_files(tmp_path / "images" / "train" / "red")) == 12
-
-
-# Archives.
-
-
-def archive_of(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED, mode: int = 0o644) -> zipfile.ZipFile:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as opened:
-        for name, data in files.items():
-            entry = zipfile.ZipInfo(name)
-            entry.external_attr, entry.compress_type = mode << 16, compression
-            opened.writestr(entry, data)
-    return zipfile.ZipFile(buffer)
-
-
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "..\\x", "C:\\x", "\\x"])
-def test_an_archive_with_a_path_that_leads_out_of_it_is_not_unpacked(name: str) -> None:
-    with pytest.raises(RuntimeError, match="a file whose path leads out of it"):
-        download._check_archive(archive_of({name: b""}))
-
-
-def test_an_archive_with_a_link_is_not_unpacked() -> None:
-    with pytest.raises(RuntimeError, match="a link in it"):
-        download._check_archive(archive_of({"a/x": b"elsewhere"}, mode=stat.S_IFLNK | 0o777))
-
-
-def test_an_archive_that_unpacks_to_too_much_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = archive_of({f"a/{number}": b"\0" * 2**20 for number in range(20)})
-    download._check_archive(bomb)
-    monkeypatch.setattr(download, "LARGEST_ARCHIVE", 2**24)
-    with pytest.raises(RuntimeError, match=r"the archive has 20 files that unpack to 20\.0 MiB"):
-        download._check_archive(bomb)
-    monkeypatch.undo()
-    monkeypatch.setattr(download, "MOST_FILES", 19)
-    with pytest.raises(RuntimeError, match="20 files"):
-        download._check_archive(bomb)
 
 
 # TOML files.

@@ -7,6 +7,7 @@ import http.client
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from filelock import FileLock
 
 from benchmark.core.errors import UserError
-from benchmark.data.download import DEFAULT_DATA_ROOT, network_timeout
+from benchmark.data.download import DEFAULT_DATA_ROOT, NETWORK_TIMEOUT
 from benchmark.io.files import compute_sha256
 
 FOLDER = "weights"
@@ -83,8 +84,13 @@ def _fetch(url: str, path: Path) -> None:
     Raises:
         OSError, RuntimeError, HTTPException: it cannot be fetched or written, or is another one.
     """
-    with network_timeout():
+    # torch.hub takes no timeout of its own. pooch cannot be used: only the first digits of the sha256 are published.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
         torch.hub.download_url_to_file(url, str(path), _digits(path.name), progress=False)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _places(data_root: Path) -> tuple[Path, Path]:

@@ -16,13 +16,16 @@ import numpy as np
 from benchmark.core.errors import UserError
 from benchmark.data.cache import Content, locate_cache, read_or_build
 from benchmark.data.dataset import Dataset, fingerprint_of
-from benchmark.data.download import DEFAULT_DATA_ROOT, downloading, network_timeout
+from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_unpacked, lock_data_folder
 from benchmark.data.folders import canonical, list_class_folders, read_class_folders
 from benchmark.data.torchvision_operators import import_torchvision
 
 NAME = "cifar100"
 ARCHIVE_FOLDER = "cifar-100-python"
 ARCHIVE_FILES = ("train", "test", "meta")
+URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
+HASH = "md5:eb9058c3a382ffc7106e4002c42a8d85"
+"""Of the archive, as published beside it and as torchvision checks it."""
 NUM_CLASSES = 100
 IMAGE_SIZE = 32
 PADDING = 4
@@ -35,7 +38,7 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
     """CIFAR-100 from `data_root` (`data` by default), through its cache.
 
     Class folders `cifar100/` are taken before torchvision's `cifar-100-python/` where both exist, because somebody laid
-    them out on purpose. Where neither exists and `download` allows it, torchvision fetches the archive.
+    them out on purpose. Where neither exists and `download` allows it, the archive is fetched.
 
     Raises:
         UserError: there is no dataset, it is damaged or incomplete, or its cache is damaged or cannot be written.
@@ -114,7 +117,7 @@ def _read_archive(root: Path) -> Content:
 
 
 def _download(root: Path) -> None:
-    """Have torchvision fetch and unpack the archive; one process does while others wait."""
-    cifar = import_torchvision("datasets").CIFAR100
-    with downloading(root, ARCHIVE_FOLDER, lambda why: _not_found(root, why)), network_timeout():
-        cifar(str(root), download=True)
+    """Fetch and unpack the archive; one process does while others wait."""
+    with lock_data_folder(root, ARCHIVE_FOLDER, lambda why: _not_found(root, why)):
+        if not (root / ARCHIVE_FOLDER).is_dir():
+            fetch_unpacked(URL, HASH, root, ARCHIVE_FOLDER, "meta")

@@ -1,20 +1,19 @@
-"""Datasets that are fetched: one process fetches while others wait, and a failure is one line that leaves nothing."""
+"""Fetch datasets: one process fetches while others wait, and a failure is one line that leaves nothing behind.
+
+pooch downloads, compares the archive with its pinned hash and unpacks it. The lock between processes, the limit on what
+a server may send and the rename that makes a dataset appear whole are here, because pooch has none of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import logging
 import os
 import shutil
-import socket
-import stat
 import tempfile
-import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import IO, Any
 
 from filelock import FileLock
 
@@ -25,30 +24,18 @@ DEFAULT_DATA_ROOT = Path("data")
 """Where datasets are looked for, and fetched to, if the user names no other folder."""
 NETWORK_TIMEOUT = 30.0
 """Seconds without an answer after which a download is given up."""
-PIECE = 1 << 20
-"""Bytes that are read and written at a time."""
-LARGEST_ARCHIVE = 2**30
-"""Bytes that are fetched, and that an archive may unpack to; Tiny-ImageNet's has a quarter of that."""
-MOST_FILES = 200_000
-"""In an archive; Tiny-ImageNet's has 120,000 and some."""
-FAILURES = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    http.client.HTTPException,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What a failed download raises: the system, urllib (whose errors are OSErrors), torchvision, or a damaged archive."""
+CHUNK_BYTES = 1 << 20
+MAX_ARCHIVE_BYTES = 2**30
+"""Bytes that are fetched at most; Tiny-ImageNet's archive has a quarter of that."""
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def downloading(root: Path, name: str, refusal: Callable[[str], str]) -> Iterator[None]:
-    """Hold the data folder `root`, which is made if need be, against other downloads of the dataset `name`.
+def lock_data_folder(root: Path, name: str, error_line: Callable[[str], str]) -> Iterator[None]:
+    """Create the data folder `root` if needed and lock it against other downloads of the dataset `name`.
 
-    refusal: the line for the user, given why the download failed.
+    error_line: makes the line for the user from the reason why the download failed.
 
     Raises:
         UserError: what is done within it failed, or the folder cannot be written.
@@ -59,85 +46,74 @@ def downloading(root: Path, name: str, refusal: Callable[[str], str]) -> Iterato
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(lock_path):
             yield
-    except FAILURES as error:
+    except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             lock_path.unlink(missing_ok=True)
             if not existed:
                 root.rmdir()
-        raise UserError(refusal(f"downloading it failed ({_reason(error)})")) from error
+        raise UserError(error_line(f"downloading it failed ({_describe(error)})")) from error
 
 
-def _reason(error: Exception) -> str:
-    """Why it failed, in a few words; the name of the error where it only repeats what a server sent."""
-    cause = getattr(error, "reason", error)
-    words = " ".join(str(getattr(cause, "strerror", None) or cause).split())
-    return words if words and words.isprintable() else type(error).__name__
+def _describe(error: BaseException) -> str:
+    """Describe an error in a few words; by its type where its text repeats bytes of a server."""
+    # requests wraps what the system said several times; a RuntimeError is this module's own line.
+    while not isinstance(error, RuntimeError) and (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return text if text and text.isprintable() else type(error).__name__
 
 
-@contextlib.contextmanager
-def network_timeout() -> Iterator[None]:
-    """Within it, connections are given up after `NETWORK_TIMEOUT`, also where the caller cannot say so."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def fetch_unpacked(url: str, known_hash: str, root: Path, folder: str, needed: str) -> None:
+    """Fetch a .zip or .tar.gz archive and put its top folder `folder` into `root`, whole or not at all.
 
+    An intact archive of that name in `root` is unpacked without fetching it. To be called within `lock_data_folder`.
 
-def fetch_unpacked(url: str, root: Path, folder: str, needed: str) -> None:
-    """Fetch a zip archive and put its top folder `folder` into `root`, whole or not at all.
-
-    needed: a file that the folder must hold. Every file of the archive is compared with the checksum that the archive
-    has for it. To be called within `downloading`.
+    known_hash: of the archive, such as "md5:90528d7c..."; needed: a file that the folder must hold.
 
     Raises:
-        OSError, RuntimeError, EOFError, HTTPException, BadZipFile, zlib.error: it cannot be fetched or unpacked.
+        OSError, RuntimeError: the archive cannot be fetched or unpacked, or is not the one of that hash.
     """
+    # Imported here, since nothing else needs it and most commands fetch nothing.
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
     prefix, suffix = f".{folder}.", ".tmp"
     for leftover in root.glob(f"{prefix}*{suffix}"):
-        # Of a process that was killed; whoever holds the lock is alone here.
+        # Left by a process that was killed; the lock excludes every other one.
         shutil.rmtree(leftover, ignore_errors=True)
+    name = url.rpartition("/")[2]
+    unpack = pooch.Unzip if name.endswith(".zip") else pooch.Untar
     # In the data folder itself, because a folder can only be renamed into place on its own disk.
-    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=root, ignore_cleanup_errors=True) as place:
-        archive = Path(place, "archive.zip")
-        _fetch(url, archive)
-        with zipfile.ZipFile(archive) as opened:
-            _check_archive(opened)
-            opened.extractall(Path(place, "content"))
-        unpacked = Path(place, "content", folder)
-        if not (unpacked / needed).is_file():
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=root, ignore_cleanup_errors=True) as temporary:
+        content = Path(temporary, "content").absolute()
+        path = root if (root / name).is_file() else temporary
+        try:
+            pooch.retrieve(url, known_hash, name, path, unpack(extract_dir=str(content)), _download)
+        except ValueError as error:
+            raise RuntimeError(f"the checksum of what came from {url} is wrong") from error
+        if not (content / folder / needed).is_file():
             raise RuntimeError(f"what came from {url} has no {folder}/{needed}")
-        os.rename(unpacked, root / folder)
+        os.rename(content / folder, root / folder)
 
 
-def _check_archive(archive: zipfile.ZipFile) -> None:
-    """Refuse an archive that would fill the disk, or that has files elsewhere than in its own folder.
+class _LimitedFile:
+    """Passes what is written on to a file, and refuses more than `MAX_ARCHIVE_BYTES`."""
 
-    Raises:
-        RuntimeError: it does.
-    """
-    entries = archive.infolist()
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > LARGEST_ARCHIVE or len(entries) > MOST_FILES:
-        raise RuntimeError(f"the archive has {len(entries):,} files that unpack to {sized(unpacked)}")
-    for entry in entries:
-        name = PurePosixPath(entry.filename.replace("\\", "/"))
-        if name.is_absolute() or ".." in name.parts or ":" in entry.filename:
-            raise RuntimeError("the archive has a file whose path leads out of it")
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise RuntimeError("the archive has a link in it")
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def write(self, data: bytes) -> None:
+        if self.file.tell() + len(data) > MAX_ARCHIVE_BYTES:
+            raise RuntimeError(f"more than {sized(MAX_ARCHIVE_BYTES)} came")
+        self.file.write(data)
+
+    def flush(self) -> None:
+        """Leave it to the file when it writes."""
 
 
-def _fetch(url: str, path: Path) -> None:
-    with urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT) as answer, path.open("wb") as written:
-        expected: int | None = answer.length
-        size = "" if expected is None else f" ({expected / 1e6:.0f} MB)"
-        log.warning("fetching %s%s", url, size)
-        while piece := answer.read(PIECE):
-            written.write(piece)
-            if written.tell() > LARGEST_ARCHIVE:
-                raise RuntimeError(f"more than {sized(LARGEST_ARCHIVE)} came")
-        received = written.tell()
-    if expected is not None and received != expected:
-        raise RuntimeError(f"the connection ended after {received} of {expected} bytes")
+def _download(url: str, output_file: Any, _: Any) -> None:
+    import pooch
+
+    log.warning("fetching %s", url)
+    with open(output_file, "wb") as file:
+        pooch.HTTPDownloader(chunk_size=CHUNK_BYTES, timeout=NETWORK_TIMEOUT)(url, _LimitedFile(file), None)

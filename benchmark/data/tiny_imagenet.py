@@ -27,13 +27,15 @@ from pathlib import Path
 from benchmark.core.errors import UserError
 from benchmark.data.cache import locate_cache, read_or_build
 from benchmark.data.dataset import Dataset, check_deviation, fingerprint_of
-from benchmark.data.download import DEFAULT_DATA_ROOT, downloading, fetch_unpacked
+from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_unpacked, lock_data_folder
 from benchmark.data.folders import ClassFolders, image_files, read_class_folders
 
 NAME = "tiny-imagenet"
 FOLDER = "tiny-imagenet-200"
 URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
-"""The archive on the course's own site, which has published no checksum of it."""
+"""The archive on the course's own site."""
+HASH = "md5:90528d7ca1a48142e341f4ef8d21d0de"
+"""The site has published none; this is the one that public loaders of the dataset check."""
 WNIDS = "wnids.txt"
 ANNOTATIONS = "val_annotations.txt"
 NUM_CLASSES = 200
@@ -58,10 +60,10 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
             raise UserError(f"{folder} is no folder, or leads to none; it must be the folder inside {URL}")
         if not download:
             raise UserError(_not_found(root, "downloading is switched off"))
-        with downloading(root, FOLDER, lambda why: _not_found(root, why)):
+        with lock_data_folder(root, FOLDER, lambda why: _not_found(root, why)):
             # Whoever waited for the lock finds what another process has fetched.
             if not folder.is_dir():
-                fetch_unpacked(URL, root, FOLDER, WNIDS)
+                fetch_unpacked(URL, HASH, root, FOLDER, WNIDS)
     found = list_images(folder)
     cached = read_or_build(
         locate_cache(root, cache_root), NAME, found.state, lambda: read_class_folders(found, IMAGE_SIZE)
