@@ -1,7 +1,8 @@
-"""Looks after a sweep: sees what ended, notes what can never run, and gives the cluster what it has room for.
+"""Reconciles a sweep with SLURM: records what ended, blocks what can never run, and submits what there is room for.
 
-Anybody may call `tend` at any time: the command that started the sweep, each of its jobs as it ends, its keeper. One at
-a time does it, under a claim on the shared folder; whoever dies over it leaves nothing that the next cannot go on from.
+Anybody may call `reconcile` at any time: the command that started the sweep, each of its jobs as it ends, its watchdog.
+A lease in the shared folder lets one process do it at a time. If that process dies, the next one goes on from the
+files.
 """
 
 from __future__ import annotations
@@ -35,46 +36,46 @@ MOST_ASKED_AFTER = 100
 
 
 def reconcile(sweep: Sweep, say: Say = print, patience: float = PATIENCE_SECONDS) -> ReconcileResult | None:
-    """Look after a sweep; None where another process has done so since this was called.
+    """Reconcile a sweep; returns None if another process has done so since this call began.
 
     Raises:
         UserError: SLURM refuses the jobs, or the shared folder cannot be written.
         SchedulerError: another process has been at it for longer than `patience` seconds.
     """
-    place = sweep.folder / "dispatch"
-    claims = LeaseManager(sweep.store.root, client.is_alive)
-    wish = place / f"wish-{uuid.uuid4().hex[:10]}"
-    taken = claims.acquire(place)
+    folder = sweep.folder / "dispatch"
+    leases = LeaseManager(sweep.store.root, client.is_alive)
+    request = folder / f"wish-{uuid.uuid4().hex[:10]}"
+    lease = leases.acquire(folder)
     with contextlib.suppress(OSError):
-        wish.touch()
+        request.touch()
     deadline, pause = time.monotonic() + patience, 0.2
-    tended = None
+    result = None
     try:
         while True:
-            if isinstance(taken, Lease):
+            if isinstance(lease, Lease):
                 try:
-                    # A wish that is removed is granted by what is looked at after that.
-                    while wishes := list(place.glob("wish-*")):
-                        for other in wishes:
+                    # A request is removed before the look that serves it. Earlier versions use this name too.
+                    while requests := list(folder.glob("wish-*")):
+                        for other in requests:
                             other.unlink(missing_ok=True)
-                        tended = Reconciler(sweep, say).once()
+                        result = Reconciler(sweep, say).run_once()
                 finally:
-                    taken.release()
-                # One may have been made after the last look, by somebody who then found the claim taken.
-                if not any(place.glob("wish-*")):
-                    return tended
-            elif not wish.exists():
-                return tended
+                    lease.release()
+                # Another process may have made a request after the last look and then found the lease taken.
+                if not any(folder.glob("wish-*")):
+                    return result
+            elif not request.exists():
+                return result
             elif time.monotonic() > deadline:
-                raise SchedulerError(f"{taken.label} looks after this sweep and has not ended in {patience:.0f} s")
+                raise SchedulerError(f"{lease.label} looks after this sweep and has not ended in {patience:.0f} s")
             else:
                 # Whether its owner lives is asked of SLURM, which many jobs that end at once must not wear out.
                 time.sleep(pause)
                 pause = min(2 * pause, 5.0)
-            taken = claims.acquire(place)
+            lease = leases.acquire(folder)
     finally:
         with contextlib.suppress(OSError):
-            wish.unlink(missing_ok=True)
+            request.unlink(missing_ok=True)
 
 
 class Reconciler:
@@ -92,29 +93,29 @@ class Reconciler:
         """The job of another sweep that a job must wait for; empty: one outside of the cluster."""
         self.by: dict[str, str] = {}
         """Who submitted each task."""
-        self.keepers: list[str] = []
-        self.found = ReconcileResult()
+        self.watchdogs: list[str] = []
+        self.result = ReconcileResult()
 
-    def once(self) -> ReconcileResult:
-        """See what has become of everything, and submit what there is room for."""
+    def run_once(self) -> ReconcileResult:
+        """Compare the sweep with the queue, record what changed, and submit what there is room for."""
         if self.sweep.is_stopped:
-            return self.found
+            return self.result
         self._read_submissions()
-        arrays = {task.partition("_")[0] for task in (*self.open.values(), *self.keepers) if task}
+        arrays = {task.partition("_")[0] for task in (*self.open.values(), *self.watchdogs) if task}
         queue = client.queue(arrays)
         if queue is None:
-            self.found.answers = False
-            return self.found
-        self.found.in_queue = {job: queue[task] for job, task in self.open.items() if task in queue}
+            self.result.answers = False
+            return self.result
+        self.result.in_queue = {job: queue[task] for job, task in self.open.items() if task in queue}
         self._see_what_left(queue)
         self._restart_the_silent()
         self._block_hopeless()
-        giver = Submitter(self.sweep, self.profile, self.ended, self.open, self.tasks, self.after, self.found, self.say)
-        giver.submit_all()
-        giver.ensure_watchdog(
-            [keeper for keeper in self.keepers if keeper in queue and queue[keeper].state == "PENDING"]
+        submitter = Submitter(
+            self.sweep, self.profile, self.ended, self.open, self.tasks, self.after, self.result, self.say
         )
-        return self.found
+        submitter.submit_all()
+        submitter.ensure_watchdog([job for job in self.watchdogs if job in queue and queue[job].state == "PENDING"])
+        return self.result
 
     def _read_submissions(self) -> None:
         for noted in self.sweep.submissions():
@@ -132,7 +133,7 @@ class Reconciler:
                     self.open.update({job: "" for job in submission.jobs if job not in self.ended})
                     continue
             if submission.keeper:
-                self.keepers.append(submission.array)
+                self.watchdogs.append(submission.array)
             self.by.update(dict.fromkeys(submission.tasks.values(), submission.user))
             for job, task in submission.tasks.items():
                 self.tasks[job].append((submission.when, task))
@@ -225,7 +226,7 @@ class Reconciler:
 
     def _restart_the_silent(self) -> None:
         """Jobs that SLURM takes for running and that have said nothing for long: what ran them was killed unseen."""
-        for job, task in self.found.in_queue.items():
+        for job, task in self.result.in_queue.items():
             last = self.sweep.state(job).last if task.state == "RUNNING" else None
             is_of_this_start = last is not None and last.owner.job == task.task and last.ended is None
             # One that has just started again has not yet said anything.

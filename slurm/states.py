@@ -14,8 +14,6 @@ ENDINGS: tuple[JobState, ...] = ("done", "failed", "blocked", "cancelled")
 ExitReason = Literal["done", "failed", "time limit", "preempted", "cancelled", "elsewhere", "waiting", "interrupted"]
 """How an attempt ended: with its records; with an error; told by the clock, by the cluster or by a user; because
 somebody else trains the same; because what it needs is not there; because what watched it for the cluster died."""
-
-
 NOT_COUNTED: tuple[ExitReason, ...] = ("elsewhere", "waiting", "cancelled", "preempted")
 """How attempts end that could not help it."""
 
@@ -139,4 +137,4 @@ class ReconcileResult:
     trouble: str = ""
     """Why no more was submitted."""
     is_followed: bool = True
-    """Whether something will look again: a keeper waits, or nothing is left to look for."""
+    """Whether something will look again: a watchdog waits, or nothing is left to reconcile."""

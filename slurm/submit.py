@@ -1,4 +1,4 @@
-"""One call of sbatch, through submitit: bounded in time, tried again, and never given to the cluster twice unseen."""
+"""Submits jobs through submitit: `submit` makes one journaled call of sbatch, `Submitter` fills the queue in order."""
 
 from __future__ import annotations
 
@@ -38,6 +38,16 @@ BUSY = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes", 
 TOO_LARGE = ("Invalid job array",)
 ENTRY_POINTS = "slurm.entry"
 """The module that submitted jobs start in. Pickled jobs of sweeps under way name it, so it is never renamed."""
+ELSEWHERE_SECONDS = 300
+"""Delay before the next try if a process outside this cluster trains the same run."""
+POLICY = "QOS policy"
+"""sbatch says this both of too many jobs and of jobs that ask for too much."""
+WATCHDOG_DELAY_SECONDS = 60
+"""Delay of the watchdog if SLURM has no job of the sweep."""
+LONGEST_SECONDS = 120.0
+"""One look submits jobs for at most this long; the process that looks may hold a graphics card."""
+MOST_ARRAYS = 100
+"""A watchdog waits for at most this many arrays; another watchdog follows it anyway."""
 
 
 class QueueFull(Exception):
@@ -90,16 +100,16 @@ class _Executor(submitit.SlurmExecutor):
             submitit_slurm.SlurmExecutor = plain  # type: ignore[misc]
 
 
-def submit(sweep: Sweep, profile: Profile, jobs: Sequence[int], terms: SubmitConstraints) -> Submission:
+def submit(sweep: Sweep, profile: Profile, jobs: Sequence[int], constraints: SubmitConstraints) -> Submission:
     """Give jobs to the cluster as one array.
 
     Raises:
         UserError: SLURM refuses them as they are; the shared folder cannot be written.
-        NoRoom, TooLarge, NotNow: not now, or not so many.
+        QueueFull, ArrayTooLarge, SchedulerUnavailable: not now, or not so many.
     """
-    excluded = tuple(dict.fromkeys((*profile.exclude, *terms.exclude)))
+    excluded = tuple(dict.fromkeys((*profile.exclude, *constraints.exclude)))
     parameters = _merged(
-        profile.parameters(), SubmitConstraints(terms.after, excluded, terms.delay_seconds).parameters()
+        profile.parameters(), SubmitConstraints(constraints.after, excluded, constraints.delay_seconds).parameters()
     )
 
     def give(executor: _Executor) -> str:
@@ -113,7 +123,7 @@ def submit_watchdog(sweep: Sweep, profile: Profile, arrays: Sequence[str], delay
     """Have the sweep looked after once when some arrays have ended, and not before some seconds have gone.
 
     Raises:
-        UserError, NoRoom, TooLarge, NotNow: see `submit`.
+        UserError, QueueFull, ArrayTooLarge, SchedulerUnavailable: see `submit`.
     """
     parameters = _merged(
         profile.parameters(), SubmitConstraints(after=tuple(arrays), delay_seconds=delay_seconds).parameters()
@@ -206,26 +216,6 @@ def _classify_error(error: Exception) -> Exception:
     return UserError(f"SLURM refuses the jobs: {said}; change the profile and give the command again")
 
 
-ELSEWHERE_SECONDS = 300
-"""When to look again after a run that somebody trains whom the cluster does not know."""
-
-
-POLICY = "QOS policy"
-"""What sbatch says both of too many jobs and of jobs that ask for too much."""
-
-
-WATCHDOG_DELAY_SECONDS = 60
-"""How soon a keeper looks where nothing of the sweep is with the cluster."""
-
-
-LONGEST_SECONDS = 120.0
-"""So long jobs are submitted at most in one look; whoever looks may hold a graphics card."""
-
-
-MOST_ARRAYS = 100
-"""How many arrays a keeper waits for; it is followed by another one anyway."""
-
-
 @dataclass
 class Submitter:
     """One round of submitting, by the only process that does so.
@@ -241,7 +231,7 @@ class Submitter:
     open: dict[int, str]
     tasks: dict[int, list[tuple[float, str]]]
     after: Mapping[int, str]
-    found: ReconcileResult
+    result: ReconcileResult
     say: Callable[[str], None]
     _began: float = field(default_factory=time.monotonic)
 
@@ -261,7 +251,7 @@ class Submitter:
             # Without an answer what was said before still stands.
             if refused is not None:
                 self.sweep.note_refusal(refused)
-        self.found.waiting = len(self._ready())
+        self.result.waiting = len(self._ready())
 
     def _submit_ready(self) -> str | None:
         """Submit what is ready; returns why there is no room for the rest, "" if there is, None without an answer.
@@ -270,14 +260,14 @@ class Submitter:
             UserError: SLURM refuses the jobs, and would later too.
         """
         limit = client.array_limit()
-        # One place is kept for the keeper.
+        # One place is kept for the watchdog.
         room = max(1, self.profile.max_submitted - self.profile.submit_from_jobs) - len(self.open)
         try:
             while room > 0 and (groups := self._groups(self._ready()[:room])):
-                for terms, jobs in groups:
-                    room -= self._submit_group(terms, jobs, limit)
+                for constraints, jobs in groups:
+                    room -= self._submit_group(constraints, jobs, limit)
         except QueueFull as refusal:
-            self.found.trouble = str(refusal)
+            self.result.trouble = str(refusal)
             if POLICY in str(refusal) and not self.open:
                 # That may be for ever, and nothing of this sweep is there to make room by ending.
                 raise UserError(
@@ -285,7 +275,7 @@ class Submitter:
                 ) from refusal
             return f"no room for more: {refusal}; the rest is submitted as jobs end"
         except SchedulerUnavailable as trouble:
-            self.found.trouble = str(trouble)
+            self.result.trouble = str(trouble)
             return None
         return ""
 
@@ -316,12 +306,12 @@ class Submitter:
             groups[SubmitConstraints(tuple(sorted(after)), exclude, delay)].append(job)
         return list(groups.items())
 
-    def _submit_group(self, terms: SubmitConstraints, jobs: list[int], limit: int) -> int:
-        """Submit jobs of equal terms in arrays of the size that the cluster takes; returns how many it took.
+    def _submit_group(self, constraints: SubmitConstraints, jobs: list[int], limit: int) -> int:
+        """Submit jobs of equal constraints in arrays of the size that the cluster takes; returns how many it took.
 
         Raises:
-            NoRoom: it takes no more, or too much time has gone.
-            NotNow: it cannot be asked now.
+            QueueFull: it takes no more, or too much time has gone.
+            SchedulerUnavailable: it cannot be asked now.
         """
         given = 0
         size = min(limit, len(jobs))
@@ -332,19 +322,19 @@ class Submitter:
                 raise SchedulerUnavailable("submitting takes long; the rest follows")
             part = jobs[given : given + size]
             try:
-                submission = submit(self.sweep, self.profile, part, terms)
+                submission = submit(self.sweep, self.profile, part, constraints)
             except (ArrayTooLarge, QueueFull) as refusal:
                 if size == 1:
                     raise QueueFull(str(refusal)) from refusal
                 size = max(1, size // 2)
                 continue
             except UserError as refusal:
-                if not terms.exclude:
+                if not constraints.exclude:
                     raise
-                self.say(f"{refusal}; keeping away from {', '.join(terms.exclude)} is given up")
-                terms = SubmitConstraints(terms.after, (), terms.delay_seconds)
+                self.say(f"{refusal}; keeping away from {', '.join(constraints.exclude)} is given up")
+                constraints = SubmitConstraints(constraints.after, (), constraints.delay_seconds)
                 continue
-            self.found.submitted.append(submission)
+            self.result.submitted.append(submission)
             for job, task in submission.tasks.items():
                 self.open[job] = task
                 self.tasks[job].append((submission.when, task))
@@ -354,20 +344,20 @@ class Submitter:
     def ensure_watchdog(self, waiting: Sequence[str]) -> None:
         """See that something looks after the sweep when all that is with the cluster has ended.
 
-        waiting: the keepers that are pending; one that runs may be this very process, or has looked already.
+        waiting: the watchdogs that are pending; one that runs may be this very process, or has looked already.
         """
         if not self.profile.submit_from_jobs or self.sweep.is_stopped:
             return
         arrays = sorted({task.partition("_")[0] for task in self.open.values() if task}, key=int)
-        if waiting or not (self.open or self.found.waiting):
+        if waiting or not (self.open or self.result.waiting):
             return
         try:
             delay = 0 if arrays else WATCHDOG_DELAY_SECONDS
             submit_watchdog(self.sweep, self.profile, arrays[-MOST_ARRAYS:], delay)
         except (QueueFull, ArrayTooLarge, SchedulerUnavailable):
-            self.found.is_followed = False
+            self.result.is_followed = False
         except UserError as refusal:
-            self.found.is_followed = False
+            self.result.is_followed = False
             self.say(
                 f"{refusal}. Nothing looks after the sweep but its jobs and commands that watch it: set "
                 "keeper_partition to one that takes a job of one core"

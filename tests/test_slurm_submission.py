@@ -30,22 +30,22 @@ ONCE = 'n=$(ls "$0".* 2>/dev/null | wc -l); touch "$0.$n"; '
 HOLD = """
 import sys, time
 from pathlib import Path
-from benchmark.results.leases import Claims
-Claims(Path(sys.argv[1])).take(Path(sys.argv[2]))
+from benchmark.results.leases import LeaseManager
+LeaseManager(Path(sys.argv[1])).acquire(Path(sys.argv[2]))
 print("held", flush=True)
 time.sleep(60)
 """
 TEND = """
 import sys
 from pathlib import Path
-from slurm.dispatcher import tend
+from slurm.dispatcher import reconcile
 from slurm.sweep import Sweep
-tend(Sweep(Path(sys.argv[1])))
+reconcile(Sweep(Path(sys.argv[1])))
 """
 MEASURED = f"""
 import sys
 from pathlib import Path
-from slurm.dispatcher import tend
+from slurm.dispatcher import reconcile
 from {told.__module__} import told
 from slurm.sweep import Sweep
 
@@ -54,7 +54,7 @@ def memory(name):
     return int(line.split()[1])
 
 before = memory("VmRSS")
-print(told(tend(Sweep(Path(sys.argv[1])))))
+print(told(reconcile(Sweep(Path(sys.argv[1])))))
 print(memory("VmHWM") - before)
 """
 """Looks after a sweep, and says by how many kB its peak of memory is above what it had begun with.

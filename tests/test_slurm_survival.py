@@ -125,10 +125,11 @@ def _disturb(storm: Storm, seed: int, process: psutil.Process) -> None:
         process.kill()
     elif seed == STEP:
         daemon = daemon_of(cluster, task, "0")
-        # Not stopped meanwhile: Linux ends what is stopped when it loses its parents.
+        # Not stopped meanwhile: Linux sends SIGHUP to a stopped process that loses its parent. A daemon is a zombie
+        # while some of its threads still end, so the job's parent is what tells that all have ended.
         process.send_signal(signal.SIGCONT)
         daemon.kill()
-        until(lambda: not daemon.is_running() or daemon.status() == psutil.STATUS_ZOMBIE, "the death of the daemon")
+        until(lambda: process.ppid() != daemon.pid, "the death of the daemon")
         process.send_signal(signal.SIGSTOP)
     elif seed == BATCH:
         daemon_of(cluster, task, "batch").kill()
