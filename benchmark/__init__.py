@@ -1,3 +1,3 @@
 """A reproducibility benchmark suite for knowledge distillation."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -27,7 +27,7 @@ from benchmark.data import load_dataset
 from benchmark.data.custom import DatasetDescription, read_description
 from benchmark.planning.figures import plan_panel
 from benchmark.planning.overrides import parse_pair, parse_settings
-from benchmark.planning.request import with_dependencies
+from benchmark.planning.request import collect_dependencies
 from benchmark.planning.tables import plan_table
 from benchmark.planning.teachers import parse_file_assignments
 from benchmark.plugins.registry import all_methods, method_class, method_names, resolve_options
@@ -44,7 +44,6 @@ COMMANDS = (
     *(f"benchmark.{name}" for name in ("run", "report", "audit", "export", "tune", "speed", "catalogue")),
     "benchmark.merge",
     *(f"slurm.{name}" for name in ("status", "retry", "cancel")),
-    *(f"tests.{name}" for name in ("chaos", "devcluster")),
 )
 
 METHODS_OF_THE_SUITE = {row.method for row in load_table("II").at("demo").rows}
@@ -154,7 +153,7 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
     for document in DOCUMENTS:
         for module, arguments in commands(document):
             seen.add(module)
-            if not arguments or module == "tests.devcluster":
+            if not arguments:
                 continue
             given = command_of(module).make_context(module, arguments).params
             tables = given.get("table")
@@ -239,7 +238,7 @@ def test_the_readme_states_the_number_of_runs_and_epochs_of_each_scale() -> None
     request = dataclasses.replace(engine.request(), protocol=PROTOCOLS["lsskd"], scale=SCALES["demo"])
     rows = [name for name in METHODS_OF_THE_SUITE if method_class(name).in_default_grid]
     grid = plan_table(load_table("II").at("demo"), request, range(SEEDS["demo"]), rows)
-    runs, students = with_dependencies(grid.requested_runs()), grid.requested_runs()
+    runs, students = collect_dependencies(grid.requested_runs()), grid.requested_runs()
     first = [run for run in runs if run.method == "AB-init"]
     heads = [run for run in runs if not method_class(run.method).listed and run not in first]
     teachers = len(runs) - len(students) - len(heads) - len(first)
@@ -294,7 +293,7 @@ def test_the_example_method_trains_and_the_results_are_read_as_the_readme_shows(
     assert record["final"]["terms"].keys() == {"ce", "logits"}
     losses = [figures["terms"]["logits"] for figures in record["epochs"]]
     assert 0 < losses[-1] < losses[0]
-    assert "Logits" in [row for row, _ in plan_table(load_table("II"), engine.request(), [0], ["Logits"]).chosen]
+    assert "Logits" in [row for row, _ in plan_table(load_table("II"), engine.request(), [0], ["Logits"]).selected]
     monkeypatch.chdir(tmp_path)
     (code,) = [block for block in blocks(README, "python") if "load(" in block]
     exec(code, {"__name__": "example"})
