@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from benchmark.core.errors import UserError
 from benchmark.core.spec import LRSchedule, Protocol, Run
 from benchmark.data.augmentation import TrainingSource
-from benchmark.method.collectives import SINGLE_PROCESS, ProcessGroup
 from benchmark.method import all_gather_rows, all_reduce_mean
+from benchmark.method.collectives import SINGLE_PROCESS, ProcessGroup
 from benchmark.plugins.registry import all_methods
 from benchmark.training import cohort as cohort_module
 from benchmark.training.cohort import train
@@ -228,7 +228,7 @@ def gatherings_of(group: ProcessGroup, folder: Path) -> dict[str, Any]:
     with group.shared_batch(3):
         found["small"] = (all_gather_rows(torch.arange(3)).tolist(), float(all_reduce_mean(torch.tensor(2.0))))
     found["outside"] = all_gather_rows(torch.tensor([group.rank])).tolist()
-    found["decided"] = (group.broadcast_int(group.rank + 7), group.told({"rank": group.rank}))
+    found["decided"] = (group.broadcast_int(group.rank + 7), group.broadcast_object({"rank": group.rank}))
     found["differing"] = group.mismatched({"same": torch.ones(3), "other": torch.full((2, 2), group.rank + 1.0)})
     return found
 

@@ -102,7 +102,7 @@ class ProcessGroup:
         dist.broadcast(told, 0)
         return int(told)
 
-    def told(self, value: Value) -> Value:
+    def broadcast_object(self, value: Value) -> Value:
         """The value that the first process has."""
         if self.size == 1:
             return value

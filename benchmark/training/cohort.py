@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -45,8 +46,14 @@ from benchmark.training.teacher import Teacher
 REPORT_SECONDS = 0.5
 COST_OF_A_CHECKPOINT = 20
 """A checkpoint is written at most once in so many times the seconds that the last one took."""
-GO_ON, SAVE, LEAVE = range(3)
-"""What follows a step; to leave is to save first."""
+
+
+class Action(IntEnum):
+    """What follows a step; to stop is to save first."""
+
+    CONTINUE = 0
+    SAVE = 1
+    STOP = 2
 
 
 class Cohort:
@@ -95,8 +102,8 @@ class Cohort:
         self.folder = cohort_folder(self.store, runs)
         self.epoch, self.step = 0, 0
         self.seconds, self.resumed, self.images = 0.0, 0, 0
-        self.pieces: list[Segment] = [start_segment(self.device, settings.threads, 0, 0)]
-        self.edited: list[str] = []
+        self.segments: list[Segment] = [start_segment(self.device, settings.threads, 0, 0)]
+        self.code_changed: list[str] = []
         """The methods that were other code when the cohort was begun."""
         self.last_top1: float | None = None
         self.broken: list[str] = []
@@ -124,7 +131,7 @@ class Cohort:
             UserError: of the processes that share the cohort, one cannot read what another one could.
         """
         found = self._latest() if self.group.is_main else None
-        place = self.group.told(None if found is None else (found.epoch, found.step))
+        place = self.group.broadcast_object(None if found is None else (found.epoch, found.step))
         if place is None:
             return False
         # Damaged ones have been put aside by now, so that the others find the same one.
@@ -133,16 +140,16 @@ class Cohort:
             raise UserError(f"the checkpoint in {self.store.cohorts(self.learners[0].run.dataset)} changed; try again")
         self.epoch, self.step = found.epoch, found.step
         self.resumed = found.notes["resumed"] + 1
-        # Checkpoints of before have no pieces.
+        # Checkpoints of earlier versions have no segments.
         before = found.notes.get("pieces", [])
-        self.pieces = [*before, start_segment(self.device, self.settings.threads, self.epoch, self.step)]
+        self.segments = [*before, start_segment(self.device, self.settings.threads, self.epoch, self.step)]
         for learner in self.learners:
             learner.restore(found.tensors[learner.run.id])
             notes = found.notes["runs"][learner.run.id]
             learner.figures, learner.seconds = notes["figures"], notes["seconds"]
             learner.teacher_seconds = notes["teacher_seconds"]
             if (begun := notes.get("code", learner.code)) != learner.code:
-                self.edited.append(learner.run.method)
+                self.code_changed.append(learner.run.method)
                 learner.code = "+".join(dict.fromkeys([*begun.split("+"), learner.code]))
         self.seconds, self.images = found.notes["seconds"], found.notes["images"]
         return True
@@ -159,7 +166,7 @@ class Cohort:
 
         Raises:
             UserError: the disk is full or a folder cannot be written.
-            BrokenRuns: some runs raised errors; all others have their records.
+            RunsFailed: some runs raised errors; all others have their records.
         """
         if self.group.is_main:
             remove_leftovers(self.folder)
@@ -173,11 +180,11 @@ class Cohort:
                 self.one_step(plan)
                 now = time.perf_counter()
                 due = now - last_checkpoint > max(self.settings.checkpoint_seconds, COST_OF_A_CHECKPOINT * cost)
-                order = self.group.broadcast_int(LEAVE if stop() else SAVE if due else GO_ON)
-                if order != GO_ON:
+                action = self.group.broadcast_int(Action.STOP if stop() else Action.SAVE if due else Action.CONTINUE)
+                if action != Action.CONTINUE:
                     self._save()
                     last_checkpoint, cost = time.perf_counter(), time.perf_counter() - now
-                if order == LEAVE:
+                if action == Action.STOP:
                     return False
             self._finish_epoch()
         if self.broken:
@@ -239,7 +246,7 @@ class Cohort:
         of_test = self._evaluated() if self.group.is_main else {}
         # With a finite loss in training: norms with statistics of too few batches can make it so.
         no_number = [not math.isfinite(of_test.get(learner, {}).get("nll", 0.0)) for learner in self.learners]
-        for learner in itertools.compress(list(self.learners), self.group.told(no_number)):
+        for learner in itertools.compress(list(self.learners), self.group.broadcast_object(no_number)):
             self._fail(learner, f"loss on the test images not finite after epoch {self.epoch + 1}", self.source.batches)
         for learner in list(self.learners):
             learner.figures.append(of_training[learner] | of_test.get(learner, {}))
@@ -316,7 +323,7 @@ class Cohort:
             "shared": learner.remark,
             "cohort": self.members,
             "resumed": self.resumed,
-            "pieces": self.pieces,
+            "pieces": self.segments,
         }
 
     def _save(self) -> None:
@@ -338,7 +345,7 @@ class Cohort:
             "seconds": self.seconds,
             "images": self.images,
             "resumed": self.resumed,
-            "pieces": self.pieces,
+            "pieces": self.segments,
         }
         tensors = {learner.run.id: learner.state() for learner in self.learners}
         checkpoints.write_checkpoint(self.folder, checkpoints.Checkpoint(self.epoch, self.step, tensors, notes))
@@ -378,15 +385,15 @@ def train(
     """Train runs as one cohort from their latest checkpoint to their records; False if `stop` asked to leave before.
 
     Raises:
-        UserError, BrokenRuns: see `Cohort.train`.
+        UserError, RunsFailed: see `Cohort.train`.
     """
     cohort = Cohort.from_store(runs, settings, listen, group)
     if cohort.resume() and group.is_main:
         say(f"resumed at epoch {cohort.epoch + 1}, step {cohort.step}")
-        if differing := changed_settings(cohort.pieces):
+        if differing := changed_settings(cohort.segments):
             what = ", ".join(name.replace("_", " ") for name in differing)
             say(f"warning: it was begun with different {what}; it will not have the bits of an undisturbed run")
-        if cohort.edited:
-            what = ", ".join(dict.fromkeys(cohort.edited))
+        if cohort.code_changed:
+            what = ", ".join(dict.fromkeys(cohort.code_changed))
             say(f"warning: edited since its runs were begun, with the same version: {what}; their records will tell")
     return cohort.train(stop)
