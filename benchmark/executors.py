@@ -13,7 +13,7 @@ from benchmark.execution.local import Local
 ExecutorName = Literal["local", "debug", "slurm"]
 
 
-def executor_named(
+def make_executor(
     name: ExecutorName, device: str, workers: int | None, processes: int, profile: Path | None, waits: bool
 ) -> Executor:
     """The executor that a command's options describe. processes: how many share each batch of a run.

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from benchmark.backbones import network_names
 from benchmark.catalogue import to_terminal
-from benchmark.cli.app import command, given_options, run_app, split_names
+from benchmark.cli.app import format_command, list_given_options, run_app, split_names
 from benchmark.cli.options import (
     Assignments,
     DataRoot,
@@ -30,27 +30,27 @@ from benchmark.cli.options import (
 )
 from benchmark.core.devices import make_deterministic
 from benchmark.core.errors import UserError, unknown_name
-from benchmark.core.protocols import PROTOCOLS, SCALES, scale_named
+from benchmark.core.protocols import PROTOCOLS, SCALES, get_scale
 from benchmark.core.spec import Augmentation
 from benchmark.data import dataset_names
 from benchmark.execution.executor import Detached, ExecutionPlan, Executor
 from benchmark.execution.progress import exit_code
 from benchmark.execution.scheduler import ExecutionSummary
-from benchmark.executors import ExecutorName, executor_named
+from benchmark.executors import ExecutorName, make_executor
 from benchmark.io.files import check_writable
 from benchmark.planning.checks import check_methods, check_records
 from benchmark.planning.datasets import DatasetCache
 from benchmark.planning.overrides import reject_unused_overrides
-from benchmark.planning.request import RunOptions, with_dependencies
+from benchmark.planning.request import RunOptions, collect_dependencies
 from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.targets import (
     ALL,
     PretrainedTeachers,
     Target,
-    planned_targets,
+    plan_targets,
     reject_unused_options,
-    wanted_targets,
+    select_targets,
 )
 from benchmark.training.job import remove_finished_checkpoints
 from benchmark.training.settings import TrainSettings
@@ -88,8 +88,9 @@ def main(
     precision: PrecisionName = "auto",
     workers: Workers = None,
     threads: Threads = 1,
-    executor: Annotated[
-        ExecutorName, typer.Option(help="This machine's processes, this process alone, or a cluster (docs/slurm.md).")
+    executor_name: Annotated[
+        ExecutorName,
+        typer.Option("--executor", help="This machine's processes, this process alone, or a cluster (docs/slurm.md)."),
     ] = "local",
     profile: Annotated[
         Path | None, typer.Option(help="What is asked of the cluster: a TOML file like slurm/profiles/example.toml.")
@@ -100,7 +101,7 @@ def main(
     processes_per_run: Annotated[
         int, typer.Option(min=1, help="Share each batch among so many GPUs, or CPU processes.")
     ] = 1,
-    settings: Assignments = None,
+    assignments: Assignments = None,
     teacher_checkpoint: Annotated[
         list[str] | None, typer.Option(help="A teacher of your own: WRN-40-2=FILE (may be repeated).")
     ] = None,
@@ -114,12 +115,21 @@ def main(
         Literal["all", "same"], typer.Option(help="Figure 5's teachers learn from all images, or from the student's.")
     ] = "all",
     validation: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Evaluate on this share of the training images, held out.")
+        float,
+        typer.Option(
+            "--val-fraction",
+            "--validation",
+            min=0.0,
+            max=0.9,
+            help="Evaluate on this share of the training images, held out.",
+        ),
     ] = 0.0,
     runs: Runs = Path("runs"),
     reports: Reports = Path("reports"),
     checkpoint_seconds: Annotated[float, typer.Option(min=1.0, help="How often a checkpoint is written.")] = 60.0,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints of finished runs.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep-checkpoints", "--keep", help="Keep the checkpoints of finished runs.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train failed runs again.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and its cost; start nothing.")
@@ -129,115 +139,117 @@ def main(
     """Regenerate tables and figures: plan their runs, train those that are missing, and render them."""
     console = Console()
     if catalogue:
-        if others := [option for option in given_options(context) if option != "--list"]:
-            raise UserError(f"--list starts nothing, so {others[0]} says nothing beside it; leave one of them out")
+        if others := [option for option in list_given_options(context) if option != "--list"]:
+            raise UserError(f"--list cannot be combined with {others[0]}; remove one of them")
         _print_catalogue(console)
         return 0
-    there = executor_named(executor, device, workers, processes_per_run, profile, wait)
-    wish = RunOptions(
-        scale=scale_named(scale).name,
-        device=there.device,
+    executor = make_executor(executor_name, device, workers, processes_per_run, profile, wait)
+    options = RunOptions(
+        scale=get_scale(scale).name,
+        device=executor.device,
         protocol=protocol,
         epochs=epochs,
-        settings=tuple(settings or ()),
+        settings=tuple(assignments or ()),
         methods=tuple(split_names(methods, "--methods")),
         pairs=tuple(split_names(pairs, "--pairs")),
         seeds=seeds,
         dataset=dataset,
         precision=precision,
-        augmentation=augmentation_named(augment),
+        augmentation=get_augmentation(augment),
         teacher_seeds=teacher_seeds,
         teacher_data=teacher_data,
         processes=processes_per_run,
         validation=validation,
-        bf16=there.bf16,
+        bf16=executor.bf16,
     )
     tables, figures = split_names(table, "--table"), split_names(figure, "--figure")
-    wanted = wanted_targets(tables, figures, wish)
-    reject_unused_options(wanted, wish, train_teachers)
+    entries = select_targets(tables, figures, options)
+    reject_unused_options(entries, options, train_teachers)
     check_writable(runs, "--runs")
     check_writable(reports, "--reports")
-    there.check_folders(runs, data_root)
-    make_deterministic(wish.device, threads)
-    library = DatasetCache(data_root, forgiving=ALL in (*tables, *figures), dry=dry_run)
-    brought = PretrainedTeachers(tuple(teacher_checkpoint or ()), released=not train_teachers, measured=not dry_run)
+    executor.check_folders(runs, data_root)
+    make_deterministic(options.device, threads)
+    datasets = DatasetCache(data_root, skip_missing=ALL in (*tables, *figures), dry_run=dry_run)
+    pretrained = PretrainedTeachers(tuple(teacher_checkpoint or ()), released=not train_teachers, measured=not dry_run)
     store = Store(runs)
-    targets, teachers = planned_targets(wanted, wish, brought, library, store, console)
-    parts = [part for target in targets for part in target.parts]
+    targets, teachers = plan_targets(entries, options, pretrained, datasets, store, console)
+    groups = [group for target in targets for group in target.groups]
     reject_unused_overrides(
-        wish.settings, (run.method for run in with_dependencies(run for part in parts for run in part.runs))
+        options.settings, (run.method for run in collect_dependencies(run for group in groups for run in group.runs))
     )
-    for part in parts:
-        check_methods(part.runs, part.images)
-        there.check_runs(part.runs)
-    for line in check_records(store, with_dependencies(run for part in parts for run in part.runs), heal=not dry_run):
+    for group in groups:
+        check_methods(group.runs, group.images)
+        executor.check_runs(group.runs)
+    for line in check_records(
+        store, collect_dependencies(run for group in groups for run in group.runs), heal=not dry_run
+    ):
         console.print(Text(line, style="yellow"), soft_wrap=True)
-    plans = there.plans_of(parts, store, retry_failed)
-    order = ExecutionPlan(title_of([*tables, *figures], scale), parts, plans, retry_failed)
+    jobs = executor.plan_jobs(groups, store, retry_failed)
+    plan = ExecutionPlan(make_title([*tables, *figures], scale), groups, jobs, retry_failed)
     if dry_run:
-        there.print_plan(order, store, console)
-        return library.report_missing(console)
-    place = TrainSettings(
+        executor.print_plan(plan, store, console)
+        return datasets.report_missing(console)
+    settings = TrainSettings(
         runs=runs,
         dataset="",
         data_root=data_root,
-        device=str(there.device),
+        device=str(executor.device),
         threads=threads,
         released=teachers.by_hash,
         checkpoint_seconds=checkpoint_seconds,
         keep=keep,
-        command=command(),
+        command=format_command(),
     )
     try:
-        report = trained_and_rendered(order, targets, there, place, reports, console)
+        summary = train_and_render(plan, targets, executor, settings, reports, console)
     except Detached as leaving:
         return leaving.code
-    return exit_code(report, console) or library.report_missing(console)
+    return exit_code(summary, console) or datasets.report_missing(console)
 
 
-def trained_and_rendered(
-    order: ExecutionPlan,
+def train_and_render(
+    plan: ExecutionPlan,
     targets: Sequence[Target],
-    there: Executor,
-    place: TrainSettings,
+    executor: Executor,
+    settings: TrainSettings,
     reports: Path,
     console: Console,
 ) -> ExecutionSummary:
-    """Train what is ordered and, unless the user stopped that, render the tables and figures from all their records.
+    """Train the plan and, unless the user stops it, render the tables and figures from all their records.
 
     Raises:
-        UserError: something that the user must mend; a record was damaged while this command ran.
-        Left: the jobs are left to others.
+        UserError: the user must fix something first; a record became corrupt while this command ran.
+        Detached: the jobs continue without this command.
     """
-    store = Store(place.runs)
-    report = there.train(order, place, store, console)
-    if report.stopped:
-        return report
-    if not place.keep:
-        for name in {part.images.name for part in order.parts}:
+    store = Store(settings.runs)
+    summary = executor.train(plan, settings, store, console)
+    if summary.stopped:
+        return summary
+    if not settings.keep:
+        for name in {group.images.name for group in plan.groups}:
             remove_finished_checkpoints(store, name)
-    lost = _lost(report, store)
+    failures = _list_failures(summary, store)
     try:
         for target in targets:
-            target.render(store, lost, reports, console)
+            target.render(store, failures, reports, console)
     except CorruptRun as damage:
         # Since all was planned; or by something that left the file's time as it was when the file was whole.
         store.quarantine(damage.run)
         raise UserError(f"{damage.run.id} was damaged and is put aside; call the same command again") from damage
-    return report
+    return summary
 
 
-def title_of(names: Sequence[str], scale: str) -> str:
-    """What is asked for in a few letters, fit for a folder: `II-paper`, `all-demo`."""
+def make_title(names: Sequence[str], scale: str) -> str:
+    """Make a short title of the request that can name a folder: `II-paper`, `all-demo`."""
     asked = [Path(name).stem for name in names]
     return re.sub(r"[^A-Za-z0-9._-]", "+", "-".join([*dict.fromkeys(asked), scale]))[:80]
 
 
-def augmentation_named(name: str) -> Augmentation:
-    """What is added to the protocol's augmentation.
+def get_augmentation(name: str) -> Augmentation:
+    """Check the name of an augmentation that is added to the protocol's.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: the name is unknown.
     """
     kinds = get_args(Augmentation)
     if name not in kinds:
@@ -245,9 +257,9 @@ def augmentation_named(name: str) -> Augmentation:
     return cast(Augmentation, name)
 
 
-def _lost(report: ExecutionSummary, store: Store) -> dict[str, str]:
-    """Why runs without a record have none, by run id."""
-    return {run.id: reason for job, reason in report.failures.items() for run in job.runs if store.record(run) is None}
+def _list_failures(summary: ExecutionSummary, store: Store) -> dict[str, str]:
+    """List why runs have no record, by run id."""
+    return {run.id: reason for job, reason in summary.failures.items() for run in job.runs if store.record(run) is None}
 
 
 def _print_catalogue(console: Console) -> None:
@@ -260,7 +272,7 @@ def _print_catalogue(console: Console) -> None:
         ("protocols", list(PROTOCOLS)),
         ("scales", list(SCALES)),
     ):
-        # What does not fit the line goes on under the names, so that it is not taken for another kind.
+        # Wrap long lists under the names, so that a wrapped line does not look like another kind.
         line = ScreenTable.grid(padding=(0, 1, 0, 0))
         line.add_row(Text(f"{kind}:", style="bold"), ", ".join(entries))
         console.print(line, highlight=False)

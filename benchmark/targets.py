@@ -38,7 +38,7 @@ class Target(Protocol):
     """A table or a figure that was planned."""
 
     @property
-    def parts(self) -> Sequence[RunGroup]:
+    def groups(self) -> Sequence[RunGroup]:
         """What is to be trained for it."""
 
     def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
@@ -55,26 +55,30 @@ class TableTarget:
 
     grid: Grid
     request: RunFactory
-    part: RunGroup
+    group: RunGroup
     remarks: tuple[str, ...] = ()
     accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Of teachers that came from files, on this dataset's test images."""
 
     @classmethod
-    def planned(cls, table: Table, wish: RunOptions, source: str, images: Dataset, teachers: Teachers) -> TableTarget:
+    def planned(
+        cls, table: Table, options: RunOptions, source: str, images: Dataset, teachers: Teachers
+    ) -> TableTarget:
         """The table as it was wished for.
 
         Raises:
             UserError: a method, a pair, an option or the protocol is refused.
         """
-        request = wish.request(table.protocol_for(wish.scale), images, teachers.released)
-        grid = plan_table(table, request, wish.seed_numbers, wish.methods, wish.pairs)
-        part = RunGroup(f"Table {table.name} on {images.name}", source, images, tuple(grid.requested_runs()))
-        return cls(grid, request, part, tuple(list_notes(request, table.protocol_for(wish.scale))), teachers.accuracy)
+        request = options.request(table.protocol_for(options.scale), images, teachers.released)
+        grid = plan_table(table, request, options.seed_numbers, options.methods, options.pairs)
+        group = RunGroup(f"Table {table.name} on {images.name}", source, images, tuple(grid.requested_runs()))
+        return cls(
+            grid, request, group, tuple(list_notes(request, table.protocol_for(options.scale))), teachers.accuracy
+        )
 
     @property
-    def parts(self) -> Sequence[RunGroup]:
-        return (self.part,)
+    def groups(self) -> Sequence[RunGroup]:
+        return (self.group,)
 
     def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
         """Write the table's files and print it; it is printed also where they cannot be written."""
@@ -94,11 +98,11 @@ class FigureTarget:
 
     figure: Figure
     points: Mapping[str, Points]
-    parts: Sequence[RunGroup]
+    groups: Sequence[RunGroup]
     remarks: tuple[str, ...] = ()
 
     @classmethod
-    def planned(cls, figure: Figure, wish: RunOptions, load: Load) -> FigureTarget:
+    def planned(cls, figure: Figure, options: RunOptions, load: Load) -> FigureTarget:
         """The figure as it was wished for, as far as there is data for its panels.
 
         Raises:
@@ -107,33 +111,33 @@ class FigureTarget:
         # Before any data is fetched.
         check_methods_of(figure)
         titles = [panel.title for panel in figure.panels]
-        for pair in wish.pairs:
+        for pair in options.pairs:
             if pair not in titles:
                 raise unknown_name(f"panel of figure {figure.name}", pair, titles)
-        if wish.dataset:
-            images = load(wish.dataset, f"figure {figure.name}")
-            figure = figure.on(images.name, wish.scale) if images else figure
+        if options.dataset:
+            images = load(options.dataset, f"figure {figure.name}")
+            figure = figure.on(images.name, options.scale) if images else figure
         points: dict[str, Points] = {}
-        parts: list[RunGroup] = []
+        groups: list[RunGroup] = []
         for panel in figure.panels:
-            source = wish.dataset or panel.dataset_for(wish.scale)
-            if source is None or (wish.pairs and panel.title not in wish.pairs):
+            source = options.dataset or panel.dataset_for(options.scale)
+            if source is None or (options.pairs and panel.title not in options.pairs):
                 continue
             try:
                 images = load(source, f"figure {figure.name}, panel {panel.title}")
             except UserError as error:
-                drawn = [other.title for other in figure.panels if other.dataset_for(wish.scale) and other != panel]
-                if wish.pairs or wish.dataset or not drawn:
+                drawn = [other.title for other in figure.panels if other.dataset_for(options.scale) and other != panel]
+                if options.pairs or options.dataset or not drawn:
                     raise
                 raise UserError(f"{error}; or leave this panel out: --pairs {drawn[0]}") from error
             if images is None:
                 continue
-            request = wish.request(figure.protocol, images)
-            points[panel.title] = plan_panel(figure, panel, request, wish.seed_numbers, wish.methods)
+            request = options.request(figure.protocol, images)
+            points[panel.title] = plan_panel(figure, panel, request, options.seed_numbers, options.methods)
             title = f"Figure {figure.name}, {panel.title}, on {images.name}"
-            parts.append(RunGroup(title, source, images, tuple(points[panel.title].requested_runs())))
+            groups.append(RunGroup(title, source, images, tuple(points[panel.title].requested_runs())))
         texts = list_notes(next(iter(points.values())).request, figure.protocol) if points else []
-        return cls(figure, points, tuple(parts), tuple(texts))
+        return cls(figure, points, tuple(groups), tuple(texts))
 
     def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
         """Write the figure's files and say where they are."""
@@ -145,7 +149,7 @@ class FigureTarget:
 ALL = "all"
 
 
-def wanted_targets(tables: Sequence[str], figures: Sequence[str], wish: RunOptions) -> list[Table | Figure]:
+def select_targets(tables: Sequence[str], figures: Sequence[str], options: RunOptions) -> list[Table | Figure]:
     """The tables and figures by the names that were given, as they are at the scale.
 
     Raises:
@@ -159,49 +163,52 @@ def wanted_targets(tables: Sequence[str], figures: Sequence[str], wish: RunOptio
             f"--figure with one of: {', '.join(figure_names())}, {ALL}, or a TOML file"
         )
     if len(tables) + len(figures) > 1:
-        for option, value in (("--methods", wish.methods), ("--pairs", wish.pairs), ("--dataset", wish.dataset)):
+        for option, value in (
+            ("--methods", options.methods),
+            ("--pairs", options.pairs),
+            ("--dataset", options.dataset),
+        ):
             if value:
                 raise UserError(f"{option} speaks of one table; name one table or figure, or leave {option} out")
     return [
-        *(load_table(name).at(wish.scale) for name in dict.fromkeys(tables)),
-        *(load_figure(name).at(wish.scale) for name in dict.fromkeys(figures)),
+        *(load_table(name).at(options.scale) for name in dict.fromkeys(tables)),
+        *(load_figure(name).at(options.scale) for name in dict.fromkeys(figures)),
     ]
 
 
-def reject_unused_options(wanted: Sequence[Table | Figure], wish: RunOptions, train_teachers: bool) -> None:
+def reject_unused_options(wanted: Sequence[Table | Figure], options: RunOptions, train_teachers: bool) -> None:
     """Refuse options that would change nothing of what is wanted.
 
     Raises:
         UserError: there is such an option.
     """
-    sources = [wish.dataset or entry.dataset_for(wish.scale) for entry in wanted if isinstance(entry, Table)]
+    sources = [options.dataset or entry.dataset_for(options.scale) for entry in wanted if isinstance(entry, Table)]
     if train_teachers and imagenet.NAME not in sources:
         raise UserError(
-            "--train-teachers speaks of tables of ImageNet, whose teachers are fetched otherwise; all others are "
-            "trained anyway, so leave it out"
+            "--train-teachers only applies to ImageNet tables (elsewhere teachers are always trained); remove it"
         )
     few_shot = any(isinstance(entry, Figure) and entry.kind == "few-shot" for entry in wanted)
-    if wish.teacher_data != "all" and not few_shot:
+    if options.teacher_data != "all" and not few_shot:
         raise UserError(
-            f"--teacher-data {wish.teacher_data} speaks of figures of a part of the images, such as 5; name one with "
-            "--figure, or leave it out"
+            f"--teacher-data {options.teacher_data} only applies to few-shot figures, such as 5; name one with "
+            "--figure, or remove it"
         )
 
 
 @dataclass(frozen=True)
 class PretrainedTeachers:
-    """Teachers that need not be trained: files of the user's; torchvision's; whether their accuracy is measured."""
+    """Where pretrained teachers come from (user checkpoints, torchvision) and whether to evaluate them first."""
 
     files: tuple[str, ...]
     released: bool
     measured: bool
 
 
-def planned_targets(
+def plan_targets(
     wanted: Sequence[Table | Figure],
-    wish: RunOptions,
-    brought: PretrainedTeachers,
-    library: DatasetCache,
+    options: RunOptions,
+    pretrained: PretrainedTeachers,
+    datasets: DatasetCache,
     store: Store,
     console: Console,
 ) -> tuple[list[Target], Teachers]:
@@ -211,36 +218,38 @@ def planned_targets(
         UserError: something in it is refused, or no data is there for any of them.
     """
     tables = [entry for entry in wanted if isinstance(entry, Table)]
-    named = parse_teacher_files(brought.files, [select_rows(entry, wish.methods, wish.pairs) for entry in tables])
+    named = parse_teacher_files(
+        pretrained.files, [select_rows(entry, options.methods, options.pairs) for entry in tables]
+    )
     if named and len(wanted) > 1:
         raise UserError("--teacher-checkpoint speaks of one table; name one table")
     targets: list[Target] = []
     all_teachers = Teachers()
     for entry in wanted:
         if isinstance(entry, Table):
-            source = wish.dataset or entry.dataset_for(wish.scale)
-            images = library.get(source, f"table {entry.name}")
+            source = options.dataset or entry.dataset_for(options.scale)
+            images = datasets.load(source, f"table {entry.name}")
             if images is None:
                 continue
-            files = released_files(entry, images, library, console) | named if brought.released else named
-            recipe = wish.request(entry.protocol_for(wish.scale), images).protocol
+            files = find_released_files(entry, images, datasets, console) | named if pretrained.released else named
+            recipe = options.request(entry.protocol_for(options.scale), images).protocol
             # A cluster's device may be none of this machine's.
-            here = wish.device if wish.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
-            teachers = load_teachers(files, images, recipe, here, console, brought.measured)
+            here = options.device if options.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
+            teachers = load_teachers(files, images, recipe, here, console, pretrained.measured)
             for name, figures in teachers.accuracy.items():
                 store.save_teacher_metrics(images.name, teachers.released[name].teacher.sha256, figures)
             all_teachers = all_teachers.joined(teachers)
-            targets.append(TableTarget.planned(entry, wish, source, images, teachers))
+            targets.append(TableTarget.planned(entry, options, source, images, teachers))
         else:
-            drawn = FigureTarget.planned(entry, wish, library.get)
+            drawn = FigureTarget.planned(entry, options, datasets.load)
             targets += [drawn] if drawn.points else []
     if not targets:
-        missing = "; ".join(dict.fromkeys(library.missing.values()))
-        raise UserError(missing or f"nothing is drawn at scale {wish.scale}; choose another --scale or --pairs")
+        missing = "; ".join(dict.fromkeys(datasets.missing.values()))
+        raise UserError(missing or f"nothing is drawn at scale {options.scale}; choose another --scale or --pairs")
     return targets, all_teachers
 
 
-def released_files(table: Table, images: Dataset, library: DatasetCache, console: Console) -> dict[str, Path]:
+def find_released_files(table: Table, images: Dataset, datasets: DatasetCache, console: Console) -> dict[str, Path]:
     """The files of teachers that torchvision has released for a table's dataset, as far as they can be had."""
     if images.name != imagenet.NAME or images.num_classes != imagenet.NUM_CLASSES:
         return {}
@@ -249,5 +258,5 @@ def released_files(table: Table, images: Dataset, library: DatasetCache, console
         console.print(line, highlight=False, soft_wrap=True)
 
     networks = dict.fromkeys(column.teacher for column in table.columns if column.teacher)
-    found = {name: torchvision_teacher(name, library.data_root, say, not library.dry) for name in networks}
+    found = {name: torchvision_teacher(name, datasets.data_root, say, not datasets.dry_run) for name in networks}
     return {name: path for name, path in found.items() if path}

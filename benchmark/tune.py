@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark.analysis.notes import variant_suffix
-from benchmark.cli.app import command, run_app
+from benchmark.cli.app import format_command, run_app
 from benchmark.cli.options import (
     Assignments,
     DataRoot,
@@ -37,17 +37,17 @@ from benchmark.cli.options import (
     Workers,
 )
 from benchmark.core.errors import UserError, unknown_name
-from benchmark.core.protocols import protocol_named, scale_named
+from benchmark.core.protocols import get_protocol, get_scale
 from benchmark.core.spec import Run
 from benchmark.core.statistics import Summary, summarise
 from benchmark.data import load_dataset
 from benchmark.execution.executor import ExecutionPlan
 from benchmark.execution.progress import exit_code
-from benchmark.executors import executor_named
+from benchmark.executors import make_executor
 from benchmark.io.files import check_writable, write_text
 from benchmark.planning.checks import check_methods, check_records
 from benchmark.planning.overrides import parse_pair, parse_settings, parse_value, reject_unused_overrides
-from benchmark.planning.request import RunGroup, RunOptions, with_dependencies
+from benchmark.planning.request import RunGroup, RunOptions, collect_dependencies
 from benchmark.plugins.registry import method_names
 from benchmark.results.store import Store
 from benchmark.training.settings import TrainSettings
@@ -63,7 +63,12 @@ def main(
     method: Annotated[str, typer.Option(help="The method to tune.")],
     grid: Annotated[list[str], typer.Option(help="Values of options: alpha=0.3,0.8,beta=1,2 (may be repeated).")],
     pair: Annotated[str, typer.Option(help="Teacher and student.")] = "WRN-40-2>WRN-16-2",
-    validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the training images held out.")] = 0.1,
+    validation: Annotated[
+        float,
+        typer.Option(
+            "--val-fraction", "--validation", min=0.01, max=0.9, help="Share of the training images held out."
+        ),
+    ] = 0.1,
     scale: ScaleName = "demo",
     epochs: Epochs = None,
     protocol: ProtocolName = "lsskd",
@@ -85,47 +90,49 @@ def main(
         raise unknown_name("method", method, method_names())
     combinations = parse_grid(grid)
     reject_grid_overlap(method, combinations, settings or ())
-    there = executor_named("local", device, workers, processes=1, profile=None, waits=True)
-    wish = RunOptions(
-        scale=scale_named(scale).name,
-        device=there.device,
+    executor = make_executor("local", device, workers, processes=1, profile=None, waits=True)
+    base_options = RunOptions(
+        scale=get_scale(scale).name,
+        device=executor.device,
         protocol=protocol,
         epochs=epochs,
         precision=precision,
         validation=validation,
-        bf16=there.bf16,
+        bf16=executor.bf16,
     )
-    wishes = [replace(wish, settings=(*(settings or ()), *assigned(method, values))) for values in combinations]
-    for each in wishes:
-        parse_settings(list(each.settings), protocol_named(protocol))
+    option_sets = [
+        replace(base_options, settings=(*(settings or ()), *to_assignments(method, values))) for values in combinations
+    ]
+    for each in option_sets:
+        parse_settings(list(each.settings), get_protocol(protocol))
     check_writable(runs, "--runs")
     check_writable(reports, "--reports")
     usual = load_table("II").dataset_for(scale)
     source = dataset or usual
     images = load_dataset(source, data_root)
-    requests = [each.request(protocol, images) for each in wishes]
+    requests = [each.request(protocol, images) for each in option_sets]
     planned = [[request.run(method, student, teacher, seed) for seed in range(seeds)] for request in requests]
     part = RunGroup(f"{method} on {images.name}", source, images, tuple(itertools.chain(*planned)))
-    reject_unused_overrides(settings or (), (run.method for run in with_dependencies(part.runs)))
+    reject_unused_overrides(settings or (), (run.method for run in collect_dependencies(part.runs)))
     check_methods(part.runs, images)
-    there.check_runs(part.runs)
+    executor.check_runs(part.runs)
     store = Store(runs)
-    for line in check_records(store, with_dependencies(part.runs)):
+    for line in check_records(store, collect_dependencies(part.runs)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    order = ExecutionPlan(
-        f"tune-{method}", [part], there.plans_of([part], store, retry_failed=False), retry_failed=False
+    plan = ExecutionPlan(
+        f"tune-{method}", [part], executor.plan_jobs([part], store, retry_failed=False), retry_failed=False
     )
-    place = TrainSettings(runs, "", data_root, str(there.device), threads, command=command())
-    report = there.train(order, place, store, console)
-    if report.stopped:
-        return exit_code(report, console)
+    train_settings = TrainSettings(runs, "", data_root, str(executor.device), threads, command=format_command())
+    summary = executor.train(plan, train_settings, store, console)
+    if summary.stopped:
+        return exit_code(summary, console)
     ranking = rank(combinations, planned, store)
     _print(console, ranking, f"{method} on {student}: accuracy on {validation:.0%} of the training images, held out")
-    others = variant_suffix(replace(wish, settings=tuple(settings or ())).request(protocol, images))
-    path = reports / f"{stem_of(planned[0][0], usual, combinations, others)}.csv"
-    write_text(path, as_csv(ranking))
+    others = variant_suffix(replace(base_options, settings=tuple(settings or ())).request(protocol, images))
+    path = reports / f"{make_stem(planned[0][0], usual, combinations, others)}.csv"
+    write_text(path, to_csv(ranking))
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
-    return exit_code(report, console)
+    return exit_code(summary, console)
 
 
 def parse_grid(texts: Sequence[str]) -> list[Combination]:
@@ -161,13 +168,13 @@ def reject_grid_overlap(method: str, combinations: Sequence[Combination], settin
     said = {assignment.partition("=")[0] for assignment in settings}
     for option in combinations[0]:
         if f"{method}.{option}" in said:
-            raise UserError(f"--grid and --set both speak of {method}.{option}; leave one of them out")
+            raise UserError(f"--grid and --set both set {method}.{option}; remove one of them")
 
 
-def stem_of(run: Run, usual_dataset: str, combinations: Sequence[Combination], variant: str) -> str:
+def make_stem(run: Run, usual_dataset: str, combinations: Sequence[Combination], variant: str) -> str:
     """What the file of a ranking is called, so that one of another pair, scale, dataset, grid or setting keeps its own.
 
-    run: any of those that are ranked; variant: what was set beside the grid (`benchmark.analysis.notes.variant_suffix`).
+    run: any of those that are ranked; variant: other changed options (`benchmark.analysis.notes.variant_suffix`).
     """
     parts = ["tune", run.method, run.student, run.scale.name]
     if run.dataset != usual_dataset:
@@ -178,12 +185,12 @@ def stem_of(run: Run, usual_dataset: str, combinations: Sequence[Combination], v
     return re.sub(r"[^A-Za-z0-9._-]", "+", "_".join([*parts, hashlib.sha256(made.encode()).hexdigest()[:8]]))
 
 
-def assigned(method: str, combination: Combination) -> list[str]:
+def to_assignments(method: str, combination: Combination) -> list[str]:
     """A combination as `--set` would be given it."""
-    return [f"{method}.{name}={value_text(value)}" for name, value in combination.items()]
+    return [f"{method}.{name}={format_value(value)}" for name, value in combination.items()]
 
 
-def value_text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as it would be written on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -198,7 +205,7 @@ def rank(combinations: Sequence[Combination], planned: Sequence[Sequence[Run]], 
     return sorted(ranked, key=lambda entry: entry[1].mean if entry[1] else -1.0, reverse=True)
 
 
-def as_csv(ranking: Sequence[Ranked]) -> str:
+def to_csv(ranking: Sequence[Ranked]) -> str:
     """The ranking as text: the options, the mean held-out accuracy in %, its standard deviation and n."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -206,7 +213,7 @@ def as_csv(ranking: Sequence[Ranked]) -> str:
     for combination, summary in ranking:
         mean = f"{summary.mean:.4f}" if summary else ""
         std = f"{summary.std:.4f}" if summary and summary.std is not None else ""
-        options = [value_text(value) for value in combination.values()]
+        options = [format_value(value) for value in combination.values()]
         writer.writerow([*options, mean, std, summary.n if summary else 0])
     return text.getvalue()
 
@@ -216,7 +223,7 @@ def _print(console: Console, ranking: Sequence[Ranked], title: str) -> None:
     for combination, summary in ranking:
         spread = f" ± {summary.std:.2f}" if summary and summary.std is not None else ""
         accuracy = f"{summary.mean:.2f}{spread}" if summary else "no finished run"
-        options = [value_text(value) for value in combination.values()]
+        options = [format_value(value) for value in combination.values()]
         screen.add_row(*options, accuracy, str(summary.n if summary else 0))
     console.print(title, highlight=False, soft_wrap=True)
     console.print(screen)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
-from benchmark.planning.request import label
+from benchmark.planning.request import describe_run
 from benchmark.results.record import CorruptRun, Record
 from slurm.states import JobState
 from slurm.sweep import Sweep
@@ -59,7 +59,7 @@ def readiness(sweep: Sweep, number: int, ended: Mapping[int, JobState] | None = 
                 why = "" if maker is None else sweep.reason(maker)
                 never = f"{what}, has no record{': ' + why if why else ''}"
             else:
-                later = f"{label(run)} waits for {needed.method} of {needed.student}"
+                later = f"{describe_run(run)} waits for {needed.method} of {needed.student}"
         if never:
             lost.append(never)
         elif later:

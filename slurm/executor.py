@@ -76,7 +76,7 @@ class Slurm:
                 f"{self.profile.gpus}; make them equal"
             )
 
-    def plans_of(self, parts: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
+    def plan_jobs(self, parts: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
         """All jobs, also those that are done, grouped as the profile says and priced by what was measured."""
         return self._priced(parts, store, self.profile.grouping)
 
@@ -91,27 +91,27 @@ class Slurm:
 
     def print_plan(self, order: ExecutionPlan, store: Store, console: Console) -> None:
         """The arrays that jobs form, what they wait for, what it costs, and what other groupings would."""
-        print_groups(console, order.parts, store)
+        print_groups(console, order.groups, store)
         rates = rates_of(self.profile, store.root)
-        print_arrays(console, order.plans, store, self.profile, order.retry_failed)
+        print_arrays(console, order.jobs, store, self.profile, order.retry_failed)
         prices = [self._price(order, store, grouping) for grouping in get_args(Grouping)]
-        asked = [(run, images.image_size) for _, runs, images in group_by_source(order.parts) for run in runs]
+        asked = [(run, images.image_size) for _, runs, images in group_by_source(order.groups) for run in runs]
         print_prices(console, prices, self.profile, sum(rates.is_measured(*each) for each in asked), len(asked))
 
     def _price(self, order: ExecutionPlan, store: Store, grouping: Grouping) -> SweepPrice:
-        groups = self._priced(order.parts, store, grouping).values()
+        groups = self._priced(order.groups, store, grouping).values()
         jobs = [job for group in groups for job in pending_jobs(group, store, order.retry_failed)]
         return estimate_price(grouping, jobs, self.profile)
 
     def train(self, order: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
         """Give all jobs to the cluster and, if this command waits, watch them until all have ended."""
         client.check_installed()
-        if not any(pending_jobs(jobs, store, order.retry_failed) for jobs in order.plans.values()):
+        if not any(pending_jobs(jobs, store, order.retry_failed) for jobs in order.jobs.values()):
             console.print("nothing to train: every run has its record")
             return ExecutionSummary()
         settings = for_jobs(settings)
-        targets = {part.title: part.runs for part in order.parts}
-        asked = SweepRequest(order.title, settings.command, self.profile.grouping, targets, order.plans)
+        targets = {part.title: part.runs for part in order.groups}
+        asked = SweepRequest(order.title, settings.command, self.profile.grouping, targets, order.jobs)
         sweep, is_new = create_or_open_sweep(settings.runs, asked)
         sweep.write_settings(settings, self.profile)
         again = resume(sweep) + (retry(sweep) if order.retry_failed else [])
@@ -142,7 +142,7 @@ class Slurm:
                 soft_wrap=True,
             )
             raise Detached(leaving.code if isinstance(leaving, Detached) else INTERRUPTED) from None
-        return _report(sweep, order.plans)
+        return _report(sweep, order.jobs)
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from benchmark.core.protocols import STAGE_SCHEDULES
 from benchmark.core.spec import LRSchedule, Precision, Protocol, Run, Scale
 from benchmark.data import load_dataset
 from benchmark.data.dataset import Dataset
-from benchmark.planning.request import RunFactory, with_dependencies
+from benchmark.planning.request import RunFactory, collect_dependencies
 from benchmark.results.record import Record, comparable_part
 from benchmark.results.store import Store
 from benchmark.training.job import run_until_done
@@ -74,7 +74,7 @@ def settings(folder: Path, **changes: Any) -> TrainSettings:
 def train_dependencies(runs: Sequence[Run], place: TrainSettings) -> None:
     """Train the teachers and heads of some runs, each in a cohort of its own."""
     wanted = {run.digest for run in runs}
-    for run in with_dependencies(runs):
+    for run in collect_dependencies(runs):
         if run.digest not in wanted:
             assert run_until_done([run], place)
 

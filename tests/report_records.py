@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.core.protocols import protocol_named, scale_named
+from benchmark.core.protocols import get_protocol, get_scale
 from benchmark.core.rng import generator
 from benchmark.core.spec import Run
-from benchmark.planning.request import RunFactory, with_dependencies
+from benchmark.planning.request import RunFactory, collect_dependencies
 from benchmark.planning.tables import plan_table
 from benchmark.plugins.registry import method_class
 from benchmark.results.store import Store
@@ -22,7 +22,7 @@ from tables.specification import load_table
 
 def request(scale: str = "paper", dataset: str = "cifar100", **changes: Any) -> RunFactory:
     """A request for runs on a dataset that nobody has."""
-    place = (dataset, "made up", protocol_named("lsskd"), scale_named(scale), torch.device("cpu"))
+    place = (dataset, "made up", get_protocol("lsskd"), get_scale(scale), torch.device("cpu"))
     return RunFactory(*place, precision="fp32", **changes)
 
 
@@ -41,7 +41,7 @@ def fill(
     # How long these rows are takes seconds to count, and nothing here depends on it.
     rows = tuple(row for row in specification.rows if row.as_long_as is None)
     specification = specification.model_copy(update={"rows": rows}).at(scale)
-    runs = with_dependencies(
+    runs = collect_dependencies(
         plan_table(specification, request(scale, dataset), range(seeds), methods, pairs).requested_runs()
     )
     for run in runs:

@@ -66,7 +66,7 @@ class Planned:
     @property
     def asked(self) -> SweepRequest:
         """The same as a sweep asks for it."""
-        part = self.target.part
+        part = self.target.group
         return SweepRequest("small", "a test", "student", {part.title: part.runs}, {self.source: self.jobs})
 
     def sweep(self, profile: Profile = PROFILE) -> Sweep:
@@ -108,7 +108,7 @@ def planned(
     table = load_table(str(small_table(place, list(methods))))
     target = TableTarget.planned(table, wish, str(toml), images, Teachers())
     runs = place / "runs"
-    jobs = missing_jobs(target.part.runs, Store(runs), 2, images.image_size, len(images.train.labels))
+    jobs = missing_jobs(target.group.runs, Store(runs), 2, images.image_size, len(images.train.labels))
     given = TrainSettings(runs=runs, dataset="", command="a test", checkpoint_seconds=1)
     return Planned(place, target, str(toml), jobs, given)
 

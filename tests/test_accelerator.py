@@ -24,7 +24,7 @@ import benchmark.training.evaluation as evaluation_module
 import benchmark.training.learner as learner_module
 import benchmark.training.teacher as teacher_module
 from benchmark.core.devices import autocast
-from benchmark.core.protocols import protocol_named
+from benchmark.core.protocols import get_protocol
 from benchmark.core.rng import generator
 from benchmark.core.spec import Augmentation, Run, Scale
 from benchmark.data.augmentation import evaluation_batches
@@ -119,7 +119,7 @@ def run_of(method: str, student: str, teacher: str, augmentation: Augmentation =
     request = RunFactory(
         "random",
         "random",
-        protocol_named("lsskd").replace(batch_size=BATCH_SIZE, **protocol),
+        get_protocol("lsskd").replace(batch_size=BATCH_SIZE, **protocol),
         Scale(name="test", factor=1),
         CPU,
         "fp32",

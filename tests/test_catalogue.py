@@ -12,7 +12,7 @@ from benchmark.catalogue import FACTS, PAGE, entries, golden_cases, to_markdown
 from benchmark.core.protocols import PROTOCOLS
 from benchmark.planning import facts
 from benchmark.planning.cost import training_multiply_adds
-from benchmark.planning.facts import IMAGE_SIZE, reference_run
+from benchmark.planning.facts import IMAGE_SIZE, make_reference_run
 from benchmark.plugins.registry import all_methods, method_class, method_names
 
 facts_of = functools.cache(facts.probe_method)
@@ -46,6 +46,6 @@ def test_what_a_step_asks_for_is_noticed() -> None:
 def test_the_cost_that_plans_reckon_with_is_the_one_counted_in_a_step(name: str) -> None:
     """Two counts that know nothing of each other: layers times passes, and the operations of a real step."""
     counted = json.loads(FACTS.read_text(encoding="utf-8"))[name]["multiply_adds"]
-    run = reference_run(method_class(name), PROTOCOLS["lsskd"])
+    run = make_reference_run(method_class(name), PROTOCOLS["lsskd"])
     # SemCKD's projections depend on the pair; its passes are a mean over Table II's.
     assert 0.9 * counted < training_multiply_adds(run, IMAGE_SIZE) < (1.4 if name == "SemCKD" else 1.02) * counted

@@ -10,7 +10,7 @@ import pytest
 
 from benchmark.analysis.query import RecordQuery
 from benchmark.analysis.tables import make_table_in_setting
-from benchmark.core.protocols import protocol_named, scale_named
+from benchmark.core.protocols import get_protocol, get_scale
 from benchmark.core.spec import ReleasedTeacher, Run
 from benchmark.planning.request import PretrainedFile, RunFactory
 from benchmark.results.record import Record
@@ -25,7 +25,7 @@ TABLE = Table(
 
 
 def request(**changes: Any) -> RunFactory:
-    return dataclasses.replace(engine.request(protocol=protocol_named("lsskd")), scale=scale_named("paper"), **changes)
+    return dataclasses.replace(engine.request(protocol=get_protocol("lsskd")), scale=get_scale("paper"), **changes)
 
 
 def record(run: Run, top1: float = 50.0, status: str = "finished") -> Record:
@@ -138,11 +138,11 @@ def test_all_cells_of_a_student_are_of_one_precision() -> None:
 def test_each_dataset_scale_and_changed_protocol_is_a_setting_of_its_own() -> None:
     runs = [
         kd(),
-        dataclasses.replace(request(), scale=scale_named("quick")).run("KD", "ResNet20", "WRN-16-2", 0),
-        dataclasses.replace(request(), protocol=protocol_named("lsskd").replace(weight_decay=1e-4)).run(
+        dataclasses.replace(request(), scale=get_scale("quick")).run("KD", "ResNet20", "WRN-16-2", 0),
+        dataclasses.replace(request(), protocol=get_protocol("lsskd").replace(weight_decay=1e-4)).run(
             "KD", "ResNet20", "WRN-16-2", 0
         ),
-        dataclasses.replace(request(), protocol=protocol_named("crd")).run("KD", "ResNet20", "WRN-16-2", 0),
+        dataclasses.replace(request(), protocol=get_protocol("crd")).run("KD", "ResNet20", "WRN-16-2", 0),
     ]
     collection = RecordQuery([record(run) for run in runs])
     assert len(collection.settings()) == 4

@@ -28,7 +28,7 @@ from benchmark.core.spec import LRSchedule, Protocol, Run
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, TrainingSource
 from benchmark.data.dataset import Dataset, ImageSet
-from benchmark.planning.request import with_dependencies
+from benchmark.planning.request import collect_dependencies
 from benchmark.plugins.registry import all_methods, method_class
 from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
@@ -328,7 +328,7 @@ def cohort_of(runs: list[Run], folder: Path) -> Cohort:
 
 
 def train_what_is_missing(run: Run, kept: Path) -> None:
-    for needed in with_dependencies([run]):
+    for needed in collect_dependencies([run]):
         if Store(kept).missing([needed], retry_failed=True):
             assert cohort_of([needed], kept).train()
             assert not Store(kept).missing([needed], retry_failed=True), f"{needed.id} failed"
@@ -336,7 +336,7 @@ def train_what_is_missing(run: Run, kept: Path) -> None:
 
 def with_dependencies_of(run: Run, kept: Path, folder: Path) -> Path:
     """A folder that holds what a run depends on, and nothing else."""
-    for needed in with_dependencies([run])[:-1]:
+    for needed in collect_dependencies([run])[:-1]:
         shutil.copytree(Store(kept).folder(needed), Store(folder).folder(needed), dirs_exist_ok=True)
     return folder
 

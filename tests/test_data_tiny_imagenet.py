@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmark.core.errors import UserError
-from benchmark.core.protocols import protocol_named
+from benchmark.core.protocols import get_protocol
 from benchmark.data import Dataset, folders, load_dataset
 from benchmark.data.tiny_imagenet import list_images
 from benchmark.training.inputs import recipe_for
@@ -108,7 +108,7 @@ def test_every_image_has_the_class_of_its_folder_or_of_its_annotation(original: 
 def test_its_augmentation_and_normalisation_are_its_own(original: Path) -> None:
     dataset = load(original)
     assert (dataset.name, dataset.num_classes, dataset.image_size) == ("tiny-imagenet", 200, 64)
-    recipe = recipe_for(protocol_named("lsskd"), dataset)
+    recipe = recipe_for(get_protocol("lsskd"), dataset)
     assert (recipe.padding, recipe.flip) == (8, True)
     pixels = dataset.train.images.double() / 255
     assert recipe.mean == pytest.approx(pixels.mean(dim=(0, 1, 2)).tolist(), rel=1e-12)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.core.spec import Run
-from benchmark.planning.checks import check_records, edited
+from benchmark.planning.checks import check_records, stale_code_warnings
 from benchmark.plugins.registry import all_methods, method_class
 from benchmark.plugins.source import fingerprint_code
 from benchmark.results import index
@@ -125,8 +125,8 @@ def test_one_line_counts_the_runs_of_all_methods(tmp_path: Path) -> None:
 def test_a_run_that_was_edited_while_it_was_interrupted_is_judged_by_its_last_piece() -> None:
     run = engine.run_of("KD")
     today = fingerprint_code(method_class("KD"))
-    assert edited({run: f"{'0' * 64}+{today}"}) == []
-    (line,) = edited({run: f"{today}+{'0' * 64}"})
+    assert stale_code_warnings({run: f"{'0' * 64}+{today}"}) == []
+    (line,) = stale_code_warnings({run: f"{today}+{'0' * 64}"})
     assert "KD (1 run;" in line
 
 

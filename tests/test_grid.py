@@ -17,10 +17,10 @@ from benchmark.analysis.cells import FindRecord, LookUp
 from benchmark.analysis.notes import is_default_setting
 from benchmark.analysis.tables import make_table_result
 from benchmark.core.errors import UserError
-from benchmark.core.protocols import protocol_named
+from benchmark.core.protocols import get_protocol
 from benchmark.core.spec import Run
 from benchmark.planning.cost import training_multiply_adds
-from benchmark.planning.request import SELF_TEACHER_SEED, label
+from benchmark.planning.request import SELF_TEACHER_SEED, describe_run
 from benchmark.planning.tables import plan_table
 from benchmark.plugins.registry import all_methods
 from benchmark.results.record import Record
@@ -45,7 +45,7 @@ def test_a_method_that_is_named_and_no_row_becomes_the_last_row() -> None:
     table = small(Row(method="Baseline"), Row(method="PS-KD"))
     grid = plan_table(table, engine.request(), [0], ["LSSKD", "Baseline"])
     assert [row.name for row in grid.table.rows] == ["Baseline", "PS-KD", "LSSKD"]
-    assert {row for row, _ in grid.chosen} == {"LSSKD", "Baseline"}
+    assert {row for row, _ in grid.selected} == {"LSSKD", "Baseline"}
     assert set(grid.runs) == set(itertools.product(("Baseline", "PS-KD", "LSSKD"), ("narrow", "wide")))
 
 
@@ -62,7 +62,7 @@ def test_a_row_of_no_method_and_without_any_number_is_a_typing_error() -> None:
 def test_a_row_that_needs_a_teacher_stays_empty_in_a_column_without_one(tmp_path: Path) -> None:
     table = small(Row(method="Baseline"), Row(method="KD"), teacher="WRN-16-2")
     grid = plan_table(table, engine.request(), [0])
-    assert ("KD", "narrow") in grid.chosen
+    assert ("KD", "narrow") in grid.selected
     assert ("KD", "wide") not in grid.runs
     result = make_table_result(grid, engine.request(), *store_of(tmp_path))
     assert result.cell("KD", "wide").status == "no teacher"
@@ -121,10 +121,10 @@ def test_the_teacher_row_shows_the_teacher_also_where_it_is_a_network_like_the_s
 
 
 def test_batches_shared_by_processes_are_another_protocol_but_on_imagenet() -> None:
-    shared = engine.request(protocol=protocol_named("lsskd"), processes=2)
+    shared = engine.request(protocol=get_protocol("lsskd"), processes=2)
     assert not is_default_setting(shared, "lsskd")
     assert is_default_setting(dataclasses.replace(shared, processes=1), "lsskd")
-    assert is_default_setting(dataclasses.replace(shared, protocol=protocol_named("imagenet")), "imagenet")
+    assert is_default_setting(dataclasses.replace(shared, protocol=get_protocol("imagenet")), "imagenet")
 
 
 def test_a_row_with_an_augmentation_of_its_own_has_other_runs_but_the_same_teacher() -> None:
@@ -242,7 +242,7 @@ def test_a_row_as_long_as_another_costs_as_much_and_sees_the_same_first_batches(
         share = [run.schedule.milestones[0] / run.schedule.epochs for run in (plain, long)]
         assert share[0] == pytest.approx(share[1], abs=0.05)
         assert long.replace(protocol=plain.protocol) == plain
-        assert label(long) == f"Baseline ({long.schedule.epochs} epochs)" or long.protocol.name == "short"
+        assert describe_run(long) == f"Baseline ({long.schedule.epochs} epochs)" or long.protocol.name == "short"
 
 
 def test_a_row_is_there_only_at_its_scales() -> None:

@@ -69,9 +69,9 @@ def test_values_that_only_end_in_an_equals_sign_are_none_of_that_kind() -> None:
         (["--set", "protocol.momentum=0.5", "--set", "protocol.momentum=0.8"], "--set gives protocol.momentum twice"),
         (["--set", "KD.temperature=true"], "KD: temperature = true is refused: a value other than true or false"),
         (["--set", "protocol.batch_size=true"], "protocol lsskd: batch_size = true is refused: a value other than"),
-        (["--train-teachers"], "--train-teachers speaks of tables of ImageNet"),
-        (["--teacher-data", "same"], "--teacher-data same speaks of figures of a part of the images, such as 5"),
-        (["--list"], "--list starts nothing, so --table says nothing beside it"),
+        (["--train-teachers"], "--train-teachers only applies to ImageNet tables"),
+        (["--teacher-data", "same"], "--teacher-data same only applies to few-shot figures, such as 5"),
+        (["--list"], "--list cannot be combined with --table"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -101,7 +101,7 @@ def test_what_is_tuned_is_not_set_beside_the_grid(tmp_path) -> None:
     where = ["--dataset", str(toml), "--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")]
     grid = ["--method", "KD", "--grid", "temperature=4", "--pair", "ResNet20>ResNet20", *where]
     said = refusal(*grid, "--set", "KD.temperature=5", module="benchmark.tune")
-    assert "--grid and --set both speak of KD.temperature; leave one of them out" in said
+    assert "--grid and --set both set KD.temperature; remove one of them" in said
     said = refusal(*grid, "--set", "CRD.temperature=0.1", module="benchmark.tune")
     assert "no run of this command is of CRD, only of Baseline, KD" in said
     assert not (tmp_path / "runs").exists()

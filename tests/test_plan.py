@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmark.core.protocols import PROTOCOLS, SCALES, chosen_scale
+from benchmark.core.protocols import PROTOCOLS, SCALES, select_scale
 from benchmark.core.spec import LRSchedule, Protocol, ReleasedTeacher, Run
 from benchmark.planning.cost import run_seconds
 from benchmark.planning.jobs import Job, missing_jobs
-from benchmark.planning.request import PretrainedFile, RunFactory, label, with_dependencies
+from benchmark.planning.request import PretrainedFile, RunFactory, collect_dependencies, describe_run
 from benchmark.plugins.registry import all_methods
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
@@ -104,8 +104,8 @@ def test_runs_are_equal_exactly_if_their_options_are(one: float, other: float) -
 
 def test_an_option_left_at_its_default_is_the_same_run() -> None:
     assert run_of("KD", options={"KD": {"temperature": 4.0}}).id == run_of("KD").id
-    assert label(run_of("KD")) == "KD"
-    assert label(run_of("KD", options={"KD": {"temperature": 3.0}})) == "KD (temperature=3.0)"
+    assert describe_run(run_of("KD")) == "KD"
+    assert describe_run(run_of("KD", options={"KD": {"temperature": 3.0}})) == "KD (temperature=3.0)"
 
 
 def test_what_a_protocol_says_of_other_methods_makes_no_run_another() -> None:
@@ -121,7 +121,7 @@ def test_what_a_protocol_says_of_other_methods_makes_no_run_another() -> None:
 
 def test_runs_depend_on_their_teacher_and_its_head() -> None:
     def needs(method: str, **changes: Any) -> list[tuple[str, str]]:
-        return [(run.method, run.student) for run in with_dependencies([run_of(method, **changes)])[:-1]]
+        return [(run.method, run.student) for run in collect_dependencies([run_of(method, **changes)])[:-1]]
 
     teacher = ("Baseline", "ResNet56")
     assert needs("LSSKD") == []
@@ -170,7 +170,7 @@ def test_every_missing_run_is_in_one_job_that_can_be_started(methods, pairs, see
     jobs = planned(asked, workers)
     digests = [run.digest for job in jobs for run in job.runs]
     assert len(digests) == len(set(digests))
-    assert set(digests) == {run.digest for run in with_dependencies(asked)}
+    assert set(digests) == {run.digest for run in collect_dependencies(asked)}
     done: set[str] = set()
     waiting = list(jobs)
     while waiting:
@@ -300,10 +300,10 @@ def test_a_scaled_schedule_has_an_epoch_at_least_and_milestones_in_order(epochs,
 
 def test_so_many_epochs_are_a_scale_of_their_own() -> None:
     lsskd = PROTOCOLS["lsskd"]
-    assert chosen_scale("paper", 240, lsskd) == SCALES["paper"]
-    assert chosen_scale("demo", None, lsskd) == SCALES["demo"]
+    assert select_scale("paper", 240, lsskd) == SCALES["paper"]
+    assert select_scale("demo", None, lsskd) == SCALES["demo"]
     for epochs in (1, 7, 239):
-        assert lsskd.schedule.scaled(chosen_scale("paper", epochs, lsskd).factor).epochs == epochs
+        assert lsskd.schedule.scaled(select_scale("paper", epochs, lsskd).factor).epochs == epochs
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_learning_rates_by_hand(protocol, scale, mobile, expected) -> None:
 
 
 def test_heads_have_schedules_of_their_own() -> None:
-    _, head, _ = with_dependencies([run_of("SSKD", scale=SCALES["paper"])])
+    _, head, _ = collect_dependencies([run_of("SSKD", scale=SCALES["paper"])])
     assert head.schedule == LRSchedule(epochs=60, milestones=(30, 45))
     assert run_of("SSKD", scale=SCALES["paper"]).schedule == LRSchedule(epochs=240, milestones=(150, 210))
 

@@ -13,17 +13,17 @@ import torch
 from benchmark.analysis.figures import collect_figure_runs, empty_result, make_figure_result
 from benchmark.analysis.query import RecordQuery
 from benchmark.core.errors import UserError
-from benchmark.core.protocols import chosen_scale, protocol_named
+from benchmark.core.protocols import get_protocol, select_scale
 from benchmark.core.spec import Run
 from benchmark.data import load_dataset
 from benchmark.planning.figures import Points, plan_panel
-from benchmark.planning.request import RunFactory, with_dependencies
+from benchmark.planning.request import RunFactory, collect_dependencies
 from benchmark.planning.tables import plan_table
 from benchmark.results.record import Record
 from benchmark.results.store import Store
 from benchmark.training.job import run_until_done
 from benchmark.training.settings import TrainSettings
-from figures.result import by_seed_of
+from figures.result import select_by_seed
 from figures.specification import Figure, load_figure
 from tables.specification import load_table
 from tests import commands
@@ -33,8 +33,8 @@ PAIR = "ResNet56>ResNet20"
 
 
 def request(scale: str = "demo", dataset: str = "digits", **changes: Any) -> RunFactory:
-    protocol = changes.pop("protocol", protocol_named("lsskd"))
-    amount = chosen_scale(scale, None, protocol)
+    protocol = changes.pop("protocol", get_protocol("lsskd"))
+    amount = select_scale(scale, None, protocol)
     place = (dataset, f"fingerprint of {dataset}", protocol, amount, torch.device("cpu"))
     return RunFactory(*place, precision="fp32", **changes)
 
@@ -97,7 +97,7 @@ def test_teachers_and_their_heads_learn_from_all_images_unless_it_is_said_otherw
     same = points(seeds=(0, 3), teacher_data="same")
     for (_, fraction), runs in same.runs.items():
         for run in runs:
-            for other in with_dependencies([run]):
+            for other in collect_dependencies([run]):
                 assert (other.fraction, other.fraction_seed) == (fraction, run.seed if fraction < 1 else 0)
     assert same.runs["KD", 1.0] == points(seeds=(0, 3)).runs["KD", 1.0]
     assert same.runs["KD", 0.5] != points(seeds=(0, 3)).runs["KD", 0.5]
@@ -174,8 +174,8 @@ def test_a_result_says_what_is_done_partial_failed_and_missing() -> None:
     (panel,) = result.panels
     statuses = [panel.cell(method, 0.25).status for method in result.methods]
     assert statuses == ["partial", "failed", "failed", "done", "done"]
-    assert by_seed_of(panel.cell("LSSKD", 0.25)) == {0: 60.0, 1: 61.0}
-    assert by_seed_of(panel.cell("KD", 0.25)) == {0: 60.0}
+    assert select_by_seed(panel.cell("LSSKD", 0.25)) == {0: 60.0, 1: 61.0}
+    assert select_by_seed(panel.cell("KD", 0.25)) == {0: 60.0}
     assert result.remarks == ("A remark.",)
     assert "CRD, CIFAR-100, 25% of the images, seed 0: its process ended by signal 9" in result.notes
     assert result.counts == "17 of 20 points done, 2 failed, 1 partial."
@@ -200,8 +200,8 @@ def test_only_the_whole_protocol_on_the_papers_dataset_reproduces() -> None:
     assert not result(validation=0.1)
     assert not result(augmentation="cutmix")
     assert not result(options={"LSSKD": {"alpha": 0.3}})
-    assert not result(protocol=protocol_named("lsskd").replace(weight_decay=1e-4))
-    assert not result(protocol=protocol_named("hsakd"))
+    assert not result(protocol=get_protocol("lsskd").replace(weight_decay=1e-4))
+    assert not result(protocol=get_protocol("hsakd"))
 
 
 def test_a_figure_with_no_images_for_any_panel_is_one_line() -> None:
@@ -234,7 +234,7 @@ def test_seeds_and_precision_that_nobody_asked_for_are_found_too() -> None:
     found = points(scale="paper", seeds=(7, 8, 9, 10))
     runs = [run.replace(precision="bf16") for run in found.runs["LSSKD", 0.5]]
     (result,) = collect_figure_runs(FIVE, collection_of(runs))
-    assert set(by_seed_of(result.panels[0].cell("LSSKD", 0.5))) == {7, 8, 9, 10}
+    assert set(select_by_seed(result.panels[0].cell("LSSKD", 0.5))) == {7, 8, 9, 10}
     assert result.remarks == ("Precision bf16.",)
 
 
@@ -278,7 +278,7 @@ def test_teachers_of_the_same_images_make_a_figure_of_their_own() -> None:
 
 
 def test_a_changed_protocol_is_said_and_does_not_overwrite_the_usual_figure() -> None:
-    changed = protocol_named("lsskd").replace(weight_decay=1e-4)
+    changed = get_protocol("lsskd").replace(weight_decay=1e-4)
     runs = points(scale="paper", seeds=(0,), protocol=changed).requested_runs()
     usual, other = sorted(collect_figure_runs(FIVE, collection_of(runs)), key=lambda result: len(result.stem))
     assert usual.stem == "figure_5_paper"
@@ -295,7 +295,7 @@ def test_hard_labels_are_shown_in_figure_6_where_there_are_runs_of_them() -> Non
     assert without.methods == ("HSSAKD", "LSSKD")
     assert without.panels[0].stages("LSSKD", "stages") == ({0: 30.0}, {0: 40.0})
     assert without.panels[0].stages("LSSKD", "stages_joint") == ({0: 20.0}, {0: 25.0})
-    assert by_seed_of(without.panels[0].cell("LSSKD")) == {0: 50.0}
+    assert select_by_seed(without.panels[0].cell("LSSKD")) == {0: 50.0}
 
 
 def test_runs_on_held_out_images_are_in_no_figure() -> None:
@@ -314,8 +314,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Figure, Points, S
     )
     figure = load_figure(folder / "own.toml").at("demo")
     images = load_dataset(figure.panels[0].dataset_for("demo") or "", None)
-    protocol = protocol_named("lsskd")
-    place = (images.name, images.fingerprint, protocol, chosen_scale("demo", 1, protocol), torch.device("cpu"))
+    protocol = get_protocol("lsskd")
+    place = (images.name, images.fingerprint, protocol, select_scale("demo", 1, protocol), torch.device("cpu"))
     found = plan_panel(figure, figure.panels[0], RunFactory(*place, precision="fp32"), (0, 1))
     settings = TrainSettings(runs=folder / "runs", dataset=str(toml))
     for _, runs in itertools.groupby(found.requested_runs(), key=lambda run: (run.fraction, run.seed)):
@@ -331,7 +331,7 @@ def test_trained_points_come_back_from_the_store(trained: tuple[Figure, Points, 
     for (method, fraction), runs in found.runs.items():
         records = [store.record(run) for run in runs]
         expected = {run.seed: record["final"]["top1"] for run, record in zip(runs, records, strict=True) if record}
-        assert by_seed_of(result.panels[0].cell(method, fraction)) == expected
+        assert select_by_seed(result.panels[0].cell(method, fraction)) == expected
         assert {record["cost"]["images"] for record in records if record} == {36 * fraction}
 
 

@@ -17,7 +17,7 @@ from benchmark.core.spec import Run
 from benchmark.execution.pool import run_jobs
 from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobOutcome, JobScheduler
 from benchmark.planning.jobs import Job, missing_jobs
-from benchmark.planning.request import with_dependencies
+from benchmark.planning.request import collect_dependencies
 from benchmark.results.record import CorruptRun, comparable_part
 from benchmark.results.store import Store
 from benchmark.run import app
@@ -47,13 +47,13 @@ class Listening(JobCallback):
         self.begun: list[str] = []
         self.damage = damage
 
-    def started(self, job: Job) -> None:
+    def on_start(self, job: Job) -> None:
         self.begun += [run.method for run in job.runs]
 
-    def said(self, job: Job, line: str) -> None:
+    def on_message(self, job: Job, line: str) -> None:
         self.lines.append(line)
 
-    def ended(self, job: Job, ending: JobOutcome) -> None:
+    def on_end(self, job: Job, outcome: JobOutcome) -> None:
         if self.damage is not None and self.damage.exists():
             flip(self.damage)
 
@@ -67,7 +67,7 @@ def train(
     first: Callable[[], None] = lambda: None,
 ) -> ExecutionSummary:
     """Bring runs to their records; `first` is called when all is planned."""
-    jobs = missing_jobs(with_dependencies(runs), Store(folder), workers, SIZE, len(sweep.images.train.labels))
+    jobs = missing_jobs(collect_dependencies(runs), Store(folder), workers, SIZE, len(sweep.images.train.labels))
     first()
     return run_jobs(jobs, sweep.settings(folder), workers, watcher or JobCallback())
 
@@ -170,11 +170,11 @@ def test_what_needs_a_failed_teacher_is_struck_off_however_much_it_is(tmp_path: 
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack(0)) + 150)
     try:
-        assert schedule.next(JobCallback()) is None
+        assert schedule.next_ready(JobCallback()) is None
     finally:
         sys.setrecursionlimit(limit)
-    assert len(schedule.report.failures) == 300
-    (reason,) = set(schedule.report.failures.values())
+    assert len(schedule.summary.failures) == 300
+    (reason,) = set(schedule.summary.failures.values())
     assert reason == f"Baseline of {teacher.student}, which it needs, has failed: loss not finite"
 
 
@@ -192,9 +192,9 @@ def test_a_run_that_is_damaged_as_soon_as_it_is_written_is_trained_again_once(tr
     store = without(trained, tmp_path / "runs", "LSSKD")
 
     class Damaging(JobScheduler):
-        def ended(self, job: Job, reason: str | None, watcher: JobCallback) -> None:
+        def finish(self, job: Job, reason: str | None, watcher: JobCallback) -> None:
             flip(record_path(store, run))
-            super().ended(job, reason, watcher)
+            super().finish(job, reason, watcher)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("benchmark.execution.pool.JobScheduler", Damaging)

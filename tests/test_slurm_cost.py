@@ -158,8 +158,8 @@ def test_a_dry_run_prices_a_failed_run_where_it_is_to_be_trained_again(
         fail(store, run)
 
     def dry_run(retry_failed: bool) -> str:
-        parts = list(plan.target.parts)
-        order = ExecutionPlan("small", parts, executor.plans_of(parts, store, retry_failed), retry_failed)
+        parts = list(plan.target.groups)
+        order = ExecutionPlan("small", parts, executor.plan_jobs(parts, store, retry_failed), retry_failed)
         said = io.StringIO()
         executor.print_plan(order, store, Console(file=said, width=200))
         return said.getvalue()

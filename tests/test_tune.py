@@ -22,7 +22,7 @@ from benchmark.results.store import Store
 from benchmark.training.inputs import select_training_data
 from benchmark.training.job import run_until_done
 from benchmark.training.settings import TrainSettings
-from benchmark.tune import as_csv, parse_grid, rank, stem_of
+from benchmark.tune import make_stem, parse_grid, rank, to_csv
 from tests.commands import records_in, run_here, small_dataset
 from tests.engine import SHORT, run_of
 
@@ -71,7 +71,7 @@ def test_combinations_are_ranked_by_their_finished_seeds(tmp_path) -> None:
     store.finish(planned[2][1], {"status": "failed", "reason": "loss not finite", "provenance": {}}, {})
     ranking = rank(combinations, planned, store)
     assert [values["alpha"] for values, _ in ranking] == [0.4, 0.2, 0.6, 0.8]
-    rows = list(csv.reader(io.StringIO(as_csv(ranking))))
+    rows = list(csv.reader(io.StringIO(to_csv(ranking))))
     assert rows == [
         ["alpha", "held_out_top1", "std", "n"],
         ["0.4", "70.0000", "", "1"],
@@ -170,15 +170,15 @@ def test_no_ranking_takes_the_place_of_another() -> None:
     run = run_of("KD")
     assert isinstance(run.teacher, Run)
     from_other = run.replace_unchecked(teacher=run.teacher.replace(student="WRN-16-2"))
-    usual = stem_of(run, run.dataset, grid, "")
-    assert usual == stem_of(run.replace(seed=1), run.dataset, list(grid), ""), "the same ranking once more"
+    usual = make_stem(run, run.dataset, grid, "")
+    assert usual == make_stem(run.replace(seed=1), run.dataset, list(grid), ""), "the same ranking once more"
     others = [
-        stem_of(run.replace(dataset="leaves"), run.dataset, grid, ""),
-        stem_of(run.replace(scale=Scale(name="quick", factor=1)), run.dataset, grid, ""),
-        stem_of(run.replace(protocol=run.protocol.replace(name="crd")), run.dataset, grid, ""),
-        stem_of(run, run.dataset, [*grid, {"temperature": 8}], ""),
-        stem_of(run, run.dataset, grid, "0123abcd"),
-        stem_of(from_other, run.dataset, grid, ""),
+        make_stem(run.replace(dataset="leaves"), run.dataset, grid, ""),
+        make_stem(run.replace(scale=Scale(name="quick", factor=1)), run.dataset, grid, ""),
+        make_stem(run.replace(protocol=run.protocol.replace(name="crd")), run.dataset, grid, ""),
+        make_stem(run, run.dataset, [*grid, {"temperature": 8}], ""),
+        make_stem(run, run.dataset, grid, "0123abcd"),
+        make_stem(from_other, run.dataset, grid, ""),
     ]
     assert len({usual, *others}) == 1 + len(others)
     assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", stem) for stem in (usual, *others))

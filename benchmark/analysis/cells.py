@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from benchmark.core.spec import ReleasedTeacher, Run
-from benchmark.planning.request import with_dependencies
+from benchmark.planning.request import collect_dependencies
 from benchmark.results.record import Record
 from tables.result import Cell, Price, Seed, Status
 from tables.specification import Column
@@ -58,7 +58,7 @@ def make_seed(run: Run, record: Record, find: FindRecord) -> Seed:
 
 def make_price(run: Run, record: Record, find: FindRecord) -> Price:
     """What a finished run cost, and all that it depends on."""
-    needed = with_dependencies([run])[:-1]
+    needed = collect_dependencies([run])[:-1]
     records = [find(other) for other in needed]
     # Nobody knows what a teacher from a file has cost.
     known = not any(

@@ -9,7 +9,7 @@ from benchmark.analysis.cells import FindRecord, LookUp, make_cell
 from benchmark.analysis.notes import is_default_setting, list_notes, precision_note, variant_suffix
 from benchmark.analysis.query import ExperimentSetting, RecordQuery
 from benchmark.core.errors import UserError
-from benchmark.core.protocols import base_scale, chosen_scale, protocol_named, usual_seeds
+from benchmark.core.protocols import base_scale, default_seed_count, get_protocol, select_scale
 from benchmark.core.spec import Run
 from benchmark.planning.figures import Points, TeacherData, plan_panel
 from benchmark.planning.request import RunFactory
@@ -50,7 +50,7 @@ def make_figure_result(
         for panel in figure.panels
     )
     precisions = {seed.precision for panel in panels for cell in panel.cells.values() for seed in cell.finished}
-    asked = {method for some in points.values() for method, _ in some.chosen}
+    asked = {method for some in points.values() for method, _ in some.selected}
     measured = {method for panel in panels for (method, _), cell in panel.cells.items() if cell.values}
     known = dict.fromkeys((*figure.all_methods, *(method for some in points.values() for method in some.methods)))
     return FigureResult(
@@ -72,8 +72,8 @@ def empty_result(figure: Figure, scale: str = "paper") -> FigureResult:
     Raises:
         UserError: there is no such scale, or nothing is drawn at it.
     """
-    figure, protocol = figure.at(base_scale(scale)), protocol_named(figure.protocol)
-    epochs = str(protocol.schedule.scaled(chosen_scale(scale, None, protocol).factor).epochs)
+    figure, protocol = figure.at(base_scale(scale)), get_protocol(figure.protocol)
+    epochs = str(protocol.schedule.scaled(select_scale(scale, None, protocol).factor).epochs)
     panels = tuple(_empty_panel(figure, panel, scale, epochs) for panel in figure.panels)
     return FigureResult(figure, scale, panels, figure.methods, describe_environment(), protocol=figure.protocol)
 
@@ -117,7 +117,7 @@ def _variants(
     figure: Figure, collection: RecordQuery, settings: Sequence[ExperimentSetting], dataset: str
 ) -> Iterator[FigureResult]:
     """The figure with teachers that learnt from all images, and with others, as far as there are runs of its own."""
-    usual = not dataset and settings[0].protocol == protocol_named(figure.protocol)
+    usual = not dataset and settings[0].protocol == get_protocol(figure.protocol)
     planned: set[Run] = set()
     choices: tuple[TeacherData, ...] = ("all", "same") if figure.kind == "few-shot" else ("all",)
     for teacher_data in choices:
@@ -155,7 +155,7 @@ def _fullest(
     """
     scale = settings[0].scale.name
     name = dataset or panel.dataset_for(base_scale(scale))
-    seeds = range(usual_seeds(scale))
+    seeds = range(default_seed_count(scale))
     candidates = [
         plan_panel(figure, panel, setting.request(teacher_data=teacher_data), seeds)
         for setting in settings

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from benchmark.core.protocols import PROTOCOLS, base_scale, protocol_named
+from benchmark.core.protocols import PROTOCOLS, base_scale, get_protocol
 from benchmark.planning.request import RunFactory
 
 SHARED_BATCHES = ("imagenet",)
@@ -44,7 +44,7 @@ def is_default_setting(request: RunFactory, usual_protocol: str) -> bool:
     plain = not request.options and request.augmentation == "standard"
     plain &= request.processes == 1 or usual_protocol in SHARED_BATCHES
     whole = request.validation == 0 and request.fraction == 1
-    return plain and whole and request.protocol == protocol_named(usual_protocol)
+    return plain and whole and request.protocol == get_protocol(usual_protocol)
 
 
 def precision_note(precisions: Iterable[str], scale: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from benchmark.analysis.cells import LookUp
-from benchmark.core.protocols import CHANGEABLE, PROTOCOLS, protocol_named
+from benchmark.core.protocols import CHANGEABLE, PROTOCOLS, get_protocol
 from benchmark.core.spec import Precision, Protocol, ReleasedTeacher, Run, Scale
 from benchmark.planning.request import SELF_TEACHER_SEED, PretrainedFile, RunFactory
 from benchmark.plugins.registry import method_names
@@ -101,7 +101,7 @@ class RecordQuery:
             if run.method not in method_names() or run.validation or run.protocol.name not in PROTOCOLS:
                 continue
             changes = {name: getattr(run.protocol, name) for name in CHANGEABLE}
-            protocol = protocol_named(run.protocol.name).replace(**changes)
+            protocol = get_protocol(run.protocol.name).replace(**changes)
             key = (run.dataset, run.fingerprint, protocol.content, run.scale.content, run.processes)
             found.setdefault(
                 key, ExperimentSetting(run.dataset, run.fingerprint, protocol, run.scale, processes=run.processes)

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmark.analysis.cells import FindRecord, LookUp, make_cell
 from benchmark.analysis.notes import is_default_setting, list_notes, precision_note, variant_suffix
 from benchmark.analysis.query import ExperimentSetting, RecordQuery
-from benchmark.core.protocols import PAPER, SCALES, base_scale, protocol_named, usual_seeds
+from benchmark.core.protocols import PAPER, SCALES, base_scale, default_seed_count, get_protocol
 from benchmark.planning.request import RunFactory
 from benchmark.planning.tables import Grid, plan_table
 from benchmark.plugins.registry import all_methods, method_class, method_names
@@ -40,7 +40,7 @@ def make_table_result(
                 cells[key] = make_cell(row.name, column, look_up(grid.runs[key]), find, lost or {})
             else:
                 cells[key] = Cell(*key, (), "no teacher" if row.method in all_methods() else "not in the suite")
-    shown = {row for row, _ in grid.chosen} | {row for (row, _), cell in cells.items() if cell.values}
+    shown = {row for row, _ in grid.selected} | {row for (row, _), cell in cells.items() if cell.values}
     shown |= {row.name for row in grid.table.rows if not _runs_when_named(row)}
     cells |= {
         key: dataclasses.replace(cell, status="runs when named")
@@ -127,7 +127,7 @@ def make_table_in_setting(table: Table, collection: RecordQuery, setting: Experi
     """A table, as far as there are runs for it in a setting."""
     scale = setting.scale.name
     request = setting.request()
-    grid = plan_table(table.at(base_scale(scale)), request, range(usual_seeds(scale)))
+    grid = plan_table(table.at(base_scale(scale)), request, range(default_seed_count(scale)))
     accuracy = {
         network: collection.teacher_metrics[file.teacher.sha256]
         for network, file in setting.released
@@ -149,7 +149,7 @@ def make_table_results(
 def empty_result(table: Table) -> TableResult:
     """The table at paper scale without a run: what was printed, and what is not run yet."""
     scale = PAPER if isinstance(table.dataset, str) or PAPER in table.dataset else next(iter(table.dataset))
-    protocol = protocol_named(table.protocol_for(scale))
+    protocol = get_protocol(table.protocol_for(scale))
     setting = ExperimentSetting(Path(table.dataset_for(scale)).stem, "", protocol, SCALES[scale])
     return _result(table, RecordQuery([]), setting)
 

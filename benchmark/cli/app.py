@@ -82,12 +82,12 @@ def split_names(text: str | None, option: str) -> list[str]:
     return found
 
 
-def given_options(context: typer.Context) -> list[str]:
+def list_given_options(context: typer.Context) -> list[str]:
     """The options that stand on the command line, by their names there."""
     sources = {param.opts[0]: context.get_parameter_source(param.name or "") for param in context.command.params}
     return [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
-def command() -> str:
+def format_command() -> str:
     """The command as it was typed, for the record."""
     return shlex.join(["python", "-m", "benchmark." + Path(sys.argv[0]).stem, *sys.argv[1:]])

@@ -126,12 +126,12 @@ def base_scale(name: str) -> str:
     return name.partition("-")[0]
 
 
-def usual_seeds(scale: str) -> int:
+def default_seed_count(scale: str) -> int:
     """How many runs a cell has at a scale, or at one stretched from it."""
     return SEEDS.get(base_scale(scale), 1)
 
 
-def protocol_named(name: str) -> Protocol:
+def get_protocol(name: str) -> Protocol:
     """The protocol of that name.
 
     Raises:
@@ -142,7 +142,7 @@ def protocol_named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def scale_named(name: str) -> Scale:
+def get_scale(name: str) -> Scale:
     """The scale of that name.
 
     Raises:
@@ -153,13 +153,13 @@ def scale_named(name: str) -> Scale:
     return SCALES[name]
 
 
-def chosen_scale(name: str, epochs: int | None, protocol: Protocol) -> Scale:
+def select_scale(name: str, epochs: int | None, protocol: Protocol) -> Scale:
     """The named scale, or one like it at which the protocol's main schedule has so many epochs.
 
     Raises:
         UserError: there is no such scale, or more epochs than the protocol has.
     """
-    scale = scale_named(name)
+    scale = get_scale(name)
     if epochs is None:
         return scale
     whole = protocol.schedule.epochs

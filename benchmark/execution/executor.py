@@ -1,4 +1,4 @@
-"""What an executor is: it plans jobs as suits it, says what they cost, and trains them. All leave the same records."""
+"""The executor protocol: plans jobs, prints what they cost, and trains them. All executors write the same records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JobsByDataset = Mapping[str, Sequence[Job]]
 
 
 class Detached(Exception):
-    """A command leaves its work to others before it is done, as the user wished. code: its exit code."""
+    """Raised when the command detaches and the sweep continues on the cluster. code: the exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -33,65 +33,65 @@ class Detached(Exception):
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """What is to be trained: the title of it all, the tables and figures it is for, and the jobs by dataset."""
+    """What a command trains: a title, the runs of its tables and figures, and the missing jobs by dataset."""
 
     title: str
-    parts: Sequence[RunGroup]
-    plans: JobsByDataset
+    groups: Sequence[RunGroup]
+    jobs: JobsByDataset
     retry_failed: bool
 
 
 class Executor(Protocol):
-    """Plans jobs as suits it, and trains them."""
+    """Plans jobs and trains them."""
 
     @property
     def device(self) -> torch.device:
-        """What jobs train on."""
+        """The device that jobs train on."""
 
     @property
     def bf16(self) -> bool | None:
-        """Whether that computes in bf16; None: it is one of this machine, and can be asked."""
+        """Whether the device supports bf16; None: it belongs to this machine and can be queried."""
 
     def check_folders(self, runs: Path, data_root: Path | None) -> None:
-        """Refuse folders that jobs could not use, before anything is planned.
+        """Refuse folders that jobs cannot use, before anything is planned.
 
         Raises:
-            UserError: such a folder.
+            UserError: a job cannot use a folder.
         """
 
     def check_runs(self, runs: Sequence[Run]) -> None:
-        """Refuse runs that cannot be trained there.
+        """Refuse runs that this executor cannot train.
 
         Raises:
-            UserError: such a run.
+            UserError: it cannot train a run.
         """
 
-    def plans_of(self, parts: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
-        """The jobs of all parts by dataset, what several ask for in one of them."""
+    def plan_jobs(self, groups: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
+        """Plan the jobs of all groups by dataset; a run that several groups need is planned once."""
 
-    def print_plan(self, order: ExecutionPlan, store: Store, console: Console) -> None:
-        """Say what would be trained and what it costs."""
+    def print_plan(self, plan: ExecutionPlan, store: Store, console: Console) -> None:
+        """Print what would be trained and what it costs."""
 
-    def train(self, order: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
+    def train(self, plan: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
         """Train all jobs.
 
         Raises:
-            UserError: something that the user must mend.
-            Left: the jobs are left to others.
+            UserError: the user must fix something first.
+            Detached: the jobs continue without this command.
         """
 
 
-def group_by_source(parts: Sequence[RunGroup]) -> list[tuple[str, list[Run], Dataset]]:
-    """The runs of all parts by dataset, each once."""
-    found = []
-    for source in dict.fromkeys(part.source for part in parts):
-        own = [part for part in parts if part.source == source]
-        found.append((source, list(dict.fromkeys(run for part in own for run in part.runs)), own[0].images))
-    return found
+def group_by_source(groups: Sequence[RunGroup]) -> list[tuple[str, list[Run], Dataset]]:
+    """Collect the runs of all groups by dataset, each once."""
+    grouped = []
+    for source in dict.fromkeys(group.source for group in groups):
+        own = [group for group in groups if group.source == source]
+        grouped.append((source, list(dict.fromkeys(run for group in own for run in group.runs)), own[0].images))
+    return grouped
 
 
-def print_groups(console: Console, parts: Sequence[RunGroup], store: Store) -> None:
-    """Say how much of each table and figure there is."""
-    for part in parts:
-        finished = len(part.runs) - len(store.missing(part.runs, retry_failed=True))
-        console.print(f"{part.title}: {counted(len(part.runs), 'run')} asked for, {finished} done.", highlight=False)
+def print_groups(console: Console, groups: Sequence[RunGroup], store: Store) -> None:
+    """Print how many runs of each table and figure are done."""
+    for group in groups:
+        finished = len(group.runs) - len(store.missing(group.runs, retry_failed=True))
+        console.print(f"{group.title}: {counted(len(group.runs), 'run')} asked for, {finished} done.", highlight=False)

@@ -27,35 +27,35 @@ from benchmark.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Local:
-    """This machine: so many processes, or with one this process itself."""
+    """Trains on this machine, in worker processes or (with one worker) in this process."""
 
     device: torch.device
     workers: int
     bf16: bool | None = None
 
     def check_folders(self, runs: Path, data_root: Path | None) -> None:
-        """All folders of this machine can be used."""
+        """Accept every folder of this machine."""
 
     def check_runs(self, runs: Sequence[Run]) -> None:
-        """Refuse batches that cannot be shared as they are to be."""
+        """Refuse runs whose batches cannot be shared among processes as requested."""
         for run in runs:
             check_sharing(run, str(self.device), self.workers)
 
-    def plans_of(self, parts: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
-        """Jobs of what has no record, so many that no process is idle."""
-        plans = {}
-        for source, runs, images in group_by_source(parts):
+    def plan_jobs(self, groups: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
+        """Plan the jobs of all runs without a record, enough to keep every process busy."""
+        jobs = {}
+        for source, runs, images in group_by_source(groups):
             size, count = images.image_size, len(images.train.labels)
-            plans[source] = missing_jobs(runs, store, self.workers, size, count, retry_failed)
-        return plans
+            jobs[source] = missing_jobs(runs, store, self.workers, size, count, retry_failed)
+        return jobs
 
-    def print_plan(self, order: ExecutionPlan, store: Store, console: Console) -> None:
-        """Every job with its multiply-adds and about how long it takes on one core."""
-        print_groups(console, order.parts, store)
+    def print_plan(self, plan: ExecutionPlan, store: Store, console: Console) -> None:
+        """Print every job with its multiply-adds and its estimated time on one core."""
+        print_groups(console, plan.groups, store)
         screen = ScreenTable("job", "runs", "epochs", "multiply-adds", "on one core, about", box=None, pad_edge=False)
-        total, missing, everything = 0, 0, [job for jobs in order.plans.values() for job in jobs]
-        for source, _, images in group_by_source(order.parts):
-            for job in order.plans[source]:
+        total, missing, everything = 0, 0, [job for jobs in plan.jobs.values() for job in jobs]
+        for source, _, images in group_by_source(plan.groups):
+            for job in plan.jobs[source]:
                 madds = sum(run_multiply_adds(run, images) for run in job.runs)
                 epochs = max(run.schedule.epochs for run in job.runs)
                 screen.add_row(job.name, str(len(job.runs)), str(epochs), f"{madds:.1e}", duration(job.seconds))
@@ -68,29 +68,29 @@ class Local:
         console.print(
             f"To train: {counted(missing, 'run')} (teachers and their heads included) in "
             f"{counted(len(everything), 'job')}, {total:.2e} multiply-adds, roughly {duration(seconds)} with "
-            f"{self.workers} CPU {'process' if self.workers == 1 else 'processes'} (a GPU is not reckoned with). "
+            f"{self.workers} CPU {'process' if self.workers == 1 else 'processes'} (a GPU is not considered). "
             "Nothing was started.",
             highlight=False,
             soft_wrap=not console.is_terminal,
         )
 
-    def train(self, order: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
+    def train(self, plan: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
         """Train the jobs of each dataset in turn, until all are done or the user stops."""
-        reports: list[ExecutionSummary] = []
-        for source, jobs in order.plans.items():
-            for run in (run for job in jobs for run in job.runs if order.retry_failed):
+        summaries: list[ExecutionSummary] = []
+        for source, jobs in plan.jobs.items():
+            for run in (run for job in jobs for run in job.runs if plan.retry_failed):
                 store.forget_failure(run)
             if not jobs:
                 console.print("nothing to train: every run has its record")
                 continue
             with ProgressDisplay(jobs, console) as display:
-                reports.append(run_jobs(jobs, replace(settings, dataset=source), self.workers, display))
-            if reports[-1].stopped:
+                summaries.append(run_jobs(jobs, replace(settings, dataset=source), self.workers, display))
+            if summaries[-1].stopped:
                 break
-        return ExecutionSummary.joined(reports)
+        return ExecutionSummary.merge(summaries)
 
 
 def run_multiply_adds(run: Run, images: Dataset) -> int:
-    """Multiply-adds of training a run on the images of a dataset."""
+    """Count the multiply-adds of training a run on the images of a dataset."""
     shown = round(run.fraction * len(images.train.labels))
     return run.schedule.epochs * shown * training_multiply_adds(run, images.image_size)

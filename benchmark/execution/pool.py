@@ -28,105 +28,107 @@ START_METHOD = "spawn"
 """How worker processes are started, as `multiprocessing` names it."""
 
 
-def run_jobs(jobs: Sequence[Job], settings: TrainSettings, workers: int, watcher: JobCallback) -> ExecutionSummary:
-    """Train all jobs; those whose needs failed are reported and left, all others go on.
+def run_jobs(jobs: Sequence[Job], settings: TrainSettings, workers: int, callback: JobCallback) -> ExecutionSummary:
+    """Train all jobs; a job whose dependency failed is reported as failed, all others go on.
 
-    A run whose record or weights turn out to be damaged is put aside and trained again, once, and what needs it waits.
+    A run whose record or weights turn out to be corrupt is quarantined and trained again, once; its dependents wait.
 
-    Ctrl-C (or SIGTERM) lets each job write a checkpoint after the step under way and leave; a second one ends at once.
+    Ctrl-C (or SIGTERM) lets each job write a checkpoint after the current step and exit; a second one ends at once.
 
     Raises:
-        UserError: several processes are to share each batch of a run, and cannot.
+        UserError: several processes should share each batch of a run but cannot.
     """
     for job in jobs:
         check_sharing(job.runs[0], settings.device, workers)
-    schedule = JobScheduler(jobs, Store(settings.runs))
+    scheduler = JobScheduler(jobs, Store(settings.runs))
     with _stop_on_signals() as stopping:
         if workers == 1:
-            _run_here(schedule, settings, watcher, stopping)
+            _run_here(scheduler, settings, callback, stopping)
         else:
-            _Pool(schedule, settings, min(workers, len(jobs)), watcher, stopping).run()
-    schedule.report.stopped = stopping.is_set()
-    return schedule.report
+            _Pool(scheduler, settings, min(workers, len(jobs)), callback, stopping).run()
+    scheduler.summary.stopped = stopping.is_set()
+    return scheduler.summary
 
 
-def _run_here(schedule: JobScheduler, settings: TrainSettings, watcher: JobCallback, stopping: threading.Event) -> None:
-    while not stopping.is_set() and (job := schedule.next(watcher)):
-        watcher.started(job)
+def _run_here(
+    scheduler: JobScheduler, settings: TrainSettings, callback: JobCallback, stopping: threading.Event
+) -> None:
+    while not stopping.is_set() and (job := scheduler.next_ready(callback)):
+        callback.on_start(job)
         reason = _attempt(
             job.runs,
             settings,
             stopping.is_set,
-            lambda progress, job=job: watcher.progress(job, progress),  # type: ignore[misc]
-            lambda line, job=job: watcher.said(job, line),  # type: ignore[misc]
+            lambda progress, job=job: callback.on_progress(job, progress),  # type: ignore[misc]
+            lambda line, job=job: callback.on_message(job, line),  # type: ignore[misc]
         )
         if isinstance(reason, CorruptRun):
-            schedule.on_corrupt(job, reason, watcher)
+            scheduler.on_corrupt(job, reason, callback)
             continue
         if isinstance(reason, UserError):
-            schedule.report.user_errors.append(str(reason))
-        schedule.ended(job, None if reason is None else str(reason), watcher)
+            scheduler.summary.user_errors.append(str(reason))
+        scheduler.finish(job, None if reason is None else str(reason), callback)
 
 
 def _attempt(
     runs: Sequence[Run],
     settings: TrainSettings,
     stop: Callable[[], bool],
-    listen: Callable[[Progress], None],
-    say: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+    log: Callable[[str], None],
 ) -> Exception | None:
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: say(f"warning: {message}")
+        warnings.showwarning = lambda message, *_: log(f"warning: {message}")
         try:
-            run_until_done(runs, settings, stop, listen, say)
+            run_until_done(runs, settings, stop, on_progress, log)
         except (UserError, RunsFailed) as error:
             return error
         except Exception as error:
-            say(traceback.format_exc().rstrip())
+            log(traceback.format_exc().rstrip())
             return error
     return None
 
 
 class _Pool:
-    """Worker processes, each of which trains one job after another."""
+    """Worker processes that each train one job after another."""
 
     def __init__(
         self,
-        schedule: JobScheduler,
+        scheduler: JobScheduler,
         settings: TrainSettings,
         size: int,
-        watcher: JobCallback,
+        callback: JobCallback,
         stopping: threading.Event,
     ) -> None:
-        self.schedule, self.settings, self.watcher, self.stopping = schedule, settings, watcher, stopping
+        self.scheduler, self.settings, self.callback, self.stopping = scheduler, settings, callback, stopping
         self.context = multiprocessing.get_context(START_METHOD)
         self.size = size
         self.idle: list[_Worker] = []
         self.busy: dict[Connection, tuple[_Worker, Job]] = {}
 
     def run(self) -> None:
-        """Work until nothing is left that can start."""
-        told_to_stop = False
+        """Train until no job is left that can start."""
+        stop_sent = False
         try:
             while True:
-                if self.stopping.is_set() and not told_to_stop:
-                    told_to_stop = True
+                if self.stopping.is_set() and not stop_sent:
+                    stop_sent = True
                     for worker, _ in self.busy.values():
                         worker.send("stop")
                 if not self.stopping.is_set():
-                    self._start_what_can()
+                    self._start_ready_jobs()
                 if not self.busy:
                     return
-                # The time-out is how soon a signal is acted on; nothing is polled for otherwise.
+                # The timeout bounds the reaction time to a signal; everything else arrives through the connections.
                 for ready in wait(list(self.busy), timeout=0.2):
                     assert isinstance(ready, Connection)
-                    self._hear(ready)
+                    self._receive(ready)
         except KeyboardInterrupt:
             for worker in self._workers():
                 worker.process.kill()
             raise
         finally:
-            # All are told before any is waited for.
+            # Close all connections before waiting for any process.
             for worker in self._workers():
                 worker.connection.close()
             for worker in self._workers():
@@ -135,41 +137,41 @@ class _Pool:
     def _workers(self) -> list[_Worker]:
         return [*self.idle, *(worker for worker, _ in self.busy.values())]
 
-    def _start_what_can(self) -> None:
-        while len(self.busy) < self.size and (job := self.schedule.next(self.watcher)):
+    def _start_ready_jobs(self) -> None:
+        while len(self.busy) < self.size and (job := self.scheduler.next_ready(self.callback)):
             worker = self.idle.pop() if self.idle else _Worker(self.context, self.settings)
             worker.send(job.runs)
             self.busy[worker.connection] = (worker, job)
-            self.watcher.started(job)
+            self.callback.on_start(job)
 
-    def _hear(self, connection: Connection) -> None:
+    def _receive(self, connection: Connection) -> None:
         worker, job = self.busy[connection]
         try:
             kind, value = connection.recv()
         except (EOFError, OSError):
             worker.process.join()
             del self.busy[connection]
-            self.schedule.ended(job, f"its process died (exit code {worker.process.exitcode})", self.watcher)
+            self.scheduler.finish(job, f"its process died (exit code {worker.process.exitcode})", self.callback)
             return
         if kind == "progress":
-            self.watcher.progress(job, value)
+            self.callback.on_progress(job, value)
         elif kind == "said":
-            self.watcher.said(job, value)
+            self.callback.on_message(job, value)
         else:
             del self.busy[connection]
-            reason, users, damage, leaving = value
+            reason, is_user_error, corrupt, leaving = value
             if leaving:
                 worker.close()
                 if not self.stopping.is_set():
                     reason = reason or "its process was told to stop"
             else:
                 self.idle.append(worker)
-            if damage is not None:
-                self.schedule.on_corrupt(job, damage, self.watcher)
+            if corrupt is not None:
+                self.scheduler.on_corrupt(job, corrupt, self.callback)
                 return
-            if users:
-                self.schedule.report.user_errors.append(reason)
-            self.schedule.ended(job, reason, self.watcher)
+            if is_user_error:
+                self.scheduler.summary.user_errors.append(reason)
+            self.scheduler.finish(job, reason, self.callback)
 
 
 class _Worker:
@@ -182,7 +184,7 @@ class _Worker:
         other.close()
 
     def send(self, message: object) -> None:
-        # Where it has died, the next receive finds that out.
+        # If the worker has died, the next receive notices.
         with suppress(OSError):
             self.connection.send(message)
 
@@ -194,22 +196,22 @@ class _Worker:
 
 
 def _work(connection: Connection, settings: TrainSettings) -> None:
-    """The main loop of a worker process; it ends when its pipe is closed, also by the death of its parent."""
-    asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    """Run the main loop of a worker process; it ends when its pipe closes, also when the parent dies."""
+    stop_requested = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop_requested.set())
 
     def stop() -> bool:
-        if not asked.is_set() and connection.poll():
+        if not stop_requested.is_set() and connection.poll():
             with suppress(EOFError):
                 connection.recv()
-            asked.set()
-        return asked.is_set()
+            stop_requested.set()
+        return stop_requested.is_set()
 
     def send(kind: str, value: object) -> None:
         try:
             connection.send((kind, value))
         except OSError:
-            asked.set()
+            stop_requested.set()
 
     while True:
         try:
@@ -222,16 +224,16 @@ def _work(connection: Connection, settings: TrainSettings) -> None:
             runs, settings, stop, lambda progress: send("progress", progress), lambda line: send("said", line)
         )
         reason = None if error is None else str(error) or type(error).__name__
-        leaving = asked.is_set()
-        damage = error if isinstance(error, CorruptRun) else None
-        send("ended", (reason, isinstance(error, UserError), damage, leaving))
+        leaving = stop_requested.is_set()
+        corrupt = error if isinstance(error, CorruptRun) else None
+        send("ended", (reason, isinstance(error, UserError), corrupt, leaving))
         if leaving:
             return
 
 
 @contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second one interrupts as usual."""
+    """Yield an event that SIGINT and SIGTERM set; a second signal interrupts as usual."""
     stopping = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopping

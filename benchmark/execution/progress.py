@@ -1,4 +1,4 @@
-"""What long work looks like: a live line for each running cohort under a total, or plain lines where nobody watches."""
+"""The progress display: on a terminal one live line per running job and a total, otherwise plain log lines."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from benchmark.training.callbacks import Progress
 PLAIN_SECONDS = 20.0
 BAR_WIDTH, NARROW_BAR_WIDTH = 20, 8
 NARROW = 110
-"""Columns below which names would have no room beside a wide bar."""
+"""Terminal width below which the bar is narrowed to leave room for names."""
 KNOWN_SHARE = 0.1
-"""Of the work, before which nobody can tell how long the rest takes: the first images are slow."""
+"""Share of the work after which the remaining time is estimated; the first images are slow."""
 MOST_FAILURES = 5
-"""So many reasons for failures are told again at the end."""
+"""How many reasons for failures are repeated at the end."""
 
 
 class ProgressDisplay(JobCallback):
-    """Shows a plan at work on a terminal (live) or in a log (plain lines)."""
+    """Shows the progress of a plan on a terminal (live) or in a log (plain lines)."""
 
     def __init__(self, jobs: Sequence[Job], console: Console) -> None:
         self.console = console
@@ -52,32 +52,32 @@ class ProgressDisplay(JobCallback):
         if self.live:
             self.live.stop()
 
-    def started(self, job: Job) -> None:
+    def on_start(self, job: Job) -> None:
         self.running[id(job)] = (job, None)
         self._line(f"started   {job.name}")
 
-    def progress(self, job: Job, progress: Progress) -> None:
+    def on_progress(self, job: Job, progress: Progress) -> None:
         self.running[id(job)] = (job, progress)
         now = time.perf_counter()
         if not self.live and now - self.last_line.get(id(job), 0.0) > PLAIN_SECONDS:
             self.last_line[id(job)] = now
             self._line(f"          {job.name}: {describe_position(progress, progress.loss)}")
 
-    def said(self, job: Job, line: str) -> None:
+    def on_message(self, job: Job, line: str) -> None:
         self._line(f"{job.name}: {line}")
 
-    def ended(self, job: Job, ending: JobOutcome) -> None:
+    def on_end(self, job: Job, outcome: JobOutcome) -> None:
         self.running.pop(id(job), None)
-        if ending.reason is not None:
+        if outcome.reason is not None:
             self.failed += 1
-            self._line(f"failed    {job.name}: {ending.reason}")
-        elif ending.stopped:
+            self._line(f"failed    {job.name}: {outcome.reason}")
+        elif outcome.stopped:
             self._line(f"stopped   {job.name}")
         else:
             self.done += 1
             self.done_work += job.seconds
-            outcomes = ", ".join(f"{method} {outcome}" for method, outcome in ending.outcomes.items())
-            self._line(f"finished  {job.title}: {outcomes} ({self.done} of {counted(self.total, 'job')})")
+            results = ", ".join(f"{method} {result}" for method, result in outcome.outcomes.items())
+            self._line(f"finished  {job.title}: {results} ({self.done} of {counted(self.total, 'job')})")
 
     def _line(self, text: str) -> None:
         self.console.print(Text(text), soft_wrap=True)
@@ -88,18 +88,18 @@ class ProgressDisplay(JobCallback):
         done = self.done_work
         for job, progress in self.running.values():
             loss = None if progress is None or self.console.width < NARROW else progress.loss
-            words = "starting" if progress is None else describe_position(progress, loss)
+            text = "starting" if progress is None else describe_position(progress, loss)
             share = progress.share_done if progress else 0.0
-            rows.append((ProgressBar(1.0, share, width=bar_width), job.name, words))
+            rows.append((ProgressBar(1.0, share, width=bar_width), job.name, text))
             done += job.seconds * share
         spent = time.perf_counter() - self.began
         left = "" if done < KNOWN_SHARE * self.work else f", about {duration(spent * (self.work - done) / done)} left"
         failed = f", {self.failed} failed" if self.failed else ""
-        words = f"{self.done} of {counted(self.total, 'job')}{failed}, {duration(spent)} spent{left}"
-        rows.append((ProgressBar(self.work, done, width=bar_width), "total", words))
+        text = f"{self.done} of {counted(self.total, 'job')}{failed}, {duration(spent)} spent{left}"
+        rows.append((ProgressBar(self.work, done, width=bar_width), "total", text))
         table = Table.grid(padding=(0, 1))
-        widest = max(len(words) for _, _, words in rows)
-        # The figures are what people look at; the names take what room is left.
+        widest = max(len(text) for _, _, text in rows)
+        # The numbers matter most; names get the remaining width.
         name_width = max(10, min(max(len(name) for _, name, _ in rows), self.console.width - bar_width - widest - 4))
         for width in (bar_width, name_width, None):
             table.add_column(width=width, no_wrap=True, overflow="ellipsis")
@@ -108,29 +108,29 @@ class ProgressDisplay(JobCallback):
         return Group(table)
 
 
-def _tell_failures(report: ExecutionSummary, console: Console) -> None:
-    """Say once more why jobs failed, where people look: at the end."""
+def _print_failures(summary: ExecutionSummary, console: Console) -> None:
+    """Print again at the end why jobs failed."""
     reasons: dict[str, list[str]] = {}
-    for job, reason in report.failures.items():
-        reasons.setdefault(reason, []).extend(map(str, report.tracebacks.get(job, [])))
+    for job, reason in summary.failures.items():
+        reasons.setdefault(reason, []).extend(map(str, summary.tracebacks.get(job, [])))
     for reason, paths in list(reasons.items())[:MOST_FAILURES]:
         console.print(Text(f"{reason}; traceback: {', '.join(paths)}" if paths else reason), soft_wrap=True)
-    more = "" if len(reasons) <= MOST_FAILURES else "; what the others say stands above"
-    console.print(f"{len(report.failures)} of the jobs failed{more}")
+    more = "" if len(reasons) <= MOST_FAILURES else "; the other reasons are printed above"
+    console.print(f"{len(summary.failures)} of the jobs failed{more}")
 
 
-def exit_code(report: ExecutionSummary, console: Console) -> int:
+def exit_code(summary: ExecutionSummary, console: Console) -> int:
     """The exit code of a command that trained, after telling what went wrong.
 
     Raises:
-        UserError: something that the user must mend kept jobs from ending.
+        UserError: something that the user must mend kept jobs from outcome.
     """
-    if report.stopped:
-        console.print("stopped; all that was done is kept, and the same command goes on from here")
+    if summary.stopped:
+        console.print("stopped; finished work and checkpoints are kept; run the same command again to continue")
         return INTERRUPTED
-    if report.user_errors:
-        raise UserError(report.user_errors[0])
-    if report.failures:
-        _tell_failures(report, console)
+    if summary.user_errors:
+        raise UserError(summary.user_errors[0])
+    if summary.failures:
+        _print_failures(summary, console)
         return 1
     return 0

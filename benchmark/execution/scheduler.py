@@ -1,4 +1,4 @@
-"""Which job may start next, and what came of those that ended."""
+"""The job scheduler: chooses the next job and records how jobs ended."""
 
 from __future__ import annotations
 
@@ -10,115 +10,115 @@ from pathlib import Path
 
 from benchmark.core.spec import Run
 from benchmark.planning.jobs import Job, critical_path_lengths
-from benchmark.planning.request import label
+from benchmark.planning.request import describe_run
 from benchmark.results.record import CorruptRun, Record
 from benchmark.results.store import Store
 from benchmark.training.callbacks import Progress
 
 MAX_CORRUPTIONS = 2
-"""A run that is damaged so often in one command is given up: whatever damages it would do so again."""
+"""How often a run may be found corrupt in one command before it is given up; whatever corrupts it would do so again."""
 MAX_FALSE_ALARMS = 5
-"""So often a job may meet damage that is healed by the time it is looked at."""
+"""How often a job may report a corrupt dependency that then turns out to be intact."""
 
 
 @dataclass
 class ExecutionSummary:
-    """What came of a plan: which jobs ended well, which could not be trained and why, and whether it was stopped."""
+    """The outcome of a plan: which jobs failed and why, and whether the user stopped it."""
 
     stopped: bool = False
     failures: dict[Job, str] = field(default_factory=dict)
-    """Why, for jobs that ended without records."""
+    """The reason for each job that ended without records."""
     tracebacks: dict[Job, list[Path]] = field(default_factory=dict)
-    """Where it is kept what ended them, for those of them that an error has ended."""
+    """The traceback files of jobs that an exception ended."""
     user_errors: list[str] = field(default_factory=list)
 
     @classmethod
-    def joined(cls, reports: Sequence[ExecutionSummary]) -> ExecutionSummary:
-        """What came of several plans, one after another."""
+    def merge(cls, summaries: Sequence[ExecutionSummary]) -> ExecutionSummary:
+        """Combine the summaries of several plans."""
         return cls(
-            stopped=any(report.stopped for report in reports),
-            failures={job: reason for report in reports for job, reason in report.failures.items()},
-            tracebacks={job: paths for report in reports for job, paths in report.tracebacks.items()},
-            user_errors=[error for report in reports for error in report.user_errors],
+            stopped=any(summary.stopped for summary in summaries),
+            failures={job: reason for summary in summaries for job, reason in summary.failures.items()},
+            tracebacks={job: paths for summary in summaries for job, paths in summary.tracebacks.items()},
+            user_errors=[error for summary in summaries for error in summary.user_errors],
         )
 
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """How a job ended: for which reason if not well, whether it was stopped, and what each run reached."""
+    """How a job ended: the reason if it failed, whether it was stopped, and the result of each run."""
 
     reason: str | None
     stopped: bool
     outcomes: dict[str, str]
-    """By method and changed options: final accuracy in %, or why there is none."""
+    """Final accuracy in %, or why there is none, by method and changed options."""
 
 
 class JobCallback:
-    """Hears what goes on; a display overrides what it shows."""
+    """Receives the events of jobs; a display overrides the ones that it shows."""
 
-    def started(self, job: Job) -> None:
-        """A job begins."""
+    def on_start(self, job: Job) -> None:
+        """Called when a job starts."""
 
-    def progress(self, job: Job, progress: Progress) -> None:
-        """A job tells where it is."""
+    def on_progress(self, job: Job, progress: Progress) -> None:
+        """Called with the position of a running job."""
 
-    def said(self, job: Job, line: str) -> None:
-        """A job has something to tell."""
+    def on_message(self, job: Job, line: str) -> None:
+        """Called with a line that a job prints."""
 
-    def ended(self, job: Job, ending: JobOutcome) -> None:
-        """A job ended."""
+    def on_end(self, job: Job, outcome: JobOutcome) -> None:
+        """Called when a job has ended."""
 
 
 class JobScheduler:
-    """Which job may start next: of those whose needs are met, the one with the most work depending on it."""
+    """Chooses the next job: of those whose dependencies are finished, the one with the most work waiting for it."""
 
     def __init__(self, jobs: Sequence[Job], store: Store) -> None:
         self.store = store
         self.waiting = list(jobs)
         self.running: list[Job] = []
-        self.report = ExecutionSummary()
-        self._lost: dict[str, str] = {}
+        self.summary = ExecutionSummary()
+        self._failed: dict[str, str] = {}
         self._priority = {id(job): seconds for job, seconds in zip(jobs, critical_path_lengths(jobs), strict=True)}
         self._kept = list(jobs)
         """Every job, so that no two have the same id."""
         self._given_up: dict[str, str] = {}
-        self._damages: Counter[str] = Counter()
-        self._in_vain: Counter[str] = Counter()
+        self._corruptions: Counter[str] = Counter()
+        self._false_alarms: Counter[str] = Counter()
 
-    def next(self, watcher: JobCallback) -> Job | None:
-        """Take the next job that can start; runs whose needs have failed are struck off on the way."""
+    def next_ready(self, callback: JobCallback) -> Job | None:
+        """Take the next job that can start; on the way, fail the runs whose dependencies have failed."""
         while True:
-            found = self._look(watcher)
-            if not isinstance(found, bool):
-                return found
-            if not found:
+            ready = self._scan(callback)
+            if not isinstance(ready, bool):
+                return ready
+            if not ready:
                 return None
 
-    def _look(self, watcher: JobCallback) -> Job | bool:
-        """The next job that can start; where there is none, whether to look again, as what waits has changed."""
+    def _scan(self, callback: JobCallback) -> Job | bool:
+        """Return the next job that can start; if there is none, whether the queue changed and must be scanned again."""
         records: dict[Run, Record | None] = {}
         considered = sorted(self.waiting, key=lambda job: -self._priority[id(job)])
         for job in considered:
             needed = dict.fromkeys(needed for run in job.runs for needed in run.dependencies())
-            records |= {run: self._record(run, watcher) for run in needed if run not in records}
+            records |= {run: self._record(run, callback) for run in needed if run not in records}
             blocked = {run: reason for run in job.runs if (reason := self._blocked(run, records))}
             if blocked:
-                self._fail_blocked(job, blocked, watcher)
+                self._fail_blocked(job, blocked, callback)
                 return True
             if all(records[run] is not None for run in needed):
                 self.waiting.remove(job)
                 self.running.append(job)
                 return job
-        # What is needed had its record when all was planned; where that was damaged, a job for it waits by now.
+        # Every dependency had a record or a job when planned; one whose record became corrupt needs a job now.
         self._add(run for run, record in records.items() if record is None)
         return len(self.waiting) > len(considered)
 
     def _planned(self) -> set[Run]:
-        """The runs that jobs are training or will train."""
+        """Collect the runs that jobs are training or will train."""
         return {run for job in (*self.waiting, *self.running) for run in job.runs}
 
     def _add(self, runs: Iterable[Run]) -> None:
-        """Plan jobs for those of some runs that no job is to train."""
+        """Plan a job for each run that no job trains yet."""
         planned = self._planned()
         for run in dict.fromkeys(runs):
             if run not in planned:
@@ -131,89 +131,89 @@ class JobScheduler:
         self._priority[id(job)] = priority
 
     def _blocked(self, run: Run, records: Mapping[Run, Record | None]) -> str | None:
-        """Why a run can never start, where that is known by now."""
+        """Return why a run can never start, if that is known."""
         for needed in run.dependencies():
             if reason := self._failure(needed, records[needed]):
                 return f"{needed.method} of {needed.student}, which it needs, has failed: {reason}"
         return None
 
-    def _fail_blocked(self, job: Job, blocked: dict[Run, str], watcher: JobCallback) -> None:
-        """Report the runs of a job that can never start; the rest of its runs go on waiting."""
+    def _fail_blocked(self, job: Job, blocked: dict[Run, str], callback: JobCallback) -> None:
+        """Report the runs of a job that can never start as failed; its other runs keep waiting."""
         self.waiting.remove(job)
         rest = [run for run in job.runs if run not in blocked]
         if rest:
             self._wait(job.with_runs(rest), self._priority[id(job)])
-        lost = job.with_runs(list(blocked))
-        watcher.started(lost)
-        self.ended(lost, "; ".join(dict.fromkeys(blocked.values())), watcher)
+        blocked_job = job.with_runs(list(blocked))
+        callback.on_start(blocked_job)
+        self.finish(blocked_job, "; ".join(dict.fromkeys(blocked.values())), callback)
 
     def _failure(self, run: Run, record: Record | None) -> str | None:
-        """Why a run will have no weights, where that is known by now."""
+        """Return why a run will have no weights, if that is known."""
         if record is not None and record["status"] == "failed":
             return str(record["reason"])
-        return self._given_up.get(run.digest) or (None if record is not None else self._lost.get(run.digest))
+        return self._given_up.get(run.digest) or (None if record is not None else self._failed.get(run.digest))
 
-    def _record(self, run: Run, watcher: JobCallback) -> Record | None:
-        """The record of a run; None where there is none, or it was damaged, which plans the run anew."""
+    def _record(self, run: Run, callback: JobCallback) -> Record | None:
+        """Read the record of a run; None if there is none, or if it is corrupt, which requeues the run."""
         try:
             return self.store.record(run)
         except CorruptRun as damage:
-            self._heal(damage, watcher)
+            self._requeue_corrupt(damage, callback)
             return None
 
-    def _heal(self, damage: CorruptRun, watcher: JobCallback) -> str | None:
-        """Put aside what is damaged of a run and plan it anew; returns why not, where it is given up.
+    def _requeue_corrupt(self, damage: CorruptRun, callback: JobCallback) -> str | None:
+        """Quarantine the corrupt files of a run and queue it again; returns the reason if it is given up.
 
-        What is not damaged any more has been healed by another process or job.
+        If nothing is corrupt any more, another process or job has already repaired it.
         """
         run = damage.run
         lines = self.store.quarantine(run)
         for line in lines:
-            watcher.said(_job_for(run), line)
-        counted, allowed = (self._damages, MAX_CORRUPTIONS) if lines else (self._in_vain, MAX_FALSE_ALARMS)
-        counted[run.digest] += 1
-        if counted[run.digest] < allowed:
+            callback.on_message(_job_for(run), line)
+        counts, allowed = (self._corruptions, MAX_CORRUPTIONS) if lines else (self._false_alarms, MAX_FALSE_ALARMS)
+        counts[run.digest] += 1
+        if counts[run.digest] < allowed:
             self._add([run])
             return None
-        reason = f"damaged {counted[run.digest]} times while this command ran: {damage}"
+        reason = f"damaged {counts[run.digest]} times while this command ran: {damage}"
         self._given_up[run.digest] = reason
         return reason
 
-    def on_corrupt(self, job: Job, damage: CorruptRun, watcher: JobCallback) -> None:
-        """A job ended because a run that it needs, or one of its own, was found to be damaged: it is to start again."""
-        reason = self._heal(damage, watcher)
+    def on_corrupt(self, job: Job, damage: CorruptRun, callback: JobCallback) -> None:
+        """Requeue a job that ended because one of its runs or dependencies is corrupt."""
+        reason = self._requeue_corrupt(damage, callback)
         if reason is not None and damage.run in job.runs:
-            self.ended(job, reason, watcher)
+            self.finish(job, reason, callback)
             return
-        # Where it was given up, those that need it are struck off when they would start.
+        # If the run was given up, `next_ready` fails the jobs that depend on it.
         self.running.remove(job)
-        unfinished = [run for run in job.runs if self._record(run, watcher) is None]
+        unfinished = [run for run in job.runs if self._record(run, callback) is None]
         if unfinished:
             self._wait(job if len(unfinished) == len(job.runs) else job.with_runs(unfinished), self._priority[id(job)])
-        watcher.ended(job, JobOutcome(None, stopped=True, outcomes={}))
+        callback.on_end(job, JobOutcome(None, stopped=True, outcomes={}))
 
-    def ended(self, job: Job, reason: str | None, watcher: JobCallback) -> None:
-        """Note how a job ended."""
+    def finish(self, job: Job, reason: str | None, callback: JobCallback) -> None:
+        """Record how a job ended and report it."""
         has_run = job in self.running
         if has_run:
             self.running.remove(job)
-        found = {run: self._record(run, watcher) for run in job.runs}
+        records = {run: self._record(run, callback) for run in job.runs}
         reason = reason or next((self._given_up[run.digest] for run in job.runs if run.digest in self._given_up), None)
         if reason is not None:
-            self.report.failures[job] = reason
+            self.summary.failures[job] = reason
             if has_run:
-                paths = [self.store.traceback(run) for run in job.runs if found[run] is None]
-                self.report.tracebacks[job] = [path for path in paths if path.exists()]
-            self._lost.update({run.digest: reason for run in job.runs if found[run] is None})
+                paths = [self.store.traceback(run) for run in job.runs if records[run] is None]
+                self.summary.tracebacks[job] = [path for path in paths if path.exists()]
+            self._failed.update({run.digest: reason for run in job.runs if records[run] is None})
         several = len({run.student for run in job.runs}) > 1
-        names = {run: f"{run.student} {label(run)}" if several else label(run) for run in job.runs}
-        stopped = reason is None and None in found.values()
-        outcomes = {names[run]: _outcome(record) for run, record in found.items() if record is not None}
-        watcher.ended(job, JobOutcome(reason, stopped, outcomes))
+        names = {run: f"{run.student} {describe_run(run)}" if several else describe_run(run) for run in job.runs}
+        stopped = reason is None and None in records.values()
+        outcomes = {names[run]: _outcome(record) for run, record in records.items() if record is not None}
+        callback.on_end(job, JobOutcome(reason, stopped, outcomes))
 
 
 def _job_for(run: Run) -> Job:
-    """A job for a run that was planned to be finished by now; nobody has reckoned how long it takes."""
+    """Make a job for a run that was expected to be finished; its cost was never estimated."""
     return Job((run,), frozenset(needed.digest for needed in run.dependencies()), seconds=0.0)
 
 

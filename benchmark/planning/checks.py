@@ -1,4 +1,4 @@
-"""Methods that were edited since their runs were trained, though their version says that they mean the same."""
+"""Checks before anything is trained: corrupt records, stale code, methods that cannot be built."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmark.core.spec import Run
+from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
-from benchmark.planning.request import with_dependencies
+from benchmark.planning.request import collect_dependencies
 from benchmark.plugins.registry import method_class
 from benchmark.plugins.source import check_weights, fingerprint_code, locate_line, user_errors
 from benchmark.results.store import Store
@@ -17,35 +18,35 @@ from benchmark.training.learner import build_method
 
 
 def check_records(store: Store, runs: Sequence[Run], heal: bool = True) -> list[str]:
-    """Lines on damaged records of some runs, which are put aside (`Store.heal`), and on methods edited since.
+    """Quarantine corrupt records and list warnings about them and about methods whose code changed since.
 
-    heal: False leaves what is damaged where it is.
+    heal: False leaves corrupt records where they are.
 
     Raises:
-        UserError: see `Store.heal`.
+        UserError: see `Store.quarantined`.
     """
     lines, codes = store.quarantined(runs) if heal else ([], store.code_hashes(runs))
-    return lines + edited(codes)
+    return lines + stale_code_warnings(codes)
 
 
-def edited(codes: Mapping[Run, str | None]) -> list[str]:
-    """A line on the methods whose code is not what it was when some runs were trained; none where there are none.
+def stale_code_warnings(codes: Mapping[Run, str | None]) -> list[str]:
+    """Warn about methods whose code changed after runs were trained while the version stayed; empty if there are none.
 
-    codes: what the records of runs say of their methods' code (`method_files.code_of`), None where they say nothing; of
-    runs that were edited while they were interrupted the last of several counts.
+    codes: the code fingerprint in each run's record (`benchmark.plugins.source.fingerprint_code`), None if it has none.
+        If the code changed during a run, the last fingerprint counts.
     """
-    today = {name: fingerprint_code(method_class(name)) for name in {run.method for run in codes}}
+    current = {name: fingerprint_code(method_class(name)) for name in {run.method for run in codes}}
     last = {run: code.split("+")[-1] for run, code in codes.items() if code is not None}
-    counts = Counter(run.method for run, code in last.items() if code != today[run.method])
+    counts = Counter(run.method for run, code in last.items() if code != current[run.method])
     if not counts:
         return []
-    found = ", ".join(
-        f"{name} ({count} {'run' if count == 1 else 'runs'}; {locate_line(inspect.getfile(method_class(name)))}, version "
+    changed = ", ".join(
+        f"{name} ({counted(count, 'run')}; {locate_line(inspect.getfile(method_class(name)))}, version "
         f"{method_class(name).version})"
         for name, count in sorted(counts.items())
     )
     return [
-        f"warning: edited since these runs were trained, with the same version: {found}. They are not trained again; "
+        f"warning: edited since these runs were trained, with the same version: {changed}. They are not trained again; "
         "if a method computes something else now, raise the version in its class"
     ]
 
@@ -58,7 +59,7 @@ def check_methods(runs: Iterable[Run], dataset: Dataset) -> None:
     """
     kinds: dict[tuple[str | None, ...], Run] = {}
     texts: dict[int, str] = {}
-    for run in with_dependencies(runs):
+    for run in collect_dependencies(runs):
         # Runs that differ in their seed share their options.
         text = texts.get(id(run.options)) or json.dumps(run.options, sort_keys=True)
         texts[id(run.options)] = text

@@ -1,4 +1,4 @@
-"""The datasets of a command: each is loaded once, and what is not there is told at the end."""
+"""The datasets of a command: each is loaded once, and missing ones are reported at the end."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from benchmark.data.stubs import describe_unread, find_stub
 
 
 class DatasetCache:
-    """The datasets of a command, each loaded once; a forgiving one remembers what is not there and goes on.
+    """The datasets of a command, each loaded once.
 
-    dry: fetch nothing; of the suite's own datasets the known form is enough to plan with, and to say what it costs.
+    skip_missing: remember datasets that are not available instead of raising; dry_run: fetch nothing; the known shape
+        of the suite's own datasets is enough to plan with and to estimate the cost.
     """
 
-    def __init__(self, data_root: Path | None, forgiving: bool, dry: bool) -> None:
-        self.data_root, self.forgiving, self.dry = data_root, forgiving, dry
+    def __init__(self, data_root: Path | None, skip_missing: bool, dry_run: bool) -> None:
+        self.data_root, self.skip_missing, self.dry_run = data_root, skip_missing, dry_run
         self.missing: dict[str, str] = {}
         """What cannot be made, and why."""
-        self.imagined: dict[str, str] = {}
+        self.stubs: dict[str, str] = {}
         """The datasets that are not there and were planned with all the same, and how."""
         self._loaded: dict[str, Dataset | UserError] = {}
 
-    def get(self, source: str, what: str) -> Dataset | None:
+    def load(self, source: str, what: str) -> Dataset | None:
         """The dataset by name or TOML file; None where it is not there and that is forgiven.
 
         Raises:
@@ -37,23 +38,23 @@ class DatasetCache:
                 self._loaded[source] = self._load(source)
             except UserError as error:
                 self._loaded[source] = error
-        found = self._loaded[source]
-        if isinstance(found, Dataset):
-            return found
-        if not self.forgiving:
-            raise found
-        self.missing[what] = str(found)
+        loaded = self._loaded[source]
+        if isinstance(loaded, Dataset):
+            return loaded
+        if not self.skip_missing:
+            raise loaded
+        self.missing[what] = str(loaded)
         return None
 
     def _load(self, source: str) -> Dataset:
-        if self.dry and (imagined := find_stub(source, self.data_root)):
-            self.imagined[source] = describe_unread(imagined, self.data_root)
-            return imagined
-        return load_dataset(source, self.data_root, download=not self.dry)
+        if self.dry_run and (stub := find_stub(source, self.data_root)):
+            self.stubs[source] = describe_unread(stub, self.data_root)
+            return stub
+        return load_dataset(source, self.data_root, download=not self.dry_run)
 
     def report_missing(self, console: Console) -> int:
         """Print what could not be made for want of data; returns the exit code that this makes."""
-        for how in self.imagined.values():
+        for how in self.stubs.values():
             console.print(Text(how, style="yellow"), soft_wrap=True)
         for what, why in self.missing.items():
             console.print(Text(f"{what} left out: {why}", style="yellow"), soft_wrap=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.core.protocols import PROTOCOLS, protocol_named
+from benchmark.core.protocols import PROTOCOLS, get_protocol
 from benchmark.core.spec import Protocol, Run, Scale
 from benchmark.method.contract import Method, Network, Outputs, PastNetwork, PredictionHistory, Step, View
 from benchmark.planning.request import RunFactory
@@ -63,7 +63,7 @@ def probe_method(name: str) -> Facts:
     built: dict[str, Method] = {}
     kinds = {}
     for protocol in PROTOCOLS:
-        run = reference_run(cls, protocol_named(protocol))
+        run = make_reference_run(cls, get_protocol(protocol))
         kinds[protocol] = json.dumps(run.options, sort_keys=True)
         if kinds[protocol] not in built:
             built[kinds[protocol]] = build_method(run, CLASSES, IMAGE_SIZE, _labels(), fill=False)
@@ -72,7 +72,7 @@ def probe_method(name: str) -> Facts:
     return Facts(cls.version, needs, learnable, multiply_adds, weights)
 
 
-def reference_run(cls: type[Method], protocol: Protocol) -> Run:
+def make_reference_run(cls: type[Method], protocol: Protocol) -> Run:
     """The run of a method, or of a head, that its facts are taken from."""
     scale = Scale(name="seen", factor=1)
     request = RunFactory("random", "random", protocol, scale, torch.device("cpu"), precision="fp32")
@@ -104,7 +104,7 @@ class _Watched:
 def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
     """What one training step of a method needs, and its multiply-adds for an image."""
     # The whole training set counts in a memory of it, even if few of its images are ever shown here.
-    rehearsal = StepProbe(reference_run(cls, protocol_named(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
+    rehearsal = StepProbe(make_reference_run(cls, get_protocol(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
     method, batch = rehearsal.learner.method, rehearsal.batch
     read: dict[str, set[str]] = {"student": set(), "teacher": set()}
     views: set[str] = set()

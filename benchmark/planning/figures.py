@@ -27,12 +27,12 @@ class Points:
     methods: tuple[str, ...]
     """All that could be shown, in order."""
     runs: Mapping[tuple[str, float], tuple[Run, ...]]
-    chosen: frozenset[tuple[str, float]]
+    selected: frozenset[tuple[str, float]]
     """The points that were asked for."""
 
     def requested_runs(self) -> list[Run]:
         """The runs of the points that were asked for."""
-        return list(dict.fromkeys(run for point, runs in self.runs.items() if point in self.chosen for run in runs))
+        return list(dict.fromkeys(run for point, runs in self.runs.items() if point in self.selected for run in runs))
 
 
 def plan_panel(

@@ -17,7 +17,7 @@ from benchmark.core.spec import (
 )
 from benchmark.planning.cohorts import CohortKey, CohortPlan, balance_cohorts, dependency_depths, merge_teacher_free
 from benchmark.planning.cost import cohort_seconds
-from benchmark.planning.request import label, with_dependencies
+from benchmark.planning.request import collect_dependencies, describe_run
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 
@@ -43,7 +43,7 @@ class Job:
     @property
     def name(self) -> str:
         """A short name for people: what is trained from which teacher, which seed, and by which methods."""
-        return f"{self.title}: {', '.join(label(run) for run in self.runs)}"
+        return f"{self.title}: {', '.join(describe_run(run) for run in self.runs)}"
 
     @property
     def title(self) -> str:
@@ -81,7 +81,7 @@ def missing_jobs(
     record before the last epoch of all of them, and gigabytes in each checkpoint (six tables of LSSKD's). Runs that
     stand at different checkpoints are kept apart.
     """
-    missing = store.missing(with_dependencies(runs), retry_failed)
+    missing = store.missing(collect_dependencies(runs), retry_failed)
     depths = dependency_depths(missing)
     long = any(base_scale(run.scale.name) == "paper" for run in missing)
     groups = _groups(missing, store, depths, "student" if workers > 1 or long else "cohort")
@@ -94,7 +94,7 @@ def all_jobs(runs: Iterable[Run], store: Store, grouping: Grouping, image_size: 
 
     It is the same whatever of it is done, apart from runs that stand at different checkpoints, which are kept apart.
     """
-    everything = with_dependencies(runs)
+    everything = collect_dependencies(runs)
     groups = [[run] for run in everything]
     if grouping != "run":
         groups = _groups(everything, store, dependency_depths(everything), grouping)

@@ -51,7 +51,7 @@ def parse_settings(assignments: list[str], protocol: Protocol) -> tuple[Protocol
     own = f"{PROTOCOL}."
     changes = [assignment.removeprefix(own) for assignment in assignments if assignment.startswith(own)]
     protocol = _changed_protocol(changes, protocol)
-    return protocol, method_options([text for text in assignments if not text.startswith(own)], protocol)
+    return protocol, parse_method_options([text for text in assignments if not text.startswith(own)], protocol)
 
 
 def reject_duplicate_overrides(assignments: Sequence[str]) -> None:
@@ -106,7 +106,7 @@ def _changed_protocol(assignments: list[str], protocol: Protocol) -> Protocol:
         raise invalid_value(f"protocol {protocol.name}", error) from None
 
 
-def method_options(assignments: list[str], protocol: Protocol) -> dict[str, dict[str, Any]]:
+def parse_method_options(assignments: list[str], protocol: Protocol) -> dict[str, dict[str, Any]]:
     """`METHOD.option=value` assignments by method, each checked against the method's options.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from benchmark.backbones import uses_grouped_convolutions
 from benchmark.core.devices import supports_bf16
 from benchmark.core.errors import UserError
-from benchmark.core.protocols import PROTOCOLS, base_scale, chosen_scale, protocol_named, usual_seeds
+from benchmark.core.protocols import PROTOCOLS, base_scale, default_seed_count, get_protocol, select_scale
 from benchmark.core.spec import Augmentation, Precision, Protocol, ReleasedTeacher, Run, Scale, Siblings
 from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
@@ -204,7 +204,7 @@ def match_compute(runs: Sequence[Run], other: Run) -> tuple[Run, ...]:
     return tuple(siblings.run(run.seed, run.fraction_seed, run.teacher, run.head, run.start) for run in runs)
 
 
-def with_dependencies(runs: Iterable[Run]) -> list[Run]:
+def collect_dependencies(runs: Iterable[Run]) -> list[Run]:
     """The runs and all that they depend on, dependencies first, each once."""
     ordered: dict[str, Run] = {}
 
@@ -219,7 +219,7 @@ def with_dependencies(runs: Iterable[Run]) -> list[Run]:
     return list(ordered.values())
 
 
-def label(run: Run) -> str:
+def describe_run(run: Run) -> str:
     """The method of a run, with its augmentation and options where they are not its protocol's: `LSSKD (alpha=0.3)`."""
     protocol = PROTOCOLS.get(run.protocol.name, run.protocol)
     usual = resolve_options(method_class(run.method), protocol, run.student).model_dump()
@@ -261,12 +261,12 @@ class RunOptions:
         Raises:
             UserError: the protocol, an option or the number of epochs is refused.
         """
-        recipe, options = parse_settings(list(self.settings), protocol_named(self.protocol or protocol))
+        recipe, options = parse_settings(list(self.settings), get_protocol(self.protocol or protocol))
         return RunFactory(
             dataset=images.name,
             fingerprint=images.fingerprint,
             protocol=recipe,
-            scale=chosen_scale(self.scale, self.epochs, recipe),
+            scale=select_scale(self.scale, self.epochs, recipe),
             device=self.device,
             precision=self.precision,
             validation=self.validation,
@@ -282,7 +282,7 @@ class RunOptions:
     @property
     def seed_numbers(self) -> range:
         """The seeds of each cell."""
-        return range(self.seeds or usual_seeds(self.scale))
+        return range(self.seeds or default_seed_count(self.scale))
 
 
 @dataclass(frozen=True)

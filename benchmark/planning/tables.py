@@ -20,12 +20,12 @@ class Grid:
 
     table: Table
     runs: Mapping[tuple[str, str], tuple[Run, ...]]
-    chosen: frozenset[tuple[str, str]]
+    selected: frozenset[tuple[str, str]]
     """The cells that were asked for."""
 
     def requested_runs(self) -> list[Run]:
         """The runs of the cells that were asked for."""
-        return list(dict.fromkeys(run for cell, runs in self.runs.items() if cell in self.chosen for run in runs))
+        return list(dict.fromkeys(run for cell, runs in self.runs.items() if cell in self.selected for run in runs))
 
 
 def plan_table(
@@ -40,7 +40,7 @@ def plan_table(
     seeds = tuple(seeds)
     rows = [row for row in table.rows if row.method in method_names()]
     runs = {
-        (row.name, column.name): runs_of(request, row, column, seeds)
+        (row.name, column.name): plan_cell(request, row, column, seeds)
         for row in rows
         for column in table.columns
         if column.teacher or not needs_pair(row.method)
@@ -68,7 +68,7 @@ def needs_pair(method: str) -> bool:
     return cls.needs_teacher and not cls.teaches_itself
 
 
-def runs_of(request: RunFactory, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
+def plan_cell(request: RunFactory, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
     """The runs of a cell, one for each seed."""
     augmentation = None if row.augment == "standard" else row.augment
 

@@ -21,7 +21,7 @@ from benchmark.execution.pool import run_jobs
 from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobOutcome
 from benchmark.planning.checks import check_methods
 from benchmark.planning.jobs import Job, missing_jobs
-from benchmark.planning.request import RunFactory, with_dependencies
+from benchmark.planning.request import RunFactory, collect_dependencies
 from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.training import cohort as cohorts
@@ -73,7 +73,7 @@ def make_sweep(folder: Path) -> Sweep:
         device=torch.device("cpu"),
         precision="fp32",
     )
-    runs = with_dependencies(request.run(method, NETWORK, NETWORK, seed=0) for method in METHODS)
+    runs = collect_dependencies(request.run(method, NETWORK, NETWORK, seed=0) for method in METHODS)
     return Sweep(toml, images, tuple(runs))
 
 
@@ -111,7 +111,7 @@ def _leave_to_the_system(fd: Any) -> None:
 
 def train(sweep: Sweep, runs: Sequence[Run], folder: Path) -> ExecutionSummary:
     """Bring some runs and what they depend on to their records, as `benchmark.run` does."""
-    store, wanted = Store(folder), with_dependencies(runs)
+    store, wanted = Store(folder), collect_dependencies(runs)
     for line in store.heal(wanted):
         print(line, flush=True)
     planned = missing_jobs(wanted, store, 1, SIZE, len(sweep.images.train.labels))
@@ -145,11 +145,11 @@ def is_damaged(store: Store, run: Run) -> bool:
 class Printing(JobCallback):
     """Prints what jobs say, for whoever looks into what went wrong."""
 
-    def said(self, job: Job, line: str) -> None:
+    def on_message(self, job: Job, line: str) -> None:
         print(f"{job.name}: {line}", flush=True)
 
-    def ended(self, job: Job, ending: JobOutcome) -> None:
-        print(f"ended {job.name}: {ending}", flush=True)
+    def on_end(self, job: Job, outcome: JobOutcome) -> None:
+        print(f"ended {job.name}: {outcome}", flush=True)
 
 
 def warm_up(sweep: Sweep) -> None:
