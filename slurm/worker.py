@@ -1,4 +1,4 @@
-"""What a job of a sweep does on its node: train, say how it goes, leave in time, look after the sweep when it ends."""
+"""Runs one job of a sweep on its node: trains, reports progress, stops in time, and reconciles the sweep at its end."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def run_job(folder: str, number: int) -> None:
     leaving: ExitReason = "failed"
     try:
         is_over = number in sweep.ended() or sweep.is_stopped
-        leaving = "done" if is_over else _worked(sweep, number, signals)
+        leaving = "done" if is_over else _attempt_job(sweep, number, signals)
     finally:
         _, profile = sweep.settings()
         if profile.submit_from_jobs and not sweep.is_stopped:
-            _looked_after(sweep)
+            _reconcile(sweep)
     _start_again(this_owner().job, leaving)
     if leaving == "failed":
         # For people who look at the cluster's own accounting.
@@ -73,15 +73,15 @@ def _start_again(job: str, leaving: ExitReason) -> None:
 
 
 def keep(folder: str) -> None:
-    """Look after the sweep in a folder; what a sweep's keeper does when all that was submitted has ended.
+    """Reconcile the sweep in a folder; the watchdog job calls this when all submitted jobs have ended.
 
-    Nobody comes after it, so it tries again for some minutes where SLURM, or the folder, does not answer, and then has
-    itself started again, for which there is always room.
+    No other job follows it. So it retries for some minutes if SLURM or the folder does not answer, and then requeues
+    itself, which needs no room in the queue.
     """
     signals, sweep = Signals(), Sweep(Path(folder))
     deadline = time.monotonic() + WATCHDOG_PATIENCE_SECONDS
-    while not _looked_after(sweep):
-        if signals.told is not None:
+    while not _reconcile(sweep):
+        if signals.stop_reason is not None:
             return
         if time.monotonic() > deadline:
             with contextlib.suppress(SchedulerError):
@@ -90,15 +90,15 @@ def keep(folder: str) -> None:
         time.sleep(BEAT_SECONDS)
 
 
-def _looked_after(sweep: Sweep) -> bool:
-    """Look after a sweep; whether that was possible, and somebody will look again."""
+def _reconcile(sweep: Sweep) -> bool:
+    """Reconcile the sweep; returns whether that worked and somebody will reconcile it again."""
     try:
-        tended = reconcile(sweep, say=_say)
+        result = reconcile(sweep, say=_say)
     except (UserError, SchedulerError) as error:
         # Whoever looks after the sweep next makes good for it; what this job has trained is safe.
         _say(f"the sweep was not looked after: {error}")
         return False
-    return tended is None or (tended.answers and tended.is_followed)
+    return result is None or (result.answers and result.is_followed)
 
 
 def _say(line: str) -> None:
@@ -106,10 +106,10 @@ def _say(line: str) -> None:
 
 
 class Signals:
-    """What the cluster, or a user through it, has told this job."""
+    """Receives the signals that SLURM sends to this job, and keeps why the job must stop."""
 
     def __init__(self) -> None:
-        self.told: ExitReason | None = None
+        self.stop_reason: ExitReason | None = None
         self.parent = os.getppid()
         self.clock = False
         signal.signal(signal.SIGTERM, self._end)
@@ -118,7 +118,7 @@ class Signals:
         signal.signal(signal.SIGCONT, signal.SIG_IGN)
 
     def _end(self, number: int, frame: Any) -> None:
-        self.told = self.told or "preempted"
+        self.stop_reason = self.stop_reason or "preempted"
 
     def _look_at_clock(self, number: int, frame: Any) -> None:
         # SLURM sends it up to a minute early, so that it alone would cut short jobs in half.
@@ -126,7 +126,7 @@ class Signals:
 
 
 class StopCondition:
-    """Says when a job must leave, and why: by signal, by the clock, because it was cancelled or nobody watches it."""
+    """Decides when a job must stop: after a signal, near its time limit, when cancelled, or when its parent died."""
 
     def __init__(self, sweep: Sweep, profile: Profile, signals: Signals, job: str) -> None:
         self.sweep, self.signals, self.job, self.grace = sweep, signals, job, profile.grace_seconds
@@ -136,31 +136,31 @@ class StopCondition:
 
     def __call__(self) -> bool:
         signals = self.signals
-        if signals.told is None and signals.clock:
-            self._hear_clock()
-        if signals.told is None and self.deadline is not None and time.time() > self.deadline:
-            signals.told = "time limit"
-        if signals.told is None and time.monotonic() - self._looked > LOOK_SECONDS:
+        if signals.stop_reason is None and signals.clock:
+            self._refresh_deadline()
+        if signals.stop_reason is None and self.deadline is not None and time.time() > self.deadline:
+            signals.stop_reason = "time limit"
+        if signals.stop_reason is None and time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             if os.getppid() != signals.parent:
                 # What started this process for the cluster was killed; nothing would end it, or start it again.
-                signals.told = "interrupted"
+                signals.stop_reason = "interrupted"
             elif self.sweep.is_stopped:
-                signals.told = "cancelled"
-        return signals.told is not None
+                signals.stop_reason = "cancelled"
+        return signals.stop_reason is not None
 
-    def _hear_clock(self) -> None:
-        """The time is nearly over, says the cluster; somebody may have changed the limit since this job began."""
+    def _refresh_deadline(self) -> None:
+        """Ask SLURM for the end time again after its warning; the limit may have changed since this job began."""
         self.signals.clock = False
         end = client.end_time(self.job, tries=1) if self.job else None
         if end is not None:
             self.deadline = end - self.grace
         elif self.deadline is None:
-            self.signals.told = "time limit"
+            self.signals.stop_reason = "time limit"
 
 
 class AttemptLog:
-    """Writes down what becomes of an attempt; a thread does, so that a slow folder holds up no training."""
+    """Writes the state of an attempt from a thread, so that a slow folder does not delay training."""
 
     def __init__(self, sweep: Sweep, number: int) -> None:
         before = sweep.state(number)
@@ -174,7 +174,7 @@ class AttemptLog:
 
     def __enter__(self) -> AttemptLog:
         self.write()
-        threading.Thread(target=self._go_on, name="diary", daemon=True).start()
+        threading.Thread(target=self._go_on, name="attempt-log", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -224,7 +224,7 @@ class AttemptLog:
         """Whether the job was started again since, so that this attempt no longer speaks for it."""
         return any(attempt.began > self.attempt.began for attempt in self._others()[1])
 
-    def heard(self, progress: Progress) -> None:
+    def on_progress(self, progress: Progress) -> None:
         """Note where the cohort is; it is written with the next beat."""
         self.shown = ShownProgress(
             epoch=progress.epoch,
@@ -239,6 +239,9 @@ class AttemptLog:
     def close(self, leaving: ExitReason, reason: str = "", waits_for: str = "") -> ExitReason:
         """Write down how the attempt ended; where the folder takes nothing, SLURM is told instead."""
         self.over.set()
+        if leaving == "done":
+            # Training reports only now and then; a short attempt may end before its first report.
+            self.reached = 1.0
         _say(f"left: {leaving}{': ' + reason if reason else ''}")
         try:
             self.write(leaving=leaving, reason=reason, waits_for=waits_for, ended=time.time())
@@ -248,45 +251,45 @@ class AttemptLog:
         return leaving
 
 
-def _worked(sweep: Sweep, number: int, signals: Signals) -> ExitReason:
-    """One attempt at a job, written down from its beginning to its end; how it was left."""
+def _attempt_job(sweep: Sweep, number: int, signals: Signals) -> ExitReason:
+    """Make one attempt at a job and log it from start to end; returns how it ended."""
     settings, profile = sweep.settings()
     owner = this_owner()
-    with AttemptLog(sweep, number) as diary:
-        if diary.before.no_progress_attempts > profile.resubmissions:
-            return _answered(diary, [give_up_reason(diary.before)])
-        found = readiness(sweep, number)
-        if found.waiting:
-            return diary.close("waiting", found.waiting)
-        reasons = list(found.lost)
-        guard = StopCondition(sweep, profile, signals, owner.job)
-        claims = LeaseManager(settings.runs, client.is_alive, settings.silent_seconds)
+    with AttemptLog(sweep, number) as log:
+        if log.before.no_progress_attempts > profile.resubmissions:
+            return _record_outcome(log, [give_up_reason(log.before)])
+        status = readiness(sweep, number)
+        if status.waiting:
+            return log.close("waiting", status.waiting)
+        reasons = list(status.lost)
+        stop_condition = StopCondition(sweep, profile, signals, owner.job)
+        leases = LeaseManager(settings.runs, client.is_alive, settings.silent_seconds)
         try:
-            with _warnings_said():
-                here = replace(settings, dataset=sweep.jobs[number].source)
-                came = run_available(found.ready, here, guard, diary.heard, _say, claims)
+            with _print_warnings():
+                job_settings = replace(settings, dataset=sweep.jobs[number].source)
+                result = run_available(status.ready, job_settings, stop_condition, log.on_progress, _say, leases)
         except CorruptRun as damage:
             for line in quarantine_corrupt(sweep, damage):
                 _say(f"warning: {line}")
             if len(list(sweep.store.folder(damage.run).glob("damaged-*"))) > MOST_DAMAGED:
-                return _answered(diary, [f"{damage}, again and again"])
-            return diary.close("waiting", str(damage))
+                return _record_outcome(log, [f"{damage}, again and again"])
+            return log.close("waiting", str(damage))
         except Exception as error:
             traceback.print_exc()
-            told = isinstance(error, UserError | RunsFailed)
-            reasons.append(str(error) if told else f"{type(error).__name__}: {error}")
-            return _answered(diary, reasons)
-        if came.stopped:
-            return diary.close(_why_told(signals, owner.job))
-        if came.held_by_others:
-            run, holder = next(iter(came.held_by_others.items()))
-            return diary.close("elsewhere", f"{run.id} is trained by {holder.label}", holder.job)
-        return _answered(diary, reasons)
+            is_for_users = isinstance(error, UserError | RunsFailed)
+            reasons.append(str(error) if is_for_users else f"{type(error).__name__}: {error}")
+            return _record_outcome(log, reasons)
+        if result.stopped:
+            return log.close(_exit_reason(signals, owner.job))
+        if result.held_by_others:
+            run, holder = next(iter(result.held_by_others.items()))
+            return log.close("elsewhere", f"{run.id} is trained by {holder.label}", holder.job)
+        return _record_outcome(log, reasons)
 
 
-def _answered(diary: AttemptLog, reasons: list[str]) -> ExitReason:
+def _record_outcome(log: AttemptLog, reasons: list[str]) -> ExitReason:
     """Note a job as done, or as failed where a run of it has no record of success and never will by itself."""
-    sweep, number = diary.sweep, diary.before.job
+    sweep, number = log.sweep, log.before.job
     for run in sweep.runs_of(number):
         try:
             record = record_of(sweep, run)
@@ -296,9 +299,9 @@ def _answered(diary: AttemptLog, reasons: list[str]) -> ExitReason:
         if record is not None and record["status"] == "failed":
             reasons.append(f"{describe_run(run)}: {record['reason']}")
     reason = "; ".join(dict.fromkeys(reasons))
-    if reason and diary.is_superseded:
-        return diary.close("elsewhere", f"this job was started again meanwhile; here {reason}", diary.attempt.owner.job)
-    leaving = diary.close("failed" if reason else "done", reason)
+    if reason and log.is_superseded:
+        return log.close("elsewhere", f"this job was started again meanwhile; here {reason}", log.attempt.owner.job)
+    leaving = log.close("failed" if reason else "done", reason)
     try:
         sweep.end(number, "failed" if reason else "done", reason)
     except UserError as error:
@@ -306,15 +309,15 @@ def _answered(diary: AttemptLog, reasons: list[str]) -> ExitReason:
     return leaving
 
 
-def _why_told(signals: Signals, job: str) -> ExitReason:
-    """Why a job was told to leave; the cluster's signal is the same for all that it may mean."""
-    if signals.told == "preempted" and job and client.state_of(job) == "CANCELLED":
+def _exit_reason(signals: Signals, job: str) -> ExitReason:
+    """Return why a job had to stop; SLURM sends the same signal for preemption and for scancel."""
+    if signals.stop_reason == "preempted" and job and client.state_of(job) == "CANCELLED":
         return "cancelled"
-    return signals.told or "interrupted"
+    return signals.stop_reason or "interrupted"
 
 
 @contextlib.contextmanager
-def _warnings_said() -> Iterator[None]:
+def _print_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
         yield
