@@ -13,20 +13,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from benchmark.core.statistics import summarise
-from figures.result import FigureResult, PanelResult, by_seed_of
+from figures.result import FigureResult, PanelResult, select_by_seed
 from figures.specification import PublishedMarks
 from figures.style import (
     GREY,
     NORMAL,
     Style,
-    failure_mark,
-    gaps_sentence,
-    lines_of,
-    page_for,
-    seeds_sentence,
-    styles_for,
+    choose_styles,
+    describe_gaps,
+    describe_seeds,
+    make_failure_marker,
+    make_page,
+    split_legend,
 )
-from tables.specification import number_at
+from tables.specification import get_number
 
 HEIGHT, UNDER = 2.45, 0.44
 """Inches of the axes, and of what is written under them."""
@@ -40,16 +40,16 @@ bars do not hide each other."""
 
 def draw(result: FigureResult) -> Drawing:
     """The figure; call it and save it within `figures.style.settings`."""
-    styles = styles_for(result.methods, result.figure.highlight)
+    styles = choose_styles(result.methods, result.figure.highlight)
     published = _published(result)
     measured = [(_handle(styles[method]), result.figure.title(method)) for method in _measured(result)]
     marks = [(_handle(styles[one.method], published=True), one.name) for one in published]
     count = len(result.panels)
-    lines = [("measured", line) for line in lines_of(measured, count, named=True)]
-    lines += [("published", line) for line in lines_of(marks, count, named=True)]
+    lines = [("measured", line) for line in split_legend(measured, count, named=True)]
+    lines += [("published", line) for line in split_legend(marks, count, named=True)]
     limits = [_limits(result, panel) for panel in result.panels]
     sentences = _sentences(result, published, cut=any(low > 0 for low, _ in limits))
-    page = page_for(result, [(HEIGHT, UNDER)], len(lines), sentences)
+    page = make_page(result, [(HEIGHT, UNDER)], len(lines), sentences)
     for number, (ax, panel) in enumerate(zip(page.axes[0], result.panels, strict=True)):
         _draw_panel(ax, result, panel, styles, limits[number])
         ax.set_xlabel("share of the training images, %", labelpad=2)
@@ -93,12 +93,12 @@ def _draw_method(
     bottom, top = ax.get_ylim()
     for x, fraction in zip(places, result.figure.fractions, strict=True):
         cell = panel.cell(method, fraction)
-        values = by_seed_of(cell).values()
+        values = select_by_seed(cell).values()
         summary = summarise(values) if values else None
         # A point that is not there leaves a gap in the line.
         points.append((x, summary.mean if summary else math.nan, summary.std if summary else None))
         if cell.status == "failed":
-            ax.plot([x], [bottom + 0.03 * (top - bottom)], linestyle="none", **failure_mark(style))
+            ax.plot([x], [bottom + 0.03 * (top - bottom)], linestyle="none", **make_failure_marker(style))
     ax.plot(
         [x for x, _, _ in points],
         [mean for _, mean, _ in points],
@@ -117,9 +117,9 @@ def _draw_method(
 
 def _draw_published(ax: Axes, marks: PublishedMarks, places: Sequence[float], style: Style) -> None:
     points = [
-        (x, mean, number_at(marks.std, place))
+        (x, mean, get_number(marks.std, place))
         for place, x in enumerate(places)
-        if (mean := number_at(marks.mean, place)) is not None
+        if (mean := get_number(marks.mean, place)) is not None
     ]
     _draw_errors(ax, [(x, mean, std) for x, mean, std in points if std is not None], style, 2.0)
     ax.plot(
@@ -200,7 +200,7 @@ def _limits(result: FigureResult, panel: PanelResult) -> tuple[float, float]:
 
 
 def _sentences(result: FigureResult, published: Sequence[PublishedMarks], cut: bool) -> list[str]:
-    sentences = [result.statement, seeds_sentence(result), gaps_sentence(result)]
+    sentences = [result.statement, describe_seeds(result), describe_gaps(result)]
     learnt = "all the images" if result.teacher_data == "all" else "the same images as their students"
     sentences.append(f"Teachers learn from {learnt}.")
     if published:

@@ -13,7 +13,7 @@ from benchmark.core.protocols import base_scale
 from benchmark.core.statistics import BySeed, Summary, summarise
 from figures.specification import Figure, Panel, PublishedMarks
 from tables.result import Cell
-from tables.specification import number_at
+from tables.specification import get_number
 
 StageMetric = Literal["stages", "stages_joint"]
 STAGE_METRICS: tuple[StageMetric, ...] = ("stages", "stages_joint")
@@ -190,7 +190,7 @@ class FigureResult:
     def statement(self) -> str:
         """In one line: where the numbers come from, and whether they may be compared with the paper's.
 
-        The words are those of `tables.view.statement`.
+        The words are those of `tables.view.describe_result`.
         """
         datasets = list(dict.fromkeys(panel.dataset for panel in self.panels))
         epochs = self.panels[0].epochs
@@ -241,11 +241,11 @@ class FigureResult:
         for position, fraction in enumerate(self.figure.fractions):
             cell = panel.cell(method, fraction)
             found = tuple(
-                (one, mean, number_at(one.std, position))
+                (one, mean, get_number(one.std, position))
                 for one in marks
-                if (mean := number_at(one.mean, position)) is not None
+                if (mean := get_number(one.mean, position)) is not None
             )
-            yield Number(panel, method, "top1", f"{fraction:g}", cell, by_seed_of(cell), found)
+            yield Number(panel, method, "top1", f"{fraction:g}", cell, select_by_seed(cell), found)
 
     def _stages(self, panel: PanelResult, method: str) -> Iterator[Number]:
         cell, count = panel.cell(method), panel.stage_count(self.methods)
@@ -253,10 +253,10 @@ class FigureResult:
             for stage, values in panel.numbered_stages(method, metric, count).items():
                 yield Number(panel, method, metric, str(stage), cell, values)
             if metric == "stages":
-                yield Number(panel, method, metric, FINAL, cell, by_seed_of(cell))
+                yield Number(panel, method, metric, FINAL, cell, select_by_seed(cell))
 
 
-def by_seed_of(cell: Cell) -> BySeed:
+def select_by_seed(cell: Cell) -> BySeed:
     """The values of a cell by seed; by their place where nothing tells the seeds."""
     return cell.by_seed() or dict(enumerate(cell.values))
 

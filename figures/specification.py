@@ -18,7 +18,7 @@ from pydantic import (
 from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
 from benchmark.core.protocols import PROTOCOLS, SCALES
-from tables.schema import Name, file_name, known_scales, load, located_datasets, names_in
+from tables.schema import Name, check_file_name, check_scales, list_names, load_by_name, locate_datasets
 from tables.specification import DEFAULT_PROTOCOL, Networks, Published
 
 FOLDER = Path(__file__).parent
@@ -81,12 +81,12 @@ class Panel(FrozenModel):
     @field_validator("dataset", mode="before")
     @classmethod
     def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
-        return located_datasets(value, info)
+        return locate_datasets(value, info)
 
     @field_validator("at_scale")
     @classmethod
     def _check_scales(cls, value: dict[str, Networks]) -> dict[str, Networks]:
-        known_scales(value)
+        check_scales(value)
         return value
 
     def dataset_for(self, scale: str) -> str | None:
@@ -114,7 +114,7 @@ class Figure(FrozenModel):
     the method that is drawn to stand out.
     """
 
-    name: Annotated[str, AfterValidator(file_name)]
+    name: Annotated[str, AfterValidator(check_file_name)]
     caption: str
     kind: Kind
     protocol: Name = DEFAULT_PROTOCOL
@@ -200,7 +200,7 @@ class Figure(FrozenModel):
 
 def figure_names() -> list[str]:
     """The names of the figures that come with the suite."""
-    return names_in(FOLDER, "figure")
+    return list_names(FOLDER, "figure")
 
 
 def load_figure(name_or_path: str | Path) -> Figure:
@@ -209,7 +209,7 @@ def load_figure(name_or_path: str | Path) -> Figure:
     Raises:
         UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
     """
-    return load(FOLDER, "figure", name_or_path, Figure, _OWNERS, EXAMPLE)
+    return load_by_name(FOLDER, "figure", name_or_path, Figure, _OWNERS, EXAMPLE)
 
 
 _OWNERS = cast(dict[int | str, type[BaseModel]], {"at_scale": Networks, "panels": Panel, "published": PublishedMarks})

@@ -8,19 +8,19 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.patches import Patch
 
 from benchmark.core.statistics import BySeed, summarise
-from figures.result import FINAL, KINDS, STAGE_METRICS, FigureResult, PanelResult, StageMetric, by_seed_of
+from figures.result import FINAL, KINDS, STAGE_METRICS, FigureResult, PanelResult, StageMetric, select_by_seed
 from figures.style import (
     GREY,
     NORMAL,
     SMALL,
     Style,
-    failure_mark,
-    gaps_sentence,
-    inner_width,
-    lines_of,
-    page_for,
-    seeds_sentence,
-    styles_for,
+    choose_styles,
+    compute_inner_width,
+    describe_gaps,
+    describe_seeds,
+    make_failure_marker,
+    make_page,
+    split_legend,
 )
 
 HEIGHT, UNDER = 1.75, 0.32
@@ -41,12 +41,12 @@ TITLES: dict[StageMetric, str] = {
 
 def draw(result: FigureResult) -> Drawing:
     """The figure; call it and save it within `figures.style.settings`."""
-    styles = styles_for(result.methods, result.figure.highlight)
+    styles = choose_styles(result.methods, result.figure.highlight)
     entries: list[tuple[Artist, str]] = [
         (_patch(styles[method]), result.figure.title(method)) for method in result.methods
     ]
-    lines = lines_of(entries, len(result.panels), named=False)
-    page = page_for(result, [(HEIGHT, UNDER)] * len(STAGE_METRICS), len(lines), _sentences(result))
+    lines = split_legend(entries, len(result.panels), named=False)
+    page = make_page(result, [(HEIGHT, UNDER)] * len(STAGE_METRICS), len(lines), _sentences(result))
     for metric, row in zip(STAGE_METRICS, page.axes, strict=True):
         top = max((end for panel in result.panels for end in _ends(result, panel, metric)), default=100.0 / ROOM)
         for number, (ax, panel) in enumerate(zip(row, result.panels, strict=True)):
@@ -74,14 +74,14 @@ def _draw_panel(
     ax.set_xticks([*places.values()], [f"stage {stage}" if stage <= count else FINAL for stage in stages])
     ax.tick_params(axis="x", length=0)
     width = GROUP / max(len(result.methods), 1)
-    inches = width * inner_width(result) / breadth
+    inches = width * compute_inner_width(result) / breadth
     for number, method in enumerate(result.methods):
         offset = (number - (len(result.methods) - 1) / 2) * width
         for stage, by_seed in _bars(result, panel, method, metric).items():
             _draw_bar(ax, places[stage] + offset, by_seed, width, styles[method], upright=inches >= NUMBER)
         if panel.cell(method).status == "failed":
             for place in places.values() or [1.0]:
-                ax.plot([place + offset], [0.03 * top], linestyle="none", **failure_mark(styles[method]))
+                ax.plot([place + offset], [0.03 * top], linestyle="none", **make_failure_marker(styles[method]))
     if not count:
         ax.text(0.5, 0.45, "no runs yet", transform=ax.transAxes, ha="center", fontsize=NORMAL, color=GREY)
 
@@ -116,7 +116,7 @@ def _bars(result: FigureResult, panel: PanelResult, method: str, metric: StageMe
     """Values by the place of their bar: the stages from 1 on, and behind them the backbone's classifier."""
     count = panel.stage_count(result.methods)
     bars = panel.numbered_stages(method, metric, count)
-    final = by_seed_of(panel.cell(method))
+    final = select_by_seed(panel.cell(method))
     return bars | {count + 1: final} if metric == "stages" and final and count else bars
 
 
@@ -132,6 +132,6 @@ def _ends(result: FigureResult, panel: PanelResult, metric: StageMetric) -> list
 
 def _sentences(result: FigureResult) -> list[str]:
     kinds = "; lower row: ".join(KINDS[metric] for metric in STAGE_METRICS)
-    sentences = [result.statement, seeds_sentence(result), gaps_sentence(result), f"Upper row: {kinds}."]
+    sentences = [result.statement, describe_seeds(result), describe_gaps(result), f"Upper row: {kinds}."]
     sentences.append(f"{FINAL}: the backbone's own classifier, all that is left at inference.")
     return [sentence for sentence in sentences if sentence]

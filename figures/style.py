@@ -92,7 +92,7 @@ _OTHERS = tuple(
 )
 
 
-def styles_for(methods: Sequence[str], highlight: str | None = None) -> dict[str, Style]:
+def choose_styles(methods: Sequence[str], highlight: str | None = None) -> dict[str, Style]:
     """A style for each method: its own where it has one, else the next of the others.
 
     More methods than there are others take these again, in another colour.
@@ -150,7 +150,7 @@ def settings(name: str = "kd-benchmark") -> Iterator[None]:
         yield
 
 
-def shown(text: str, limit: int = 200) -> str:
+def shorten(text: str, limit: int = 200) -> str:
     """Text on one line, without what would turn or break it, and no longer than the limit."""
     line = plain(text)
     return line if len(line) <= limit else f"{line[: limit - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
@@ -175,7 +175,10 @@ class Page:
         self.drawing.legend(
             [handle for handle, _ in entries],
             # matplotlib leaves out labels that begin with an underscore.
-            [f" {shown(label, LONGEST)}" if label.startswith("_") else shown(label, LONGEST) for _, label in entries],
+            [
+                f" {shorten(label, LONGEST)}" if label.startswith("_") else shorten(label, LONGEST)
+                for _, label in entries
+            ],
             loc="center left",
             bbox_to_anchor=((EDGE + indent) / width, y),
             ncols=len(entries),
@@ -189,13 +192,13 @@ class Page:
         )
 
 
-def lines_of(entries: Sequence[tuple[Artist, str]], panels: int, named: bool) -> list[list[tuple[Artist, str]]]:
+def split_legend(entries: Sequence[tuple[Artist, str]], panels: int, named: bool) -> list[list[tuple[Artist, str]]]:
     """The entries of a legend in lines that the drawing has room for."""
     room = WIDTHS[min(panels, 2)] - EDGE - RIGHT - (INDENT if named else 0.0)
     lines: list[list[tuple[Artist, str]]] = [[]]
     used = 0.0
     for entry in entries:
-        width = 0.48 + 0.066 * len(shown(entry[1], LONGEST))
+        width = 0.48 + 0.066 * len(shorten(entry[1], LONGEST))
         if lines[-1] and used + width > room:
             lines.append([])
             used = 0.0
@@ -204,7 +207,7 @@ def lines_of(entries: Sequence[tuple[Artist, str]], panels: int, named: bool) ->
     return [line for line in lines if line]
 
 
-def page_for(
+def make_page(
     result: FigureResult, heights: Sequence[tuple[float, float]], legend_lines: int, sentences: Sequence[str]
 ) -> Page:
     """A page with the panels, two in a row, and a caption under the legend.
@@ -214,13 +217,13 @@ def page_for(
     panels = len(result.panels)
     columns = min(panels, 2)
     width = WIDTHS[columns]
-    caption = _balanced(shown(" ".join(sentences), 2000), width - 2 * EDGE)
+    caption = _balanced(shorten(" ".join(sentences), 2000), width - 2 * EDGE)
     under = legend_lines * LEGEND_LINE + 0.08 + len(caption) * LINE + 0.08
     bands = -(-panels // columns)
     band = HEADING + sum(map(sum, heights))
     whole = bands * band + under
     drawing = Drawing(figsize=(width, whole))
-    breadth = inner_width(result)
+    breadth = compute_inner_width(result)
     axes = []
     for row, (height, _) in enumerate(heights):
         line, above = [], HEADING + sum(map(sum, heights[:row]))
@@ -240,7 +243,7 @@ def page_for(
     return Page(drawing, tuple(axes), under)
 
 
-def inner_width(result: FigureResult) -> float:
+def compute_inner_width(result: FigureResult) -> float:
     """Inches of the axes of one panel."""
     columns = min(len(result.panels), 2)
     return (WIDTHS[columns] - LEFT - RIGHT - (columns - 1) * BETWEEN) / columns
@@ -248,8 +251,8 @@ def inner_width(result: FigureResult) -> float:
 
 def _head(ax: Axes, panel: PanelResult, height: float) -> None:
     place: dict[str, Any] = {"transform": ax.transAxes, "ha": "left", "va": "baseline"}
-    ax.text(0, 1 + 0.24 / height, shown(panel.heading, 44), fontsize=LARGE, fontweight="bold", **place)
-    ax.text(0, 1 + 0.1 / height, shown(panel.subject, 58), fontsize=SMALL, color=GREY, **place)
+    ax.text(0, 1 + 0.24 / height, shorten(panel.heading, 44), fontsize=LARGE, fontweight="bold", **place)
+    ax.text(0, 1 + 0.1 / height, shorten(panel.subject, 58), fontsize=SMALL, color=GREY, **place)
 
 
 def _balanced(text: str, inches: float) -> list[str]:
@@ -286,7 +289,7 @@ def _watermark(ax: Axes, result: FigureResult, panel: PanelResult, gid: str) -> 
         return
     text = result.scale if result.scale != "paper" else "no reproduction"
     ax.text(
-        *(0.5, 0.5, shown(text, LONGEST)),
+        *(0.5, 0.5, shorten(text, LONGEST)),
         transform=ax.transAxes,
         fontsize=30 if len(text) < 8 else 18,
         fontweight="bold",
@@ -300,7 +303,7 @@ def _watermark(ax: Axes, result: FigureResult, panel: PanelResult, gid: str) -> 
     )
 
 
-def seeds_sentence(result: FigureResult) -> str:
+def describe_seeds(result: FigureResult) -> str:
     """What stands behind the values, in a sentence; "" if there are none."""
     counts = result.seeds
     if not counts:
@@ -312,7 +315,7 @@ def seeds_sentence(result: FigureResult) -> str:
     return f"Mean over n={n} seeds; error bars: standard deviation over seeds{alone}."
 
 
-def gaps_sentence(result: FigureResult) -> str:
+def describe_gaps(result: FigureResult) -> str:
     """How many points are missing, in a sentence; "" if none is."""
     missing = any(cell.status not in ("done", *NEVER) for cell in result.cells)
     failed = any(cell.status == "failed" for cell in result.cells)
@@ -320,6 +323,6 @@ def gaps_sentence(result: FigureResult) -> str:
     return f"{text} \N{MULTIPLICATION SIGN}: failed." if failed else text
 
 
-def failure_mark(style: Style) -> dict[str, Any]:
+def make_failure_marker(style: Style) -> dict[str, Any]:
     """How a point that failed is marked on the axis."""
     return {"marker": "x", "color": style.colour, "markersize": 6, "markeredgewidth": 1.6, "zorder": 6}

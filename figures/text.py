@@ -9,8 +9,8 @@ from urllib.parse import quote
 from benchmark.core.statistics import summarise
 from figures.result import KINDS, STAGE_METRICS, FigureResult, Number, PanelResult
 from figures.specification import PublishedMarks
-from tables.escaping import escape_markdown, pipe_table, plain
-from tables.specification import number_at
+from tables.escaping import escape_markdown, format_pipe_table, plain
+from tables.specification import get_number
 
 CSV_FIELDS = (
     "figure",
@@ -99,7 +99,7 @@ def _share_tables(result: FigureResult, panel: PanelResult) -> list[str]:
     for marks in panel.published:
         entries = []
         for place in range(len(figure.fractions)):
-            mean, std = number_at(marks.mean, place), number_at(marks.std, place)
+            mean, std = get_number(marks.mean, place), get_number(marks.std, place)
             spread = "" if std is None else f" \N{PLUS-MINUS SIGN} {std:.2f}"
             entries.append(DASH if mean is None else f"*{mean:.2f}{spread}*")
         lines.append([f"{escape_markdown(marks.name)}, published", *entries])
@@ -107,7 +107,7 @@ def _share_tables(result: FigureResult, panel: PanelResult) -> list[str]:
         f"{marks.source}, {marks.runs} runs" if marks.runs else marks.source for marks in panel.published
     )
     published = [f"Published: {escape_markdown('; '.join(sources))}."] if sources else []
-    return ["Top-1 accuracy, %, by the share of the training images:", pipe_table(lines), *published]
+    return ["Top-1 accuracy, %, by the share of the training images:", format_pipe_table(lines), *published]
 
 
 def _stage_tables(result: FigureResult, panel: PanelResult) -> list[str]:
@@ -121,7 +121,7 @@ def _stage_tables(result: FigureResult, panel: PanelResult) -> list[str]:
         for method in result.methods:
             found = {number.place: _words(number) for number in numbers if number.method == method}
             lines.append([escape_markdown(result.figure.title(method)), *(found.get(place, DASH) for place in places)])
-        parts += [f"Accuracy, %, of {KINDS[metric]}:", pipe_table(lines)]
+        parts += [f"Accuracy, %, of {KINDS[metric]}:", format_pipe_table(lines)]
     return parts
 
 

@@ -123,7 +123,7 @@ def _latex_of(character: str, following: str) -> str:
     return f"{{[}}U+{ord(character):04X}{{]}}"
 
 
-def pipe_table(lines: Sequence[Sequence[str]], numeric: Collection[int] = ()) -> Markup:
+def format_pipe_table(lines: Sequence[Sequence[str]], numeric: Collection[int] = ()) -> Markup:
     """Lay out lines of Markdown cells, the head first, as a table that also reads well as plain text.
 
     numeric: the positions of the columns that are set flush right.

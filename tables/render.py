@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benchmark.core.statistics import summarise
 from benchmark.io.files import write_text
-from tables.escaping import Markup, escape_latex, escape_markdown, make_environment, pipe_table, plain
+from tables.escaping import Markup, escape_latex, escape_markdown, format_pipe_table, make_environment, plain
 from tables.result import ABSENT, Cell, TableResult
-from tables.specification import Column, Row, number_at
+from tables.specification import Column, Row, get_number
 from tables.terminal import superscript, to_terminal
 from tables.view import BEST_EXPLANATION, BEST_TITLE, TEACHER, Marks, Page, PageCell, PageRow, make_page
 
@@ -126,8 +126,8 @@ def write_reports(result: TableResult, folder: Path, stem: str = "") -> list[Pat
 
 def _csv_fields(cell: Cell, row: Row, position: int, reproduces: bool) -> dict[str, object]:
     summary = summarise(cell.values) if cell.values else None
-    printed = number_at(row.printed, position)
-    published = number_at(row.published.mean, position) if row.published else None
+    printed = get_number(row.printed, position)
+    published = get_number(row.published.mean, position) if row.published else None
     return {
         "n": len(cell.values),
         "mean": summary.mean if summary else None,
@@ -139,7 +139,7 @@ def _csv_fields(cell: Cell, row: Row, position: int, reproduces: bool) -> dict[s
         "status": cell.status,
         "notes": "; ".join(plain(note) for note in cell.notes),
         "published": published,
-        "published_std": number_at(row.published.std, position) if row.published else None,
+        "published_std": get_number(row.published.std, position) if row.published else None,
         "published_source": plain(row.published.source) if row.published and published is not None else None,
     }
 
@@ -152,7 +152,7 @@ def _markdown_table(columns: Sequence[Column], rows: Sequence[PageRow]) -> Marku
     for row in rows:
         name = escape_markdown(row.name) + superscript(row.marks)
         lines.append([name, *(_markdown_cell(entry) for entry in row.entries)])
-    return pipe_table(lines)
+    return format_pipe_table(lines)
 
 
 def _markdown_cell(entry: PageCell) -> str:

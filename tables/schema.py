@@ -16,7 +16,7 @@ from benchmark.io.toml import Model, Owners, load_toml
 Name = Annotated[str, Field(min_length=1)]
 
 
-def file_name(value: str) -> str:
+def check_file_name(value: str) -> str:
     """A name that is part of the names of files.
 
     Raises:
@@ -27,7 +27,7 @@ def file_name(value: str) -> str:
     return value
 
 
-def known_scales(scales: Iterable[str]) -> None:
+def check_scales(scales: Iterable[str]) -> None:
     """Refuse a scale that is not there.
 
     Raises:
@@ -38,7 +38,7 @@ def known_scales(scales: Iterable[str]) -> None:
             raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
 
 
-def located_datasets(value: Any, info: ValidationInfo) -> Any:
+def locate_datasets(value: Any, info: ValidationInfo) -> Any:
     """A dataset's name or path, or one for each scale, with paths made relative to the file's folder.
 
     Raises:
@@ -48,18 +48,18 @@ def located_datasets(value: Any, info: ValidationInfo) -> Any:
     if not entries or not all(isinstance(entry, str) and entry for entry in entries.values()):
         raise ValueError(f"allowed: a name or a path, or one for some of the scales {', '.join(SCALES)}")
     if isinstance(value, Mapping):
-        known_scales(value)
+        check_scales(value)
     folder = (info.context or {}).get("folder", Path())
     located = {scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()}
     return located if isinstance(value, Mapping) else located["any scale"]
 
 
-def names_in(folder: Path, kind: str) -> list[str]:
+def list_names(folder: Path, kind: str) -> list[str]:
     """The names of the files `<kind>_<name>.toml` in a folder."""
     return sorted(path.stem.removeprefix(f"{kind}_") for path in folder.glob(f"{kind}_*.toml"))
 
 
-def load(
+def load_by_name(
     folder: Path,
     kind: str,
     name_or_path: str | Path,
@@ -76,7 +76,7 @@ def load(
         UserError: there is none of that name, the file cannot be read, a field is missing, unknown or refused, or the
             name is that of another one, which comes with the suite.
     """
-    known, name, path = names_in(folder, kind), str(name_or_path).removeprefix(f"{kind}_"), Path(name_or_path)
+    known, name, path = list_names(folder, kind), str(name_or_path).removeprefix(f"{kind}_"), Path(name_or_path)
     if name in known:
         path = folder / f"{kind}_{name}.toml"
     elif path.suffix != ".toml" and not path.is_file():

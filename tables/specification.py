@@ -20,7 +20,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
 from benchmark.core.protocols import PROTOCOLS
 from benchmark.core.spec import Augmentation
-from tables.schema import Name, file_name, known_scales, load, located_datasets, names_in
+from tables.schema import Name, check_file_name, check_scales, list_names, load_by_name, locate_datasets
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "tables/table_II.toml"
@@ -70,7 +70,7 @@ class Column(FrozenModel):
     @field_validator("at_scale")
     @classmethod
     def _check_scales(cls, value: dict[str, Networks]) -> dict[str, Networks]:
-        known_scales(value)
+        check_scales(value)
         return value
 
 
@@ -112,14 +112,14 @@ class Row(FrozenModel):
     @field_validator("scales")
     @classmethod
     def _check_scales(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        known_scales(value)
+        check_scales(value)
         return value
 
 
 class Table(FrozenModel):
     """A table as its TOML file says; the format is told at the top of `table_II.toml`."""
 
-    name: Annotated[str, AfterValidator(file_name)]
+    name: Annotated[str, AfterValidator(check_file_name)]
     caption: str
     metric: str = "top-1 accuracy, %"
     dataset: Name | dict[str, Name]
@@ -132,13 +132,13 @@ class Table(FrozenModel):
     @field_validator("dataset", mode="before")
     @classmethod
     def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
-        return located_datasets(value, info)
+        return locate_datasets(value, info)
 
     @field_validator("protocol")
     @classmethod
     def _check_protocol(cls, value: str | dict[str, str]) -> str | dict[str, str]:
         if isinstance(value, dict):
-            known_scales(value)
+            check_scales(value)
         for name in value.values() if isinstance(value, dict) else [value]:
             if name not in PROTOCOLS:
                 raise ValueError(f"unknown protocol {name!r}; allowed: {', '.join(PROTOCOLS)}")
@@ -198,7 +198,7 @@ class Table(FrozenModel):
         return self.dataset[scale]
 
 
-def number_at(numbers: Sequence[float], position: int) -> float | None:
+def get_number(numbers: Sequence[float], position: int) -> float | None:
     """The number of a column; None where there is none."""
     if not numbers or math.isnan(numbers[position]):
         return None
@@ -207,7 +207,7 @@ def number_at(numbers: Sequence[float], position: int) -> float | None:
 
 def table_names() -> list[str]:
     """The names of the tables that come with the suite."""
-    return names_in(FOLDER, "table")
+    return list_names(FOLDER, "table")
 
 
 def load_table(name_or_path: str | Path) -> Table:
@@ -216,7 +216,7 @@ def load_table(name_or_path: str | Path) -> Table:
     Raises:
         UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
     """
-    return load(FOLDER, "table", name_or_path, Table, _OWNERS, EXAMPLE)
+    return load_by_name(FOLDER, "table", name_or_path, Table, _OWNERS, EXAMPLE)
 
 
 _OWNERS = cast(

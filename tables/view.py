@@ -10,7 +10,7 @@ from typing import Literal
 from benchmark.core.statistics import Summary, summarise
 from benchmark.core.text import format_signed
 from tables.result import ABSENT, Cell, Status, TableResult
-from tables.specification import Column, Row, number_at
+from tables.specification import Column, Row, get_number
 
 TEACHER = "Teacher"
 BEST_TITLE = "Best epoch on the test set"
@@ -144,14 +144,14 @@ def make_page(result: TableResult) -> Page:
         metric=table.metric,
         scale=result.scale,
         dataset=result.dataset,
-        statement=statement(result),
+        statement=describe_result(result),
         columns=table.columns,
         rows=tuple(rows),
         best=tuple(_best_rows(result)),
         footnotes=tuple((number, text) for text, number in footnotes.numbers.items()),
         remarks=result.remarks,
         notes=(*table.footnotes, *_renamed(table.columns)),
-        counts=counts(result),
+        counts=describe_counts(result),
         generated_from=result.generated_from,
         reproduces=result.reproduces,
     )
@@ -167,7 +167,7 @@ def _renamed(columns: Iterable[Column]) -> list[str]:
     return texts
 
 
-def statement(result: TableResult) -> str:
+def describe_result(result: TableResult) -> str:
     """In one line: where the numbers come from, and whether they may be compared with the paper's."""
     epochs = f"{result.epochs} epoch" if result.epochs == "1" else f"{result.epochs} epochs"
     origin = f"scale {result.scale}, on dataset {result.dataset}, after {epochs}"
@@ -178,7 +178,7 @@ def statement(result: TableResult) -> str:
     return f"These numbers are from {origin}, and {against}."
 
 
-def counts(result: TableResult) -> str:
+def describe_counts(result: TableResult) -> str:
     """How many cells are done, partial, failed, not run yet, and how many are of methods that the suite lacks."""
     found = Counter(
         result.cell(row.name, column.name).status for row in result.table.rows for column in result.table.columns
@@ -199,7 +199,7 @@ def counts(result: TableResult) -> str:
 def _entry(cell: Cell, rank: int, row: Row, position: int, reproduces: bool, footnotes: _Footnotes) -> PageCell:
     marks = footnotes.marks(cell.notes)
     summary = summarise(cell.values) if cell.values else None
-    printed = number_at(row.printed, position)
+    printed = get_number(row.printed, position)
     difference = format_signed(summary.mean - printed) if reproduces and summary and printed is not None else ""
     reference, reference_std, reference_marks = _reference(row, position, footnotes)
     return PageCell(
@@ -217,14 +217,14 @@ def _entry(cell: Cell, rank: int, row: Row, position: int, reproduces: bool, foo
 
 def _reference(row: Row, position: int, footnotes: _Footnotes) -> tuple[str, str, Marks]:
     """The printed number, or else the published one with its standard deviation and a footnote on its source."""
-    printed = number_at(row.printed, position)
+    printed = get_number(row.printed, position)
     if printed is not None:
         return f"{printed:.2f}", "", ()
     published = row.published
-    mean = number_at(published.mean, position) if published else None
+    mean = get_number(published.mean, position) if published else None
     if published is None or mean is None:
         return "", "", ()
-    std = number_at(published.std, position)
+    std = get_number(published.std, position)
     runs = f", mean of {published.runs} runs" if published.runs else ""
     origin = "Printed" if published.printed else "Not printed in this table, but published"
     marks = footnotes.marks([f"{origin}: {published.source}{runs}."])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from benchmark.audit.audit import make_audit
 from benchmark.audit.claims import ClaimSet, load_claims
-from benchmark.audit.results import panels_of
+from benchmark.audit.results import make_panel_tables
 from benchmark.audit.verdicts import Audit, Finding
 from figures.result import FigureResult, PanelResult
 from figures.specification import load_figure
@@ -103,4 +103,4 @@ def panel(
     dataset = drawn.dataset_for(scale)
     assert dataset is not None
     result = PanelResult(drawn, scale, dataset, "240", cells, comparable=scale == "paper")
-    return panels_of([FigureResult(specification, scale, (result,), specification.methods, "test")])
+    return make_panel_tables([FigureResult(specification, scale, (result,), specification.methods, "test")])

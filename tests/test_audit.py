@@ -15,11 +15,11 @@ from rich.console import Console
 from benchmark.audit.__main__ import main
 from benchmark.audit.audit import make_audit
 from benchmark.audit.claims import Claim
-from benchmark.audit.render import summary, to_csv, to_json, to_markdown, to_terminal
+from benchmark.audit.render import summarise_audit, to_csv, to_json, to_markdown, to_terminal
 from benchmark.audit.sources import Paper
-from benchmark.audit.verdicts import Audit, Count, Verdict, agrees, count_of, counts_of, judge_on_paper
+from benchmark.audit.verdicts import Audit, Count, Verdict, agrees, count_matters, count_verdicts, judge_on_paper
 from benchmark.core.errors import UserError
-from benchmark.report.data import collect
+from benchmark.report.data import collect_report
 from benchmark.report.html import to_html
 from tables.specification import load_table
 from tests.audits import SHIPPED, ahead_by, audited, finding, measured, with_printed
@@ -260,25 +260,25 @@ def test_counts_and_settings_stand_on_top() -> None:
     assert audit.settings == ("Table II at scale demo on digits",)
     for findings, number in ((audit.stated, 50), (audit.implied, 10), (audit.findings, len(SHIPPED.claims))):
         for of in ("paper", "runs"):
-            assert sum(count.number for count in counts_of(findings, of).values()) == len(findings) == number
+            assert sum(count.number for count in count_verdicts(findings, of).values()) == len(findings) == number
     assert "Measured: Table II at scale demo on digits." in text_of(audit, 200)
     assert "Measured: nothing yet." in text_of(make_audit(SHIPPED), 80)
 
 
 def test_what_is_stated_is_counted_apart_from_what_is_implied_and_one_matter_once() -> None:
     audit = make_audit(SHIPPED)
-    assert count_of(audit.stated) == Count(50, 43)
-    assert counts_of(audit.stated, "paper") == {
+    assert count_matters(audit.stated) == Count(50, 43)
+    assert count_verdicts(audit.stated, "paper") == {
         "holds": Count(11, 10),
         "does not hold": Count(7, 7),
         "contradicts itself": Count(20, 14),
         "cannot be checked": Count(12, 12),
     }
-    assert counts_of(audit.implied, "paper") == {"as expected": Count(1, 1), "remarkable": Count(9, 7)}
+    assert count_verdicts(audit.implied, "paper") == {"as expected": Count(1, 1), "remarkable": Count(9, 7)}
     content = json.loads(to_json(audit))
     assert content["stated"]["verdicts_on_text"]["contradicts itself"] == {"number": 20, "different": 14}
     assert content["implied"]["verdicts_on_text"]["remarkable"] == {"number": 9, "different": 7}
-    assert summary(audit)[1].startswith("10 things (8 different) that nobody states")
+    assert summarise_audit(audit)[1].startswith("10 things (8 different) that nobody states")
     lines = {line["id"]: line for line in csv.DictReader(io.StringIO(to_csv(audit)))}
     for found in audit.findings:
         claim = found.claim
@@ -287,11 +287,11 @@ def test_what_is_stated_is_counted_apart_from_what_is_implied_and_one_matter_onc
 
 
 def test_the_readme_and_the_page_on_the_audit_count_as_the_audit_does() -> None:
-    stated, implied = (counts_of(of, "paper") for of in (make_audit(SHIPPED).stated, make_audit(SHIPPED).implied))
+    stated, implied = (count_verdicts(of, "paper") for of in (make_audit(SHIPPED).stated, make_audit(SHIPPED).implied))
     words = {"holds": "hold", "contradicts itself": "contradict", "does not hold": "do not hold"}
     for name in ("README.md", "docs/audit.md"):
         text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
-        assert f"{count_of(make_audit(SHIPPED).stated).number} statements" in text, name
+        assert f"{count_matters(make_audit(SHIPPED).stated).number} statements" in text, name
         for verdict, count in stated.items():
             assert f"{count.number} {words.get(verdict, verdict)}" in text, (name, verdict)
         assert f"({stated['contradicts itself'].different} different)" in text, name
@@ -304,8 +304,8 @@ def test_that_ours_is_a_reconstruction_stands_in_every_form(tmp_path: Path) -> N
     caveat = SHIPPED.caveat
     assert "reconstruction" in caveat
     assert caveat in " ".join(text_of(audit, 80).split())
-    assert summary(audit)[-1] == caveat
-    assert f"<p>{caveat}</p>" in to_html(collect(tmp_path), [], audit)
+    assert summarise_audit(audit)[-1] == caveat
+    assert f"<p>{caveat}</p>" in to_html(collect_report(tmp_path), [], audit)
     assert json.loads(to_json(audit))["caveat_of_runs"] == caveat
     lines = {line["id"]: line for line in csv.DictReader(io.StringIO(to_csv(audit)))}
     markdown = to_markdown(audit)
@@ -317,7 +317,7 @@ def test_that_ours_is_a_reconstruction_stands_in_every_form(tmp_path: Path) -> N
     ledger = (ROOT / "docs" / "ledger.md").read_text(encoding="utf-8")
     choices = re.findall(r"^\| (R\d+) \|", ledger, flags=re.MULTILINE)
     assert f"{len(choices)} choices are open ({choices[0]} to {choices[-1]} in docs/ledger.md)" in caveat
-    assert summary(make_audit(SHIPPED.model_copy(update={"caveat": ""})))[-1].startswith("Our runs: ")
+    assert summarise_audit(make_audit(SHIPPED.model_copy(update={"caveat": ""})))[-1].startswith("Our runs: ")
 
 
 def test_p_values_are_said_to_be_uncorrected() -> None:

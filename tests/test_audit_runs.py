@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmark.audit.audit import make_audit
 from benchmark.audit.claims import Claim, Relation
-from benchmark.audit.measured import judged
+from benchmark.audit.measured import judge_interval
 from benchmark.audit.verdicts import Answer, Verdict
 from benchmark.core.statistics import PairedDifference, paired_difference, paired_statistics, pooled_difference
 from tables.result import TableResult
@@ -74,7 +74,7 @@ def test_a_wide_interval_is_compatible_with_much_and_bears_nothing_out() -> None
     for name, reach in (("sskd-average", "0.57"), ("sskd-average-again", "1")):
         claim = next(claim for claim in SHIPPED.claims if claim.id == name)
         reason = f"compatible: the interval holds what is claimed, but reaches beyond {reach} from it"
-        assert judged(noisy, claim) == ("not decided", reason)
+        assert judge_interval(noisy, claim) == ("not decided", reason)
 
 
 NUMBERS = st.floats(-12, 12).map(lambda number: f"{number:+.2f}")
@@ -90,7 +90,7 @@ def test_widening_an_interval_never_bears_out_what_was_not_decided(
     value: str, relation: Relation, off: float, reach: float, factor: float
 ) -> None:
     claim = Claim(id="one", text="t", where="w", value=value, relation=relation, expression="1 + 1")
-    before, after = (judged(at(float(value) + off, width), claim)[0] for width in (reach, factor * reach))
+    before, after = (judge_interval(at(float(value) + off, width), claim)[0] for width in (reach, factor * reach))
     assert (before, after) != ("not decided", "holds")
     # A side that is claimed is only ever less certain.
     assert relation == "=" or after in (before, "not decided")
@@ -102,7 +102,7 @@ def test_one_interval_never_bears_out_two_numbers_that_say_different_things(
     one: str, other: str, mean: float, reach: float
 ) -> None:
     claims = [Claim(id="one", text="t", where="w", value=value, expression="1 + 1") for value in (one, other)]
-    if all(judged(at(mean, reach), claim)[0] == "holds" for claim in claims):
+    if all(judge_interval(at(mean, reach), claim)[0] == "holds" for claim in claims):
         assert abs(float(one) - float(other)) <= 1.01
         assert abs(float(one)) <= 1.5 * abs(float(other)) + 0.02
         assert float(one) * float(other) > 0 or abs(float(one)) + abs(float(other)) <= 0.04
@@ -110,15 +110,18 @@ def test_one_interval_never_bears_out_two_numbers_that_say_different_things(
 
 def test_the_side_that_is_claimed_is_decided_by_the_whole_interval() -> None:
     claim = next(claim for claim in SHIPPED.claims if claim.id == "sskd-average")
-    assert judged(paired_statistics([-1.0, 1.14, 3.0]), claim)[0] == "not decided"
-    assert judged(paired_statistics([1.0, 1.14, 1.3]), claim)[0] == "holds"
+    assert judge_interval(paired_statistics([-1.0, 1.14, 3.0]), claim)[0] == "not decided"
+    assert judge_interval(paired_statistics([1.0, 1.14, 1.3]), claim)[0] == "holds"
     above = claim.model_copy(update={"relation": ">", "value": "0"})
-    assert judged(paired_statistics([1.0, 1.14, 1.3]), above) == ("holds", "the interval is above it")
-    assert judged(paired_statistics([-1.0, -1.14, -1.3]), above) == ("does not hold", "the interval is below it")
-    assert judged(paired_statistics([-1.0, 1.14, 3.0]), above)[0] == "not decided"
+    assert judge_interval(paired_statistics([1.0, 1.14, 1.3]), above) == ("holds", "the interval is above it")
+    assert judge_interval(paired_statistics([-1.0, -1.14, -1.3]), above) == (
+        "does not hold",
+        "the interval is below it",
+    )
+    assert judge_interval(paired_statistics([-1.0, 1.14, 3.0]), above)[0] == "not decided"
     most = claim.model_copy(update={"relation": "<=", "value": "2.0"})
-    assert judged(paired_statistics([1.0, 1.14, 1.3]), most)[0] == "holds"
-    assert judged(paired_statistics([3.0, 3.14, 3.3]), most)[0] == "does not hold"
+    assert judge_interval(paired_statistics([1.0, 1.14, 1.3]), most)[0] == "holds"
+    assert judge_interval(paired_statistics([3.0, 3.14, 3.3]), most)[0] == "does not hold"
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -22,13 +22,13 @@ from benchmark.export.edge import (
     Accuracy,
     WrongFile,
     compare,
-    latencies,
+    compute_logits,
+    count_multiply_adds,
+    count_parameters,
     load_edge,
-    logits_of,
-    multiply_adds_in,
+    measure_latencies,
     open_session,
-    parameters_in,
-    quantised,
+    quantise,
     to_onnx,
 )
 from tests.onnx_files import changed, noise, settled
@@ -62,8 +62,8 @@ def test_every_network_is_exported_with_the_same_logits_and_counts(name: str) ->
     comparison = compare(network, open_session(model.SerializeToString()), images)
     # Untrained and deep: what float32 loses is not always below 1e-5, but far below any real difference.
     assert comparison.difference <= comparison.allowed < 1e-3 * comparison.largest
-    assert parameters_in(model) == parameters(network)
-    assert multiply_adds_in(model, size) == multiply_adds(network, images)
+    assert count_parameters(model) == parameters(network)
+    assert count_multiply_adds(model, size) == multiply_adds(network, images)
     holds = {tuple(tensor.dims) for tensor in model.graph.initializer}
     assert {tuple(weights.shape) for weights in network.parameters()} <= holds
 
@@ -94,9 +94,9 @@ def test_a_difference_is_allowed_only_where_float32_loses_as_much() -> None:
 def test_int8_stays_near_float32_and_has_a_scale_for_each_channel(name: str, error: float) -> None:
     network = settled(name, 16)
     model = to_onnx(network, 16)
-    small = quantised(model, noise(64, 16).numpy())
+    small = quantise(model, noise(64, 16).numpy())
     images = noise(32, 16).numpy()
-    plain, rounded = (logits_of(open_session(each.SerializeToString()), images) for each in (model, small))
+    plain, rounded = (compute_logits(open_session(each.SerializeToString()), images) for each in (model, small))
     # On noise, and through up to 50 layers of random weights, rounding grows; but an image is still told from others.
     assert 0 < np.linalg.norm(rounded - plain) < error * np.linalg.norm(plain - plain.mean(0))
     nearest = np.linalg.norm(rounded[:, None] - plain, axis=2).argmin(1)
@@ -116,9 +116,9 @@ def test_int8_stays_near_float32_and_has_a_scale_for_each_channel(name: str, err
 def test_a_latency_takes_the_time_that_it_is_given() -> None:
     session = open_session(to_onnx(settled("ResNet8", 8), 8).SerializeToString())
     batch = noise(1, 8).numpy()
-    assert latencies({"one": session}, batch, 1e-6)["one"]["repeats"] == 5
+    assert measure_latencies({"one": session}, batch, 1e-6)["one"]["repeats"] == 5
     started = time.perf_counter()
-    both = latencies({"one": session, "other": session}, batch, 0.1)
+    both = measure_latencies({"one": session, "other": session}, batch, 0.1)
     assert time.perf_counter() - started > 0.2
     assert both["one"]["repeats"] == both["other"]["repeats"] > 5
 

@@ -31,9 +31,9 @@ from benchmark.data import load_dataset
 from benchmark.data.augmentation import evaluation_batches
 from benchmark.data.dataset import Images
 from benchmark.export import exporting, load_edge
-from benchmark.export.__main__ import app, milliseconds
-from benchmark.export.edge import Edge, logits_of, open_session, quantised, to_onnx
-from benchmark.export.exporting import ExportSubject, images_of
+from benchmark.export.__main__ import app, format_milliseconds
+from benchmark.export.edge import Edge, compute_logits, open_session, quantise, to_onnx
+from benchmark.export.exporting import ExportSubject, select_images
 from benchmark.results.record import Record
 from benchmark.results.store import Store
 from benchmark.training.inputs import recipe_for, select_training_data
@@ -112,10 +112,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
     def watched(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
         seen.append(images)
-        return quantised(model, images)
+        return quantise(model, images)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "quantised", watched)
+        patch.setattr(exporting, "quantise", watched)
         ended = export(run.id, "--onnx", "--runs", str(runs), "--seconds", "0.02")
     assert (ended.code, ended.err) == (0, "")
     return Exported(runs, run, ended, torch.from_numpy(np.concatenate(seen)))
@@ -139,7 +139,7 @@ def test_the_file_gives_the_training_networks_logits_for_any_batch(exported: Exp
         expected = exported.network()(images).logits
     session = open_session((exported.folder / "student.onnx").read_bytes())
     for batch in (1, 3, 64, len(images)):
-        given = torch.from_numpy(logits_of(session, images[:batch].numpy()))
+        given = torch.from_numpy(compute_logits(session, images[:batch].numpy()))
         torch.testing.assert_close(given, expected[:batch], rtol=0, atol=1e-5)
     logits = exported.edge["logits"]
     assert logits["images"] == len(images)
@@ -162,7 +162,7 @@ def test_the_accuracies_are_those_of_the_files_on_all_test_images(exported: Expo
     edge = exported.edge
     for kind, name in (("fp32", "student.onnx"), ("int8", "student-int8.onnx")):
         session = open_session((exported.folder / name).read_bytes())
-        order = (-logits_of(session, images.numpy())).argsort(1, kind="stable")
+        order = (-compute_logits(session, images.numpy())).argsort(1, kind="stable")
         hits = order[:, :5] == labels.numpy()[:, None]
         assert edge[kind]["top1"] == pytest.approx(100 * hits[:, 0].mean())
         assert edge[kind]["top5"] == pytest.approx(100 * hits.any(1).mean())
@@ -190,7 +190,7 @@ def test_latencies_are_ordered_and_were_repeated(exported: Exported) -> None:
     ("time", "text"), [(0.05438, "0.0544"), (1.0, "1.00"), (9.996, "10.00"), (67.84, "67.8"), (4543.2, "4,543")]
 )
 def test_times_are_printed_to_three_digits(time: float, text: str) -> None:
-    assert milliseconds(time) == text
+    assert format_milliseconds(time) == text
 
 
 def test_the_metadata_tell_how_to_feed_the_file(exported: Exported) -> None:
@@ -298,7 +298,7 @@ def pixels(images: Tensor) -> set[bytes]:
 
 
 def test_the_int8_file_is_calibrated_on_what_the_run_learned_from(exported: Exported) -> None:
-    shown = images_of(exported.run, "", None, None)
+    shown = select_images(exported.run, "", None, None)
     learned = torch.cat([batch for batch, _ in shown.batches(shown.train)])
     assert len(shown.train) < len(shown.dataset.train)
     assert pixels(exported.calibration) <= pixels(learned)
@@ -306,7 +306,7 @@ def test_the_int8_file_is_calibrated_on_what_the_run_learned_from(exported: Expo
 
 
 def test_some_images_are_the_same_share_of_each_class_from_a_stream_of_their_own() -> None:
-    shown = images_of(engine.run_of("Baseline").replace(fraction=0.5), "", None, None)
+    shown = select_images(engine.run_of("Baseline").replace(fraction=0.5), "", None, None)
     everything = torch.cat([batch for batch, _ in shown.batches(shown.train)])
     labels = {image.numpy().tobytes(): int(label) for image, label in zip(everything, shown.train.labels, strict=True)}
     chosen = shown.some(shown.train, 100, "one")
@@ -319,7 +319,7 @@ def test_some_images_are_the_same_share_of_each_class_from_a_stream_of_their_own
 
 def test_a_run_of_tuning_is_measured_on_what_it_held_out() -> None:
     run = engine.run_of("Baseline", validation=0.2)
-    images = images_of(run, "", None, None)
+    images = select_images(run, "", None, None)
     material = select_training_data(run, images.dataset)
     for ours, theirs in ((images.evaluation, material.evaluation), (images.train, material.train)):
         assert torch.equal(pixels_of(ours), pixels_of(theirs))

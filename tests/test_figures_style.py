@@ -17,7 +17,7 @@ from benchmark.analysis.figures import empty_result
 from figures import few_shot, stages
 from figures.result import FigureResult
 from figures.specification import load_figure
-from figures.style import SMALL, settings, styles_for
+from figures.style import SMALL, choose_styles, settings
 from tests import made_up_figures as made_up
 
 MANY = ("KD", "CRD", "SSKD", "HSSAKD", "LSSKD", "HSSAKD-teacher", "PS-KD", "SemCKD", "Logits", "A")
@@ -50,7 +50,7 @@ def drawings() -> dict[str, Drawing]:
 
 
 def test_no_two_methods_share_marker_line_or_hatch_so_grey_tells_them_apart() -> None:
-    styles = styles_for(MANY, "LSSKD")
+    styles = choose_styles(MANY, "LSSKD")
     for look in ("marker", "line", "hatch", "colour"):
         assert len({getattr(style, look) for style in styles.values()}) == len(MANY), look
     triples = {(round(luminance(style.colour), 2), style.marker, style.line) for style in styles.values()}
@@ -72,7 +72,7 @@ def test_the_colours_of_figure_5_differ_to_every_eye() -> None:
         ),
         "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.3039)),
     }
-    styles = styles_for(load_figure("5").methods).values()
+    styles = choose_styles(load_figure("5").methods).values()
     for name, matrix in cones.items():
         light = [[linear(value) for value in to_rgb(style.colour)] for style in styles]
         seen = [
@@ -94,20 +94,20 @@ def screen(light: float) -> float:
 
 
 def test_a_method_looks_the_same_whatever_else_is_shown() -> None:
-    alone, among = styles_for(("KD",)), styles_for(MANY)
+    alone, among = choose_styles(("KD",)), choose_styles(MANY)
     assert alone["KD"] == among["KD"]
 
 
 def test_the_highlighted_method_stands_out() -> None:
-    styles = styles_for(("KD", "LSSKD"), "LSSKD")
+    styles = choose_styles(("KD", "LSSKD"), "LSSKD")
     assert styles["LSSKD"].width > styles["KD"].width
     assert styles["LSSKD"].level > styles["KD"].level
-    assert styles_for(("KD", "LSSKD"))["LSSKD"].width == styles["KD"].width
+    assert choose_styles(("KD", "LSSKD"))["LSSKD"].width == styles["KD"].width
 
 
 def test_more_methods_than_shapes_still_have_a_style_each() -> None:
     names = [f"method {number}" for number in range(40)]
-    assert len(styles_for(names)) == 40
+    assert len(choose_styles(names)) == 40
 
 
 def texts(drawing: Drawing) -> Iterator[Text]:
@@ -180,5 +180,5 @@ def test_every_measured_point_stands_at_its_value_within_the_axes() -> None:
 def test_a_missing_point_breaks_the_line() -> None:
     result = made_up.with_cell(made_up.few_shot(), 0, ("LSSKD", 0.5), None)
     ax = drawn(result).axes[0]
-    (line,) = (line for line in ax.lines if line.get_linewidth() == styles_for(("LSSKD",), "LSSKD")["LSSKD"].width)
+    (line,) = (line for line in ax.lines if line.get_linewidth() == choose_styles(("LSSKD",), "LSSKD")["LSSKD"].width)
     assert [math.isnan(y) for y in line.get_ydata()] == [False, True, False, False]

@@ -12,7 +12,7 @@ import torch
 from benchmark.backbones import build_network
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
-from benchmark.export.finished import finished_run, trained_network
+from benchmark.export.finished import load_finished_run, load_trained_network
 from benchmark.results.store import Store
 from tests import engine
 
@@ -43,9 +43,9 @@ def test_a_run_is_found_by_folder_record_id_and_the_start_of_its_id(
     folder = store.folder(RUN)
     monkeypatch.chdir(folder)
     for name in (str(folder), f"{folder}/", str(folder / "record.json"), ".", "record.json", ID, ID[:14]):
-        found = finished_run(name, store.root)
+        found = load_finished_run(name, store.root)
         assert (found.run, found.folder.resolve()) == (RUN, folder.resolve())
-        weights = trained_network(found, 10).state_dict()
+        weights = load_trained_network(found, 10).state_dict()
         assert all(torch.equal(weights[key], saved) for key, saved in store.weights(RUN).items())
 
 
@@ -55,7 +55,7 @@ def test_an_id_that_begins_another_one_is_the_one_it_is(tmp_path: Path) -> None:
         (tmp_path / "digits" / name).mkdir(parents=True)
         (tmp_path / "digits" / name / "run.json").write_text(RUN.model_dump_json())
     with pytest.raises(UserError, match=r"/digits/LSSKD_ResNet8 was renamed"):
-        finished_run(names[0], store.root)
+        load_finished_run(names[0], store.root)
 
 
 def record_removed(store: Store) -> None:
@@ -125,16 +125,16 @@ def nothing(store: Store) -> None:
 def test_a_run_that_is_not_fit_is_told_why(store: Store, change: Change, name: str, said: str) -> None:
     change(store)
     with pytest.raises(UserError) as refusal:
-        finished_run(name, store.root)
+        load_finished_run(name, store.root)
     assert said in str(refusal.value)
 
 
 def test_a_folder_of_runs_that_is_not_there_holds_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"of the 0 runs in .*/gone; name one, or their folder with --runs"):
-        finished_run("KD", tmp_path / "gone")
+        load_finished_run("KD", tmp_path / "gone")
 
 
 def test_weights_of_another_network_are_refused(store: Store) -> None:
     finish(store, RUN, "ResNet20")
     with pytest.raises(UserError, match="are not those of ResNet8 for 10 classes; delete its folder to train"):
-        trained_network(finished_run(ID, store.root), 10)
+        load_trained_network(load_finished_run(ID, store.root), 10)

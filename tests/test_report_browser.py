@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmark.report import figures
-from benchmark.report.data import collect
+from benchmark.report.data import collect_report
 from benchmark.report.html import to_html
 from benchmark.results.store import Store
 from tests.report_records import failed, fill, record_of, request
@@ -45,9 +45,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hostile = run.replace(method=HOSTILE)
     Store(place / "runs").begin(hostile)
     Store(place / "runs").finish(hostile, record_of(run, 5), {})
-    report = collect(place / "runs")
-    drawings = figures.draw(report, place)
-    (place / "index.html").write_text(to_html(report, drawings, figures.audit(report, drawings)), encoding="utf-8")
+    report = collect_report(place / "runs")
+    drawings = figures.draw_figures(report, place)
+    (place / "index.html").write_text(
+        to_html(report, drawings, figures.audit_report(report, drawings)), encoding="utf-8"
+    )
     return place / "index.html"
 
 

@@ -13,10 +13,18 @@ import torch
 from benchmark.analysis.tables import empty_result
 from benchmark.core.errors import UserError
 from benchmark.core.statistics import paired_difference, pooled_difference
-from benchmark.report.coverage import Coverage, at_paper_scale, coverage_of, headline, sentences
-from benchmark.report.data import Report, collect
-from benchmark.report.metrics import costs, differences, figures, prices
-from benchmark.report.table import ReportCell, ReportTable, count, number, power, spread, word
+from benchmark.report.coverage import Coverage, count_paper_cells, make_coverage, write_headline, write_sentences
+from benchmark.report.data import Report, collect_report
+from benchmark.report.metrics import list_costs, list_differences, list_metrics, list_prices
+from benchmark.report.table import (
+    ReportCell,
+    ReportTable,
+    format_count,
+    format_number,
+    format_power,
+    format_spread,
+    format_word,
+)
 from benchmark.results.frame import to_dataframe
 from benchmark.results.store import Store
 from tables.result import Cell, Price, Seed, TableResult
@@ -32,7 +40,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """Records of three methods and two pairs at paper scale with three seeds, and the report of them."""
     root = tmp_path_factory.mktemp("filled") / "runs"
     fill(root, methods=METHODS, pairs=PAIRS, epochs=4)
-    return root, collect(root)
+    return root, collect_report(root)
 
 
 def column(listing: ReportTable, title: str) -> dict[str, ReportCell]:
@@ -61,7 +69,7 @@ def result_of(values: dict[tuple[str, str], dict[int, float]], **price: float | 
 
 
 def test_a_store_without_records_still_gives_every_table_with_its_printed_numbers(tmp_path: Path) -> None:
-    report = collect(tmp_path / "none")
+    report = collect_report(tmp_path / "none")
     assert [table.page.name for table in report.tables] == ["I", "II", "III", "IV"]
     assert not any(table.measured for table in report.tables)
     second = report.tables[1].page
@@ -90,7 +98,7 @@ def test_the_report_shows_what_the_records_hold(filled: tuple[Path, Report]) -> 
     measured = [row for row in second.figures.rows if (row[0].text, row[1].text) == ("KD", PAIRS[0])]
     assert measured[0][3].text.startswith(f"{mean:.2f} ± ")
     assert report.headline.startswith(
-        f"{coverage_of(second.result, {row.name for row in load_table('II').rows}).done + 4} of "
+        f"{make_coverage(second.result, {row.name for row in load_table('II').rows}).done + 4} of "
     )  # and four cells of Table IV
 
 
@@ -101,7 +109,7 @@ def test_runs_that_tables_share_are_counted_in_each_of_them(filled: tuple[Path, 
 
 def test_another_scale_is_covered_apart_and_reproduces_nothing(tmp_path: Path) -> None:
     fill(tmp_path, scale="demo", dataset="digits", seeds=1, methods=METHODS, pairs=PAIRS[:1], epochs=2)
-    report = collect(tmp_path)
+    report = collect_report(tmp_path)
     scales = [(covered.scale, covered.done) for covered in report.covered if covered.table == "II"]
     assert scales == [("paper", 0), ("demo", 3)]
     assert report.headline.startswith("0 of ")
@@ -111,17 +119,17 @@ def test_another_scale_is_covered_apart_and_reproduces_nothing(tmp_path: Path) -
 
 def test_only_the_scale_that_is_asked_for_is_shown(tmp_path: Path) -> None:
     fill(tmp_path, scale="demo", dataset="digits", seeds=1, methods=METHODS, pairs=PAIRS[:1], epochs=2)
-    assert not any(table.measured for table in collect(tmp_path, scale="quick").tables)
-    assert any(table.measured for table in collect(tmp_path, scale="demo").tables)
+    assert not any(table.measured for table in collect_report(tmp_path, scale="quick").tables)
+    assert any(table.measured for table in collect_report(tmp_path, scale="demo").tables)
     with pytest.raises(UserError, match="unknown scale"):
-        collect(tmp_path, scale="dmo")
+        collect_report(tmp_path, scale="dmo")
 
 
 def test_a_damaged_record_is_named_and_the_rest_is_reported(tmp_path: Path) -> None:
     fill(tmp_path, methods=("Baseline", "KD"), pairs=PAIRS[:1], seeds=2, epochs=2)
     path = next(tmp_path.glob("*/KD_*/record.json"))
     path.write_text(path.read_text(encoding="utf-8")[:100], encoding="utf-8")
-    report = collect(tmp_path)
+    report = collect_report(tmp_path)
     assert len(report.damaged) == 1
     assert str(path) in report.damaged[0]
     assert "is damaged (it is no JSON)" in report.damaged[0]
@@ -137,24 +145,24 @@ def test_records_without_weights_are_reported_as_with_them(tmp_path: Path) -> No
         Store(whole).finish(run, record_of(run, 2), {"student": {"weight": torch.zeros(2)}})
     shutil.copytree(whole, published, ignore=shutil.ignore_patterns("*.safetensors"))
     assert len(list(whole.rglob("*.safetensors"))) == 3
-    left, right = collect(whole), collect(published)
+    left, right = collect_report(whole), collect_report(published)
     assert (left.covered, left.runs, left.curves, left.damaged) == (right.covered, right.runs, right.curves, ())
     # As text, because a cell without a number holds nan, which is no equal of itself.
     assert repr(left.tables) == repr(right.tables)
 
 
 def test_a_method_that_no_table_has_gets_a_row_where_it_was_run_and_its_differences(tmp_path: Path) -> None:
-    before = collect(tmp_path).headline
+    before = collect_report(tmp_path).headline
     for seed_number in range(3):
         for method in ("KD", "LSSKD-no-kl"):
             write(tmp_path, request().run(method, "WRN-16-2", "WRN-40-2", seed_number), 2)
-    report = collect(tmp_path, method="LSSKD-no-kl")
+    report = collect_report(tmp_path, method="LSSKD-no-kl")
     tables = {part.result.table.name: part for part in report.tables}
     assert [row.name for row in tables["II"].result.table.rows][-1] == "LSSKD-no-kl"
     assert tables["II"].result.cell("LSSKD-no-kl", "WRN-40-2>WRN-16-2").status == "done"
     assert tables["II"].result.cell("LSSKD-no-kl", "ResNet56>ResNet20").status == "not run yet"
     assert "LSSKD-no-kl" not in [row.name for row in tables["III"].result.table.rows]
-    minus = differences(tables["II"].result, "LSSKD-no-kl")
+    minus = list_differences(tables["II"].result, "LSSKD-no-kl")
     assert minus is not None
     assert [row[0].text for row in minus.rows] == ["KD"]
     # A row that the table does not ask for covers none of its cells.
@@ -163,12 +171,12 @@ def test_a_method_that_no_table_has_gets_a_row_where_it_was_run_and_its_differen
 
 def test_a_method_that_is_nowhere_is_no_row_to_compare_with(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^unknown row of the tables or method 'LSSDK' \(did you mean 'LSSKD'\?\)"):
-        collect(tmp_path, method="LSSDK")
+        collect_report(tmp_path, method="LSSDK")
 
 
 def test_a_failed_run_is_listed_with_its_reason(tmp_path: Path) -> None:
     failed(tmp_path, request().run("KD", "WRN-16-2", "WRN-40-2", 0), "loss not finite")
-    report = collect(tmp_path)
+    report = collect_report(tmp_path)
     assert column(report.runs, "status")["KD"].text == "failed"
     assert column(report.runs, "status")["KD"].below == "loss not finite"
     assert [covered.failed for covered in report.covered if covered.table == "II"] == [1]
@@ -187,7 +195,7 @@ def test_a_run_that_was_pieced_together_is_listed_with_its_pieces(tmp_path: Path
         record["provenance"]["pieces"] = [here] if there is None else [here, here | there]
         Store(tmp_path).begin(run)
         Store(tmp_path).finish(run, record, {})
-    status = column(collect(tmp_path).runs, "status")
+    status = column(collect_report(tmp_path).runs, "status")
     assert {name: (cell.text, cell.below) for name, cell in status.items()} == {
         "KD": ("finished", "in 2 pieces"),
         "CRD": ("finished, pieces on different device, device name", "in 2 pieces"),
@@ -200,7 +208,7 @@ def test_what_was_changed_of_a_run_stands_in_its_line(tmp_path: Path) -> None:
     write(tmp_path, changed.run("LSSKD", "WRN-16-2", None, 0), 2)
     slower = dataclasses.replace(request(), protocol=request().protocol.replace(weight_decay=1e-4))
     write(tmp_path, slower.run("Baseline", "WRN-16-2", None, 0), 2)
-    runs = collect(tmp_path).runs
+    runs = collect_report(tmp_path).runs
     assert "LSSKD (alpha=0.3)" in column(runs, "run")
     assert column(runs, "protocol")["Baseline"].below == "weight_decay = 0.0001"
 
@@ -211,7 +219,7 @@ def test_a_method_that_is_no_longer_there_is_still_listed(tmp_path: Path) -> Non
     gone = run.replace(method="Gone")
     Store(tmp_path).begin(gone)
     Store(tmp_path).finish(gone, record, {})
-    assert "Gone" in column(collect(tmp_path).runs, "run")
+    assert "Gone" in column(collect_report(tmp_path).runs, "run")
 
 
 def test_hosts_and_commands_are_not_reported(filled: tuple[Path, Report]) -> None:
@@ -228,7 +236,7 @@ def test_curves_hold_no_more_than_a_drawing_shows(tmp_path: Path) -> None:
         {"epoch": 2, "loss": float("nan"), "top1": 50.0},
     ]
     write(tmp_path, run, 2, epochs=epochs)
-    (curve,) = collect(tmp_path).curves.values()
+    (curve,) = collect_report(tmp_path).curves.values()
     assert (curve["l"], curve["a"]) == ([1.235, None], [12.35, 50.0])
     json.dumps(curve, allow_nan=False)
 
@@ -246,7 +254,7 @@ def test_differences_are_those_of_the_paired_statistics() -> None:
     mine, other = {0: 75.0, 1: 76.0, 2: 75.5}, {0: 74.0, 1: 74.5, 2: 74.8}
     first, second = "WRN-40-2>WRN-16-2", "WRN-40-2>WRN-40-1"
     values = {("LSSKD", first): mine, ("KD", first): other, ("LSSKD", second): other, ("KD", second): mine}
-    listing = differences(result_of(values), "LSSKD")
+    listing = list_differences(result_of(values), "LSSKD")
     assert listing is not None
     expected = paired_difference(mine, other)
     shown = column(listing, first)["KD"]
@@ -262,7 +270,7 @@ def test_differences_are_those_of_the_paired_statistics() -> None:
 
 def test_fewer_than_three_seeds_give_no_interval_and_the_reason() -> None:
     values = {("LSSKD", PAIRS[0]): {0: 75.0, 1: 76.0}, ("KD", PAIRS[0]): {0: 74.0, 1: 74.5, 2: 74.8}}
-    listing = differences(result_of(values), "LSSKD")
+    listing = list_differences(result_of(values), "LSSKD")
     assert listing is not None
     assert column(listing, PAIRS[0])["KD"].below == "n=2"
     assert "fewer than 3 seeds" in listing.notes[-1]
@@ -270,8 +278,8 @@ def test_fewer_than_three_seeds_give_no_interval_and_the_reason() -> None:
 
 def test_runs_without_a_common_seed_are_not_compared() -> None:
     values = {("LSSKD", PAIRS[0]): {0: 75.0}, ("KD", PAIRS[0]): {1: 74.0}}
-    assert differences(result_of(values), "LSSKD") is None
-    assert differences(result_of({("KD", PAIRS[0]): {0: 74.0}}), "LSSKD") is None
+    assert list_differences(result_of(values), "LSSKD") is None
+    assert list_differences(result_of({("KD", PAIRS[0]): {0: 74.0}}), "LSSKD") is None
 
 
 def test_columns_of_different_metrics_are_not_averaged() -> None:
@@ -282,7 +290,7 @@ def test_columns_of_different_metrics_are_not_averaged() -> None:
         Column(teacher="WRN-40-2", student="WRN-16-2", title="top-5", metric="top5"),
     )
     table = result.table.model_copy(update={"columns": columns})
-    listing = differences(dataclasses.replace(result, table=table), "LSSKD")
+    listing = list_differences(dataclasses.replace(result, table=table), "LSSKD")
     assert listing is not None
     assert [heading.name for heading in listing.headings] == ["minus", "top-1", "top-5"]
 
@@ -298,7 +306,7 @@ def test_a_price_counts_the_teacher_and_is_a_multiple_of_baseline() -> None:
     both = dataclasses.replace(
         dear, table=dear.table.model_copy(update={"rows": rows}), cells={**cheap.cells, **dear.cells}
     )
-    paid, per_cell = prices(both), costs(both)
+    paid, per_cell = list_prices(both), list_costs(both)
     assert paid is not None
     assert per_cell is not None
     assert column(paid, "training")["LSSKD"].text == "9.00\N{MULTIPLICATION SIGN}"
@@ -311,7 +319,7 @@ def test_a_price_counts_the_teacher_and_is_a_multiple_of_baseline() -> None:
 
 
 def test_stages_are_listed_only_where_a_run_has_them() -> None:
-    plain = figures(result_of({("KD", PAIRS[0]): {0: 70.0}}))
+    plain = list_metrics(result_of({("KD", PAIRS[0]): {0: 70.0}}))
     assert plain is not None
     assert "stages, %" not in [heading.name for heading in plain.headings]
 
@@ -330,7 +338,7 @@ def exported(top1: float) -> dict[str, object]:
 def test_an_exported_run_has_a_line_and_its_latency_stands_with_its_cost(tmp_path: Path) -> None:
     folder = write(tmp_path, request().run("Baseline", "WRN-16-2", None, 0), 2)
     (folder / "edge.json").write_text(json.dumps(exported(71.25)))
-    report = collect(tmp_path)
+    report = collect_report(tmp_path)
     assert report.exported is not None
     assert column(report.exported, "fp32, ms, batch 64")["Baseline"].text == "16"
     assert column(report.exported, "int8 top-1, %")["Baseline"].text == "71.25"
@@ -343,7 +351,7 @@ def test_an_exported_run_has_a_line_and_its_latency_stands_with_its_cost(tmp_pat
 def test_a_damaged_file_of_an_export_is_named_and_costs_nothing_else(tmp_path: Path, content: str) -> None:
     folder = write(tmp_path, request().run("Baseline", "WRN-16-2", None, 0), 2)
     (folder / "edge.json").write_text(content)
-    report = collect(tmp_path)
+    report = collect_report(tmp_path)
     assert report.exported is None
     assert len(report.records) == 1
     assert "edge.json cannot be read" in report.damaged[0]
@@ -363,30 +371,30 @@ def test_the_headline_counts_what_may_be_compared_once_for_each_table() -> None:
         covered("II", "demo", 10, False),
         covered("III", "paper", 0, True),
     ]
-    assert at_paper_scale(several) == (7, 20)
-    assert headline(several) == "7 of 20 cells at paper scale"
+    assert count_paper_cells(several) == (7, 20)
+    assert write_headline(several) == "7 of 20 cells at paper scale"
 
 
 def test_what_may_be_concluded_depends_on_what_was_measured() -> None:
-    assert "Nothing was run yet" in sentences([covered("II", "paper", 0, True)])[0]
-    assert "confirms or refutes" in sentences([covered("II", "demo", 3, False)])[0]
-    assert sentences([covered("II", "paper", 10, True)]) == []
+    assert "Nothing was run yet" in write_sentences([covered("II", "paper", 0, True)])[0]
+    assert "confirms or refutes" in write_sentences([covered("II", "demo", 3, False)])[0]
+    assert write_sentences([covered("II", "paper", 10, True)]) == []
 
 
 @pytest.mark.parametrize(
     ("datum", "text"),
     [
-        (number(-1.5), "\N{MINUS SIGN}1.50"),
-        (number(None), "\N{EN DASH}"),
-        (number(0.0), "0.00"),
-        (power(3.64e15), "3.64\N{MULTIPLICATION SIGN}10¹⁵"),
-        (power(9.999e5), "1.00\N{MULTIPLICATION SIGN}10⁶"),
-        (power(0), "0"),
-        (count(703284), "703.28 k"),
-        (count(12.3e6), "12.30 M"),
-        (spread([70.0, 72.0]), "71.00 ± 1.41"),
-        (spread([70.0]), "70.00"),
-        (word(""), "\N{EN DASH}"),
+        (format_number(-1.5), "\N{MINUS SIGN}1.50"),
+        (format_number(None), "\N{EN DASH}"),
+        (format_number(0.0), "0.00"),
+        (format_power(3.64e15), "3.64\N{MULTIPLICATION SIGN}10¹⁵"),
+        (format_power(9.999e5), "1.00\N{MULTIPLICATION SIGN}10⁶"),
+        (format_power(0), "0"),
+        (format_count(703284), "703.28 k"),
+        (format_count(12.3e6), "12.30 M"),
+        (format_spread([70.0, 72.0]), "71.00 ± 1.41"),
+        (format_spread([70.0]), "70.00"),
+        (format_word(""), "\N{EN DASH}"),
     ],
 )
 def test_numbers_are_written_as_people_read_them(datum: ReportCell, text: str) -> None:

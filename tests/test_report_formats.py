@@ -15,9 +15,9 @@ from markdown_it import MarkdownIt
 from benchmark.core.errors import UserError
 from benchmark.report import figures
 from benchmark.report.__main__ import app
-from benchmark.report.data import Report, collect
+from benchmark.report.data import Report, collect_report
 from benchmark.report.table import ReportCell, ReportColumn, ReportTable
-from benchmark.report.text import markdown_listing, to_latex, to_markdown
+from benchmark.report.text import format_table, to_latex, to_markdown
 from benchmark.results.store import Store
 from tables.render import write_reports
 from tests.commands import arguments, run_command, run_here, small_dataset, small_table
@@ -51,10 +51,10 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report, list
     """A report of made-up records, with its tables and figures written."""
     place = tmp_path_factory.mktemp("filled")
     fill(place / "runs", methods=METHODS, pairs=(PAIR,), epochs=3)
-    report = collect(place / "runs")
+    report = collect_report(place / "runs")
     for table in report.tables:
         write_reports(table.result, place / "reports", table.stem)
-    return place / "reports", report, figures.draw(report, place / "reports")
+    return place / "reports", report, figures.draw_figures(report, place / "reports")
 
 
 def test_the_command_writes_every_format(trained) -> None:  # type: ignore[no-untyped-def]
@@ -126,7 +126,7 @@ def test_two_reports_of_the_same_name_keep_files_of_their_own(tmp_path: Path) ->
         run = request().run("Baseline", "WRN-16-2", None, 0).replace(fingerprint=fingerprint)
         Store(tmp_path).begin(run)
         Store(tmp_path).finish(run, made_up(run, 2), {})
-    stems = [table.stem for table in collect(tmp_path).tables if table.page.name == "II"]
+    stems = [table.stem for table in collect_report(tmp_path).tables if table.page.name == "II"]
     assert stems == ["table_II_paper", "table_II_paper_2"]
 
 
@@ -134,7 +134,7 @@ def test_a_dataset_of_an_odd_name_gives_files_of_plain_names(tmp_path: Path) -> 
     run = request(dataset="x & {y}").run("Baseline", "WRN-16-2", None, 0)
     Store(tmp_path).begin(run)
     Store(tmp_path).finish(run, made_up(run, 2), {})
-    (table,) = (table for table in collect(tmp_path).tables if table.page.name == "II")
+    (table,) = (table for table in collect_report(tmp_path).tables if table.page.name == "II")
     assert table.measured
     assert table.stem == "table_II_paper_x++++y+"
 
@@ -146,14 +146,14 @@ def test_a_crafted_record_leads_no_file_out_of_its_folder(tmp_path: Path) -> Non
     store.finish(run, made_up(run, 2), {})
     (tmp_path / "runs" / "odd").mkdir(parents=True, exist_ok=True)
     shutil.move(store.folder(run), tmp_path / "runs" / "odd" / "run")
-    report = collect(tmp_path / "runs")
+    report = collect_report(tmp_path / "runs")
     assert report.records == []
     assert "is of another dataset than its folder" in report.damaged[0]
 
 
 def test_markdown_links_lead_to_what_is_written(filled) -> None:  # type: ignore[no-untyped-def]
     folder, report, drawings = filled
-    text = to_markdown(report, drawings, figures.audit(report, drawings))
+    text = to_markdown(report, drawings, figures.audit_report(report, drawings))
     assert not re.search(r"\n\n\n", text)
     targets = set(re.findall(r"\]\(([^)]+)\)", text))
     by_others = {"index.html", "records.csv", "records.parquet", "audit.md"}
@@ -168,14 +168,14 @@ def test_a_listing_in_markdown_keeps_its_cells_whatever_they_hold() -> None:
         (ReportColumn("a|b", numeric=False), ReportColumn("n")),
         ((ReportCell("c | d\n", None, "e"), ReportCell("2")),),
     )
-    tokens = MarkdownIt("commonmark").enable("table").parse(markdown_listing(listing))
+    tokens = MarkdownIt("commonmark").enable("table").parse(format_table(listing))
     cells = [token.content for token in tokens if token.type == "inline"]
     assert [cell.replace("\\", "") for cell in cells] == ["a|b", "n", "c | d e", "2"]
 
 
 def test_the_latex_document_compiles_with_its_tables_and_figures(filled) -> None:  # type: ignore[no-untyped-def]
     folder, report, drawings = filled
-    text = to_latex(report, drawings, figures.audit(report, drawings))
+    text = to_latex(report, drawings, figures.audit_report(report, drawings))
     assert text.isascii()
     assert text.count(r"\input{table_") == len(report.tables)
     if shutil.which("pdflatex") is None:

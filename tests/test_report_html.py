@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.report import figures, prose
-from benchmark.report.data import collect
+from benchmark.report.data import collect_report
 from benchmark.report.figures import Drawing
 from benchmark.report.html import as_json, to_html
 from benchmark.report.prose import to_mathml
@@ -60,9 +60,9 @@ class Page(HTMLParser):
 
 
 def page_of(root: Path, folder: Path, drawings: list[Drawing] | None = None) -> tuple[str, Page]:
-    report = collect(root)
-    drawings = figures.draw(report, folder) if drawings is None else drawings
-    text = to_html(report, drawings, figures.audit(report, drawings))
+    report = collect_report(root)
+    drawings = figures.draw_figures(report, folder) if drawings is None else drawings
+    text = to_html(report, drawings, figures.audit_report(report, drawings))
     return text, Page(text)
 
 
@@ -173,7 +173,7 @@ def test_json_in_the_page_is_read_back_and_ends_no_script(value: object) -> None
 
 def test_the_page_stays_light(tmp_path: Path) -> None:
     runs = fill(tmp_path, methods=METHODS, pairs=(PAIR,), epochs=300)
-    text = json.dumps(collect(tmp_path).curves, separators=(",", ":"))
+    text = json.dumps(collect_report(tmp_path).curves, separators=(",", ":"))
     # Hundreds of runs of 300 epochs must fit into a few megabytes.
     assert len(text) / len(runs) < 8_000
 

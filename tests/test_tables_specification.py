@@ -11,7 +11,7 @@ from benchmark.backbones import network_names
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import SCALES
 from benchmark.plugins.registry import method_names
-from tables.specification import Column, Table, load_table, number_at, table_names
+from tables.specification import Column, Table, get_number, load_table, table_names
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -63,7 +63,7 @@ def test_a_table_has_the_papers_printed_numbers(name: str) -> None:
         (row.name, column.name): number
         for row in table.rows
         for position, column in enumerate(table.columns)
-        if (number := number_at(row.printed, position)) is not None
+        if (number := get_number(row.printed, position)) is not None
     }
     assert printed == expected
 
@@ -134,8 +134,8 @@ def test_a_table_of_ones_own_does_not_take_the_name_of_one_of_the_suite(tmp_path
 
 def test_nan_and_a_missing_list_are_no_numbers(tmp_path: Path) -> None:
     first, second = load_table(written(tmp_path)).rows
-    assert [number_at(first.printed, position) for position in (0, 1)] == [70.91, None]
-    assert number_at(second.printed, 0) is None
+    assert [get_number(first.printed, position) for position in (0, 1)] == [70.91, None]
+    assert get_number(second.printed, 0) is None
 
 
 def test_a_dataset_file_is_found_beside_the_table_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmark.audit.audit import make_audit, write_audit
 from benchmark.audit.claims import FILE, load_claims
 from benchmark.audit.render import to_terminal
-from benchmark.audit.results import measured
+from benchmark.audit.results import collect_measured
 from benchmark.cli.app import run_app, split_names
 from benchmark.cli.options import Pages, Runs, check_exists
 from benchmark.io.files import check_writable
@@ -36,7 +36,7 @@ def main(
     check_exists(runs)
     check_writable(reports, "--reports")
     asked = load_claims(claims or FILE).selected(split_names(only, "--only"))
-    results, damaged = measured(asked, runs)
+    results, damaged = collect_measured(asked, runs)
     for line in damaged:
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     found = make_audit(asked, results)

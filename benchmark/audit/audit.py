@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmark.audit.claims import Claim, ClaimSet
-from benchmark.audit.expressions import title_of
-from benchmark.audit.measured import judge_on_runs, precision_text, settings_of
+from benchmark.audit.expressions import format_title
+from benchmark.audit.measured import describe_precision, group_by_setting, judge_on_runs
 from benchmark.audit.render import to_csv, to_json, to_markdown
 from benchmark.audit.sources import Paper
-from benchmark.audit.verdicts import Audit, Finding, judge_on_paper, other_readings, verdict_on_paper
+from benchmark.audit.verdicts import Audit, Finding, combine_verdicts, judge_on_paper, judge_other_readings
 from benchmark.io.files import write_text
 from benchmark.results.provenance import describe_environment
 from tables.result import TableResult
@@ -31,9 +31,9 @@ def make_audit(claims: ClaimSet, results: Iterable[TableResult] = ()) -> Audit:
         title=claims.title,
         findings=tuple(_finding(claim, paper, results) for claim in claims.claims),
         settings=tuple(
-            f"{title_of(result.table.name)} at scale {result.scale} on {result.dataset}"
-            f"{precision_text(result, [row.name for row in result.table.rows])}"
-            for setting in settings_of(results)
+            f"{format_title(result.table.name)} at scale {result.scale} on {result.dataset}"
+            f"{describe_precision(result, [row.name for row in result.table.rows])}"
+            for setting in group_by_setting(results)
             for result in setting.values()
         ),
         generated_from=describe_environment(),
@@ -65,6 +65,6 @@ def _finding(claim: Claim, paper: Paper, results: list[TableResult]) -> Finding:
         printed=printed,
         published=published,
         measured=judge_on_runs(claim, paper, results),
-        paper=verdict_on_paper(printed.verdict, published.verdict),
-        others=other_readings(claim, paper),
+        paper=combine_verdicts(printed.verdict, published.verdict),
+        others=judge_other_readings(claim, paper),
     )

@@ -229,7 +229,7 @@ def load_claims(path: Path = FILE) -> ClaimSet:
     return claims
 
 
-def references_of_claim(claim: Claim) -> Iterator[Reference]:
+def find_claim_references(claim: Claim) -> Iterator[Reference]:
     """Every row and cell that a claim names."""
     for formula in claim.formulas.values():
         yield from formula.references
@@ -241,7 +241,7 @@ def references_of_claim(claim: Claim) -> Iterator[Reference]:
 
 
 def _check_names(claim: Claim, claims: ClaimSet) -> None:
-    for reference in references_of_claim(claim):
+    for reference in find_claim_references(claim):
         if reference.table in claims.figures:
             continue
         _check_table(claim, reference.table, claims)

@@ -56,10 +56,10 @@ class Reference:
         """As people write it."""
         quantity = self.quantity.replace("_", "-") if self.quantity else None
         origin = f" ({self.source})" if self.source else ""
-        return ", ".join(filter(None, (title_of(self.table), self.row, self.column, quantity))) + origin
+        return ", ".join(filter(None, (format_title(self.table), self.row, self.column, quantity))) + origin
 
 
-def title_of(table: str) -> str:
+def format_title(table: str) -> str:
     """A table's or a figure's name as people write it."""
     number, underscore, panel = table.removeprefix("Figure").partition("_")
     return f"Figure {number}, {panel}" if underscore and table.startswith("Figure") else f"Table {table}"
@@ -75,7 +75,7 @@ class Expression:
     @property
     def references(self) -> tuple[Reference, ...]:
         """The rows and cells that it names, in order, each once."""
-        return tuple(dict.fromkeys(references_of(self.tree, None)))
+        return tuple(dict.fromkeys(find_references(self.tree, None)))
 
     @property
     def table_arguments(self) -> tuple[str, ...]:
@@ -175,7 +175,7 @@ def _place(node: ast.expr) -> tuple[str, str | None] | None:
     return None
 
 
-def references_of(node: ast.AST, source: str | None, quantity: str | None = None) -> Iterator[Reference]:
+def find_references(node: ast.AST, source: str | None, quantity: str | None = None) -> Iterator[Reference]:
     """The rows and cells that a checked tree names."""
     if isinstance(node, ast.Subscript):
         place = _place(node.slice)
@@ -188,4 +188,4 @@ def references_of(node: ast.AST, source: str | None, quantity: str | None = None
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SOURCES:
         source = node.func.id
     for child in ast.iter_child_nodes(node):
-        yield from references_of(child, source, quantity)
+        yield from find_references(child, source, quantity)

@@ -8,10 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmark.audit.claims import Best, Claim
-from benchmark.audit.expressions import Expression, Reference, title_of
-from benchmark.audit.sources import Measured, Paper, Results, by_seed, cells_of
+from benchmark.audit.expressions import Expression, Reference, format_title
+from benchmark.audit.sources import Measured, Paper, Results, select_by_seed, select_cells
 from benchmark.audit.values import NoNumber, Row, evaluate
-from benchmark.audit.verdicts import Answer, Part, Verdict, columns_of, competitors, first_in, is_right, number_text
+from benchmark.audit.verdicts import (
+    Answer,
+    Part,
+    Verdict,
+    compute_columns,
+    describe_rank,
+    find_competitors,
+    format_claimed_number,
+    is_right,
+)
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import SCALES, base_scale
 from benchmark.core.statistics import (
@@ -53,7 +62,7 @@ def judge_on_runs(claim: Claim, paper: Paper, results: Sequence[TableResult]) ->
     if claim.best is None and (formula is None or not _asks_runs(formula, claim)):
         return Answer("cannot be checked", reason="" if claim.unchecked else "no run can tell")
     attempts = []
-    for setting in settings_of(results):
+    for setting in group_by_setting(results):
         try:
             if claim.best:
                 attempts.append(_best(claim.best, paper, setting))
@@ -68,7 +77,7 @@ def judge_on_runs(claim: Claim, paper: Paper, results: Sequence[TableResult]) ->
     return best.answer if best else Answer("not run yet")
 
 
-def settings_of(results: Sequence[TableResult]) -> list[Results]:
+def group_by_setting(results: Sequence[TableResult]) -> list[Results]:
     """The results by table: first the best of each, which reproduces the paper if any does, then the next best."""
     by_table: dict[str, list[TableResult]] = defaultdict(list)
     for result in sorted(results, key=_preference):
@@ -92,7 +101,7 @@ def _asks_runs(formula: Expression, claim: Claim) -> bool:
     return bool(references)
 
 
-def judged(difference: PairedDifference, claim: Claim) -> tuple[Verdict, str]:
+def judge_interval(difference: PairedDifference, claim: Claim) -> tuple[Verdict, str]:
     """The verdict of an interval on a claimed number, and why.
 
     That a number lies in an interval only says that it is not refuted, and the wider the interval is, the more it
@@ -149,9 +158,9 @@ def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results)
         text, reason = ("as claimed" if rights[0] else "not as claimed") + f", n={len(seeds)}", ""
     else:
         difference = paired_statistics(value for value in values if isinstance(value, float))
-        text = difference_text(difference, claim)
-        verdict, reason = judged(difference, claim)
-        parts = _parts(claim, formula, paper, [columns_of(formula, numbers, paper) for numbers in at_seed])
+        text = format_difference(difference, claim)
+        verdict, reason = judge_interval(difference, claim)
+        parts = _parts(claim, formula, paper, [compute_columns(formula, numbers, paper) for numbers in at_seed])
     value = difference.mean if difference else None
     answer = Answer(verdict, text, reason, value, difference, parts)
     return _in_setting(answer, {table: results[table] for table in _tables(references)}, _rows(references), lacking)
@@ -167,7 +176,7 @@ def _in_setting(
     """The answer as far as its setting and its completeness allow a verdict; rows: those it is about, with tables."""
     tables = list(by_name.values())
     settings = [
-        f"scale {table.scale}, {table.dataset}{precision_text(table, [row for of, row in rows if of == name])}"
+        f"scale {table.scale}, {table.dataset}{describe_precision(table, [row for of, row in rows if of == name])}"
         for name, table in by_name.items()
     ]
     answer = replace(answer, setting="; ".join(dict.fromkeys(settings)))
@@ -181,10 +190,10 @@ def _in_setting(
     return _Candidate(answer, 4)
 
 
-def precision_text(result: TableResult, rows: Sequence[str]) -> str:
+def describe_precision(result: TableResult, rows: Sequence[str]) -> str:
     """`, precision bf16` where these rows' runs have such; fp32, which scale `paper` has unless told otherwise, goes
     without saying."""
-    seeds = [seed for row in rows for cell in cells_of(result, row).values() for seed in cell.finished]
+    seeds = [seed for row in rows for cell in select_cells(result, row).values() for seed in cell.finished]
     found = sorted({seed.precision for seed in seeds})
     return f", precision {' and '.join(found)}" if set(found) - {"fp32"} else ""
 
@@ -204,8 +213,8 @@ def _cells(reference: Reference, paper: Paper, results: Results) -> Cells:
         NoNumber: the setting does not have the table.
     """
     if reference.table not in results:
-        raise NoNumber(f"{title_of(reference.table)}: not run yet")
-    cells = cells_of(results[reference.table], reference.row)
+        raise NoNumber(f"{format_title(reference.table)}: not run yet")
+    cells = select_cells(results[reference.table], reference.row)
     printed = paper.printed.row(replace(reference, quantity=None))
     wanted = (
         [reference.column]
@@ -213,7 +222,7 @@ def _cells(reference: Reference, paper: Paper, results: Results) -> Cells:
         else [name for name in cells if name in printed or not printed]
     )
     return {
-        column: by_seed(cells[column], reference.quantity) if column in cells else {}
+        column: select_by_seed(cells[column], reference.quantity) if column in cells else {}
         for column in wanted
         if column not in cells or cells[column].status not in NEVER
     }
@@ -241,21 +250,21 @@ def _at(row: Cells, seed: int) -> Row:
 def _parts(claim: Claim, formula: Expression, paper: Paper, by_seeds: list[Row]) -> tuple[Part, ...]:
     """Each column of a mean over seeds, and the mean over teachers, where columns have such."""
     columns = {name: paired_statistics(row[name] for row in by_seeds) for name in by_seeds[0]}
-    parts = [Part(name, difference_text(found, claim), found.mean, found) for name, found in columns.items()]
+    parts = [Part(name, format_difference(found, claim), found.mean, found) for name, found in columns.items()]
     table = paper.claims.loaded.get(formula.references[0].table) if columns else None
     teachers = {column.name: column.teacher for column in table.columns if column.teacher} if table else {}
     if columns and columns.keys() <= teachers.keys():
         means = {name: found.mean for name, found in columns.items()}
         over = clustered_difference(means, teachers)
-        text = difference_text(over, claim, "teachers")
+        text = format_difference(over, claim, "teachers")
         parts.append(Part("mean over teachers", text, over.mean, over))
     return tuple(parts)
 
 
-def difference_text(difference: PairedDifference, claim: Claim | None, unit: str = "") -> str:
+def format_difference(difference: PairedDifference, claim: Claim | None, unit: str = "") -> str:
     """A difference with its interval and n."""
     texts = [
-        number_text(value, claim) if claim else format_signed(value)
+        format_claimed_number(value, claim) if claim else format_signed(value)
         for value in (difference.mean, *(difference.interval or ()))
     ]
     interval = f" [{texts[1]}, {texts[2]}]" if difference.interval else ""
@@ -271,7 +280,7 @@ def _best(best: Best, paper: Paper, results: Results) -> _Candidate:
     """
     own = _cells(Reference(best.table, best.row, None), paper, results)
     columns = [column for column in own if not best.columns or column in best.columns]
-    required, optional = competitors(best, paper, "printed"), competitors(best, paper, "published")
+    required, optional = find_competitors(best, paper, "printed"), find_competitors(best, paper, "published")
     # A table leaves out rows that only run when they are named, as long as nobody did.
     shown = {row.name for row in results[best.table].table.rows}
     metrics = {column.name: column.metric for column in results[best.table].table.columns}
@@ -298,7 +307,7 @@ def _best(best: Best, paper: Paper, results: Results) -> _Candidate:
                 lacking.append(Reference(best.table, rival if own[column] else best.row, column).name)
         pooled += [pooled_difference(group) for group in groups if common_seeds(itertools.chain(*group))]
     if not single:
-        raise NoNumber(f"{title_of(best.table)}: not run yet")
+        raise NoNumber(f"{format_title(best.table)}: not run yet")
     refuted = any(_is_below(found, planned) for found in (*single.values(), *pooled))
     proven = all(found.interval and found.interval[0] > 0 for found in single.values())
     answer = _best_answer(single, columns, "does not hold" if refuted else "holds" if proven else "not decided")
@@ -328,7 +337,7 @@ def _best_answer(single: dict[tuple[str, str], PairedDifference], columns: Seque
         if against:
             strongest = min(against, key=lambda rival: against[rival].mean)
             found = against[strongest]
-            text = f"{difference_text(found, None)} against {strongest}"
+            text = f"{format_difference(found, None)} against {strongest}"
             parts.append(Part(column, text, found.mean, found, found.mean > 0))
     first = sum(bool(part.holds) for part in parts)
     seeds = sorted({found.n for found in single.values()})
@@ -339,4 +348,4 @@ def _best_answer(single: dict[tuple[str, str], PairedDifference], columns: Seque
         "does not hold": "a rival is ahead beyond chance",
         "not decided": few or "intervals reach below zero",
     }
-    return Answer(verdict, f"{first_in(first, len(parts))}, {n}", reasons[verdict], parts=tuple(parts))
+    return Answer(verdict, f"{describe_rank(first, len(parts))}, {n}", reasons[verdict], parts=tuple(parts))

@@ -17,7 +17,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from benchmark.audit.claims import MOST_CLOSENESS
-from benchmark.audit.verdicts import Answer, Audit, Count, Finding, Verdict, count_of, counts_of
+from benchmark.audit.verdicts import Answer, Audit, Count, Finding, Verdict, count_matters, count_verdicts
 from benchmark.core.statistics import PairedDifference
 from tables.escaping import Markup, escape_markdown, plain
 
@@ -66,15 +66,15 @@ CSV_FIELDS = (
 )
 
 
-def summary(audit: Audit) -> list[str]:
+def summarise_audit(audit: Audit) -> list[str]:
     """How often each verdict was found, what is stated apart from what is implied; last what to mind of our runs."""
     stated, implied = audit.stated, audit.implied
     lines = []
     if stated:
-        about = _of_how_many(count_of(stated), "statement", "statements")
+        about = _of_how_many(count_matters(stated), "statement", "statements")
         lines.append(f"{about}. By the paper's own tables and the literature: {_counted(stated, 'paper')}.")
     if implied:
-        about = _of_how_many(count_of(implied), "thing", "things")
+        about = _of_how_many(count_matters(implied), "thing", "things")
         lines.append(f"{about} that nobody states and the tables take for granted: {_counted(implied, 'paper')}.")
     runs = [_counted(stated, "runs")] if stated else []
     runs += [f"of what is taken for granted, {_counted(implied, 'runs')}"] if implied else []
@@ -82,7 +82,7 @@ def summary(audit: Audit) -> list[str]:
     return [*lines, audit.caveat] if audit.caveat else lines
 
 
-def in_brief(answer: Answer) -> str:
+def shorten_answer(answer: Answer) -> str:
     """An answer in a line: the number, those that it is the mean of, and what must be known of it."""
     values = [
         part.text.partition(" against ")[0].partition(", n=")[0] for part in answer.parts if part.value is not None
@@ -100,14 +100,14 @@ def to_terminal(audit: Audit, width: int, written: Sequence[Path] = ()) -> Rende
     """The audit for a terminal so many characters wide: one table where it fits, else a paragraph for each claim."""
     title = f"Audit of {audit.title}." if audit.title else "Audit."
     parts: list[RenderableType] = [Text(plain(title), style="bold")]
-    parts += [Text(line) for line in summary(audit)]
+    parts += [Text(line) for line in summarise_audit(audit)]
     parts.append(Text(_origin(audit), style="dim"))
     if width >= WIDE:
         parts.append(Padding(_grid(audit), (1, 0)))
     else:
         parts += [Padding(_paragraph(finding), (1, 0, 0, 0)) for finding in audit.findings]
         parts.append(Text())
-    used = {*counts_of(audit.findings, "paper"), *counts_of(audit.findings, "runs")}
+    used = {*count_verdicts(audit.findings, "paper"), *count_verdicts(audit.findings, "runs")}
     for verdict, meaning in MEANINGS.items():
         if verdict in used:
             parts.append(Text.assemble((verdict, STYLES[verdict]), (f": {meaning}.", "dim")))
@@ -119,13 +119,19 @@ def to_terminal(audit: Audit, width: int, written: Sequence[Path] = ()) -> Rende
 def to_markdown(audit: Audit) -> str:
     """The audit in Markdown: an overview, and a section for each claim with all that stands behind its verdicts."""
     lines = [f"# Audit of {escape_markdown(audit.title)}" if audit.title else "# Audit", ""]
-    for line in summary(audit):
+    for line in summarise_audit(audit):
         lines += [escape_markdown(line), ""]
     lines += [_origin(audit), "", "| claim | the text says | its tables give | verdict on the text | our runs |"]
     lines.append("|---|---|---|---|---|")
     for finding in audit.findings:
         link = f"[{finding.claim.id}](#{finding.claim.id})"
-        cells = [link, finding.claim.in_words, in_brief(finding.printed), f"**{finding.paper}**", _of_runs(finding)]
+        cells = [
+            link,
+            finding.claim.in_words,
+            shorten_answer(finding.printed),
+            f"**{finding.paper}**",
+            _of_runs(finding),
+        ]
         lines.append(f"| {' | '.join([cells[0], *map(_cell, cells[1:3]), cells[3], _cell(cells[4])])} |")
     lines += ["", *(f"- **{verdict}**: {meaning}" for verdict, meaning in MEANINGS.items()), "", P_VALUES]
     for finding in audit.findings:
@@ -152,10 +158,10 @@ def to_csv(audit: Audit) -> str:
                 "matter": plain(claim.matter),
                 "verdict_on_text": finding.paper,
                 "verdict_of_runs": finding.runs,
-                "printed": plain(in_brief(printed)),
+                "printed": plain(shorten_answer(printed)),
                 "printed_value": printed.value,
                 "printed_verdict": printed.verdict,
-                "published": plain(in_brief(published)),
+                "published": plain(shorten_answer(published)),
                 "published_value": published.value,
                 "published_verdict": published.verdict,
                 "measured": plain(measured.text),
@@ -209,9 +215,9 @@ def to_json(audit: Audit) -> str:
 def _counts(findings: Sequence[Finding]) -> dict[str, Any]:
     """How many findings there are, and of each verdict; `different` where claims of one matter count as one."""
     return {
-        **asdict(count_of(findings)),
-        "verdicts_on_text": {verdict: asdict(count) for verdict, count in counts_of(findings, "paper").items()},
-        "verdicts_of_runs": {verdict: asdict(count) for verdict, count in counts_of(findings, "runs").items()},
+        **asdict(count_matters(findings)),
+        "verdicts_on_text": {verdict: asdict(count) for verdict, count in count_verdicts(findings, "paper").items()},
+        "verdicts_of_runs": {verdict: asdict(count) for verdict, count in count_verdicts(findings, "runs").items()},
     }
 
 
@@ -220,7 +226,7 @@ def _of_how_many(count: Count, one: str, several: str) -> str:
 
 
 def _counted(findings: Sequence[Finding], of: Literal["paper", "runs"]) -> str:
-    counts = counts_of(findings, of)
+    counts = count_verdicts(findings, of)
     return ", ".join(
         f"{count.number} {_plural(verdict, count.number)}{_different(count)}" for verdict, count in counts.items()
     )
@@ -250,7 +256,7 @@ def _origin(audit: Audit) -> str:
 
 def _of_runs(finding: Finding) -> str:
     measured = finding.measured
-    return measured.verdict if not measured.text else f"{measured.verdict}: {in_brief(measured)}"
+    return measured.verdict if not measured.text else f"{measured.verdict}: {shorten_answer(measured)}"
 
 
 def _grid(audit: Audit) -> Grid:
@@ -279,7 +285,9 @@ def _grid(audit: Audit) -> Grid:
 
 
 def _styled(answer: Answer) -> Text:
-    return Text(plain(in_brief(answer)), style="dim" if answer.verdict in ("cannot be checked", "not run yet") else "")
+    return Text(
+        plain(shorten_answer(answer)), style="dim" if answer.verdict in ("cannot be checked", "not run yet") else ""
+    )
 
 
 def _others(finding: Finding) -> list[Text]:

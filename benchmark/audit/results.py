@@ -22,7 +22,7 @@ BRANCHES = "stages"
 """The metric of a stage that claims are about: of the class, on upright images (docs/ledger.md, R15)."""
 
 
-def measured(claims: ClaimSet, runs: Path) -> tuple[list[TableResult], tuple[str, ...]]:
+def collect_measured(claims: ClaimSet, runs: Path) -> tuple[list[TableResult], tuple[str, ...]]:
     """What was measured, in every setting, and a line on each record that could not be read."""
     records, damaged = Store(runs).readable()
     collection = RecordQuery(records, Store(runs).teacher_metrics())
@@ -32,11 +32,11 @@ def measured(claims: ClaimSet, runs: Path) -> tuple[list[TableResult], tuple[str
     figures = [load_figure(name) for name in figure_names()] if claims.figures else []
     return [
         *results,
-        *panels_of(found for figure in figures for found in collect_figure_runs(figure, collection)),
+        *make_panel_tables(found for figure in figures for found in collect_figure_runs(figure, collection)),
     ], tuple(damaged)
 
 
-def panels_of(results: Iterable[FigureResult]) -> list[TableResult]:
+def make_panel_tables(results: Iterable[FigureResult]) -> list[TableResult]:
     """Every panel of figures as a table, with methods as rows, under the name that claims give it: `Figure5_CIFAR100`.
 
     Columns are the shares of the training images (`25%`), or the stages (`stage 1`) with the accuracy of their branch.

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmark.audit.claims import ClaimSet
-from benchmark.audit.expressions import Reference, title_of
+from benchmark.audit.expressions import Reference, format_title
 from benchmark.audit.values import CLOSE, NoNumber, Numbers, Row
 from tables.result import Cell, TableResult
-from tables.specification import Table, number_at
+from tables.specification import Table, get_number
 from tables.view import TEACHER
 
 Results = Mapping[str, TableResult]
@@ -21,7 +21,7 @@ FACTS = Path(__file__).parents[1] / "facts.json"
 
 
 def _by_column(table: Table, values: Sequence[float]) -> Row:
-    numbers = {column.name: number_at(values, position) for position, column in enumerate(table.columns)}
+    numbers = {column.name: get_number(values, position) for position, column in enumerate(table.columns)}
     return {column: number for column, number in numbers.items() if number is not None}
 
 
@@ -46,12 +46,12 @@ class Printed:
     def missing(self, reference: Reference) -> str:
         """Why there is none."""
         if reference.table in self.claims.figures:
-            return f"{title_of(reference.table)} prints no numbers"
+            return f"{format_title(reference.table)} prints no numbers"
         if reference.quantity:
             return f"the paper prints no {reference.quantity.replace('_', '-')}"
         if reference.column is None or not self.row(reference):
-            return f"{title_of(reference.table)} prints no row {reference.row}"
-        return f"{title_of(reference.table)} prints no {reference.row} for {reference.column}"
+            return f"{format_title(reference.table)} prints no row {reference.row}"
+        return f"{format_title(reference.table)} prints no {reference.row} for {reference.column}"
 
 
 class Published:
@@ -110,13 +110,13 @@ class Measured:
         return f"{reference.name}: not run yet"
 
 
-def cells_of(result: TableResult, row: str) -> dict[str, Cell]:
+def select_cells(result: TableResult, row: str) -> dict[str, Cell]:
     """The cells of a row by column; those of the teachers for the row of that name."""
     names = [column.name for column in result.table.columns]
     return {name: result.teacher(name) if row == TEACHER else result.cell(row, name) for name in names}
 
 
-def by_seed(cell: Cell, quantity: str | None = None) -> dict[int, float]:
+def select_by_seed(cell: Cell, quantity: str | None = None) -> dict[int, float]:
     """A cell's values by seed: accuracy in %, or what its student costs at inference."""
     if quantity is None:
         return cell.by_seed()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from benchmark.audit.expressions import OF_TABLES, SOURCES, Expression, Reference, references_of, title_of
+from benchmark.audit.expressions import OF_TABLES, SOURCES, Expression, Reference, find_references, format_title
 from benchmark.core.errors import UserError
 
 MOST_COLUMNS_OF_SUBSETS = 16
@@ -130,7 +130,7 @@ class _Evaluator:
         raise AssertionError(f"{ast.dump(node)} was not checked")
 
     def _cells(self, node: ast.expr) -> Value:
-        (reference,) = references_of(node, None)
+        (reference,) = find_references(node, None)
         row = self.numbers.row(reference)
         if not row or (reference.column is not None and reference.column not in row):
             raise NoNumber(self.numbers.missing(reference))
@@ -166,7 +166,7 @@ class _Evaluator:
     def _asked_of_table(self, name: str, table: str, rest: list[ast.expr]) -> Value:
         if name == "copied":
             equal, cells = self.world.copied(table)
-            self.steps.append(ReasoningStep(f"{title_of(table)} {equal} of {cells} cells", True))
+            self.steps.append(ReasoningStep(f"{format_title(table)} {equal} of {cells} cells", True))
             return float(equal)
         prefix = self.value(rest[0])
         if not isinstance(prefix, str):
@@ -177,7 +177,9 @@ class _Evaluator:
             or (network.startswith(prefix) and not (prefix[-1:].isdigit() and network[len(prefix)].isdigit()))
             for network in self.world.networks(table)
         )
-        self.steps.append(ReasoningStep(f"{title_of(table)} has {'a' if found else 'no'} column of {prefix}", found))
+        self.steps.append(
+            ReasoningStep(f"{format_title(table)} has {'a' if found else 'no'} column of {prefix}", found)
+        )
         return found
 
     def _arithmetic(self, left: Value, right: Value, compute: Callable[[float, float], float]) -> Value:
@@ -277,7 +279,7 @@ def _named(node: ast.expr, value: float | str, column: str) -> str:
         return value
     if isinstance(node, ast.Constant):
         return f"{value:g}"
-    references = list(references_of(node, None))
+    references = list(find_references(node, None))
     if len(references) == 1 and (isinstance(node, ast.Subscript | ast.Attribute) or _is_source(node)):
         name = dataclasses.replace(references[0], column=references[0].column or column or None).name
     else:

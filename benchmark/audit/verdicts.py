@@ -121,18 +121,18 @@ class Audit:
         return tuple(finding for finding in self.findings if finding.claim.implied)
 
 
-def count_of(findings: Iterable[Finding]) -> Count:
+def count_matters(findings: Iterable[Finding]) -> Count:
     """How many claims these are."""
     matters = [finding.claim.matter or finding.claim.id for finding in findings]
     return Count(len(matters), len(set(matters)))
 
 
-def counts_of(findings: Iterable[Finding], of: Literal["paper", "runs"]) -> dict[Verdict, Count]:
+def count_verdicts(findings: Iterable[Finding], of: Literal["paper", "runs"]) -> dict[Verdict, Count]:
     """How often each verdict on the text, or of our runs, was found; those that never were are left out."""
     found: dict[Verdict, list[Finding]] = defaultdict(list)
     for finding in findings:
         found[finding.paper if of == "paper" else finding.runs].append(finding)
-    return {verdict: count_of(found[verdict]) for verdict in VERDICTS if verdict in found}
+    return {verdict: count_matters(found[verdict]) for verdict in VERDICTS if verdict in found}
 
 
 def judge_on_paper(claim: Claim, paper: Paper, source: Literal["printed", "published"]) -> Answer:
@@ -168,14 +168,14 @@ def _words(claim: Claim, source: Literal["printed", "published"]) -> Words:
     return "holds", "contradicts itself" if source == "printed" else "does not hold"
 
 
-def verdict_on_paper(printed: Verdict, published: Verdict) -> Verdict:
+def combine_verdicts(printed: Verdict, published: Verdict) -> Verdict:
     """The verdict on the text: its own tables come first, and the literature may refute what they bear out."""
     if printed in ("contradicts itself", "remarkable") or published == "cannot be checked":
         return printed
     return published
 
 
-def other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
+def judge_other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
     """What other readings of a claim give.
 
     Raises:
@@ -192,7 +192,9 @@ def other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
             raise UserError(f"claim {claim.id}: {error}") from None
         if isinstance(value, float):
             found.append(
-                Other(reading.says, number_text(value, claim), claim.value is not None and agrees(value, claim))
+                Other(
+                    reading.says, format_claimed_number(value, claim), claim.value is not None and agrees(value, claim)
+                )
             )
         else:
             found.append(Other(reading.says, _steps_text(steps), value is True))
@@ -212,7 +214,7 @@ def agrees(value: float, claim: Claim) -> bool:
     }[claim.relation]
 
 
-def number_text(value: float, claim: Claim) -> str:
+def format_claimed_number(value: float, claim: Claim) -> str:
     """A number in the manner of the one claimed: with a sign where that has one or is a limit for a difference."""
     signed = claim.value is not None and (claim.value[0] in "+-" or claim.relation != "=")
     whole = abs(value) >= LARGE or (not signed and value == round(value))
@@ -239,10 +241,12 @@ def _computed(claim: Claim, formula: Expression, numbers: Numbers, paper: Paper,
     if not isinstance(value, float):
         parts = tuple(Part("", step.text, holds=step.holds) for step in steps)
         return Answer(verdict, _steps_text(steps, right), parts=parts)
-    columns = columns_of(formula, numbers, paper)
-    parts = tuple(Part(column, number_text(number, claim), number) for column, number in columns.items())
+    columns = compute_columns(formula, numbers, paper)
+    parts = tuple(Part(column, format_claimed_number(number, claim), number) for column, number in columns.items())
     counted = f" ({'; '.join(step.text for step in steps)})" if steps else ""
-    return Answer(verdict, number_text(value, claim) + counted, _coverage(formula, columns, paper), value, parts=parts)
+    return Answer(
+        verdict, format_claimed_number(value, claim) + counted, _coverage(formula, columns, paper), value, parts=parts
+    )
 
 
 def is_right(claim: Claim, formula: Expression, value: Value) -> bool:
@@ -261,7 +265,7 @@ def is_right(claim: Claim, formula: Expression, value: Value) -> bool:
     raise UserError(f"expression {formula.text!r} gives something else than {wanted}")
 
 
-def columns_of(formula: Expression, numbers: Numbers, paper: Paper) -> Row:
+def compute_columns(formula: Expression, numbers: Numbers, paper: Paper) -> Row:
     """What a mean is taken over, by column; nothing where the formula is no mean."""
     inner = formula.mean_of
     value = evaluate(inner, numbers, paper)[0] if inner else None
@@ -284,7 +288,7 @@ def _steps_text(steps: Sequence[ReasoningStep], right: bool | None = None) -> st
     return "; ".join(telling[:MOST_STEPS]) + (f"; and {more} more" if more > 0 else "")
 
 
-def competitors(best: Best, paper: Paper, source: Literal["printed", "published"]) -> list[str]:
+def find_competitors(best: Best, paper: Paper, source: Literal["printed", "published"]) -> list[str]:
     """The rows that a row is to be above: those named, or else all of other methods that the source has numbers of."""
     if best.than or best.table not in paper.claims.loaded:
         return list(best.than)
@@ -295,7 +299,7 @@ def competitors(best: Best, paper: Paper, source: Literal["printed", "published"
 def _best(best: Best, paper: Paper, source: Literal["printed", "published"], words: Words) -> Answer:
     numbers = paper.source(source)
     own = _row(numbers, Reference(best.table, best.row, None), best.columns)
-    rivals = {name: numbers.row(Reference(best.table, name, None)) for name in competitors(best, paper, source)}
+    rivals = {name: numbers.row(Reference(best.table, name, None)) for name in find_competitors(best, paper, source)}
     for name in best.than:
         if not rivals[name]:
             raise NoNumber(numbers.missing(Reference(best.table, name, None)))
@@ -310,10 +314,10 @@ def _best(best: Best, paper: Paper, source: Literal["printed", "published"], wor
     if not parts:
         raise NoNumber("there is nothing to compare with")
     first = sum(bool(part.holds) for part in parts)
-    return Answer(words[first != len(parts)], first_in(first, len(parts)), parts=tuple(parts))
+    return Answer(words[first != len(parts)], describe_rank(first, len(parts)), parts=tuple(parts))
 
 
-def first_in(first: int, columns: int) -> str:
+def describe_rank(first: int, columns: int) -> str:
     """In how many columns a row is above all others, in words."""
     return f"above all in {first} of {columns} columns" if columns > 1 else ("above all" if first else "not above all")
 

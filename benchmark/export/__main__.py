@@ -16,8 +16,8 @@ from benchmark.cli.options import DataRoot, Runs, Threads
 from benchmark.core.devices import make_deterministic
 from benchmark.core.errors import UserError
 from benchmark.export.edge import FIGURES, INPUT, OUTPUT, TIMED_BATCHES, TOLERANCE, Edge, WrongFile
-from benchmark.export.exporting import CPU, PROGRAM, export, images_of, int8_file
-from benchmark.export.finished import finished_run, trained_network
+from benchmark.export.exporting import CPU, PROGRAM, export, name_int8_file, select_images
+from benchmark.export.finished import load_finished_run, load_trained_network
 from benchmark.io.files import check_writable
 
 CHECK_FAILED = 1
@@ -46,20 +46,20 @@ def main(
     if not onnx_format:
         raise UserError("which format? pass --onnx, the one that there is")
     console = Console()
-    finished = finished_run(run, runs)
+    finished = load_finished_run(run, runs)
     target = output or finished.folder / FILE
     check_writable(finished.folder, "--runs")
     check_target(target)
     make_deterministic(CPU, threads)
-    images = images_of(finished.run, dataset, data_root, image_size)
-    network = trained_network(finished, images.dataset.num_classes)
+    images = select_images(finished.run, dataset, data_root, image_size)
+    network = load_trained_network(finished, images.dataset.num_classes)
     try:
         edge = export(finished, network, images, target, seconds, threads, console)
     except WrongFile as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
         return CHECK_FAILED
-    show(edge, console)
-    for path in (target, int8_file(target), finished.folder / FIGURES):
+    print_edge(edge, console)
+    for path in (target, name_int8_file(target), finished.folder / FIGURES):
         console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
@@ -75,7 +75,7 @@ def check_target(target: Path) -> None:
     check_writable(target.parent, "--output")
 
 
-def within(logits: Mapping[str, float]) -> str:
+def format_agreement(logits: Mapping[str, float]) -> str:
     """How a difference of logits that has passed stands to what is allowed."""
     if logits["difference"] <= TOLERANCE:
         return f"allowed: {TOLERANCE:.0e}"
@@ -85,12 +85,12 @@ def within(logits: Mapping[str, float]) -> str:
     )
 
 
-def milliseconds(time: float) -> str:
+def format_milliseconds(time: float) -> str:
     """A positive time to three digits, and all of those before the point."""
     return f"{time:,.{max(0, 2 - math.floor(math.log10(time)))}f}"
 
 
-def show(edge: Edge, console: Console) -> None:
+def print_edge(edge: Edge, console: Console) -> None:
     """Print the figures."""
 
     def line(text: str) -> None:
@@ -105,7 +105,7 @@ def show(edge: Edge, console: Console) -> None:
     line(f"multiply-adds of an image: {edge['multiply_adds']:,} in the file, exactly as in the Baseline's")
     line(
         f"logits: at most {logits['difference']:.1e} from the training network's, on {logits['images']} "
-        f"{edge['evaluated_on']}; {within(logits)}"
+        f"{edge['evaluated_on']}; {format_agreement(logits)}"
     )
     screen = Table("", "fp32", "int8", box=None, pad_edge=False)
     kinds = [edge["fp32"], edge["int8"]]
@@ -114,7 +114,7 @@ def show(edge: Edge, console: Console) -> None:
         screen.add_row(title, f"{kinds[0][key]:.2f}", f"{kinds[1][key]:.2f} ({0 - edge['loss'][key]:+.2f})")
     for batch in map(str, TIMED_BATCHES):
         times = [kind["latency"][batch] for kind in kinds]
-        spans = [[milliseconds(time[f"{part}_ms"]) for part in ("median", "p10", "p90")] for time in times]
+        spans = [[format_milliseconds(time[f"{part}_ms"]) for part in ("median", "p10", "p90")] for time in times]
         cells = [f"{median} ({low} to {high})" for median, low, high in spans]
         screen.add_row(f"{batch} image{'s' * (batch != '1')}, ms", *cells)
     console.print(screen)

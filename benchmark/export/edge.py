@@ -93,7 +93,7 @@ def to_onnx(network: Network, image_size: int) -> onnx.ModelProto:
     return model
 
 
-def with_notes(model: onnx.ModelProto, notes: Mapping[str, Any]) -> onnx.ModelProto:
+def add_notes(model: onnx.ModelProto, notes: Mapping[str, Any]) -> onnx.ModelProto:
     """A copy of the model with notes in its metadata: texts as they are, anything else as JSON."""
     noted = onnx.ModelProto()
     noted.CopyFrom(model)
@@ -113,7 +113,7 @@ def open_session(model: bytes, threads: int = 1, optimised: bool = True) -> onnx
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def logits_of(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+def compute_logits(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
     """Logits [batch, classes] of normalised images, float32 [batch, 3, size, size]."""
     (logits,) = session.run([OUTPUT], {INPUT: images})
     return logits
@@ -150,7 +150,7 @@ def compare(network: Network, session: onnxruntime.InferenceSession, images: Ten
     rounding = difference = largest = 0.0
     for batch in images.split(BATCH):
         ours = network(batch).logits.double()
-        theirs = torch.from_numpy(logits_of(session, batch.numpy())).double()
+        theirs = torch.from_numpy(compute_logits(session, batch.numpy())).double()
         largest = max(largest, ours.abs().max().item())
         rounding = max(rounding, (ours - exact_network(batch.double()).logits).abs().max().item())
         difference = max(difference, (theirs - ours).nan_to_num(math.inf).abs().max().item())
@@ -163,7 +163,7 @@ def compare(network: Network, session: onnxruntime.InferenceSession, images: Ten
     return Comparison(len(images), difference, rounding, allowed, largest)
 
 
-def parameters_in(model: onnx.ModelProto) -> int:
+def count_parameters(model: onnx.ModelProto) -> int:
     """The number of learnable values in a file that `to_onnx` made: all its weights but the statistics of norms."""
     norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
     measured = {name for norm in norms for name in norm.input[3:5]}
@@ -171,7 +171,7 @@ def parameters_in(model: onnx.ModelProto) -> int:
     return sum(math.prod(tensor.dims) for tensor in weights if tensor.name not in measured)
 
 
-def multiply_adds_in(model: onnx.ModelProto, image_size: int) -> int:
+def count_multiply_adds(model: onnx.ModelProto, image_size: int) -> int:
     """Multiply-adds of the convolutions and linear layers of a file for one image, from the maps that it computes."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
@@ -204,7 +204,7 @@ class _Calibration(CalibrationDataReader):
         return None if batch is None else {INPUT: batch}
 
 
-def quantised(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
+def quantise(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
     """The model in int8 by static quantisation after training, calibrated on normalised images [batch, 3, size, size].
 
     Weights have a scale for each output channel, activations one for each map, set by the least and the largest value
@@ -255,7 +255,7 @@ class Accuracy:
         return {"top1": 100 * self.first / self.images, "top5": 100 * self.among_five / self.images}
 
 
-def latencies(
+def measure_latencies(
     sessions: Mapping[str, onnxruntime.InferenceSession], images: np.ndarray, seconds: float
 ) -> dict[str, dict[str, float]]:
     """Milliseconds that each session needs for one batch `images`: median, 10th and 90th percentile, and repeats.
@@ -266,11 +266,11 @@ def latencies(
     spent: dict[str, list[float]] = {name: [] for name in sessions}
     for session in sessions.values():
         for _ in range(WARM_UP):
-            logits_of(session, images)
+            compute_logits(session, images)
     while any(len(times) < LEAST_REPEATS or sum(times) < seconds for times in spent.values()):
         for name, session in sessions.items():
             started = time.perf_counter()
-            logits_of(session, images)
+            compute_logits(session, images)
             spent[name].append(time.perf_counter() - started)
     return {name: _summary(times) for name, times in spent.items()}
 
@@ -285,7 +285,7 @@ def _summary(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def scaled(batches: Iterator[tuple[Tensor, Tensor]], image_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def scale_batches(batches: Iterator[tuple[Tensor, Tensor]], image_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches whose images [batch, 3, size, size], where they have another size, are brought to `image_size`.
 
     Bilinear, with antialiasing where they get smaller. Images are contiguous.

@@ -41,16 +41,16 @@ from benchmark.export.edge import (
     Accuracy,
     Edge,
     WrongFile,
+    add_notes,
     compare,
-    latencies,
-    logits_of,
-    multiply_adds_in,
+    compute_logits,
+    count_multiply_adds,
+    count_parameters,
+    measure_latencies,
     open_session,
-    parameters_in,
-    quantised,
-    scaled,
+    quantise,
+    scale_batches,
     to_onnx,
-    with_notes,
 )
 from benchmark.export.finished import FinishedRun
 from benchmark.io.files import replacing, write_text
@@ -76,7 +76,7 @@ class ExportSubject:
 
     def batches(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images [batch, 3, size, size] and labels [batch]."""
-        return scaled(evaluation_batches(images, self.recipe, BATCH_SIZE, CPU), self.size)
+        return scale_batches(evaluation_batches(images, self.recipe, BATCH_SIZE, CPU), self.size)
 
     def some(self, images: Images, count: int, purpose: str) -> Tensor:
         """About `count` normalised images, the same share of each class, drawn from a stream of that name."""
@@ -87,7 +87,7 @@ class ExportSubject:
         return torch.cat([batch for batch, _ in self.batches(images.subset(index))])
 
 
-def images_of(run: Run, dataset: str, data_root: Path | None, image_size: int | None) -> ExportSubject:
+def select_images(run: Run, dataset: str, data_root: Path | None, image_size: int | None) -> ExportSubject:
     """The images of a run's dataset: those that it learned from, and those that it was evaluated on.
 
     Raises:
@@ -108,7 +108,7 @@ def images_of(run: Run, dataset: str, data_root: Path | None, image_size: int | 
     return ExportSubject(loaded, recipe, image_size or loaded.image_size, material.train, material.evaluation)
 
 
-def int8_file(target: Path) -> Path:
+def name_int8_file(target: Path) -> Path:
     """Where the int8 file goes."""
     return target.with_name(f"{target.stem}-int8{target.suffix}")
 
@@ -128,21 +128,21 @@ def export(
         WrongFile: the file is not the network that was trained; nothing was written.
         UserError: a file cannot be written.
     """
-    notes = notes_on(finished, images)
+    notes = make_notes(finished, images)
     name = finished.run.student
     with console.status(f"checking {name}"):
         plain = to_onnx(network, images.size)
-        counts = counted(plain, name, images)
-        content = {"fp32": with_notes(plain, notes | {"precision": "fp32"}).SerializeToString()}
+        counts = check_counts(plain, name, images)
+        content = {"fp32": add_notes(plain, notes | {"precision": "fp32"}).SerializeToString()}
         some = images.some(images.evaluation, CHECKED_IMAGES, "check")
         checked = compare(network, open_session(content["fp32"], threads), some)
     with console.status(f"quantising {name}"):
         calibration = images.some(images.train, CALIBRATION_IMAGES, "calibration")
-        small = quantised(plain, calibration.numpy())
-        content["int8"] = with_notes(small, notes | {"precision": "int8"}).SerializeToString()
+        small = quantise(plain, calibration.numpy())
+        content["int8"] = add_notes(small, notes | {"precision": "int8"}).SerializeToString()
     with console.status(f"measuring {name}"):
-        measured = measurements(content, images, some.numpy(), seconds, threads)
-    for kind, path in (("fp32", target), ("int8", int8_file(target))):
+        measured = measure_files(content, images, some.numpy(), seconds, threads)
+    for kind, path in (("fp32", target), ("int8", name_int8_file(target))):
         with replacing(path) as file:
             file.temporary.write_bytes(content[kind])
         beside = path.parent.resolve() == finished.folder.resolve()
@@ -153,26 +153,26 @@ def export(
             **measured[kind],
         }
     edge: Edge = {
-        **identity(finished, images),
+        **describe_identity(finished, images),
         **counts,
         "logits": dataclasses.asdict(checked),
         "calibration_images": len(calibration),
         **measured,
         "loss": {key: measured["fp32"][key] - measured["int8"][key] for key in ("top1", "top5")},
-        **surroundings(threads),
+        **describe_surroundings(threads),
     }
     write_text(finished.folder / FIGURES, json.dumps(edge, indent=1) + "\n")
     return edge
 
 
-def counted(model: onnx.ModelProto, name: str, images: ExportSubject) -> dict[str, int]:
+def check_counts(model: onnx.ModelProto, name: str, images: ExportSubject) -> dict[str, int]:
     """Parameters and multiply-adds of one image: those in the file, which are those of the Baseline network `name`.
 
     Raises:
         WrongFile: they are not.
     """
     baseline = build_network(name, images.dataset.num_classes)
-    in_file = {"parameters": parameters_in(model), "multiply_adds": multiply_adds_in(model, images.size)}
+    in_file = {"parameters": count_parameters(model), "multiply_adds": count_multiply_adds(model, images.size)}
     expected = {
         "parameters": parameters(baseline),
         "multiply_adds": multiply_adds(baseline, torch.zeros(1, 3, images.size, images.size)),
@@ -186,7 +186,7 @@ def counted(model: onnx.ModelProto, name: str, images: ExportSubject) -> dict[st
     return in_file
 
 
-def measurements(
+def measure_files(
     content: Mapping[str, bytes], images: ExportSubject, batch: np.ndarray, seconds: float, threads: int
 ) -> dict[str, dict[str, Any]]:
     """Accuracy of each file over all evaluation images, and its latencies on `batch`, repeated as often as needed."""
@@ -194,15 +194,17 @@ def measurements(
     accuracy = {kind: Accuracy() for kind in sessions}
     for inputs, labels in images.batches(images.evaluation):
         for kind, session in sessions.items():
-            accuracy[kind].add(logits_of(session, inputs.numpy()), labels)
-    timed = {size: latencies(sessions, np.resize(batch, (size, *batch.shape[1:])), seconds) for size in TIMED_BATCHES}
+            accuracy[kind].add(compute_logits(session, inputs.numpy()), labels)
+    timed = {
+        size: measure_latencies(sessions, np.resize(batch, (size, *batch.shape[1:])), seconds) for size in TIMED_BATCHES
+    }
     return {
         kind: {**accuracy[kind].figures, "latency": {str(size): timed[size][kind] for size in TIMED_BATCHES}}
         for kind in sessions
     }
 
 
-def notes_on(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
+def make_notes(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
     """What goes into the metadata of a file: all that its user must know to feed it and to read its answer."""
     run, dataset = finished.run, images.dataset
     return {
@@ -222,7 +224,7 @@ def notes_on(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
     }
 
 
-def identity(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
+def describe_identity(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
     """What was exported, and what it was measured on."""
     run = finished.run
     return {
@@ -245,7 +247,7 @@ def identity(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
     }
 
 
-def surroundings(threads: int) -> dict[str, Any]:
+def describe_surroundings(threads: int) -> dict[str, Any]:
     """On what and with what it was measured."""
     return {
         "processor": device_name(CPU),

@@ -30,13 +30,13 @@ class FinishedRun:
     weights: dict[str, Tensor]
 
 
-def finished_run(name: str, root: Path) -> FinishedRun:
+def load_finished_run(name: str, root: Path) -> FinishedRun:
     """The run that a folder, a record or the beginning of an id names, with its weights verified.
 
     Raises:
         UserError: there is no such run, or more than one; it is not finished, failed, is damaged or has no student.
     """
-    folder = run_folder(name, root)
+    folder = find_run_folder(name, root)
     run = _specification(folder)
     store = Store(folder.resolve().parent.parent)
     if store.folder(run) != folder.resolve():
@@ -55,7 +55,7 @@ def finished_run(name: str, root: Path) -> FinishedRun:
     return FinishedRun(folder, run, record, store.weights(run))
 
 
-def run_folder(name: str, root: Path) -> Path:
+def find_run_folder(name: str, root: Path) -> Path:
     """The folder of the run that a folder, a record or the beginning of an id under `root` names.
 
     Raises:
@@ -105,7 +105,7 @@ def _specification(folder: Path) -> Run:
         ) from error
 
 
-def trained_network(finished: FinishedRun, num_classes: int) -> Network:
+def load_trained_network(finished: FinishedRun, num_classes: int) -> Network:
     """The plain network of a run's student with its trained weights, in evaluation mode.
 
     Raises:

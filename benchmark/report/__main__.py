@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.text import Text
 
 from benchmark.audit.audit import write_audit
-from benchmark.audit.render import summary
+from benchmark.audit.render import summarise_audit
 from benchmark.audit.verdicts import Audit
 from benchmark.cli.app import run_app
 from benchmark.cli.options import Pages, Runs, check_exists
 from benchmark.io.files import check_writable, replacing, write_text
 from benchmark.report import figures, text
-from benchmark.report.data import OWN_METHOD, Report, collect
+from benchmark.report.data import OWN_METHOD, Report, collect_report
 from benchmark.report.figures import Drawing
 from benchmark.report.html import to_html
-from benchmark.report.wording import records_line
+from benchmark.report.wording import describe_records
 from benchmark.results import to_dataframe
 from tables.render import write_reports
 
@@ -41,13 +41,13 @@ def main(
     check_exists(runs)
     check_writable(reports, "--reports")
     with console.status("reading records"):
-        report = collect(runs, method, scale, table or ())
+        report = collect_report(runs, method, scale, table or ())
     written = []
     with console.status("drawing figures"):
-        drawings = figures.draw(report, reports)
+        drawings = figures.draw_figures(report, reports)
         written += [path for drawing in drawings for path in drawing.files.values()]
     with console.status("judging claims"):
-        audit = figures.audit(report, drawings)
+        audit = figures.audit_report(report, drawings)
     with console.status("writing"):
         written += _write(report, drawings, audit, reports)
     _print(console, report, audit, reports, len(written))
@@ -77,7 +77,7 @@ def _print(console: Console, report: Report, audit: Audit, folder: Path, files: 
         console.print(Text(line, style=style), soft_wrap=True)
 
     say(f"{report.headline}.", "bold")
-    for sentence in (*report.sentences, records_line(report)):
+    for sentence in (*report.sentences, describe_records(report)):
         say(sentence)
     for covered in report.covered:
         parts = [f"{covered.done} of {covered.cells} cells done"]
@@ -86,7 +86,7 @@ def _print(console: Console, report: Report, audit: Audit, folder: Path, files: 
         say(f"  Table {covered.table}, {covered.scale}, {covered.dataset}, {covered.protocol}: {', '.join(parts)}")
     for line in report.damaged:
         say(f"left out: {line}", "yellow")
-    for sentence in summary(audit):
+    for sentence in summarise_audit(audit):
         say(sentence)
     say(f"Written: {files} files in {folder}; open {folder / 'index.html'}")
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmark.core.protocols import PAPER, SCALES, base_scale
-from benchmark.report.table import ReportCell, ReportColumn, ReportTable, number, word
+from benchmark.report.table import ReportCell, ReportColumn, ReportTable, format_number, format_word
 from tables.result import NEVER, TableResult
 
 
@@ -31,7 +31,7 @@ class Coverage:
         return self.cells - self.done - self.partial - self.failed
 
 
-def coverage_of(result: TableResult, rows: Collection[str]) -> Coverage:
+def make_coverage(result: TableResult, rows: Collection[str]) -> Coverage:
     """Count the cells of a table in these rows, those of its specification: rows of other methods cover nothing."""
     found = Counter(
         result.cell(row.name, column.name).status
@@ -53,13 +53,13 @@ def coverage_of(result: TableResult, rows: Collection[str]) -> Coverage:
     )
 
 
-def headline(counted: Sequence[Coverage]) -> str:
+def write_headline(counted: Sequence[Coverage]) -> str:
     """In one line, how many cells are measured as the paper's protocol asks: `7 of 90 cells at paper scale`."""
-    done, cells = at_paper_scale(counted)
+    done, cells = count_paper_cells(counted)
     return f"{done} of {cells} cells at paper scale"
 
 
-def at_paper_scale(counted: Iterable[Coverage]) -> tuple[int, int]:
+def count_paper_cells(counted: Iterable[Coverage]) -> tuple[int, int]:
     """Cells done in the best comparable setting of each table, and all cells that could be."""
     best: dict[str, tuple[int, int]] = {}
     for coverage in counted:
@@ -70,9 +70,9 @@ def at_paper_scale(counted: Iterable[Coverage]) -> tuple[int, int]:
     return sum(done for done, _ in best.values()), sum(cells for _, cells in best.values())
 
 
-def sentences(counted: Sequence[Coverage]) -> list[str]:
+def write_sentences(counted: Sequence[Coverage]) -> list[str]:
     """What is measured here and what may be concluded of it."""
-    done, cells = at_paper_scale(counted)
+    done, cells = count_paper_cells(counted)
     said = []
     if not any(coverage.done + coverage.partial for coverage in counted):
         said.append("Nothing was run yet: the tables below show what the paper printed, and no number of ours.")
@@ -93,7 +93,7 @@ def sentences(counted: Sequence[Coverage]) -> list[str]:
     return said
 
 
-def listed(counted: Sequence[Coverage]) -> ReportTable:
+def list_coverage(counted: Sequence[Coverage]) -> ReportTable:
     """A line for each table and setting."""
     headings = (
         ReportColumn("table", numeric=False),
@@ -109,14 +109,14 @@ def listed(counted: Sequence[Coverage]) -> ReportTable:
     lines = tuple(
         (
             ReportCell(f"Table {coverage.table}", coverage.table),
-            word(coverage.scale, "" if coverage.comparable else "not comparable"),
-            word(coverage.dataset),
-            word(coverage.protocol),
-            number(coverage.cells, 0),
-            number(coverage.done, 0),
-            number(coverage.partial, 0),
-            number(coverage.failed, 0),
-            number(coverage.missing, 0),
+            format_word(coverage.scale, "" if coverage.comparable else "not comparable"),
+            format_word(coverage.dataset),
+            format_word(coverage.protocol),
+            format_number(coverage.cells, 0),
+            format_number(coverage.done, 0),
+            format_number(coverage.partial, 0),
+            format_number(coverage.failed, 0),
+            format_number(coverage.missing, 0),
         )
         for coverage in counted
     )

@@ -13,7 +13,7 @@ from typing import Any
 from benchmark.analysis.query import ExperimentSetting, RecordQuery
 from benchmark.analysis.tables import empty_result, make_table_results
 from benchmark.core.errors import unknown_name
-from benchmark.core.protocols import PAPER, SCALES, base_scale, scale_named
+from benchmark.core.protocols import PAPER, SCALES, base_scale, get_scale
 from benchmark.plugins.registry import method_names
 from benchmark.report import coverage, metrics, runs
 from benchmark.report.coverage import Coverage
@@ -92,17 +92,17 @@ class Report:
     @property
     def headline(self) -> str:
         """`7 of 90 cells at paper scale`."""
-        return coverage.headline(self.covered)
+        return coverage.write_headline(self.covered)
 
     @property
     def sentences(self) -> list[str]:
         """What may be concluded."""
-        return coverage.sentences(self.covered)
+        return coverage.write_sentences(self.covered)
 
     @property
     def coverage(self) -> ReportTable:
         """A line for each table and setting."""
-        return coverage.listed(self.covered)
+        return coverage.list_coverage(self.covered)
 
     @property
     def counts(self) -> Counter[str]:
@@ -110,7 +110,7 @@ class Report:
         return Counter(record["status"] for record in self.records)
 
 
-def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Sequence[str | Path] = ()) -> Report:
+def collect_report(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Sequence[str | Path] = ()) -> Report:
     """Collect a report from the records under `root`, which may hold none.
 
     scale: only this one, and what was stretched from it; tables: by name or path, the suite's own for none.
@@ -119,7 +119,7 @@ def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Seque
         UserError: there is no such scale or table.
     """
     if scale:
-        scale_named(base_scale(scale))
+        get_scale(base_scale(scale))
     specifications = [load_table(table) for table in tables or table_names()]
     rows = dict.fromkeys(row.name for table in specifications for row in table.rows)
     if method != OWN_METHOD and method not in (*rows, *method_names()):
@@ -134,17 +134,17 @@ def collect(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Seque
     ]
     settings.sort(key=_order)
     results = [result for table in specifications for result in make_table_results(table, collection, settings)]
-    edges, unreadable = runs.edges(pairs, {run.id: Store(root).folder(run) for run in collection.runs})
+    edges, unreadable = runs.load_edges(pairs, {run.id: Store(root).folder(run) for run in collection.runs})
     return Report(
         method=method,
         scale=scale,
         collection=collection,
         tables=tuple(_reports(results, method, edges)),
         covered=tuple(_covered(specifications, results)),
-        runs=runs.listed_runs(pairs),
-        provenance=runs.provenance(collection.records),
-        exported=runs.listed_edges(pairs, edges),
-        curves=runs.curves(pairs),
+        runs=runs.list_runs(pairs),
+        provenance=runs.list_provenance(collection.records),
+        exported=runs.list_edges(pairs, edges),
+        curves=runs.collect_curves(pairs),
         damaged=(*damaged, *unreadable),
         generated_from=describe_environment(),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -166,10 +166,10 @@ def _reports(results: Sequence[TableResult], method: str, edges: runs.Edges) -> 
                 result=result,
                 page=make_page(result),
                 stem=stem,
-                differences=metrics.differences(result, own) if own else None,
-                figures=metrics.figures(result),
-                costs=metrics.costs(result, edges),
-                prices=metrics.prices(result),
+                differences=metrics.list_differences(result, own) if own else None,
+                figures=metrics.list_metrics(result),
+                costs=metrics.list_costs(result, edges),
+                prices=metrics.list_prices(result),
             )
         )
     return reports
@@ -180,9 +180,9 @@ def _covered(tables: Sequence[Table], results: Sequence[TableResult]) -> list[Co
     covered = []
     for table in tables:
         names = {row.name for row in table.rows}
-        own = [coverage.coverage_of(result, names) for result in results if result.table.name == table.name]
+        own = [coverage.make_coverage(result, names) for result in results if result.table.name == table.name]
         if not any(base_scale(one.scale) == PAPER for one in own):
-            own.insert(0, coverage.coverage_of(empty_result(table), names))
+            own.insert(0, coverage.make_coverage(empty_result(table), names))
         covered += own
     return covered
 

@@ -11,7 +11,7 @@ from benchmark.analysis.figures import collect_figure_runs
 from benchmark.analysis.tables import make_table_results
 from benchmark.audit.audit import make_audit
 from benchmark.audit.claims import ClaimSet, load_claims
-from benchmark.audit.results import panels_of
+from benchmark.audit.results import make_panel_tables
 from benchmark.audit.verdicts import Audit
 from benchmark.report.data import Report
 from figures.render import write_figure
@@ -66,7 +66,7 @@ class Drawing:
         return "data:image/svg+xml;base64," + base64.b64encode(self.files["svg"].read_bytes()).decode()
 
 
-def draw(report: Report, folder: Path) -> list[Drawing]:
+def draw_figures(report: Report, folder: Path) -> list[Drawing]:
     """Draw the figures in every setting that there are runs of, or with the published numbers alone, into a folder.
 
     Raises:
@@ -80,10 +80,10 @@ def draw(report: Report, folder: Path) -> list[Drawing]:
     return sorted(drawings, key=lambda drawing: (drawing.result.figure.name, not drawing.result.has_values()))
 
 
-def audit(report: Report, drawings: Sequence[Drawing]) -> Audit:
+def audit_report(report: Report, drawings: Sequence[Drawing]) -> Audit:
     """The paper's text against its own tables and the runs of the report."""
     claims = load_claims()
-    return make_audit(claims, [*_tables(report, claims), *panels_of(drawing.result for drawing in drawings)])
+    return make_audit(claims, [*_tables(report, claims), *make_panel_tables(drawing.result for drawing in drawings)])
 
 
 def _tables(report: Report, claims: ClaimSet) -> Iterable[TableResult]:

@@ -11,12 +11,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from benchmark.audit.render import MEANINGS, in_brief, summary
+from benchmark.audit.render import MEANINGS, shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
 from benchmark.report import prose, wording
 from benchmark.report.data import TITLE, Report
 from benchmark.report.figures import Drawing
-from benchmark.report.runs import key_of
+from benchmark.report.runs import make_key
 from tables.escaping import make_environment
 from tables.view import BEST_EXPLANATION, BEST_TITLE
 
@@ -47,18 +47,18 @@ def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
             report=report,
             drawings=drawings,
             audit=audit,
-            audit_summary=summary(audit),
-            brief=in_brief,
+            audit_summary=summarise_audit(audit),
+            brief=shorten_answer,
             meanings=MEANINGS,
             title=TITLE,
             wording=wording,
             sections=SECTIONS,
-            records=wording.records_line(report),
+            records=wording.describe_records(report),
             best_title=BEST_TITLE,
             best_explanation=BEST_EXPLANATION,
             ledger=prose.to_html(ledger, "ledger-") if ledger else None,
             curves=as_json(report.curves),
-            drawn=lambda cell: " ".join(key for seed in cell.finished if (key := key_of(seed.run)) in report.curves),
+            drawn=lambda cell: " ".join(key for seed in cell.finished if (key := make_key(seed.run)) in report.curves),
             style=style,
             script=script,
             style_hash=_hash(style),

@@ -13,13 +13,13 @@ from benchmark.report.table import (
     ReportCell,
     ReportColumn,
     ReportTable,
-    count,
-    mean_of,
-    mebibytes,
-    number,
-    power,
-    spread,
-    word,
+    compute_mean,
+    format_count,
+    format_mebibytes,
+    format_number,
+    format_power,
+    format_spread,
+    format_word,
 )
 from tables.result import Cell, Price, TableResult
 
@@ -27,7 +27,7 @@ BASELINE = "Baseline"
 HOUR = 3600.0
 
 
-def measured_cells(result: TableResult, teachers: bool = True) -> Iterator[Cell]:
+def find_measured_cells(result: TableResult, teachers: bool = True) -> Iterator[Cell]:
     """The cells that have a finished run, the teachers' first; of columns that share their runs only the first."""
     seen = set()
     rows: list[Callable[[str], Cell]] = [result.teacher] if teachers else []
@@ -41,7 +41,7 @@ def measured_cells(result: TableResult, teachers: bool = True) -> Iterator[Cell]
                 yield cell
 
 
-def differences(result: TableResult, row: str) -> ReportTable | None:
+def list_differences(result: TableResult, row: str) -> ReportTable | None:
     """A row minus every other one, paired by seed, in each column and over columns; None where nothing can be paired.
 
     (Pairing and pooling are those of `benchmark.core.statistics`.)
@@ -58,7 +58,7 @@ def differences(result: TableResult, row: str) -> ReportTable | None:
         found = [paired_difference(*pair) if common_seeds(pair) else None for pair in pairs]
         known = [difference.n for difference in found if difference]
         fewest, most = min(known) if fewest is None else min(fewest, *known), max(most, *known)
-        line = [word(other.name), *map(_difference, found)]
+        line = [format_word(other.name), *map(_difference, found)]
         if pooled:
             line.append(_pooled(sharing, len(columns)))
         lines.append(tuple(line))
@@ -114,16 +114,16 @@ def _pooled(pairs: list[tuple[dict[int, float], dict[int, float]]], columns: int
     return ReportCell(found.text, found.key, found.below + of)
 
 
-def figures(result: TableResult) -> ReportTable | None:
+def list_metrics(result: TableResult) -> ReportTable | None:
     """Every figure of the last epoch, mean and standard deviation over seeds; None where nothing was measured."""
     lines = []
-    cells = list(measured_cells(result))
+    cells = list(find_measured_cells(result))
     staged = any(_stages(cell, name) is not EMPTY for cell in cells for name in ("stages", "stages_joint"))
     for cell in cells:
-        line = [word(cell.row), word(cell.column), number(len(cell.finished), 0)]
+        line = [format_word(cell.row), format_word(cell.column), format_number(len(cell.finished), 0)]
         for name, decimals in (("top1", 2), ("top5", 2), ("nll", 3), ("ece", 2)):
             known = [float(seed.figures[name]) for seed in cell.finished if seed.figures.get(name) is not None]
-            line.append(spread(known, decimals))
+            line.append(format_spread(known, decimals))
         if staged:
             line += [_stages(cell, "stages"), _stages(cell, "stages_joint")]
         lines.append(tuple(line))
@@ -157,36 +157,36 @@ def _stages(cell: Cell, name: str) -> ReportCell:
     return ReportCell(" · ".join(f"{mean:.1f}" for mean in means), means[-1])
 
 
-def costs(result: TableResult, edges: Mapping[str, Mapping[str, Any]] | None = None) -> ReportTable | None:
+def list_costs(result: TableResult, edges: Mapping[str, Mapping[str, Any]] | None = None) -> ReportTable | None:
     """The price of every measured cell, the mean over seeds; None where nothing was measured.
 
     edges: by run id, what `benchmark.export` measured; where there is some, latencies stand in the table too.
     """
     lines = []
-    totals = {cell.column: _total(cell) for cell in measured_cells(result) if cell.row == BASELINE}
-    for cell in measured_cells(result):
+    totals = {cell.column: _total(cell) for cell in find_measured_cells(result) if cell.row == BASELINE}
+    for cell in find_measured_cells(result):
         prices = [seed.price for seed in cell.finished]
         total, baseline = _total(cell), totals.get(cell.column)
         hours = _mean(prices, "seconds"), _mean(prices, "teacher_seconds")
         both = None if None in hours else sum(hours)  # type: ignore[arg-type]
-        epochs = mean_of([price.epochs for price in prices])
+        epochs = compute_mean([price.epochs for price in prices])
         lines.append(
             (
-                word(cell.row),
-                word(cell.column),
-                number(len(prices), 0),
-                number(epochs, 0),
-                power(_mean(prices, "multiply_adds")),
-                power(_mean(prices, "teacher_multiply_adds")),
-                number(total / baseline, 2, "\N{MULTIPLICATION SIGN}") if total and baseline else EMPTY,
+                format_word(cell.row),
+                format_word(cell.column),
+                format_number(len(prices), 0),
+                format_number(epochs, 0),
+                format_power(_mean(prices, "multiply_adds")),
+                format_power(_mean(prices, "teacher_multiply_adds")),
+                format_number(total / baseline, 2, "\N{MULTIPLICATION SIGN}") if total and baseline else EMPTY,
                 _hours(hours[0]),
                 _hours(hours[1]),
-                number(hours[0] / epochs if hours[0] is not None and epochs else None, 1),
-                number(both / epochs if both is not None and epochs else None, 1),
-                count(_mean(prices, "parameters") or None),
-                count(_mean(prices, "parameters_in_training")),
-                power(_mean(prices, "inference_multiply_adds") or None),
-                mebibytes(_mean(prices, "peak_memory_bytes")),
+                format_number(hours[0] / epochs if hours[0] is not None and epochs else None, 1),
+                format_number(both / epochs if both is not None and epochs else None, 1),
+                format_count(_mean(prices, "parameters") or None),
+                format_count(_mean(prices, "parameters_in_training")),
+                format_power(_mean(prices, "inference_multiply_adds") or None),
+                format_mebibytes(_mean(prices, "peak_memory_bytes")),
                 *_latencies(cell, edges or {}),
             )
         )
@@ -200,38 +200,40 @@ def costs(result: TableResult, edges: Mapping[str, Mapping[str, Any]] | None = N
 def _latencies(cell: Cell, edges: Mapping[str, Mapping[str, Any]]) -> tuple[ReportCell, ReportCell]:
     """Median milliseconds for one image, in fp32 and in int8: the mean over the seeds that were exported."""
     found = [edges[seed.run] for seed in cell.finished if seed.run in edges]
-    fp32, int8 = (mean_of([edge[kind]["latency"]["1"]["median_ms"] for edge in found]) for kind in ("fp32", "int8"))
-    return number(fp32, 3), number(int8, 3)
+    fp32, int8 = (
+        compute_mean([edge[kind]["latency"]["1"]["median_ms"] for edge in found]) for kind in ("fp32", "int8")
+    )
+    return format_number(fp32, 3), format_number(int8, 3)
 
 
-def prices(result: TableResult) -> ReportTable | None:
+def list_prices(result: TableResult) -> ReportTable | None:
     """What each method costs and gives, as multiples of Baseline's and averages over the columns that have both.
 
     None where nothing was measured.
     """
-    cells = list(measured_cells(result, teachers=False))
+    cells = list(find_measured_cells(result, teachers=False))
     baselines = {cell.column: cell for cell in cells if cell.row == BASELINE}
     lines = []
     for row in dict.fromkeys(cell.row for cell in cells):
         own = [cell for cell in cells if cell.row == row]
         pairs = [(cell, baselines[cell.column]) for cell in own if cell.column in baselines]
         gains = [pair for pair in pairs if common_seeds([pair[0].by_seed(), pair[1].by_seed()])]
-        gained = mean_of([paired_difference(cell.by_seed(), base.by_seed()).mean for cell, base in gains])
+        gained = compute_mean([paired_difference(cell.by_seed(), base.by_seed()).mean for cell, base in gains])
         lines.append(
             (
-                word(row),
-                number(len(own), 0),
+                format_word(row),
+                format_number(len(own), 0),
                 ReportCell(format_signed(gained), gained, f"over {len(gains)}" if len(gains) != len(own) else "")
                 if gained is not None
                 else EMPTY,
                 _times(pairs, _own_total),
                 _times(pairs, _total),
                 _times(pairs, _seconds_per_epoch),
-                _hours(mean_of([_seconds_with_teacher(cell) for cell in own])),
+                _hours(compute_mean([_seconds_with_teacher(cell) for cell in own])),
                 _times(pairs, lambda cell: _mean_price(cell, "parameters_in_training")),
                 _times(pairs, lambda cell: _mean_price(cell, "parameters")),
                 _times(pairs, lambda cell: _mean_price(cell, "inference_multiply_adds")),
-                mebibytes(mean_of([_mean_price(cell, "peak_memory_bytes") for cell in own])),
+                format_mebibytes(compute_mean([_mean_price(cell, "peak_memory_bytes") for cell in own])),
             )
         )
     return ReportTable("Price of each method", _PRICE_HEADINGS, tuple(lines), _PRICE_NOTES) if lines else None
@@ -241,7 +243,7 @@ def _times(pairs: list[tuple[Cell, Cell]], figure: Callable[[Cell], float | None
     """The mean over columns of a figure as a multiple of Baseline's."""
     ratios = [(figure(cell), figure(base)) for cell, base in pairs]
     known = [own / base if own is not None and base else None for own, base in ratios]
-    return number(mean_of(known), 2, "\N{MULTIPLICATION SIGN}")
+    return format_number(compute_mean(known), 2, "\N{MULTIPLICATION SIGN}")
 
 
 _PRICE_HEADINGS = (
@@ -309,7 +311,7 @@ def _mean_price(cell: Cell, name: str) -> float | None:
 
 
 def _mean(prices: list[Price], name: str) -> float | None:
-    return mean_of([getattr(price, name) for price in prices])
+    return compute_mean([getattr(price, name) for price in prices])
 
 
 def _total(cell: Cell) -> float | None:

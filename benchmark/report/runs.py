@@ -12,8 +12,16 @@ from benchmark.core.errors import UserError
 from benchmark.core.protocols import CHANGEABLE, PROTOCOLS
 from benchmark.core.spec import Protocol, Run
 from benchmark.core.text import counted, format_minus
-from benchmark.planning.request import label
-from benchmark.report.table import ReportCell, ReportColumn, ReportTable, count, number, power, word
+from benchmark.planning.request import describe_run as describe_planned_run
+from benchmark.report.table import (
+    ReportCell,
+    ReportColumn,
+    ReportTable,
+    format_count,
+    format_number,
+    format_power,
+    format_word,
+)
 from benchmark.results.provenance import changed_settings
 from benchmark.results.record import Record
 from tables.escaping import plain
@@ -24,27 +32,27 @@ Pairs = Sequence[tuple[Run, Record]]
 Edges = dict[str, dict[str, Any]]
 
 
-def key_of(run_id: str) -> str:
+def make_key(run_id: str) -> str:
     """What names a run on the page: the digits that its id ends with."""
     return run_id.rpartition("-")[2]
 
 
-def name_of(run: Run) -> str:
+def describe_run(run: Run) -> str:
     """The method of a run with all that is not usual about it; of a method that is no longer there, its name alone."""
     try:
-        return label(run)
+        return describe_planned_run(run)
     except UserError:
         return run.method
 
 
-def protocol_changes(protocol: Protocol) -> str:
+def describe_protocol_changes(protocol: Protocol) -> str:
     """What was changed of a named protocol: `weight_decay = 0.0001`; empty for nothing."""
     usual = PROTOCOLS.get(protocol.name, protocol)
     changes = {name: value for name, value in protocol.changes_from(usual).items() if name in CHANGEABLE}
     return ", ".join(f"{name} = {value}" for name, value in changes.items())
 
 
-def listed_runs(pairs: Pairs) -> ReportTable:
+def list_runs(pairs: Pairs) -> ReportTable:
     """Every record, newest last as they are stored, with what is not usual about it."""
     headings = (
         ReportColumn("run", numeric=False),
@@ -64,22 +72,24 @@ def listed_runs(pairs: Pairs) -> ReportTable:
 
 
 def _line(run: Run, record: Record) -> tuple[ReportCell, ...]:
-    changes = protocol_changes(run.protocol)
+    changes = describe_protocol_changes(run.protocol)
     made = record["provenance"]
-    name = name_of(run)
+    name = describe_run(run)
     return (
-        ReportCell(name, name.casefold(), "", key_of(run.id) if has_curves(record) else ""),
-        word(run.student),
-        word(run.teacher_network or "", "from a file" if run.teacher and not isinstance(run.teacher, Run) else ""),
-        word(run.dataset, f"{run.validation:.0%} held out" if run.validation else ""),
-        word(run.scale.name),
-        word(run.protocol.name, changes),
-        number(run.schedule.epochs, 0),
-        word(run.precision),
-        number(run.seed, 0),
-        word(*_status(record)),
-        number(record.get("final", {}).get("top1")),
-        word(str(made.get("written", ""))[:10]),
+        ReportCell(name, name.casefold(), "", make_key(run.id) if has_curves(record) else ""),
+        format_word(run.student),
+        format_word(
+            run.teacher_network or "", "from a file" if run.teacher and not isinstance(run.teacher, Run) else ""
+        ),
+        format_word(run.dataset, f"{run.validation:.0%} held out" if run.validation else ""),
+        format_word(run.scale.name),
+        format_word(run.protocol.name, changes),
+        format_number(run.schedule.epochs, 0),
+        format_word(run.precision),
+        format_number(run.seed, 0),
+        format_word(*_status(record)),
+        format_number(record.get("final", {}).get("top1")),
+        format_word(str(made.get("written", ""))[:10]),
     )
 
 
@@ -97,7 +107,7 @@ def has_curves(record: Record) -> bool:
     return len(record.get("epochs", ())) > 1
 
 
-def curves(pairs: Pairs) -> dict[str, dict[str, Any]]:
+def collect_curves(pairs: Pairs) -> dict[str, dict[str, Any]]:
     """By run, what is drawn of it: its name `n`, and for every epoch the loss `l` and the test accuracy `a` in %.
 
     Numbers are rounded to what a drawing can show.
@@ -107,11 +117,11 @@ def curves(pairs: Pairs) -> dict[str, dict[str, Any]]:
         if not has_curves(record):
             continue
         epochs = record["epochs"]
-        name = f"{name_of(run)}, {run.student}, {run.scale.name}, seed {run.seed}"
+        name = f"{describe_run(run)}, {run.student}, {run.scale.name}, seed {run.seed}"
         curve: dict[str, Any] = {"n": plain(name), "l": [_rounded(figures.get("loss")) for figures in epochs]}
         if any("top1" in figures for figures in epochs):
             curve["a"] = [_hundredths(figures.get("top1")) for figures in epochs]
-        drawn[key_of(run.id)] = curve
+        drawn[make_key(run.id)] = curve
     return drawn
 
 
@@ -123,7 +133,7 @@ def _hundredths(value: float | None) -> float | None:
     return round(value, 2) if value is not None and math.isfinite(value) else None
 
 
-def provenance(records: Iterable[Record]) -> ReportTable:
+def list_provenance(records: Iterable[Record]) -> ReportTable:
     """What made the runs, a line for each different environment. Hosts and commands stay in the records."""
     fields = ("version", "commit", "torch", "cuda", "python", "device_name", "threads", "precision")
     found: Counter[tuple[str, ...]] = Counter()
@@ -139,7 +149,15 @@ def provenance(records: Iterable[Record]) -> ReportTable:
         short = commit[:12] + ("+dirty" if commit.endswith("+dirty") else "")
         written = sorted(times[values])
         days = written[0] if written[0] == written[-1] else f"{written[0]} to {written[-1]}"
-        lines.append((word(version), word(short), *map(word, rest), number(runs, 0), word(days)))
+        lines.append(
+            (
+                format_word(version),
+                format_word(short),
+                *map(format_word, rest),
+                format_number(runs, 0),
+                format_word(days),
+            )
+        )
     headings = (
         ReportColumn("version", numeric=False),
         ReportColumn("commit", "+dirty: files differed from it", numeric=False),
@@ -155,7 +173,7 @@ def provenance(records: Iterable[Record]) -> ReportTable:
     return ReportTable("What made the runs", headings, tuple(lines))
 
 
-def edges(pairs: Pairs, folders: Mapping[str, Path]) -> tuple[Edges, list[str]]:
+def load_edges(pairs: Pairs, folders: Mapping[str, Path]) -> tuple[Edges, list[str]]:
     """What `benchmark.export` measured, by run id, and a line on each of its files that cannot be read.
 
     folders: of the runs, by id.
@@ -181,7 +199,7 @@ def edges(pairs: Pairs, folders: Mapping[str, Path]) -> tuple[Edges, list[str]]:
     return found, damaged
 
 
-def listed_edges(pairs: Pairs, found: Edges) -> ReportTable | None:
+def list_edges(pairs: Pairs, found: Edges) -> ReportTable | None:
     """A line for each exported run; None for none."""
     lines = [_edge_line(run, found[run.id]) for run, _ in pairs if run.id in found]
     return ReportTable("Exported networks", _EDGE_HEADINGS, tuple(lines)) if lines else None
@@ -212,20 +230,20 @@ def _edge_line(run: Run, edge: Mapping[str, Any]) -> tuple[ReportCell, ...]:
     small, large = edge["int8"], edge["fp32"]
     threads = counted(edge["threads"], "thread")
     return (
-        word(name_of(run)),
-        word(run.student),
-        number(run.seed, 0),
-        word(run.scale.name),
-        count(edge["parameters"]),
-        power(edge["multiply_adds"]),
+        format_word(describe_run(run)),
+        format_word(run.student),
+        format_number(run.seed, 0),
+        format_word(run.scale.name),
+        format_count(edge["parameters"]),
+        format_power(edge["multiply_adds"]),
         ReportCell(format_minus(f"{edge['logits']['difference']:.1e}"), edge["logits"]["difference"]),
-        number(large["bytes"] / MEBIBYTE),
-        number(small["bytes"] / MEBIBYTE),
-        number(large["top1"]),
-        number(small["top1"]),
-        number(edge["loss"]["top1"]),
+        format_number(large["bytes"] / MEBIBYTE),
+        format_number(small["bytes"] / MEBIBYTE),
+        format_number(large["top1"]),
+        format_number(small["top1"]),
+        format_number(edge["loss"]["top1"]),
         *(_milliseconds(kind["latency"][batch]) for batch in ("1", "64") for kind in (large, small)),
-        word(edge["processor"], f"{threads}, onnxruntime {edge['onnxruntime']}"),
+        format_word(edge["processor"], f"{threads}, onnxruntime {edge['onnxruntime']}"),
     )
 
 

@@ -18,7 +18,7 @@ class ReportCell:
     """What stands in one place of a table.
 
     key: what it is sorted by, None for what has nothing to say; below: smaller lines under it; run: the run whose
-    curves it can show, by what names it on the page (`benchmark.report.runs.key_of`).
+    curves it can show, by what names it on the page (`benchmark.report.runs.make_key`).
     """
 
     text: str
@@ -68,31 +68,31 @@ class ReportTable:
         return tuple(heading for heading in self.headings if heading.hint)
 
 
-def word(text: str, below: str = "") -> ReportCell:
+def format_word(text: str, below: str = "") -> ReportCell:
     """Text that is sorted by what it says."""
     return ReportCell(text, text.casefold(), below) if text else EMPTY
 
 
-def number(value: float | None, decimals: int = 2, unit: str = "") -> ReportCell:
+def format_number(value: float | None, decimals: int = 2, unit: str = "") -> ReportCell:
     """A number with a fixed number of decimals; a dash for None."""
     return EMPTY if value is None else ReportCell(format_minus(f"{value:,.{decimals}f}") + unit, float(value))
 
 
-def spread(values: Sequence[float], decimals: int = 2) -> ReportCell:
+def format_spread(values: Sequence[float], decimals: int = 2) -> ReportCell:
     """Mean and standard deviation of a figure over seeds; a dash for no values."""
     if not values:
         return EMPTY
     summary = summarise(values)
-    return ReportCell(with_std(summary, decimals), summary.mean)
+    return ReportCell(format_with_std(summary, decimals), summary.mean)
 
 
-def with_std(summary: Summary, decimals: int = 2) -> str:
+def format_with_std(summary: Summary, decimals: int = 2) -> str:
     """`71.25 ± 0.31`, or the mean alone where there is no deviation."""
     mean = format_minus(f"{summary.mean:.{decimals}f}")
     return mean if summary.std is None else f"{mean} ± {summary.std:.{decimals}f}"
 
 
-def power(value: float | None) -> ReportCell:
+def format_power(value: float | None) -> ReportCell:
     """A large count as a number times a power of ten."""
     if value is None:
         return EMPTY
@@ -105,7 +105,7 @@ def power(value: float | None) -> ReportCell:
     return ReportCell(f"{mantissa}\N{MULTIPLICATION SIGN}10{str(exponent).translate(_SUPERSCRIPTS)}", float(value))
 
 
-def count(value: float | None) -> ReportCell:
+def format_count(value: float | None) -> ReportCell:
     """A count of parameters: in thousands or millions where it is that large."""
     if value is None:
         return EMPTY
@@ -115,12 +115,12 @@ def count(value: float | None) -> ReportCell:
     return ReportCell(f"{value:,.0f}", float(value))
 
 
-def mebibytes(value: float | None) -> ReportCell:
+def format_mebibytes(value: float | None) -> ReportCell:
     """Bytes as MiB."""
     return EMPTY if value is None else ReportCell(f"{value / 2**20:,.0f} MiB", float(value))
 
 
-def mean_of(values: Sequence[float | None]) -> float | None:
+def compute_mean(values: Sequence[float | None]) -> float | None:
     """The mean; None where any of them, or all, are unknown."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.audit.render import in_brief, summary
+from benchmark.audit.render import shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
 from benchmark.report.data import TITLE, Report
 from benchmark.report.figures import Drawing
 from benchmark.report.table import ReportTable
-from benchmark.report.wording import LEAD, records_line
-from tables.escaping import Markup, escape_latex, escape_markdown, make_environment, pipe_table
+from benchmark.report.wording import LEAD, describe_records
+from tables.escaping import Markup, escape_latex, escape_markdown, format_pipe_table, make_environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def to_markdown(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
     """A page with the coverage, links to the tables' files, the pictures, and what was found of the claims."""
-    return _render("report.md.j2", escape_markdown, report, drawings, audit, listing=markdown_listing)
+    return _render("report.md.j2", escape_markdown, report, drawings, audit, listing=format_table)
 
 
 def to_latex(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
     """A document that inputs the tables' files; it compiles where these and the figures lie beside it."""
-    return _render("tables.tex.j2", escape_latex, report, drawings, audit, brief=in_brief)
+    return _render("tables.tex.j2", escape_latex, report, drawings, audit, brief=shorten_answer)
 
 
-def markdown_listing(listing: ReportTable) -> Markup:
+def format_table(listing: ReportTable) -> Markup:
     """Lay out a table of the report as a pipe table."""
     lines = [[escape_markdown(heading.name) for heading in listing.headings]]
     for row in listing.rows:
@@ -35,7 +35,7 @@ def markdown_listing(listing: ReportTable) -> Markup:
             [escape_markdown(" ".join(filter(None, (datum.text, *datum.below.splitlines())))) for datum in row]
         )
     numeric = [index for index, column in enumerate(listing.headings) if column.numeric]
-    return pipe_table(lines, numeric)
+    return format_pipe_table(lines, numeric)
 
 
 def _render(template: str, escape: Any, report: Report, drawings: Sequence[Drawing], audit: Audit, **more: Any) -> str:
@@ -48,8 +48,8 @@ def _render(template: str, escape: Any, report: Report, drawings: Sequence[Drawi
             report=report,
             drawings=drawings,
             audit=audit,
-            audit_summary=summary(audit),
-            records=records_line(report),
+            audit_summary=summarise_audit(audit),
+            records=describe_records(report),
             **more,
         )
     )

@@ -29,7 +29,7 @@ AUDIT = (
 )
 
 
-def records_line(report: Report) -> str:
+def describe_records(report: Report) -> str:
     """How many records the report was made of."""
     parts = [f"{number:,} {status}" for status, number in sorted(report.counts.items(), reverse=True)]
     total = len(report.records)
