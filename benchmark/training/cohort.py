@@ -185,6 +185,9 @@ class Cohort:
                     self._save()
                     last_checkpoint, cost = time.perf_counter(), time.perf_counter() - now
                 if action == Action.STOP:
+                    # The last report is how far the checkpoint has come: callers judge progress by it.
+                    if self.step > self._reported_step and self.learners:
+                        self._report()
                     return False
             self._finish_epoch()
         if self.broken:
