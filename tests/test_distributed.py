@@ -31,8 +31,8 @@ from benchmark.data.augmentation import Batch, Recipe, Source
 from benchmark.data.streaming import training_source
 from benchmark.execution.pool import run_jobs
 from benchmark.execution.scheduler import JobCallback
-from benchmark.method.collectives import FEWEST_ROWS, ProcessGroup, fewest_rows, rows_of
 from benchmark.method import all_gather_rows, all_reduce_mean
+from benchmark.method.collectives import FEWEST_ROWS, ProcessGroup, fewest_rows, rows_of
 from benchmark.planning.jobs import Job
 from benchmark.plugins.registry import method_class
 from benchmark.results.record import comparable_part

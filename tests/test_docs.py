@@ -175,12 +175,12 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
 
 def test_every_option_and_every_make_target_in_the_documents_exists() -> None:
     known = {option for module in COMMANDS for part in command_of(module).params for option in options_of(part)}
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         ours = "\n".join(line for line in text.splitlines() if "/pip install" not in line)
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", ours)) <= {*known, "--help"}, document.name
-        assert set(re.findall(r"^    make (\w+)$|`make (\w+)`", text, flags=re.MULTILINE)) <= {
+        assert set(re.findall(r"^    make ([\w-]+)$|`make ([\w-]+)`", text, flags=re.MULTILINE)) <= {
             pair for target in targets for pair in ((target, ""), ("", target))
         }, document.name
 

@@ -302,7 +302,7 @@ def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
         ordinary = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
         if not ordinary or tensor.is_quantized:
             raise UserError(
-                f"{path}: '{escape_control_chars(key, 80)}' is a sparse or quantised tensor; only dense weights are allowed"
+                f"{path}: '{escape_control_chars(key, 80)}' is a sparse or quantised tensor; give dense weights"
             )
     # A tensor may be a view that repeats one number without end.
     if sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors.values()) > LARGEST:
@@ -316,7 +316,7 @@ def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"{path}: '{escape_control_chars(key, 80)}' holds values that are not finite; fetch the file again or use another"
+                f"{path}: '{escape_control_chars(key, 80)}' has values that are not finite; fetch it again"
             )
 
 

@@ -72,7 +72,7 @@ def main(
 def _check_folder(folder: Path, runs: Path) -> None:
     if not folder.is_dir():
         raise UserError(
-            f"{escape_control_chars(folder)} is no folder; give one that holds runs, such as a copy of a colleague's runs"
+            f"{escape_control_chars(folder)} is no folder; give one with runs, such as a copy of a colleague's"
         )
     if runs.exists() and folder.resolve().is_relative_to(runs.resolve()):
         raise UserError(f"{escape_control_chars(folder)} is {runs} itself or lies in it; give a store from elsewhere")

@@ -29,6 +29,7 @@ BrokenContract = ContractError
 """Earlier names. The files in `methods/` import them, and every record holds a checksum of those files."""
 
 __all__ = [
+    "ROTATIONS",
     "BrokenContract",
     "Context",
     "ContractError",
@@ -39,7 +40,6 @@ __all__ = [
     "Outputs",
     "PastNetwork",
     "PredictionHistory",
-    "ROTATIONS",
     "Shape",
     "Step",
     "UserError",

@@ -31,8 +31,8 @@ from benchmark.method.history import PastNetwork, PredictionHistory
 
 __all__ = [
     "ROTATIONS",
-    "ContractError",
     "Context",
+    "ContractError",
     "Method",
     "MethodOptions",
     "Mixture",
