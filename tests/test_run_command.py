@@ -133,7 +133,7 @@ def test_a_table_stopped_by_ctrl_c_goes_on_from_its_checkpoint(trained, table, t
     command = arguments(table, tmp_path, *LONG)
     code, said = interrupt([*command, "--workers", workers], tmp_path)
     assert code == 130, said
-    assert "stopped; all that was done is kept" in said
+    assert "stopped; finished work and checkpoints are kept" in said
     assert "Traceback" not in said
     assert checkpoints_in(tmp_path)
     assert not any(record["run"]["method"] == "LSSKD" for record in records_in(tmp_path).values())
