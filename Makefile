@@ -4,15 +4,15 @@ BIN := .venv/bin
 # One of them runs the tests of sweeps (tests/conftest.py), which mostly wait for SLURM: so one more than processors.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-all lint format clean
 
 demo: .venv/.installed
 	$(BIN)/python -m benchmark.run --table II
 
-test: .venv/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "not slow"
+
+test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 lint: .venv/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,35 @@ FIRST = (
 """What takes longest, so that nobody waits for it at the end."""
 ALONE = ("test_demo_learns",)
 """Files whose tests share nothing that is dear to prepare."""
+SLOW: dict[str, tuple[str, ...]] = {
+    "test_accelerator.py": ("test_steps_neither_wait_for_the_device_nor_mix_it_with_the_host",),
+    "test_catalogue.py": (
+        "test_what_is_said_of_a_method_is_what_a_step_of_it_shows",
+        "test_the_cost_that_plans_reckon_with_is_the_one_counted_in_a_step",
+    ),
+    "test_chaos.py": (
+        "test_two_hundred_faults_cost_nothing",
+        "test_a_broken_suite_is_found_out",
+        "test_what_is_not_broken_is_not_found_out",
+    ),
+    "test_demo_learns.py": ("test_every_method_learns_the_digits_at_demo_scale",),
+    "test_devcluster.py": (),
+    "test_distributed.py": ("test_stopped_and_killed_and_resumed_gives_the_same_bits",),
+    "test_executors.py": (),
+    "test_mixed_images.py": ("test_each_term_is_the_mean_over_both_images_by_their_shares",),
+    "test_reproducibility.py": ("test_a_cohort_killed_at_ten_random_moments_gives_the_same_bits",),
+    "test_run_command.py": ("test_a_table_stopped_by_ctrl_c_goes_on_from_its_checkpoint",),
+    "test_slurm_cancel.py": (),
+    "test_slurm_failures.py": (),
+    "test_slurm_folder.py": (),
+    "test_slurm_limits.py": (),
+    "test_slurm_submission.py": (),
+    "test_slurm_survival.py": (),
+    "test_slurm_upgrade.py": (),
+}
+"""What `make test` leaves to `make test-all`: the functions that take longest, by file; () is the whole file."""
+FIRST_OF_EACH_METHOD = "test_a_method_learns_and_teaches_only_what_it_should"
+"""`make test` runs this test on the first pair of networks of every method; the other pairs are slow."""
 
 
 def _file_of(node: str) -> str:
@@ -43,7 +73,33 @@ def _rank(item: pytest.Item) -> int:
     return next((place for place, start in enumerate(FIRST) if name.startswith(start)), len(FIRST))
 
 
+def _is_slow(item: pytest.Item) -> bool:
+    functions = SLOW.get(item.path.name)
+    return functions is not None and (not functions or item.originalname in functions)  # type: ignore[attr-defined]
+
+
+def _check_slow_names(files: set[Path]) -> None:
+    """Refuse a name in SLOW that its file no longer has, since `make test` would then run the renamed test."""
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        for function in SLOW.get(file.name, ()):
+            if f"def {function}(" not in text:
+                raise pytest.UsageError(f"tests/conftest.py: SLOW names {function}, which {file.name} does not have")
+
+
+# Before the plugin that deselects by -m.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _check_slow_names({item.path for item in items})
+    methods: set[str] = set()
+    for item in items:
+        is_slow = _is_slow(item)
+        if item.name.startswith(f"{FIRST_OF_EACH_METHOD}["):
+            method = item.callspec.params["method"]  # type: ignore[attr-defined]
+            is_slow = method in methods
+            methods.add(method)
+        if is_slow:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=_rank)
 
 
