@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from tests.layers import (
     FILES,
+    PACKAGES,
     PAGE,
     PICTURE,
     ROOT,
@@ -120,3 +122,13 @@ def test_what_looks_at_a_sweep_starts_without_the_process_pool(command: str) -> 
             reached.add(module)
             waiting += [module.rpartition(".")[0], *read_imports(paths[module], at_once=True)]
     assert {"benchmark.execution.pool", "benchmark.executors"} & reached == set()
+
+
+def test_pyproject_names_every_package_that_is_installed() -> None:
+    there = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for name in PACKAGES
+        for path in (ROOT / name).rglob("__init__.py")
+    }
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert named == sorted(there)
