@@ -37,6 +37,10 @@ __all__ = ["cluster"]
 pytestmark = needs_slurm
 
 
+LONG = 5 * EPOCHS
+"""So many epochs that no job ends before it is held up, on a fast machine either."""
+
+
 @pytest.fixture(scope="module")
 def running() -> Iterator[Cluster]:
     """A node on which two jobs run at once."""
@@ -48,7 +52,7 @@ def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_chec
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Two run, two wait for room.
-    plan = planned(tmp_path, seeds=4)
+    plan = planned(tmp_path, seeds=4, epochs=LONG)
     sweep = plan.sweep()
     runs = plan.settings.runs
     reconcile(sweep)
@@ -62,7 +66,7 @@ def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_chec
                 left.remove(number)
     _, said = commanded(capsys, status.main, runs=runs, once=True)
     assert "2 running, 2 pending of 4 jobs" in said
-    assert len(re.findall(rf"running \d+_\d n1 ResNet20.*?: epoch \d+/{EPOCHS}, \d+ images/s", said)) == 2
+    assert len(re.findall(rf"running \d+_\d n1 ResNet20.*?: epoch \d+/{LONG}, \d+ images/s", said)) == 2
     assert "0 of 4 runs" in said
     assert re.search(r"0\.\d+ job hours used, about 0\.\d+ left", said)
     told = run_command("--runs", str(runs), module="slurm.cancel")

@@ -230,7 +230,7 @@ def attempts(*ends: tuple[float, ExitReason | None], forgiven: float = 0.0) -> S
 
 
 @pytest.mark.parametrize(
-    ("state", "fruitless"),
+    ("state", "no_progress_attempts"),
     [
         (attempts((0.0, None), (0.0, None)), 2),
         (attempts((0.3, None), (0.3, None), (0.3, "time limit")), 2),
