@@ -315,9 +315,7 @@ def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
                 f"{path}: '{escape_control_chars(key, 80)}' is {tensor.dtype}; only floating-point weights are allowed"
             )
         if not torch.isfinite(tensor).all():
-            raise UserError(
-                f"{path}: '{escape_control_chars(key, 80)}' has values that are not finite; fetch it again"
-            )
+            raise UserError(f"{path}: '{escape_control_chars(key, 80)}' has values that are not finite; fetch it again")
 
 
 def _rename_classifier(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
