@@ -26,6 +26,7 @@ from benchmark.cli.options import (
     Runs,
     ScaleName,
     Threads,
+    WithoutHost,
     Workers,
 )
 from benchmark.core.devices import make_deterministic
@@ -126,6 +127,7 @@ def main(
     ] = 0.0,
     runs: Runs = Path("runs"),
     reports: Reports = Path("reports"),
+    without_host: WithoutHost = False,
     checkpoint_seconds: Annotated[float, typer.Option(min=1.0, help="How often a checkpoint is written.")] = 60.0,
     keep: Annotated[
         bool, typer.Option("--keep-checkpoints", "--keep", help="Keep the checkpoints of finished runs.")
@@ -199,6 +201,7 @@ def main(
         checkpoint_seconds=checkpoint_seconds,
         keep=keep,
         command=format_command(),
+        without_host=without_host,
     )
     try:
         summary = train_and_render(plan, targets, executor, settings, reports, console)
@@ -221,6 +224,8 @@ def train_and_render(
         UserError: the user must fix something first; a record became corrupt while this command ran.
         Detached: the jobs continue without this command.
     """
+    for target in targets:
+        target.check_rendering()
     store = Store(settings.runs)
     summary = executor.train(plan, settings, store, console)
     if summary.stopped:

@@ -23,7 +23,7 @@ from benchmark.planning.request import RunFactory, RunGroup, RunOptions
 from benchmark.planning.tables import Grid, plan_table, select_rows
 from benchmark.planning.teachers import Teachers, load_teachers, parse_teacher_files
 from benchmark.results.store import Store
-from figures.render import write_figure
+from figures.render import check_drawing, write_figure
 from figures.specification import Figure, figure_names, load_figure
 from tables.render import to_terminal, write_reports
 from tables.specification import Table, load_table, table_names
@@ -40,6 +40,13 @@ class Target(Protocol):
     @property
     def groups(self) -> Sequence[RunGroup]:
         """What is to be trained for it."""
+
+    def check_rendering(self) -> None:
+        """Try what rendering needs of this machine, before anything is trained.
+
+        Raises:
+            UserError: it is missing or does not work.
+        """
 
     def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
         """Write its files from what the store holds, and print it.
@@ -79,6 +86,9 @@ class TableTarget:
     @property
     def groups(self) -> Sequence[RunGroup]:
         return (self.group,)
+
+    def check_rendering(self) -> None:
+        """Try nothing: text needs nothing of the machine but the folder, which is checked already."""
 
     def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
         """Write the table's files and print it; it is printed also where they cannot be written."""
@@ -138,6 +148,10 @@ class FigureTarget:
             groups.append(RunGroup(title, source, images, tuple(points[panel.title].requested_runs())))
         texts = list_notes(next(iter(points.values())).request, figure.protocol) if points else []
         return cls(figure, points, tuple(groups), tuple(texts))
+
+    def check_rendering(self) -> None:
+        """Try the drawing library."""
+        check_drawing()
 
     def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
         """Write the figure's files and say where they are."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from benchmark.core.errors import UserError
 from benchmark.io.files import replacing, write_text
 from figures.result import FigureResult
 from figures.text import to_csv, to_markdown
 from tables.escaping import plain
 
-__all__ = ["DPI", "to_csv", "to_markdown", "write_figure"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+__all__ = ["DPI", "check_drawing", "save_drawing", "to_csv", "to_markdown", "write_figure"]
 
 DPI = 200
+FORMATS = ("png", "pdf", "svg")
 
 
 def write_figure(result: FigureResult, folder: Path) -> list[Path]:
@@ -23,21 +32,80 @@ def write_figure(result: FigureResult, folder: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    # seaborn takes seconds to import; most commands of the suite, and all of its workers, draw nothing.
-    from figures import few_shot, stages
-    from figures.style import settings
+    with import_matplotlib():
+        from figures import few_shot, stages
 
-    paths = []
-    with settings(result.stem):
-        drawing = (few_shot if result.figure.kind == "few-shot" else stages).draw(result)
-        for ending, metadata in _metadata(result).items():
-            paths.append(folder / f"{result.stem}.{ending}")
-            with replacing(paths[-1]) as file:
-                drawing.savefig(file.temporary, format=ending, dpi=DPI, metadata=metadata)
+    draw = few_shot.draw if result.figure.kind == "few-shot" else stages.draw
+    paths = save_drawing(folder, result.stem, lambda: draw(result), _metadata(result))
     for ending, text in (("csv", to_csv(result)), ("md", to_markdown(result))):
         paths.append(folder / f"{result.stem}.{ending}")
         write_text(paths[-1], text)
     return paths
+
+
+def save_drawing(
+    folder: Path, stem: str, draw: Callable[[], Drawing], metadata: Mapping[str, dict[str, Any]]
+) -> list[Path]:
+    """Draw with the suite's own settings and write the drawing in every format that `metadata` has an entry for.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with import_matplotlib():
+        from figures.style import settings
+
+    paths = []
+    with settings(stem):
+        drawing = draw()
+        for ending, entries in metadata.items():
+            paths.append(folder / f"{stem}.{ending}")
+            with replacing(paths[-1]) as file:
+                drawing.savefig(file.temporary, format=ending, dpi=DPI, metadata=entries)
+    return paths
+
+
+def check_drawing() -> None:
+    """Import the drawing library and draw something small in every format, to find out before hours of training.
+
+    Raises:
+        UserError: that fails.
+    """
+    try:
+        with import_matplotlib():
+            from matplotlib.figure import Figure as Drawing
+
+            from figures.style import settings
+
+        with settings():
+            drawing = Drawing(figsize=(1, 1))
+            drawing.text(0.5, 0.5, "0.5")
+            for ending in FORMATS:
+                drawing.savefig(io.BytesIO(), format=ending)
+    except Exception as error:  # whatever matplotlib, a font or the system's folders may raise
+        reason = plain(f"{type(error).__name__}: {error}")[:300]
+        raise UserError(
+            f"figures cannot be drawn here ({reason}); check the installation of matplotlib and its folder MPLCONFIGDIR"
+        ) from error
+
+
+@contextlib.contextmanager
+def import_matplotlib() -> Iterator[None]:
+    """Import matplotlib within this, so that neither MPLBACKEND nor the user's matplotlibrc has a say.
+
+    A notebook's shell exports a backend that other environments lack, and importing matplotlib fails for that.
+    (Seaborn takes seconds to import, so everything here that draws is imported only when something is drawn.)
+    """
+    changed = {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _metadata(result: FigureResult) -> dict[str, dict[str, Any]]:

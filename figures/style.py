@@ -116,11 +116,13 @@ def _looks(style: Style) -> tuple[str, str, LineStyle, str]:
 
 @contextlib.contextmanager
 def settings(name: str = "kd-benchmark") -> Iterator[None]:
-    """matplotlib's settings for drawing and saving; those of the caller come back afterwards.
+    """Set matplotlib up for drawing and saving, whatever the user's settings are; these come back afterwards.
 
     name: of the drawing, from which the ids in its SVG file are derived, so that a page may hold several.
     """
     chosen = {
+        # The backend is the caller's: it does not matter for a drawing that is saved and never shown.
+        **{key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"},
         **seaborn.axes_style("ticks"),
         "font.family": ["sans-serif"],
         # The first comes with matplotlib, so every machine draws the same; a browser takes the next that it has.

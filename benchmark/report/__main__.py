@@ -13,7 +13,7 @@ from benchmark.audit.audit import write_audit
 from benchmark.audit.render import summarise_audit
 from benchmark.audit.verdicts import Audit
 from benchmark.cli.app import run_app
-from benchmark.cli.options import Pages, Runs, check_exists
+from benchmark.cli.options import Pages, Runs, WithoutHost, check_exists
 from benchmark.io.files import check_writable, replacing, write_text
 from benchmark.report import figures, text
 from benchmark.report.data import OWN_METHOD, Report, collect_report
@@ -21,6 +21,7 @@ from benchmark.report.figures import Drawing
 from benchmark.report.html import to_html
 from benchmark.report.wording import describe_records
 from benchmark.results import to_dataframe
+from figures.render import check_drawing
 from tables.render import write_reports
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -35,13 +36,15 @@ def main(
         list[str] | None, typer.Option(help="Only this table, by name or TOML file (may be repeated). [the suite's]")
     ] = None,
     method: Annotated[str, typer.Option(help="The method that is compared with all others.")] = OWN_METHOD,
+    without_host: WithoutHost = True,
 ) -> int:
     """Write index.html, report.md, tables.tex, every table and figure, the audit, and all records."""
     console = Console()
     check_exists(runs)
     check_writable(reports, "--reports")
+    check_drawing()
     with console.status("reading records"):
-        report = collect_report(runs, method, scale, table or ())
+        report = collect_report(runs, method, scale, table or (), without_host)
     written = []
     with console.status("drawing figures"):
         drawings = figures.draw_figures(report, reports)
