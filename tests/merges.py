@@ -41,10 +41,10 @@ def write(root: Path, run: Run, weights: dict[str, Tensor] | None = None, **chan
     return store.folder(run)
 
 
-def merged(source: Path, here: Path, dry_run: bool = False) -> dict[str, list[MergeFinding]]:
+def merged(source: Path, here: Path, dry_run: bool = False, **options: bool) -> dict[str, list[MergeFinding]]:
     """What a merge found, by its kind."""
     found: dict[str, list[MergeFinding]] = {}
-    for finding in Merge(Store(here), dry_run).merge(source):
+    for finding in Merge(Store(here), dry_run, **options).merge(source):
         found.setdefault(finding.kind, []).append(finding)
     return found
 

@@ -19,7 +19,7 @@ from benchmark.io.files import compute_sha256
 from benchmark.merge import Merge
 from benchmark.merge.__main__ import main
 from benchmark.results.leases import LeaseManager
-from benchmark.results.record import compute_checksum
+from benchmark.results.record import comparable_part, compute_checksum
 from benchmark.results.store import Store, load
 from benchmark.training.job import run_until_done
 from tests import engine, report_records
@@ -193,6 +193,39 @@ def test_a_merge_that_is_killed_at_any_moment_leaves_whole_runs_or_none_and_goes
     # Four files a run are put in their places.
     assert moments >= 8
     assert whole == {0, 1, 2}
+
+
+def test_a_store_is_published_without_weights_hosts_and_paths_and_is_equal_to_its_source(
+    there: Path, here: Path, tmp_path: Path
+) -> None:
+    run = run_of()
+    made = report_records.record_of(run)["provenance"]
+    made |= {"command": "python -m benchmark.run --data-root '/home/my name/data'", "pieces": [{"host": "node7"}]}
+    write(there, run, provenance=made)
+    failed = run_of(seed=1)
+    report_records.failed(there, failed)
+    assert counts(merged(there, here, without_host=True, without_weights=True)) == {"new": 2}
+    for each in (run, failed):
+        assert set(files_under(Store(here).folder(each))) == {"record.json", "run.json", "epochs.jsonl"}
+    record, source = Store(here).record(run) or {}, Store(there).record(run) or {}
+    assert record["provenance"] == {key: value for key, value in made.items() if key != "host"} | {
+        "command": "python -m benchmark.run --data-root PATH",
+        "pieces": [{}],
+    }
+    assert comparable_part(record) == comparable_part(source)
+    written = "".join(path.read_text() for path in here.rglob("*") if path.is_file())
+    assert not any(word in written for word in ("secret-host-name", "node7", "my name", "/home"))
+    assert len(load(here)) == 2
+    # What is published is the same run as its source, whichever comes in first.
+    assert counts(merged(here, there)) == counts(merged(there, here)) == {"equal": 2}
+    more = tmp_path / "more"
+    found = merged(here, more)
+    assert counts(found) == {"new": 1, "refused": 1}
+    assert found["refused"][0].why == "student.safetensors is missing; --without-weights takes the record alone"
+    assert counts(merged(here, more, without_weights=True)) == {"new": 1, "equal": 1}
+    assert (Store(more).folder(run) / "record.json").read_text() == (
+        Store(here).folder(run) / "record.json"
+    ).read_text()
 
 
 def test_figures_of_released_teachers_come_in(there: Path, here: Path) -> None:

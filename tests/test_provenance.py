@@ -1,4 +1,4 @@
-"""The commit that records and reports name: whether it is all the code there was."""
+"""The commit that records and reports name: whether it is all the code there was; and what is left out of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.results.provenance import commit_of
+from benchmark.results.provenance import anonymise, commit_of
+from benchmark.results.store import Store
+from benchmark.training.job import run_until_done
+from tests import engine
 
 
 def write(path: Path, text: str = "x = 1\n") -> None:
@@ -63,3 +66,44 @@ def test_files_that_are_no_module_of_the_suite_leave_it_clean(checkout: Path, fi
 def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert commit_of(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "published"),
+    [
+        ("python -m benchmark.run --table II", "python -m benchmark.run --table II"),
+        ("--data-root data --runs results/runs", "--data-root data --runs results/runs"),
+        ("--pairs 'A>B' --set KD.alpha=0.3", "--pairs 'A>B' --set KD.alpha=0.3"),
+        ("--data-root /home/me/data --seeds 3", "--data-root PATH --seeds 3"),
+        ("--data-root='/home/my name/data' --seeds 3", "--data-root=PATH --seeds 3"),
+        ("--teacher-checkpoint ResNet56=~me/a.pt", "--teacher-checkpoint ResNet56=PATH"),
+        ("--table I,/home/me/own.toml,II", "--table I,PATH"),
+        ("--runs ../me/runs", "--runs PATH"),
+        ("--runs runs/../../me", "--runs PATH"),
+        (r"--runs 'C:\Users\me'", "--runs C:PATH"),
+    ],
+)
+def test_published_commands_lead_to_no_folder_of_the_machine(command: str, published: str) -> None:
+    assert anonymise({"command": command}) == {"command": published}
+
+
+def test_published_provenance_keeps_all_but_hosts_and_paths() -> None:
+    made = {"torch": "2.13.0", "threads": 1, "cuda": None, "cohort": ["a_b-0"], "written": "2026-01-01T12:00:00+00:00"}
+    hosts = {"host": "node7", "pieces": [{"step": 0, "host": "node8", "note": "/home/me"}]}
+    assert anonymise(made | hosts) == made | {"pieces": [{"step": 0, "note": "PATH"}]}
+    # Who brings a record in from elsewhere may have written anything there.
+    for nonsense in ("'", None, 3, ["/home/me"]):
+        assert anonymise({"command": nonsense, "host": "node7"}) == {}
+
+
+def test_a_run_is_the_same_with_and_without_its_host(tmp_path: Path) -> None:
+    run = engine.run_of("Baseline", protocol=engine.SHORT.replace(schedule={"epochs": 1}))
+    records = []
+    for without_host in (False, True):
+        place = engine.settings(tmp_path / str(without_host), without_host=without_host, command="x --runs /home/me")
+        assert run_until_done([run], place)
+        records.append(Store(place.runs).record(run) or {})
+    assert engine.comparable_part(records[0]) == engine.comparable_part(records[1])
+    assert "host" in records[0]["provenance"]
+    assert "host" not in str(records[1]["provenance"])
+    assert "/home" not in str(records[1]["provenance"])

@@ -131,7 +131,7 @@ def test_a_damaged_record_is_named_and_the_rest_is_reported(tmp_path: Path) -> N
     path.write_text(path.read_text(encoding="utf-8")[:100], encoding="utf-8")
     report = collect_report(tmp_path)
     assert len(report.damaged) == 1
-    assert str(path) in report.damaged[0]
+    assert str(path.relative_to(tmp_path)) in report.damaged[0]
     assert "is damaged (it is no JSON)" in report.damaged[0]
     assert path.exists()
     assert len(report.records) == len(list(tmp_path.glob("*/*/record.json"))) - 1
@@ -227,6 +227,12 @@ def test_hosts_and_commands_are_not_reported(filled: tuple[Path, Report]) -> Non
     assert "A processor" in text
     assert "secret-host-name" not in text
     assert "python -m" not in text
+
+
+def test_records_are_reported_without_hosts_unless_they_are_asked_for(filled: tuple[Path, Report]) -> None:
+    root, report = filled
+    assert "secret-host-name" not in to_dataframe(report.records).to_csv()
+    assert "secret-host-name" in to_dataframe(collect_report(root, without_host=False).records).to_csv()
 
 
 def test_curves_hold_no_more_than_a_drawing_shows(tmp_path: Path) -> None:

@@ -23,6 +23,13 @@ Assignments = Annotated[
 ]
 Runs = Annotated[Path, typer.Option(help="Where the records are kept.")]
 DEFAULT_RUNS = Path("runs")
+WithoutHost = Annotated[
+    bool,
+    typer.Option(
+        "--without-host/--with-host",
+        help="Leave the host's name and absolute paths out of what is written, so that it can be published.",
+    ),
+]
 Reports = Annotated[Path, typer.Option(help="Where tables, figures and rankings are written.")]
 Pages = Annotated[Path, typer.Option(help="Where what this command makes is written.")]
 

@@ -54,7 +54,7 @@ from benchmark.export.edge import (
 )
 from benchmark.export.finished import FinishedRun
 from benchmark.io.files import replacing, write_text
-from benchmark.results.provenance import provenance
+from benchmark.results.provenance import anonymise, provenance
 from benchmark.training.evaluation import BATCH_SIZE
 from benchmark.training.inputs import recipe_for, select_training_data
 
@@ -255,5 +255,6 @@ def describe_surroundings(threads: int) -> dict[str, Any]:
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
         "opset": OPSET,
-        "provenance": provenance(shlex.join([*PROGRAM.split(), *sys.argv[1:]]), CPU),
+        # The file is made to be handed on.
+        "provenance": anonymise(provenance(shlex.join([*PROGRAM.split(), *sys.argv[1:]]), CPU)),
     }

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmark.cli.app import run_app
-from benchmark.cli.options import Runs
+from benchmark.cli.options import Runs, WithoutHost
 from benchmark.core.errors import UserError
 from benchmark.io.files import check_writable
 from benchmark.io.untrusted import escape_control_chars
@@ -53,13 +53,17 @@ def main(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Stores of runs, copied from anywhere.")],
     runs: Runs = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")] = False,
+    without_host: WithoutHost = False,
+    without_weights: Annotated[
+        bool, typer.Option("--without-weights", help="Take records and curves only: enough for tables and reports.")
+    ] = False,
 ) -> int:
     """Bring in the runs of other stores that are new here, and say which are equal, conflicting or refused."""
     console = Console()
     for folder in folders:
         _check_folder(folder, runs)
     check_writable(runs, "--runs")
-    merge = Merge(Store(runs), dry_run)
+    merge = Merge(Store(runs), dry_run, without_host, without_weights)
     troubled = False
     for folder in folders:
         with console.status(f"reading {escape_control_chars(folder)}"):

@@ -19,7 +19,7 @@ from benchmark.merge.differences import difference_of_figures, difference_of_rec
 from benchmark.merge.runs import FILE_NAME, Offer, check_weights, links_in, read_figures, read_offer, read_part
 from benchmark.results.leases import LeaseManager
 from benchmark.results.owners import LeaseHolder
-from benchmark.results.record import CorruptRun, Record
+from benchmark.results.record import CorruptRun, Record, anonymise_record
 from benchmark.results.store import Store
 
 Kind = Literal["new", "replaced", "equal", "kept", "busy", "unfinished", "conflicting", "refused"]
@@ -50,10 +50,16 @@ class MergeFinding:
 
 @dataclass
 class Merge:
-    """Brings runs into a store, or only says what it would do (`dry_run`)."""
+    """Brings runs into a store.
+
+    dry_run: only say what would be done; without_host: leave what names a machine or a user out of the records;
+    without_weights: neither read nor copy weights.
+    """
 
     store: Store
     dry_run: bool = False
+    without_host: bool = False
+    without_weights: bool = False
     _promised: dict[str, tuple[Path, tuple[str, ...]]] = field(default_factory=dict)
     """Where the runs are, by digest, that a dry run would have brought in by now."""
 
@@ -115,7 +121,13 @@ class Merge:
             size = 0
             if kind in ("new", "replaced"):
                 # The record stands there twice: its epochs are a file of their own too.
-                size = check_weights(folder, offer) + 2 * offer.size
+                size = 2 * offer.size
+                if not self.without_weights:
+                    if missing := [part for part in offer.record["weights"] if f"{part}.safetensors" not in names]:
+                        raise UntrustedInputError(
+                            f"{missing[0]}.safetensors is missing; --without-weights takes the record alone"
+                        )
+                    size += check_weights(folder, offer)
                 if self.dry_run:
                     self._promised[offer.run.digest] = (root, place)
             yield MergeFinding(kind, place, why, size)
@@ -192,6 +204,8 @@ class Merge:
         dataset, name = finding.place
         offer = read_offer(folder, dataset, name)
         run, record = offer.run, offer.record
+        if self.without_host:
+            record = anonymise_record(record)
         with _claimed(self.store, run) as owner:
             if owner is not None:
                 return MergeFinding("busy", finding.place, f"by {escape_control_chars(owner.label)}")
@@ -201,7 +215,7 @@ class Merge:
             self.store.quarantine(run)
             self.store.begin(run)
             self.store.write_epochs(run, record["epochs"])
-            for part in record["weights"]:
+            for part in () if self.without_weights else record["weights"]:
                 with (
                     replacing(self.store.folder(run) / f"{part}.safetensors") as file,
                     file.temporary.open("wb") as target,

@@ -19,7 +19,7 @@ from benchmark.report import coverage, metrics, runs
 from benchmark.report.coverage import Coverage
 from benchmark.report.table import ReportTable
 from benchmark.results.provenance import describe_environment
-from benchmark.results.record import Record
+from benchmark.results.record import Record, anonymise_record
 from benchmark.results.store import Store
 from tables.escaping import Markup
 from tables.result import TableResult
@@ -110,10 +110,17 @@ class Report:
         return Counter(record["status"] for record in self.records)
 
 
-def collect_report(root: Path, method: str = OWN_METHOD, scale: str = "", tables: Sequence[str | Path] = ()) -> Report:
+def collect_report(
+    root: Path,
+    method: str = OWN_METHOD,
+    scale: str = "",
+    tables: Sequence[str | Path] = (),
+    without_host: bool = True,
+) -> Report:
     """Collect a report from the records under `root`, which may hold none.
 
-    scale: only this one, and what was stretched from it; tables: by name or path, the suite's own for none.
+    scale: only this one, and what was stretched from it; tables: by name or path, the suite's own for none;
+    without_host: leave what names the machine or the user out of the records.
 
     Raises:
         UserError: there is no such scale or table.
@@ -125,6 +132,8 @@ def collect_report(root: Path, method: str = OWN_METHOD, scale: str = "", tables
     if method != OWN_METHOD and method not in (*rows, *method_names()):
         raise unknown_name("row of the tables or method", method, dict.fromkeys((*rows, *method_names())))
     records, damaged = Store(root).readable()
+    if without_host:
+        records = [anonymise_record(record) for record in records]
     collection = RecordQuery(records, Store(root).teacher_metrics())
     pairs = list(zip(collection.runs, collection.records, strict=True))
     settings = [
@@ -135,6 +144,9 @@ def collect_report(root: Path, method: str = OWN_METHOD, scale: str = "", tables
     settings.sort(key=_order)
     results = [result for table in specifications for result in make_table_results(table, collection, settings)]
     edges, unreadable = runs.load_edges(pairs, {run.id: Store(root).folder(run) for run in collection.runs})
+    damaged += unreadable
+    if without_host:
+        damaged = [line.replace(str(root), root.name) for line in damaged]
     return Report(
         method=method,
         scale=scale,
@@ -145,7 +157,7 @@ def collect_report(root: Path, method: str = OWN_METHOD, scale: str = "", tables
         provenance=runs.list_provenance(collection.records),
         exported=runs.list_edges(pairs, edges),
         curves=runs.collect_curves(pairs),
-        damaged=(*damaged, *unreadable),
+        damaged=tuple(damaged),
         generated_from=describe_environment(),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

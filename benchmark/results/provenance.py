@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import platform
+import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +76,30 @@ def environment(device: torch.device) -> dict[str, Any]:
 def provenance(command: str, device: torch.device) -> dict[str, Any]:
     """Version and commit, command, libraries, device, host and time."""
     return {"command": command, **environment(device), "written": _now()}
+
+
+def anonymise(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Provenance as it may be published: without host names, and with `PATH` for each path that leaves the folder."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: clean(part) for name, part in value.items() if name != "host"}
+        if isinstance(value, list):
+            return [clean(part) for part in value]
+        return _FOREIGN_PATH.sub("PATH", value) if isinstance(value, str) else value
+
+    cleaned: dict[str, Any] = clean(provenance)
+    command = cleaned.pop("command", None)
+    if isinstance(command, str):
+        # What is no command line stays left out.
+        with contextlib.suppress(ValueError):
+            # Word by word, because paths with spaces are quoted.
+            cleaned["command"] = shlex.join(clean(shlex.split(provenance["command"])))
+    return cleaned
+
+
+_FOREIGN_PATH = re.compile(r"(?:^|(?<=[=,:]))(?:[/~\\]|[^=,:]*\.\.(?:[/\\]|$)).*", re.DOTALL)
+"""From the beginning of an absolute path, or of one that leads upwards, to the end of the text."""
 
 
 def start_segment(device: torch.device, threads: int, epoch: int, step: int) -> Segment:

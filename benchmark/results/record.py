@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
+from benchmark.results.provenance import anonymise
 
 Status = Literal["finished", "failed"]
 
@@ -109,6 +110,12 @@ def parse_record(text: str) -> Record:
 def comparable_part(record: Record) -> dict[str, Any]:
     """What must be equal, bit by bit, when a run is repeated: everything but provenance, and the sum that covers it."""
     return {key: value for key, value in record.items() if key not in ("provenance", "sha256")}
+
+
+def anonymise_record(record: Record) -> Record:
+    """A record as it may be published (see `provenance.anonymise`), with the checksum of what is left."""
+    published = record | {"provenance": anonymise(record["provenance"])}
+    return published | ({"sha256": compute_checksum(published)} if "sha256" in record else {})
 
 
 def _read_record(path: Path) -> Record:

@@ -23,7 +23,7 @@ from benchmark.data.dataset import ImageSet
 from benchmark.data.streaming import training_source
 from benchmark.io.files import remove_leftovers
 from benchmark.method.collectives import SINGLE_PROCESS, ProcessGroup
-from benchmark.results.provenance import Segment, changed_settings, provenance, start_segment
+from benchmark.results.provenance import Segment, anonymise, changed_settings, provenance, start_segment
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training.callbacks import Progress, ProgressCallback, Say, StopFn
@@ -313,7 +313,7 @@ class Cohort:
         }
 
     def _provenance(self, learner: Learner) -> dict[str, Any]:
-        return provenance(self.settings.command, self.device) | {
+        made = provenance(self.settings.command, self.device) | {
             "method_code": learner.code,
             "precision": learner.run.precision,
             "threads": self.settings.threads,
@@ -328,6 +328,7 @@ class Cohort:
             "resumed": self.resumed,
             "pieces": self.segments,
         }
+        return anonymise(made) if self.settings.without_host else made
 
     def _save(self) -> None:
         for learner in list(self.learners):

@@ -23,5 +23,7 @@ class TrainSettings:
     checkpoint_seconds: float = 60.0
     keep: bool = False
     command: str = ""
+    without_host: bool = False
+    """Leave what names the machine or the user out of records."""
     silent_seconds: float = HEARTBEAT_TIMEOUT
     """After so long without a sign of life, a process on another node that nobody can ask after is taken for dead."""
