@@ -21,6 +21,7 @@ from benchmark.report.text import format_table, to_latex, to_markdown
 from benchmark.results.store import Store
 from tables.render import write_reports
 from tests.commands import arguments, run_command, run_here, small_dataset, small_table
+from tests.merges import rewritten
 from tests.report_records import fill, request
 from tests.report_records import record_of as made_up
 
@@ -140,12 +141,10 @@ def test_a_dataset_of_an_odd_name_gives_files_of_plain_names(tmp_path: Path) -> 
 
 
 def test_a_crafted_record_leads_no_file_out_of_its_folder(tmp_path: Path) -> None:
-    run = request(dataset="odd/../../x").run("LSSKD", "ResNet20", None, 0)
+    run = request().run("LSSKD", "ResNet20", None, 0)
     store = Store(tmp_path / "runs")
-    store.begin(run)
     store.finish(run, made_up(run, 2), {})
-    (tmp_path / "runs" / "odd").mkdir(parents=True, exist_ok=True)
-    shutil.move(store.folder(run), tmp_path / "runs" / "odd" / "run")
+    rewritten(store.folder(run), lambda record: record["run"].update(dataset="odd/../../x"))
     report = collect_report(tmp_path / "runs")
     assert report.records == []
     assert "is of another dataset than its folder" in report.damaged[0]

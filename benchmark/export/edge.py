@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 from benchmark.backbones.network import Network
 from benchmark.core.errors import UserError
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
+from benchmark.results.record import MAX_RECORD_BYTES
 
 FORMAT = 1
 FIGURES = "edge.json"
@@ -305,14 +307,22 @@ def load_edge(folder: Path) -> Edge | None:
     """
     path = folder / FIGURES
     try:
-        edge: Edge = json.loads(path.read_text(encoding="utf-8"))
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        edge: Edge = json.loads(read_text_limited(path, MAX_RECORD_BYTES))
+        record = json.loads(read_text_limited(folder / "record.json", MAX_RECORD_BYTES))
         if edge["format"] != FORMAT:
             raise ValueError("another format")
         return edge if edge["weights"] == record["weights"].get("student") else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        UntrustedInputError,
+    ) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}); delete it and export the run again"
         ) from error

@@ -6,14 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from benchmark.backbones import build_network
 from benchmark.backbones.network import Network
 from benchmark.core.errors import UserError, nearest
 from benchmark.core.spec import Run
-from benchmark.results.record import Record
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
+from benchmark.results.record import MAX_RECORD_BYTES, Record
 from benchmark.results.store import Store
 
 SHOWN = 5
@@ -97,9 +97,9 @@ def _specification(folder: Path) -> Run:
     record = folder / "record.json"
     path = record if record.is_file() else folder / "run.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text_limited(path, MAX_RECORD_BYTES))
         return Run.model_validate(content["run"] if path == record else content)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UntrustedInputError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}); delete its folder to train the run again"
         ) from error

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import re
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -148,6 +149,12 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def compute_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
+    """The sha256 of a file's bytes, in hex.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file: a pipe would be waited for.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is no plain file", str(path))
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -208,7 +208,7 @@ class Merge:
             record = anonymise_record(record)
         with _claimed(self.store, run) as owner:
             if owner is not None:
-                return MergeFinding("busy", finding.place, f"by {escape_control_chars(owner.label)}")
+                return MergeFinding("busy", finding.place, f"by {owner.label}")
             kind, why = self._judge(offer)
             if kind not in ("new", "replaced"):
                 return MergeFinding(kind, finding.place, why)

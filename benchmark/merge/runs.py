@@ -19,14 +19,11 @@ from benchmark.io.untrusted import (
     parse_json_limited,
 )
 from benchmark.merge.weights import largest, read_weights
-from benchmark.results.record import RECORD_FORMAT, Record, compute_checksum, parse_record
+from benchmark.results.record import MAX_RECORD_BYTES, RECORD_FORMAT, Record, compute_checksum, parse_record
+from benchmark.results.store import MAX_METRICS_BYTES
 
-LARGEST_RECORD = 16 * 2**20
-"""Bytes: 100 times the record of 240 epochs of a method with four branches."""
 LARGEST_SPECIFICATION = 2**18
 """Characters: 10 times that of a student with its teacher, its head and all their options."""
-LARGEST_FIGURES = 2**12
-"""Bytes of what a teacher from a file reaches."""
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What names of datasets, protocols and scales are made of: reports name files after them."""
 FIGURES_FILE = re.compile(r"([0-9a-f]{64})\.json")
@@ -134,7 +131,7 @@ def read_offer(folder: ForeignFolder, dataset: str, name: str) -> Offer:
     """
     if link := links_in(folder.entries()):
         raise UntrustedInputError(link)
-    text = folder.text("record.json", LARGEST_RECORD)
+    text = folder.text("record.json", MAX_RECORD_BYTES)
     try:
         record = _checked_record(text)
     except UntrustedInputError as reason:
@@ -242,7 +239,7 @@ def read_figures(folder: ForeignFolder, name: str) -> tuple[str, dict[str, float
     if match is None:
         raise UntrustedInputError("its name is not a sha256")
     try:
-        figures = parse_json_limited(folder.text(name, LARGEST_FIGURES), deepest=2)
+        figures = parse_json_limited(folder.text(name, MAX_METRICS_BYTES), deepest=2)
         if not isinstance(figures, dict) or figures.pop("sha256", None) != compute_checksum(figures):
             raise UntrustedInputError("does not match its checksum")
         _Measured.model_validate(figures)

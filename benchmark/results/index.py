@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from benchmark.core import spec
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.files import write_text
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.results import frame
 from benchmark.results.frame import Row, to_row
 from benchmark.results.record import RecordStatus, Status, _ending
@@ -34,6 +36,10 @@ MIN_LOOKUPS = 100
 """Fewer records are read sooner than the cache is."""
 MIN_WRITES = 1000
 """Fewer new records do not pay for writing the cache while a sweep is planned."""
+
+
+MAX_BYTES = 2**30
+"""A thousand times the cache of the paper's runs."""
 
 
 class FileStat(NamedTuple):
@@ -54,6 +60,9 @@ class CachedRow(NamedTuple):
     status: Status
     code: str | None
     row: Row
+
+
+_ENTRIES = TypeAdapter(dict[str, CachedRow])
 
 
 def load(root: Path, read: Callable[[Path], Record]) -> pd.DataFrame:
@@ -147,11 +156,9 @@ def _schema_version() -> str:
 def _read(root: Path) -> dict[str, CachedRow]:
     """The entries of a folder's cache, by path; none if there is no cache, or none that can be used."""
     try:
-        checksum, _, text = (root / NAME).read_text(encoding="utf-8").partition("\n")
-        if checksum != _compute_checksum(text):
-            return {}
-        return {path: CachedRow(*values) for path, values in json.loads(text).items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        checksum, _, text = read_text_limited(root / NAME, MAX_BYTES).partition("\n")
+        return _ENTRIES.validate_json(text) if checksum == _compute_checksum(text) else {}
+    except (OSError, ValueError, UntrustedInputError):
         return {}
 
 

@@ -34,7 +34,7 @@ HEARTBEAT_TIMEOUT = 300.0
 """Seconds without a heartbeat after which a holder counts as dead, if nothing else tells whether it runs."""
 STALL_FACTOR = 4
 """Factor on the heartbeat timeout for holders that SLURM still reports as running: they may hang."""
-LEASE_FILE = re.compile(r"claim-([0-9]{6,})\.json")
+LEASE_FILE = re.compile(r"claim-([0-9]{6,12})\.json")
 MAX_LEASE_BYTES = 2**14
 RELEASED = "released\n"
 """Content of the file of a released lease. Without hard links, a file that is still being written may be empty."""
@@ -104,9 +104,13 @@ class LeaseManager:
         """Acquire the lease on a folder, or return its current holder.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be written, or it or the folder of heartbeats is a link.
         """
         owner = this_owner()
+        for path in (folder, self.root / OWNERS):
+            # Whoever holds the lease removes files there, and a folder from elsewhere may lead to other files.
+            if path.is_symlink():
+                raise UserError(f"{path} is a link, which may lead anywhere; put a real folder in its place")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             while True:
@@ -144,7 +148,7 @@ class LeaseManager:
         except (UntrustedInputError, ValueError):
             # Damaged, or still being written where there are no hard links: valid until the timeout.
             unknown = LeaseHolder(token=UNKNOWN_TOKEN, machine="", node="an unknown node", process=0, started=0.0)
-            return unknown if _now(self.root) - written < self.timeout else None
+            return unknown if _is_recent(self.root, written, self.timeout) else None
         if self.is_alive(holder, written):
             return holder
         with contextlib.suppress(OSError):
@@ -168,7 +172,7 @@ class LeaseManager:
             return False
         # A job that SLURM reports as running may hang.
         timeout = self.timeout * (STALL_FACTOR if job_runs else 1)
-        return _now(self.root) - max(_last_heartbeat(self.root, holder), written) < timeout
+        return _is_recent(self.root, max(_last_heartbeat(self.root, holder), written), timeout)
 
     def _job_runs(self, holder: LeaseHolder) -> bool | None:
         """Whether a holder's job still runs; None where that is unknown or it has no job."""
@@ -236,13 +240,15 @@ def _last_heartbeat(root: Path, holder: LeaseHolder) -> float:
         return 0.0
 
 
-def _now(folder: Path) -> float:
-    """The time by the clock of a folder's file system, which may differ from the node's."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".now-") as file:
-            return os.stat(file.name).st_mtime
-    except OSError:
-        return time.time()
+def _is_recent(folder: Path, moment: float, timeout: float) -> bool:
+    """Whether a moment is less than a timeout away by the clock of a folder's file system.
+
+    That clock may differ from the node's. A moment far in the future is no sign of life: files may come from elsewhere.
+    """
+    now = time.time()
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, prefix=".now-") as file:
+        now = os.stat(file.name).st_mtime
+    return abs(now - moment) < timeout
 
 
 def _lease_file(folder: Path, number: int) -> Path:

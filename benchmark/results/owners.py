@@ -15,6 +15,7 @@ import psutil
 from pydantic import Field
 
 from benchmark.core.spec import Frozen
+from benchmark.io.untrusted import escape_control_chars
 
 START_SLACK = 5.0
 """Seconds by which two readings of a process's start time may differ, because the clock may have been set."""
@@ -34,7 +35,7 @@ class LeaseHolder(Frozen):
     process: int
     started: float
     user: str = ""
-    job: str = ""
+    job: Annotated[str, Field(pattern=r"^([0-9]{1,18}(_[0-9]{1,18})?)?$")] = ""
     """The SLURM job, such as `12_3` for a task of an array; empty outside of SLURM."""
     restarts: int = 0
     """How often SLURM has restarted that job."""
@@ -43,7 +44,7 @@ class LeaseHolder(Frozen):
     def label(self) -> str:
         """The job or process and its node, for messages."""
         what = f"job {self.job}" if self.job else f"process {self.process}"
-        return f"{what} on {self.node}"
+        return f"{what} on {escape_control_chars(self.node, 60)}"
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.results.provenance import anonymise
 
 Status = Literal["finished", "failed"]
@@ -36,6 +37,8 @@ READABLE_FORMATS = (1, RECORD_FORMAT)
 """A format that was ever written is read for good."""
 
 
+MAX_RECORD_BYTES = 16 * 2**20
+"""100 times the record of 240 epochs of a method with four branches."""
 WEIGHT_FILES = ("student", "method")
 """Whose weights a run may leave."""
 
@@ -120,14 +123,17 @@ def anonymise_record(record: Record) -> Record:
 
 def _read_record(path: Path) -> Record:
     try:
-        return parse_record(path.read_bytes().decode())
+        return parse_record(read_text_limited(path, MAX_RECORD_BYTES))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise UserError(f"record {path} cannot be read: {error.strerror or error}; make it readable") from error
-    except (CorruptRecord, UnicodeDecodeError) as error:
-        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else error
-        raise CorruptRecord(f"record {path} is damaged ({reason}); {RETRAIN_HINT}") from error
+    except UnicodeDecodeError as error:
+        raise CorruptRecord(f"record {path} is damaged (it is no text); {RETRAIN_HINT}") from error
+    except UntrustedInputError as error:
+        raise CorruptRecord(f"record {path} is damaged (it {error}); {RETRAIN_HINT}") from error
+    except CorruptRecord as error:
+        raise CorruptRecord(f"record {path} is damaged ({error}); {RETRAIN_HINT}") from error
     except OtherVersion as error:
         raise OtherVersion(
             f"record {path} was made by another version of the suite ({error}); use that version, or another --runs"

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors.torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from benchmark.core.errors import UserError
@@ -33,6 +34,7 @@ from benchmark.io.files import (
     save_tensors,
     write_text,
 )
+from benchmark.io.untrusted import UntrustedInputError, escape_control_chars, read_text_limited
 from benchmark.results.record import (
     RECORD_FORMAT,
     CorruptRecord,
@@ -49,6 +51,11 @@ if TYPE_CHECKING:
     from benchmark.results.record import RecordStatus
 
 
+MAX_METRICS_BYTES = 2**12
+"""Of the file that holds what a teacher from a file reaches."""
+_METRICS = TypeAdapter(dict[str, float], config={"allow_inf_nan": False})
+
+
 class Store:
     """The runs under one folder. Any number of processes may read and write it at once."""
 
@@ -56,7 +63,15 @@ class Store:
         self.root = root
 
     def folder(self, run: Run) -> Path:
-        """Where a run's files are."""
+        """Where a run's files are.
+
+        Raises:
+            UserError: the run is of a record from elsewhere, and its dataset's name would lead out of the store.
+        """
+        if run.dataset in ("", "..") or Path(run.dataset).name != run.dataset:
+            raise UserError(
+                f"dataset {escape_control_chars(run.dataset)} cannot be the name of a folder; delete the run's record"
+            )
         return self.root / run.dataset / run.id
 
     def traceback(self, run: Run) -> Path:
@@ -165,6 +180,9 @@ class Store:
         if part not in record["weights"]:
             raise UserError(f"{run.id} left no {path.name}; choose another run")
         try:
+            # A pipe would be waited for.
+            if not path.is_file():
+                raise FileNotFoundError
             # Read once: what was verified is what is used.
             content = path.read_bytes()
         except FileNotFoundError:
@@ -202,7 +220,7 @@ class Store:
             record = self.record(run)
         except CorruptRun:
             return True
-        return record is not None and compute_sha256(weights) != record["weights"].get(part)
+        return record is not None and not _has_checksum(weights, record["weights"].get(part))
 
     def heal(self, runs: Iterable[Run]) -> list[str]:
         """See `healed`: its lines."""
@@ -241,10 +259,10 @@ class Store:
         """
         found = {}
         for path in sorted(self.root.glob("*/teachers/*.json")):
-            with contextlib.suppress(OSError, ValueError, RecursionError):
-                figures = json.loads(path.read_text(encoding="utf-8"))
+            with contextlib.suppress(OSError, ValueError, RecursionError, UntrustedInputError):
+                figures = json.loads(read_text_limited(path, MAX_METRICS_BYTES))
                 if isinstance(figures, dict) and figures.pop("sha256", None) == compute_checksum(figures):
-                    found[path.stem] = figures
+                    found[path.stem] = _METRICS.validate_python(figures, strict=True)
         return found
 
     def forget_failure(self, run: Run) -> None:
@@ -278,11 +296,16 @@ class Store:
             except UserError as error:
                 damaged.append(str(error))
                 continue
+            run = Run.model_validate(record["run"])
             # Reports name their files after datasets; a crafted name could lead them out of their folder.
-            if path.parent.parent.name == record["run"]["dataset"]:
-                records.append(record)
-            else:
+            if path.parent.parent.name != run.dataset:
                 damaged.append(f"record {path} is of another dataset than its folder; move it to where it belongs")
+            elif path.parent.name != run.id:
+                damaged.append(
+                    f"record {path} lies in a folder of another name; rename it to {escape_control_chars(run.id)}"
+                )
+            else:
+                records.append(record)
         return records, damaged
 
 
@@ -304,14 +327,17 @@ def _index() -> ModuleType:
 
 def _damaged_parts(folder: Path, record: Record) -> list[str]:
     """Whose weights, of those that a record names, are damaged or have gone."""
+    return [
+        part for part, sha256 in record["weights"].items() if not _has_checksum(folder / f"{part}.safetensors", sha256)
+    ]
 
-    def is_whole(part: str) -> bool:
-        try:
-            return compute_sha256(folder / f"{part}.safetensors") == record["weights"][part]
-        except FileNotFoundError:
-            return False
 
-    return [part for part in record["weights"] if not is_whole(part)]
+def _has_checksum(path: Path, sha256: str | None) -> bool:
+    try:
+        # A pipe would be waited for.
+        return path.is_file() and compute_sha256(path) == sha256
+    except FileNotFoundError:
+        return False
 
 
 def _put_aside(path: Path, is_damaged: Callable[[Path], bool]) -> list[str]:
