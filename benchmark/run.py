@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
-from benchmark.backbones import network_names
+from benchmark.backbones import network_names, network_patterns
 from benchmark.catalogue import to_terminal
 from benchmark.cli.app import format_command, list_given_options, run_app, split_names
 from benchmark.cli.options import (
@@ -271,6 +271,7 @@ def _print_catalogue(console: Console) -> None:
     console.print(to_terminal(), highlight=False)
     for kind, entries in (
         ("networks", network_names()),
+        ("and any of", network_patterns()),
         ("datasets", dataset_names()),
         ("tables", table_names()),
         ("figures", figure_names()),

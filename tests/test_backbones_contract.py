@@ -19,27 +19,49 @@ from benchmark.backbones import (
     Network,
     build_branches,
     build_network,
+    check_network,
+    is_network,
     public_name,
     shape_of,
     uses_grouped_convolutions,
 )
 from benchmark.backbones.cost import multiply_adds, parameters
-from benchmark.backbones.resnet import NARROW, resnet
+from benchmark.backbones.family import blocks_per_stage
 from benchmark.backbones.shufflenet_v1 import shuffle_channels
-from benchmark.backbones.vgg import VGG8, vgg, vgg_branches
-from benchmark.backbones.wrn import wide_resnet
 from benchmark.core import rng
 from benchmark.core.errors import UserError
 from tests.test_backbones import (
     DOUBLE,
-    NAMES,
     dry,
     fill,
     golden_images,
     initialised,
     relative_error,
 )
+from tests.test_backbones import (
+    NAMES as LISTED,
+)
 
+FROM_PATTERNS = [
+    "WRN-10-1",
+    "WRN-16-1",
+    "ResNet14",
+    "ResNet14x4",
+    "VGG8-x1/4",
+    "VGG11-x1/4",
+    "ShuffleNetV1-x1/2",
+    "ShuffleNetV1-x1/4",
+    "ShuffleNetV2-x1/2",
+    "ShuffleNetV2-x1/4",
+    "ShuffleNetV2-TFKD-x1/4",
+    "MobileNetV2-x1/4",
+    "MobileNetV2-s1-x1/2",
+    "MobileNetV2-TFKD-x1/4",
+    "ResNeXt29-x1/4",
+    "ImageNet-ResNet18-x1/4",
+]
+"""Some of the networks that no list names."""
+NAMES = [*LISTED, *FROM_PATTERNS]
 DRY = {name: dry(name) for name in NAMES}
 FAMILY = {name: type(network).__name__ for name, (network, _) in DRY.items()}
 SIZE = {name: parameters(network) + parameters(branches) for name, (network, branches) in DRY.items()}
@@ -91,14 +113,14 @@ def test_other_image_sizes_work_with_the_branches_too(fresh: tuple[str, Network,
 
 @torch.no_grad()
 def test_vgg_leaves_out_pools_of_single_rows() -> None:
-    network, branches = vgg(VGG8, 10).eval(), vgg_branches(VGG8, 40).eval()
+    network, branches = build_network("VGG8-x1/4", 10).eval(), build_branches("VGG8-x1/4", 40).eval()
     outputs = network(torch.randn(2, 3, 2, 4))
     assert [tuple(maps.shape[2:]) for maps in (outputs.stem, *outputs.stages)] == [(2, 4), *[(1, 2)] * 4]
     assert all(branch.logits.shape == (2, 40) for branch in branches(outputs.branch_maps))
 
 
 def test_branches_of_vgg_read_the_stem_and_the_first_second_and_fourth_stage() -> None:
-    outputs = vgg(VGG8, 10)(torch.randn(2, 3, 16, 16))
+    outputs = build_network("VGG8-x1/4", 10)(torch.randn(2, 3, 16, 16))
     expected = (outputs.stem, outputs.stages[0], outputs.stages[1], outputs.stages[3])
     assert all(given is map_ for given, map_ in zip(outputs.branch_maps, expected, strict=True))
 
@@ -254,15 +276,64 @@ def test_branches_refuse_another_number_of_stage_maps() -> None:
 
 @pytest.mark.parametrize("ask", [public_name, uses_grouped_convolutions, lambda name: build_network(name, 10)])
 def test_an_unknown_network_is_refused_with_the_nearest_name(ask: Callable[[str], object]) -> None:
-    with pytest.raises(UserError, match=r"unknown network 'wrn-40-3'.*did you mean 'WRN-40-[12]'.*ShuffleNetV2"):
+    with pytest.raises(UserError, match=r"network 'wrn-40-3'.*did you mean 'WRN-40-[12]'.*ShuffleNetV2.*WRN-<depth>-"):
         ask("wrn-40-3")
 
 
 def test_depths_outside_a_family_are_refused() -> None:
-    with pytest.raises(ValueError, match="not 20"):
-        wide_resnet(20, 2, 10)
-    with pytest.raises(ValueError, match="not 21"):
-        resnet(21, NARROW, 10)
+    with pytest.raises(ValueError, match=r"6n \+ 4 \(10, 16, 22, 28, .*not 20"):
+        blocks_per_stage(20, outside=4)
+    with pytest.raises(ValueError, match=r"6n \+ 2 \(8, 14, 20, 26, .*at most 1202\), not 1208"):
+        blocks_per_stage(1208, outside=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "WRN-17-2",
+            "unknown network 'WRN-17-2' (did you mean 'WRN-16-2'?): its depth must be 6n + 4 (10, 16, ",
+        ),
+        ("WRN-4-2", "its depth must be 6n + 4"),
+        ("WRN-16-21", "its width must be at most 20, not 21"),
+        ("WRN-016-2", "allowed: WRN-16-2, "),
+        (
+            "ResNet21",
+            "unknown network 'ResNet21' (did you mean 'ResNet20'?): its depth must be 6n + 2 (8, 14, ",
+        ),
+        ("ResNet18x4", "its depth must be 6n + 2"),
+        ("ResNet20-x1/4", "allowed: WRN-16-2, "),
+        ("ShuffleNetV1-x1/3", "-x1/2 or -x1/4 behind the name"),
+        ("VGG9", "VGG<8, 11, 13, 16 or 19>"),
+        (f"ResNet{'2' * 5000}", "allowed: WRN-16-2, "),
+    ],
+)
+def test_an_impossible_network_is_refused_with_what_is_possible(name: str, reason: str) -> None:
+    assert not is_network(name)
+    with pytest.raises(UserError) as refused:
+        check_network(name)
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutions", "stages"),
+    [
+        # Beside those that the depth counts, one for each change of width: two of WRN-10-1, whose depth counts three.
+        ("WRN-10-1", 9, (16, 32, 64)),
+        ("ResNet14", 13 + 2, (16, 32, 64)),
+        ("ResNet14x4", 13 + 3, (64, 128, 256)),
+        ("VGG11-x1/4", 8, (32, 64, 128, 128)),
+        ("ShuffleNetV1-x1/4", 3 * 16 + 1, (60, 120, 240)),
+        ("MobileNetV2-x1/4", 3 * 17 + 2, (3, 4, 12, 40)),
+        ("ResNet18", 17 + 3, (64, 128, 256, 512)),
+    ],
+)
+def test_a_name_from_a_pattern_builds_what_it_says(name: str, convolutions: int, stages: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        network = build_network(name, 10)
+    assert sum(isinstance(part, nn.Conv2d) for part in network.modules()) == convolutions
+    assert tuple(channels for channels, *_ in shape_of(name, network, 16).stages) == stages
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -199,7 +199,7 @@ def test_a_table_with_an_unknown_network_is_refused(refused, networks) -> None:
     small_table(refused.table.parent, ["Baseline", "KD"], *networks)
     refusal = refused()
     assert refusal.code == 2
-    assert "unknown network of table small 'ResNet21' (did you mean 'ResNet20'?); allowed: WRN-16-2" in refusal.line
+    assert "unknown network of table small 'ResNet21' (did you mean 'ResNet20'?): its depth must be 6n + 2" in refusal.line
 
 
 @pytest.mark.parametrize("place", ["named", "default"])

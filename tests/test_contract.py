@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import benchmark.backbones as backbones
 from benchmark.backbones import build_network, network_names
-from benchmark.backbones.four_stage_resnet import Plan, four_stage_branches, four_stage_resnet, imagenet_resnet
+from benchmark.backbones.four_stage_resnet import FourStageResNet, ImageNetResNet, Plan, four_stage_branches
 from benchmark.core.devices import placed
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import STAGE_SCHEDULES
@@ -130,7 +130,7 @@ def narrow_networks() -> Iterator[None]:
         patch.setattr(resnext, "STAGE_WIDTHS", (16, 32, 64))
         patch.setattr(vgg, "WIDTHS", (8, 16, 32, 64, 64))
         for name, plan in NARROW.items():
-            build = imagenet_resnet if name.startswith("ImageNet") else four_stage_resnet
+            build = ImageNetResNet if name.startswith("ImageNet") else FourStageResNet
             entry = replace(
                 backbones._NETWORKS[name],
                 network=functools.partial(build, plan),

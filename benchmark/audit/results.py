@@ -11,7 +11,7 @@ from benchmark.analysis.figures import collect_figure_runs
 from benchmark.analysis.query import RecordQuery
 from benchmark.analysis.tables import make_table_results
 from benchmark.audit.claims import ClaimSet
-from benchmark.backbones import network_names
+from benchmark.backbones import is_network
 from benchmark.results.store import Store
 from figures.result import FINAL, FigureResult, Number, PanelResult
 from figures.specification import figure_names, load_figure
@@ -59,7 +59,7 @@ def make_panel_tables(results: Iterable[FigureResult]) -> list[TableResult]:
 def _can_be_run(table: Table) -> bool:
     """Whether the suite has its networks; a table of another paper may have others."""
     networks = {name for column in table.columns for name in (column.student, column.teacher) if name}
-    return networks <= set(network_names())
+    return all(is_network(name) for name in networks)
 
 
 def _as_table(result: FigureResult, panel: PanelResult, numbers: Sequence[Number]) -> TableResult:

@@ -9,13 +9,15 @@ and of torchvision's `resnet` for ImageNet. The stride of a bottleneck is on its
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import Architecture
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.resnet import BasicBlock, ResidualBlock, Stage, run_stages
@@ -58,6 +60,10 @@ class Plan:
     base_width: int = 64
     skip_name: str = "shortcut"
 
+    def divided(self, divisor: int) -> Plan:
+        """Divide the channels of all stages."""
+        return replace(self, base_width=self.base_width // divisor)
+
     @property
     def stage_widths(self) -> tuple[int, int, int, int]:
         """Channels of the four stage maps."""
@@ -72,18 +78,8 @@ class Plan:
         return Stage(first, *(kind(width, width, 1, self.skip_name) for _ in range(self.blocks[index] - 1)))
 
 
-RESNET18 = Plan((2, 2, 2, 2))
-RESNET34 = Plan((3, 4, 6, 3))
-RESNET50 = Plan((3, 4, 6, 3), bottleneck=True)
-RESNET101 = Plan((3, 4, 23, 3), bottleneck=True)
-QUARTER_WIDTH = 16
-"""Ours, for quick demonstrations: networks as deep as those above, a quarter as wide. No paper reports them."""
-QUARTER_RESNET18 = Plan((2, 2, 2, 2), base_width=QUARTER_WIDTH)
-QUARTER_RESNET34 = Plan((3, 4, 6, 3), base_width=QUARTER_WIDTH)
-QUARTER_RESNET50 = Plan((3, 4, 6, 3), bottleneck=True, base_width=QUARTER_WIDTH)
-QUARTER_RESNET101 = Plan((3, 4, 23, 3), bottleneck=True, base_width=QUARTER_WIDTH)
-IMAGENET_RESNET18 = Plan((2, 2, 2, 2), skip_name="downsample")
-IMAGENET_RESNET34 = Plan((3, 4, 6, 3), skip_name="downsample")
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+"""Blocks in each stage, by the depth in the name."""
 
 
 class FourStageResNet(Network):
@@ -95,8 +91,9 @@ class FourStageResNet(Network):
 
     after_stages = ("linear",)
 
-    def __init__(self, plan: Plan, num_classes: int) -> None:
+    def __init__(self, plan: Plan, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
+        plan = plan.divided(divisor)
         self.num_classes = num_classes
         self.conv1 = self._first_convolution(plan.base_width)
         self.bn1 = nn.BatchNorm2d(plan.base_width)
@@ -141,23 +138,14 @@ class ImageNetResNet(FourStageResNet):
         return F.max_pool2d(super()._stem(images), 3, stride=2, padding=1)
 
 
-def four_stage_resnet(plan: Plan, num_classes: int) -> FourStageResNet:
-    """The network for small images with these stages."""
-    return FourStageResNet(plan, num_classes)
-
-
-def imagenet_resnet(plan: Plan, num_classes: int) -> ImageNetResNet:
-    """The network for ImageNet with these stages."""
-    return ImageNetResNet(plan, num_classes)
-
-
-def four_stage_branches(plan: Plan, num_outputs: int) -> AuxiliaryBranches:
+def four_stage_branches(plan: Plan, num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
     """The branches of a network with these stages, for small images and for ImageNet alike.
 
     HSAKD's code has those of ResNet50 for small images and of the ImageNet networks. It has none that work for
     ResNet18 and 34 for small images, and none for ResNet101: these follow the same rule, with the network's own
     numbers of blocks.
     """
+    plan = plan.divided(divisor)
     widths = plan.stage_widths
     later = range(1, len(widths))
     extractors = [
@@ -166,3 +154,30 @@ def four_stage_branches(plan: Plan, num_outputs: int) -> AuxiliaryBranches:
     ]
     extractors.append(nn.Sequential(plan.stage(later[-1], widths[-1], stride=1)))
     return AuxiliaryBranches(extractors, widths[-1], num_outputs, "he_fan_out")
+
+
+def _small(depth: int, public_branches: str | None = None) -> Architecture:
+    plan = Plan(BLOCKS[depth], bottleneck=depth >= 50)
+    return Architecture(
+        partial(FourStageResNet, plan), partial(four_stage_branches, plan), f"ResNet{depth}", public_branches
+    )
+
+
+def _imagenet(depth: int) -> Architecture:
+    plan = Plan(BLOCKS[depth], skip_name="downsample")
+    return Architecture(
+        partial(ImageNetResNet, plan),
+        partial(four_stage_branches, plan),
+        f"resnet{depth}",
+        f"resnet{depth}_imagenet_aux",
+    )
+
+
+NETWORKS = {
+    "ResNet18": _small(18),
+    "ResNet34": _small(34),
+    "ResNet50": _small(50, "ResNet50_aux"),
+    "ResNet101": _small(101),
+    "ImageNet-ResNet18": _imagenet(18),
+    "ImageNet-ResNet34": _imagenet(34),
+}

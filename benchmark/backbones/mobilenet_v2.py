@@ -8,12 +8,14 @@ activation is ReLU, the first group has an expanding convolution too, and the he
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import Architecture
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
@@ -30,17 +32,32 @@ class Group(NamedTuple):
     stride: int
 
 
-STEM_WIDTH = 16
-GROUPS = (
-    Group(1, 8, 1, 1),
-    Group(6, 12, 2, 1),
-    Group(6, 16, 3, 2),
-    Group(6, 32, 4, 2),
-    Group(6, 48, 3, 1),
-    Group(6, 80, 3, 2),
-    Group(6, 160, 1, 1),
+class Widths(NamedTuple):
+    """Channels of the stem, the groups, and channels of the last 1x1 convolution."""
+
+    stem: int
+    groups: tuple[Group, ...]
+    head: int
+
+    def divided(self, divisor: int) -> Widths:
+        """Divide all channels."""
+        groups = tuple(group._replace(channels=group.channels // divisor) for group in self.groups)
+        return Widths(self.stem // divisor, groups, self.head // divisor)
+
+
+WIDTHS = Widths(
+    16,
+    (
+        Group(1, 8, 1, 1),
+        Group(6, 12, 2, 1),
+        Group(6, 16, 3, 2),
+        Group(6, 32, 4, 2),
+        Group(6, 48, 3, 1),
+        Group(6, 80, 3, 2),
+        Group(6, 160, 1, 1),
+    ),
+    1280,
 )
-HEAD_WIDTH = 1280
 STAGE_ENDS = (2, 3, 5, 7)
 """The stage maps are those behind so many groups."""
 
@@ -101,29 +118,32 @@ def _groups(in_channels: int, groups: Sequence[Group]) -> nn.Sequential:
     return nn.Sequential(*(_group(width, group) for width, group in zip(widths, groups, strict=False)))
 
 
-def _head() -> tuple[nn.Module, nn.Module]:
-    """The last 1x1 convolution and its norm, which a ReLU follows."""
-    return nn.Conv2d(GROUPS[-1].channels, HEAD_WIDTH, 1, bias=False), nn.BatchNorm2d(HEAD_WIDTH)
+def _head(widths: Widths) -> tuple[nn.Module, nn.Module]:
+    """Build the last 1x1 convolution and its norm, which a ReLU follows."""
+    return nn.Conv2d(widths.groups[-1].channels, widths.head, 1, bias=False), nn.BatchNorm2d(widths.head)
 
 
 class MobileNetV2(Network):
     """Seven groups of units, a 1x1 convolution, then an average over all positions and the classifier.
 
-    classifier: [batch, 1280] to [batch, num_classes], given because projects differ in the key it has in checkpoints.
-    Four of the groups' maps are stage maps. They are linear, so pre-activations are the stage maps themselves.
+    In RepDistiller's network the stem halves the image; in HSAKD's it has stride 1, so every map is twice as large each
+    way. Four of the groups' maps are stage maps. They are linear, so pre-activations are the stage maps themselves.
     """
 
     after_stages = ("conv2", "classifier")
 
-    def __init__(self, stem_stride: int, num_classes: int, classifier: nn.Module) -> None:
+    def __init__(self, stem_stride: int, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
+        widths = WIDTHS.divided(divisor)
         self.num_classes = num_classes
         self.conv1 = nn.Sequential(
-            nn.Conv2d(3, STEM_WIDTH, 3, stem_stride, padding=1, bias=False), nn.BatchNorm2d(STEM_WIDTH), _relu()
+            nn.Conv2d(3, widths.stem, 3, stem_stride, padding=1, bias=False), nn.BatchNorm2d(widths.stem), _relu()
         )
-        self.blocks = _groups(STEM_WIDTH, GROUPS)
-        self.conv2 = nn.Sequential(*_head(), _relu())
-        self.classifier = classifier
+        self.blocks = _groups(widths.stem, widths.groups)
+        self.conv2 = nn.Sequential(*_head(widths), _relu())
+        classifier = nn.Linear(widths.head, num_classes)
+        # A sequence of one in RepDistiller's network, because the key in its checkpoints is `classifier.0`.
+        self.classifier = nn.Sequential(classifier) if stem_stride == 2 else classifier
 
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = self.conv1(images)
@@ -140,22 +160,26 @@ class MobileNetV2(Network):
         fill_parameters(self, generator, convolution="he_fan_out", linear="normal")
 
 
-def mobilenet_v2(num_classes: int) -> MobileNetV2:
-    """MobileNetV2 at width 1/2 as in RepDistiller: the stem halves the image."""
-    # A sequence of one, because the key in RepDistiller's checkpoints is `classifier.0`.
-    return MobileNetV2(2, num_classes, nn.Sequential(nn.Linear(HEAD_WIDTH, num_classes)))
+def mobilenet_v2_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
+    """Build the branches of both, each with a last 1x1 convolution of its own.
 
-
-def mobilenet_v2_s1(num_classes: int) -> MobileNetV2:
-    """MobileNetV2 at width 1/2 as in HSAKD: the stem has stride 1, so every map is twice as large each way."""
-    return MobileNetV2(1, num_classes, nn.Linear(HEAD_WIDTH, num_classes))
-
-
-def mobilenet_v2_branches(num_outputs: int) -> AuxiliaryBranches:
-    """The branches of both, each with a last 1x1 convolution of its own; HSAKD has them for the stem with stride 1."""
-    inputs = [GROUPS[end - 1].channels for end in STAGE_ENDS]
-    extractors = [_groups(width, groups) for width, groups in zip(inputs, groups_of_branches(GROUPS), strict=True)]
-    tails = [nn.Sequential(*_head()) for _ in extractors]
+    HSAKD has them for the stem with stride 1.
+    """
+    widths = WIDTHS.divided(divisor)
+    inputs = [widths.groups[end - 1].channels for end in STAGE_ENDS]
+    repeated = groups_of_branches(widths.groups)
+    extractors = [_groups(width, groups) for width, groups in zip(inputs, repeated, strict=True)]
+    tails = [nn.Sequential(*_head(widths)) for _ in extractors]
     return AuxiliaryBranches(
-        extractors, HEAD_WIDTH, num_outputs, "he_fan_out", "normal", tail_name="conv2_", tails=tails
+        extractors, widths.head, num_outputs, "he_fan_out", "normal", tail_name="conv2_", tails=tails
     )
+
+
+NETWORKS = {
+    "MobileNetV2": Architecture(
+        partial(MobileNetV2, 2), mobilenet_v2_branches, "MobileNetV2", grouped=True, mobile=True
+    ),
+    "MobileNetV2-s1": Architecture(
+        partial(MobileNetV2, 1), mobilenet_v2_branches, "mobilenetV2", "mobilenetV2_aux", grouped=True, mobile=True
+    ),
+}

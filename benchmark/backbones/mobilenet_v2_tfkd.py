@@ -12,21 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import Architecture
 from benchmark.backbones.initialisation import fill_parameters
-from benchmark.backbones.mobilenet_v2 import STAGE_ENDS, Group, groups_of_branches, inverted_bottleneck
+from benchmark.backbones.mobilenet_v2 import STAGE_ENDS, Group, Widths, groups_of_branches, inverted_bottleneck
 from benchmark.backbones.network import Network, Outputs
 
-STEM_WIDTH = 32
-GROUPS = (
-    Group(1, 16, 1, 1),
-    Group(6, 24, 2, 2),
-    Group(6, 32, 3, 2),
-    Group(6, 64, 4, 2),
-    Group(6, 96, 3, 1),
-    Group(6, 160, 3, 1),
-    Group(6, 320, 1, 1),
+WIDTHS = Widths(
+    32,
+    (
+        Group(1, 16, 1, 1),
+        Group(6, 24, 2, 2),
+        Group(6, 32, 3, 2),
+        Group(6, 64, 4, 2),
+        Group(6, 96, 3, 1),
+        Group(6, 160, 3, 1),
+        Group(6, 320, 1, 1),
+    ),
+    1280,
 )
-HEAD_WIDTH = 1280
 
 
 def _relu6() -> nn.Module:
@@ -72,12 +75,6 @@ class PointwiseClassifier(nn.Conv2d):
         return super().forward(pooled[:, :, None, None]).flatten(1)
 
 
-def _scaled(width: float) -> tuple[int, tuple[Group, ...], int]:
-    """Stem, groups and head with `width` times the channels, rounded to whole ones."""
-    groups = tuple(group._replace(channels=round(group.channels * width)) for group in GROUPS)
-    return round(STEM_WIDTH * width), groups, round(HEAD_WIDTH * width)
-
-
 class MobileNetV2TfKD(Network):
     """Seven groups of units, a 1x1 convolution, then an average over all positions and a 1x1 convolution.
 
@@ -87,10 +84,10 @@ class MobileNetV2TfKD(Network):
 
     after_stages = ("conv1", "conv2")
 
-    def __init__(self, num_classes: int, width: float = 1.0) -> None:
+    def __init__(self, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
         self.num_classes = num_classes
-        stem_width, groups, head_width = _scaled(width)
+        stem_width, groups, head_width = WIDTHS.divided(divisor)
         self.pre = nn.Sequential(nn.Conv2d(3, stem_width, 1, padding=1), nn.BatchNorm2d(stem_width), _relu6())
         for number, group in enumerate(_groups(stem_width, groups), start=1):
             self.add_module(f"stage{number}", group)
@@ -100,7 +97,7 @@ class MobileNetV2TfKD(Network):
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = self.pre(images)
         maps, stages = stem, []
-        for number in range(1, len(GROUPS) + 1):
+        for number in range(1, len(WIDTHS.groups) + 1):
             maps = self.get_submodule(f"stage{number}")(maps)
             if number in STAGE_ENDS:
                 stages.append(maps)
@@ -112,25 +109,12 @@ class MobileNetV2TfKD(Network):
         fill_parameters(self, generator)
 
 
-def mobilenet_v2_tfkd(num_classes: int) -> MobileNetV2TfKD:
-    """Tf-KD's MobileNetV2 at width 1."""
-    return MobileNetV2TfKD(num_classes)
-
-
-def half_mobilenet_v2_tfkd(num_classes: int) -> MobileNetV2TfKD:
-    """The same network with half the channels everywhere, the head too.
-
-    It is this suite's own, for quick demonstrations; no published number comes from it.
-    """
-    return MobileNetV2TfKD(num_classes, width=0.5)
-
-
-def mobilenet_v2_tfkd_branches(num_outputs: int, width: float = 1.0) -> AuxiliaryBranches:
+def mobilenet_v2_tfkd_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
     """The branches of Tf-KD's MobileNetV2, each with a 1x1 convolution of its own at the end.
 
     The public code has none; these follow HSAKD's rule (see `auxiliary`).
     """
-    _, groups, head_width = _scaled(width)
+    _, groups, head_width = WIDTHS.divided(divisor)
     inputs = [groups[end - 1].channels for end in STAGE_ENDS]
     extractors = [
         nn.Sequential(*_groups(in_channels, repeated), *_head(groups[-1].channels, head_width))
@@ -139,6 +123,8 @@ def mobilenet_v2_tfkd_branches(num_outputs: int, width: float = 1.0) -> Auxiliar
     return AuxiliaryBranches(extractors, head_width, num_outputs)
 
 
-def half_mobilenet_v2_tfkd_branches(num_outputs: int) -> AuxiliaryBranches:
-    """The branches of the network with half the channels."""
-    return mobilenet_v2_tfkd_branches(num_outputs, width=0.5)
+NETWORKS = {
+    "MobileNetV2-TFKD": Architecture(
+        MobileNetV2TfKD, mobilenet_v2_tfkd_branches, "mobilenet_v2", grouped=True, mobile=True
+    )
+}

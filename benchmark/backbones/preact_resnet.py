@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import Architecture
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
 WIDTH = 64
 """Channels of the stem and the first stage; each further stage has twice as many as the one before."""
-NARROW_WIDTH = 16
 BLOCKS = 2
 
 
@@ -61,8 +61,9 @@ class PreActResNet(Network):
 
     after_stages = ("linear",)
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
+        width = WIDTH // divisor
         widths = stage_widths(width)
         self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
@@ -87,25 +88,12 @@ class PreActResNet(Network):
         fill_parameters(self, generator)
 
 
-def preact_resnet18(num_classes: int) -> PreActResNet:
-    """PreActResNet18 of PS-KD and CS-KD."""
-    return PreActResNet(WIDTH, num_classes)
-
-
-def narrow_preact_resnet18(num_classes: int) -> PreActResNet:
-    """PreActResNet18 with a quarter of the channels everywhere.
-
-    It is this suite's own, for quick demonstrations; no published number comes from it.
-    """
-    return PreActResNet(NARROW_WIDTH, num_classes)
-
-
-def preact_resnet18_branches(num_outputs: int, width: int = WIDTH) -> AuxiliaryBranches:
+def preact_resnet18_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
     """The branches of PreActResNet18; like the network, they average raw residual sums.
 
     The public code has none; these follow HSAKD's rule (see `auxiliary`).
     """
-    first, second, third, fourth = stage_widths(width)
+    first, second, third, fourth = stage_widths(WIDTH // divisor)
     extractors = (
         nn.Sequential(stage(first, second, stride=2), stage(second, third, stride=2), stage(third, fourth, stride=2)),
         nn.Sequential(stage(second, third, stride=2), stage(third, fourth, stride=2)),
@@ -115,6 +103,4 @@ def preact_resnet18_branches(num_outputs: int, width: int = WIDTH) -> AuxiliaryB
     return AuxiliaryBranches(extractors, fourth, num_outputs)
 
 
-def narrow_preact_resnet18_branches(num_outputs: int) -> AuxiliaryBranches:
-    """The branches of the network with a quarter of the channels."""
-    return preact_resnet18_branches(num_outputs, NARROW_WIDTH)
+NETWORKS = {"PreActResNet18": Architecture(PreActResNet, preact_resnet18_branches, "PreActResNet18")}

@@ -6,7 +6,9 @@ the skip by a 1x1 convolution and a norm wherever the stride or the width change
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,25 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import NUMBER, Architecture, Family, blocks_per_stage
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
 NARROW = (16, 16, 32, 64)
-"""Channels of the stem and the three stages of ResNet8, 20, 32, 56 and 110."""
+"""Channels of the stem and the three stages of the networks without `x4`."""
 FOURFOLD = (32, 64, 128, 256)
 """Channels of the `x4` networks; only the stages are four times as wide, the stem is twice."""
-
-
-def blocks_per_stage(depth: int) -> int:
-    """Basic blocks in each of the three stages: two convolutions a block, and two layers outside the stages.
-
-    Raises:
-        ValueError: no network of this family has such a depth.
-    """
-    blocks, rest = divmod(depth - 2, 6)
-    if rest or blocks < 1:
-        raise ValueError(f"a residual network for small images has depth 6n + 2 with n >= 1, not {depth}")
-    return blocks
+LAYERS_OUTSIDE = 2
+"""Layers of the depth that are in no block."""
+PUBLIC_BRANCHES = ("resnet20", "resnet56", "resnet8x4", "resnet32x4")
+"""Networks that have branches in HSAKD's code."""
 
 
 class ActivatedBlock(nn.Module):
@@ -118,7 +113,7 @@ class ResNet(Network):
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int) -> None:
         super().__init__()
-        blocks = blocks_per_stage(depth)
+        blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
         self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -148,18 +143,13 @@ def run_stages(stages: tuple[Stage, ...], maps: Tensor) -> tuple[tuple[Tensor, .
     return tuple(after), tuple(before)
 
 
-def resnet(depth: int, widths: tuple[int, int, int, int], num_classes: int) -> ResNet:
-    """ResNet of a depth 6n + 2 with the given channels of stem and stages; raises ValueError for another depth."""
-    return ResNet(depth, widths, num_classes)
-
-
 def resnet_branches(depth: int, widths: tuple[int, int, int, int], num_outputs: int) -> AuxiliaryBranches:
     """The branches of a ResNet with these channels of stem and stages.
 
     HSAKD's code has those of ResNet20, 56, 8x4 and 32x4; for other depths they follow the same rule. The branches'
     linear biases start at zero, though the backbone's do not: so does the public code.
     """
-    blocks = blocks_per_stage(depth)
+    blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
     _, first, second, third = widths
     extractors = (
         nn.Sequential(stage(first, second, blocks, stride=2), stage(second, third, blocks, stride=2)),
@@ -167,3 +157,19 @@ def resnet_branches(depth: int, widths: tuple[int, int, int, int], num_outputs: 
         nn.Sequential(stage(third, third, blocks, stride=1)),
     )
     return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "zero_bias")
+
+
+def _architecture(match: re.Match[str]) -> Architecture:
+    depth, fourfold = int(match[1]), match[2] or ""
+    widths = FOURFOLD if fourfold else NARROW
+    blocks_per_stage(depth, LAYERS_OUTSIDE)
+    public = f"resnet{depth}{fourfold}"
+    return Architecture(
+        partial(ResNet, depth, widths),
+        partial(resnet_branches, depth, widths),
+        public,
+        f"{public}_aux" if public in PUBLIC_BRANCHES else None,
+    )
+
+
+FAMILY = Family("ResNet<depth> and ResNet<depth>x4 (depth 6n + 2)", re.compile(f"ResNet{NUMBER}(x4)?"), _architecture)

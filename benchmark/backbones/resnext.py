@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import Architecture, divide_channels
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.resnet import ActivatedBlock, Stage, run_stages
@@ -70,15 +71,16 @@ class ResNeXt(Network):
 
     after_stages = ("classifier",)
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
+        stem, first, second, third = divide_channels((STEM_WIDTH, *STAGE_WIDTHS), divisor)
         self.num_classes = num_classes
-        self.conv_1_3x3 = nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False)
-        self.bn_1 = nn.BatchNorm2d(STEM_WIDTH)
-        self.stage_1 = stage(1, STEM_WIDTH, STAGE_WIDTHS[0], stride=1)
-        self.stage_2 = stage(2, STAGE_WIDTHS[0], STAGE_WIDTHS[1], stride=2)
-        self.stage_3 = stage(3, STAGE_WIDTHS[1], STAGE_WIDTHS[2], stride=2)
-        self.classifier = nn.Linear(STAGE_WIDTHS[2], num_classes)
+        self.conv_1_3x3 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.bn_1 = nn.BatchNorm2d(stem)
+        self.stage_1 = stage(1, stem, first, stride=1)
+        self.stage_2 = stage(2, first, second, stride=2)
+        self.stage_3 = stage(3, second, third, stride=2)
+        self.classifier = nn.Linear(third, num_classes)
 
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = F.relu(self.bn_1(self.conv_1_3x3(images)), inplace=True)
@@ -90,20 +92,18 @@ class ResNeXt(Network):
         fill_parameters(self, generator, convolution="he_fan_out", linear="he_fan_in")
 
 
-def resnext29_8x64d(num_classes: int) -> ResNeXt:
-    """ResNeXt29 with 8 groups of 64 channels."""
-    return ResNeXt(num_classes)
-
-
-def resnext29_8x64d_branches(num_outputs: int) -> AuxiliaryBranches:
+def resnext29_8x64d_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
     """The branches of ResNeXt29-8x64d, initialised as the network.
 
     The public code has none; these follow HSAKD's rule (see `auxiliary`).
     """
-    first, second, third = STAGE_WIDTHS
+    first, second, third = divide_channels(STAGE_WIDTHS, divisor)
     extractors = (
         nn.Sequential(stage(2, first, second, stride=2), stage(3, second, third, stride=2)),
         nn.Sequential(stage(3, second, third, stride=2)),
         nn.Sequential(stage(3, third, third, stride=1)),
     )
     return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "he_fan_in")
+
+
+NETWORKS = {"ResNeXt29": Architecture(ResNeXt, resnext29_8x64d_branches, "resnext29", grouped=True)}

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import Architecture, divide_channels
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.resnet import ActivatedBlock, Stage, run_stages
 
 GROUPS = 3
 STEM_WIDTH = 24
+"""Of narrower networks too, as in the paper: their groups of channels must stay whole."""
 STAGE_WIDTHS = (240, 480, 960)
 STAGE_UNITS = (4, 8, 4)
 
@@ -76,16 +78,17 @@ class ShuffleNetV1(Network):
 
     after_stages = ("linear",)
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
+        first, second, third = divide_channels(STAGE_WIDTHS, divisor)
         self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, STEM_WIDTH, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
         # The stem is too narrow to be worth dividing: the paper's first 1x1 convolution is not grouped either.
-        self.layer1 = stage(STEM_WIDTH, STAGE_WIDTHS[0], STAGE_UNITS[0], stride=2, first_groups=1)
-        self.layer2 = stage(STAGE_WIDTHS[0], STAGE_WIDTHS[1], STAGE_UNITS[1], stride=2)
-        self.layer3 = stage(STAGE_WIDTHS[1], STAGE_WIDTHS[2], STAGE_UNITS[2], stride=2)
-        self.linear = nn.Linear(STAGE_WIDTHS[2], num_classes)
+        self.layer1 = stage(STEM_WIDTH, first, STAGE_UNITS[0], stride=2, first_groups=1)
+        self.layer2 = stage(first, second, STAGE_UNITS[1], stride=2)
+        self.layer3 = stage(second, third, STAGE_UNITS[2], stride=2)
+        self.linear = nn.Linear(third, num_classes)
 
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(images)), inplace=True)
@@ -97,14 +100,9 @@ class ShuffleNetV1(Network):
         fill_parameters(self, generator)
 
 
-def shufflenet_v1(num_classes: int) -> ShuffleNetV1:
-    """ShuffleNet v1 with three groups at width 1."""
-    return ShuffleNetV1(num_classes)
-
-
-def shufflenet_v1_branches(num_outputs: int) -> AuxiliaryBranches:
+def shufflenet_v1_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
     """The branches of ShuffleNet v1, initialised as HSAKD does: unlike the backbone, by He's rule and zero biases."""
-    first, second, third = STAGE_WIDTHS
+    first, second, third = divide_channels(STAGE_WIDTHS, divisor)
     _, second_units, third_units = STAGE_UNITS
     extractors = (
         nn.Sequential(
@@ -115,3 +113,10 @@ def shufflenet_v1_branches(num_outputs: int) -> AuxiliaryBranches:
         nn.Sequential(stage(third, third, third_units, stride=1)),
     )
     return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "zero_bias")
+
+
+NETWORKS = {
+    "ShuffleNetV1": Architecture(
+        ShuffleNetV1, shufflenet_v1_branches, "ShuffleV1", "ShuffleV1_aux", grouped=True, mobile=True
+    )
+}

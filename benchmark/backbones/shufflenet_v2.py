@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import Architecture
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.shufflenet_v1 import shuffle_channels
 
 STEM_WIDTH = 24
-STAGE_WIDTHS = (116, 232, 464)
+WIDTHS = {1: (116, 232, 464, 1024), 2: (48, 96, 192, 1024), 4: (24, 48, 96, 512)}
+"""Channels of the three stages and of the head, by the divisor in the name: the paper's at its widths 1 and 0.5, and
+half of the latter. A quarter of 116 would not divide into two halves."""
 STAGE_UNITS = (4, 8, 4)
-LAST_WIDTH = 1024
 
 
 def _depthwise(channels: int, stride: int) -> nn.Conv2d:
@@ -111,17 +113,18 @@ class ShuffleNetV2(Network):
 
     after_stages = ("conv2", "bn2", "linear")
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
+        first, second, third, head = WIDTHS[divisor]
         self.num_classes = num_classes
         self.conv1 = _pointwise(3, STEM_WIDTH)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
-        self.layer1 = stage(STEM_WIDTH, STAGE_WIDTHS[0], STAGE_UNITS[0], stride=2)
-        self.layer2 = stage(STAGE_WIDTHS[0], STAGE_WIDTHS[1], STAGE_UNITS[1], stride=2)
-        self.layer3 = stage(STAGE_WIDTHS[1], STAGE_WIDTHS[2], STAGE_UNITS[2], stride=2)
-        self.conv2 = _pointwise(STAGE_WIDTHS[2], LAST_WIDTH)
-        self.bn2 = nn.BatchNorm2d(LAST_WIDTH)
-        self.linear = nn.Linear(LAST_WIDTH, num_classes)
+        self.layer1 = stage(STEM_WIDTH, first, STAGE_UNITS[0], stride=2)
+        self.layer2 = stage(first, second, STAGE_UNITS[1], stride=2)
+        self.layer3 = stage(second, third, STAGE_UNITS[2], stride=2)
+        self.conv2 = _pointwise(third, head)
+        self.bn2 = nn.BatchNorm2d(head)
+        self.linear = nn.Linear(head, num_classes)
 
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(images)), inplace=True)
@@ -139,19 +142,13 @@ class ShuffleNetV2(Network):
         fill_parameters(self, generator)
 
 
-def shufflenet_v2(num_classes: int) -> ShuffleNetV2:
-    """ShuffleNet v2 at width 1."""
-    return ShuffleNetV2(num_classes)
-
-
-def shufflenet_v2_branches(num_outputs: int) -> AuxiliaryBranches:
+def shufflenet_v2_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
     """The branches of ShuffleNet v2, each with a last 1x1 convolution of its own."""
-    first, second, third = STAGE_WIDTHS
+    first, second, third, head = WIDTHS[divisor]
     _, second_units, third_units = STAGE_UNITS
-    width = LAST_WIDTH
 
     def extractor(*stages: nn.Module) -> nn.Sequential:
-        return nn.Sequential(*stages, nn.Conv2d(third, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        return nn.Sequential(*stages, nn.Conv2d(third, head, 1, bias=False), nn.BatchNorm2d(head), nn.ReLU())
 
     extractors = (
         extractor(
@@ -161,4 +158,11 @@ def shufflenet_v2_branches(num_outputs: int) -> AuxiliaryBranches:
         extractor(stage(second, third, third_units, stride=2)),
         extractor(stage(third, third, third_units, stride=1)),
     )
-    return AuxiliaryBranches(extractors, width, num_outputs)
+    return AuxiliaryBranches(extractors, head, num_outputs)
+
+
+NETWORKS = {
+    "ShuffleNetV2": Architecture(
+        ShuffleNetV2, shufflenet_v2_branches, "ShuffleV2", "ShuffleV2_aux", grouped=True, mobile=True
+    )
+}

@@ -12,15 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import Architecture
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.resnet import ActivatedBlock, Stage, run_stages
 from benchmark.backbones.shufflenet_v1 import shuffle_channels
-
-STEM_WIDTH = 24
-STAGE_WIDTHS = (116, 232, 464)
-STAGE_UNITS = (4, 8, 4)
-HEAD_WIDTH = 1024
+from benchmark.backbones.shufflenet_v2 import STAGE_UNITS, STEM_WIDTH, WIDTHS
 
 
 def _depthwise(channels: int, stride: int) -> nn.Conv2d:
@@ -79,8 +76,8 @@ def stage(in_channels: int, out_channels: int, units: int, stride: int) -> Stage
     return Stage(DownUnit(in_channels, out_channels, stride), *(BasicUnit(out_channels) for _ in range(units - 1)))
 
 
-def _head() -> list[nn.Module]:
-    return [nn.Conv2d(STAGE_WIDTHS[-1], HEAD_WIDTH, 1), nn.BatchNorm2d(HEAD_WIDTH), nn.ReLU(inplace=True)]
+def _head(in_channels: int, out_channels: int) -> list[nn.Module]:
+    return [nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
 
 
 class ShuffleNetV2TfKD(Network):
@@ -91,15 +88,16 @@ class ShuffleNetV2TfKD(Network):
 
     after_stages = ("conv5", "fc")
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
+        first, second, third, head = WIDTHS[divisor]
         self.num_classes = num_classes
         self.pre = nn.Sequential(nn.Conv2d(3, STEM_WIDTH, 3, padding=1), nn.BatchNorm2d(STEM_WIDTH))
-        self.stage2 = stage(STEM_WIDTH, STAGE_WIDTHS[0], STAGE_UNITS[0], stride=2)
-        self.stage3 = stage(STAGE_WIDTHS[0], STAGE_WIDTHS[1], STAGE_UNITS[1], stride=2)
-        self.stage4 = stage(STAGE_WIDTHS[1], STAGE_WIDTHS[2], STAGE_UNITS[2], stride=2)
-        self.conv5 = nn.Sequential(*_head())
-        self.fc = nn.Linear(HEAD_WIDTH, num_classes)
+        self.stage2 = stage(STEM_WIDTH, first, STAGE_UNITS[0], stride=2)
+        self.stage3 = stage(first, second, STAGE_UNITS[1], stride=2)
+        self.stage4 = stage(second, third, STAGE_UNITS[2], stride=2)
+        self.conv5 = nn.Sequential(*_head(third, head))
+        self.fc = nn.Linear(head, num_classes)
 
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = self.pre(images)
@@ -111,23 +109,27 @@ class ShuffleNetV2TfKD(Network):
         fill_parameters(self, generator)
 
 
-def shufflenet_v2_tfkd(num_classes: int) -> ShuffleNetV2TfKD:
-    """Tf-KD's ShuffleNet v2 at width 1."""
-    return ShuffleNetV2TfKD(num_classes)
-
-
-def shufflenet_v2_tfkd_branches(num_outputs: int) -> AuxiliaryBranches:
+def shufflenet_v2_tfkd_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
     """The branches of Tf-KD's ShuffleNet v2, each with a last 1x1 convolution of its own.
 
     The public code has none; these follow HSAKD's for the other ShuffleNet v2.
     """
-    first, second, third = STAGE_WIDTHS
+    first, second, third, head = WIDTHS[divisor]
     _, second_units, third_units = STAGE_UNITS
     extractors = (
         nn.Sequential(
-            stage(first, second, second_units, stride=2), stage(second, third, third_units, stride=2), *_head()
+            stage(first, second, second_units, stride=2),
+            stage(second, third, third_units, stride=2),
+            *_head(third, head),
         ),
-        nn.Sequential(stage(second, third, third_units, stride=2), *_head()),
-        nn.Sequential(stage(third, third, third_units, stride=1), *_head()),
+        nn.Sequential(stage(second, third, third_units, stride=2), *_head(third, head)),
+        nn.Sequential(stage(third, third, third_units, stride=1), *_head(third, head)),
     )
-    return AuxiliaryBranches(extractors, HEAD_WIDTH, num_outputs)
+    return AuxiliaryBranches(extractors, head, num_outputs)
+
+
+NETWORKS = {
+    "ShuffleNetV2-TFKD": Architecture(
+        ShuffleNetV2TfKD, shufflenet_v2_tfkd_branches, "shufflenet_v2", grouped=True, mobile=True
+    )
+}

@@ -7,6 +7,7 @@ follows it, and a single linear layer replaces the paper's three.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,16 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import Architecture, divide_channels
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of the five groups of convolutions."""
-VGG8 = (1, 1, 1, 1, 1)
-VGG13 = (2, 2, 2, 2, 2)
-"""Convolutions in each of the five groups. The names also count the paper's three linear layers."""
-
-Convolutions = tuple[int, int, int, int, int]
+CONVOLUTIONS = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+"""Convolutions in each of the five groups, by the depth in the name, which counts the paper's three linear layers."""
+PUBLIC_BRANCHES = (8, 13)
+"""Depths of the networks whose branches were compared with HSAKD's."""
 
 
 class HalvingPool(nn.Module):
@@ -53,13 +60,14 @@ class VGG(Network):
 
     after_stages = ("classifier",)
 
-    def __init__(self, convolutions: Convolutions, num_classes: int) -> None:
+    def __init__(self, depth: int, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
         self.num_classes = num_classes
-        for index, (channels, number) in enumerate(zip(pairwise((3, *WIDTHS)), convolutions, strict=True)):
+        widths = divide_channels(WIDTHS, divisor)
+        for index, (channels, number) in enumerate(zip(pairwise((3, *widths)), CONVOLUTIONS[depth], strict=True)):
             self.add_module(f"block{index}", group(*channels, number))
         self.pool = HalvingPool()
-        self.classifier = nn.Linear(WIDTHS[-1], num_classes)
+        self.classifier = nn.Linear(widths[-1], num_classes)
 
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         pools_before = {1, 2, 3, 4} if images.shape[2] == 64 else {1, 2, 3}
@@ -85,27 +93,35 @@ class VGG(Network):
         fill_parameters(self, generator, convolution="he_fan_out", linear="normal")
 
 
-def vgg(convolutions: Convolutions, num_classes: int) -> VGG:
-    """VGG with so many convolutions in its five groups."""
-    return VGG(convolutions, num_classes)
-
-
-def vgg_branches(convolutions: Convolutions, num_outputs: int) -> AuxiliaryBranches:
+def vgg_branches(depth: int, num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
     """The branches of VGG: what is left of the backbone behind the stem and the first, second and fourth stage.
 
     The last one repeats the last two groups, without a pool. Unlike the backbone's, their weights start by PyTorch's
     rule: the public code has another for them but never calls it.
     """
 
+    widths = divide_channels(WIDTHS, divisor)
+
     def groups(first: int, in_channels: int, pools_before: tuple[int, ...]) -> nn.Sequential:
         layers: list[nn.Module] = []
         for index in range(first, len(WIDTHS)):
             if index in pools_before:
                 layers.append(HalvingPool())
-            layers += [group(in_channels, WIDTHS[index], convolutions[index]), nn.ReLU(inplace=True)]
-            in_channels = WIDTHS[index]
+            layers += [group(in_channels, widths[index], CONVOLUTIONS[depth][index]), nn.ReLU(inplace=True)]
+            in_channels = widths[index]
         return nn.Sequential(*layers)
 
-    extractors = [groups(first, WIDTHS[first - 1], pools_before=(1, 2, 3)) for first in (1, 2, 3)]
-    extractors.append(groups(3, WIDTHS[4], pools_before=()))
-    return AuxiliaryBranches(extractors, WIDTHS[-1], num_outputs)
+    extractors = [groups(first, widths[first - 1], pools_before=(1, 2, 3)) for first in (1, 2, 3)]
+    extractors.append(groups(3, widths[4], pools_before=()))
+    return AuxiliaryBranches(extractors, widths[-1], num_outputs)
+
+
+NETWORKS = {
+    f"VGG{depth}": Architecture(
+        partial(VGG, depth),
+        partial(vgg_branches, depth),
+        f"vgg{depth}",
+        f"vgg{depth}_bn_aux" if depth in PUBLIC_BRANCHES else None,
+    )
+    for depth in CONVOLUTIONS
+}

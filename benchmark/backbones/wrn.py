@@ -6,29 +6,26 @@ norm and ReLU that follow them belong to the next stage (or, for the last stage,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.family import NUMBER, Architecture, Family, blocks_per_stage
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
 STEM_WIDTH = 16
-
-
-def blocks_per_stage(depth: int) -> int:
-    """Blocks in each of the three stages: two convolutions a block, and four layers outside the stages.
-
-    Raises:
-        ValueError: no network of this family has such a depth.
-    """
-    blocks, rest = divmod(depth - 4, 6)
-    if rest or blocks < 1:
-        raise ValueError(f"a wide residual network has depth 6n + 4 with n >= 1, not {depth}")
-    return blocks
+LAYERS_OUTSIDE = 4
+"""Layers of the depth that are in no block."""
+PUBLIC_BRANCHES = ((16, 2), (40, 1), (40, 2))
+"""Depths and widths of the networks whose branches were compared with HSAKD's."""
+LARGEST_WIDEN_FACTOR = 20
+"""Of the widest network in the paper's tables of results."""
 
 
 def stage_widths(widen_factor: int) -> tuple[int, int, int]:
@@ -96,7 +93,7 @@ class WideResNet(Network):
 
     def __init__(self, depth: int, widen_factor: int, num_classes: int) -> None:
         super().__init__()
-        blocks = blocks_per_stage(depth)
+        blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
         widths = stage_widths(widen_factor)
         self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False)
@@ -128,14 +125,9 @@ class WideResNet(Network):
         fill_parameters(self, generator, convolution="he_fan_out", linear="zero_bias")
 
 
-def wide_resnet(depth: int, widen_factor: int, num_classes: int) -> WideResNet:
-    """WRN-depth-widen_factor; raises ValueError for a depth that is not 6n + 4."""
-    return WideResNet(depth, widen_factor, num_classes)
-
-
 def wide_resnet_branches(depth: int, widen_factor: int, num_outputs: int) -> AuxiliaryBranches:
     """The branches of WRN-depth-widen_factor; the maps are raw sums, so each branch has a norm before its ReLU."""
-    blocks = blocks_per_stage(depth)
+    blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
     first, second, third = stage_widths(widen_factor)
     extractors = (
         nn.Sequential(Stage(first, second, blocks, stride=2), Stage(second, third, blocks, stride=2)),
@@ -144,3 +136,20 @@ def wide_resnet_branches(depth: int, widen_factor: int, num_outputs: int) -> Aux
     )
     norms = [nn.BatchNorm2d(third) for _ in extractors]
     return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "zero_bias", tail_name="bn", tails=norms)
+
+
+def _architecture(match: re.Match[str]) -> Architecture:
+    depth, widen_factor = int(match[1]), int(match[2])
+    blocks_per_stage(depth, LAYERS_OUTSIDE)
+    if widen_factor > LARGEST_WIDEN_FACTOR:
+        raise ValueError(f"its width must be at most {LARGEST_WIDEN_FACTOR}, not {widen_factor}")
+    public = f"wrn_{depth}_{widen_factor}"
+    return Architecture(
+        partial(WideResNet, depth, widen_factor),
+        partial(wide_resnet_branches, depth, widen_factor),
+        public,
+        f"{public}_aux" if (depth, widen_factor) in PUBLIC_BRANCHES else None,
+    )
+
+
+FAMILY = Family("WRN-<depth>-<width> (depth 6n + 4)", re.compile(f"WRN-{NUMBER}-{NUMBER}"), _architecture)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmark.backbones import network_names
+from benchmark.backbones import check_network
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.spec import Run
 from benchmark.planning.request import RunFactory
@@ -49,8 +49,7 @@ def plan_panel(
     seeds = tuple(seeds)
     check_methods_of(figure)
     for network in filter(None, (panel.teacher, panel.student)):
-        if network not in network_names():
-            raise unknown_name(f"network of figure {figure.name}", network, network_names())
+        check_network(network, f"network of figure {figure.name}")
     for method in methods:
         _check_method(figure, panel, method)
     shown = tuple(dict.fromkeys((*figure.all_methods, *methods)))

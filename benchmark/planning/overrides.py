@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from benchmark.backbones import network_names
+from benchmark.backbones import check_network
 from benchmark.core.errors import UserError, invalid_value, unknown_name
 from benchmark.core.protocols import CHANGEABLE
 from benchmark.core.spec import Protocol
@@ -28,8 +28,7 @@ def parse_pair(text: str) -> tuple[str, str]:
     if not arrow:
         raise UserError(f"pair {text!r} is not of the form teacher>student, such as WRN-40-2>WRN-16-2")
     for network in (teacher, student):
-        if network not in network_names():
-            raise unknown_name("network", network, network_names())
+        check_network(network)
     return teacher, student
 
 

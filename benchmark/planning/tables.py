@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmark.backbones import network_names
+from benchmark.backbones import check_network
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.spec import Run
 from benchmark.planning.request import RunFactory, match_compute
@@ -91,8 +91,7 @@ def select_rows(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] 
     columns = [column.name for column in table.columns]
     rows = [row.name for row in table.rows if row.method in method_names()]
     for network in (name for column in table.columns for name in (column.teacher, column.student) if name):
-        if network not in network_names():
-            raise unknown_name(f"network of table {table.name}", network, network_names())
+        check_network(network, f"network of table {table.name}")
     for row in table.rows:
         if row.method not in method_names() and not _has_numbers(row):
             unknown = unknown_name(f"method of table {table.name}", row.method, method_names())

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmark.backbones import build_branches, build_network, network_names
+from benchmark.backbones import build_branches, build_network, check_network
 from benchmark.backbones.released import apply_to, load_released
 from benchmark.core.devices import placed
 from benchmark.core.errors import UserError, unknown_name
@@ -61,8 +61,7 @@ def parse_teacher_files(assignments: Sequence[str], tables: Iterable[Table]) -> 
     if files and not teachers:
         raise UserError(f"--teacher-checkpoint: {called} takes none; choose a table of pairs")
     for network in files:
-        if network not in network_names():
-            raise unknown_name("network", network, network_names())
+        check_network(network)
         if network not in teachers:
             raise unknown_name(f"teacher of {called}", network, teachers)
     return files
