@@ -7,8 +7,6 @@ import importlib.util
 import itertools
 import math
 import re
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import torch
 import typer
 from PIL import Image
 
-import methods
 from benchmark.backbones import network_names
 from benchmark.cli.app import split_names
 from benchmark.core.protocols import PROTOCOLS, SCALES, SEEDS
@@ -30,7 +27,7 @@ from benchmark.planning.overrides import parse_pair, parse_settings
 from benchmark.planning.request import collect_dependencies
 from benchmark.planning.tables import plan_table
 from benchmark.planning.teachers import parse_file_assignments
-from benchmark.plugins.registry import all_methods, method_class, method_names, resolve_options
+from benchmark.plugins.registry import method_class, method_names, resolve_options
 from benchmark.results.store import Store
 from benchmark.targets import ALL
 from benchmark.training.job import run_until_done
@@ -38,7 +35,7 @@ from benchmark.tune import parse_grid
 from figures.specification import figure_names, load_figure
 from tables.specification import Column, Row, Table, load_table, table_names
 from tests import engine
-from tests.documents import DOCUMENTS, OWN_FILES, README, ROOT, table_after
+from tests.documents import DOCUMENTS, OWN_FILES, QUICKSTART, ROOT, USAGE, blocks, commands, example_method, table_after
 
 COMMANDS = (
     *(f"benchmark.{name}" for name in ("run", "report", "audit", "export", "tune", "speed", "catalogue")),
@@ -106,20 +103,6 @@ def test_no_document_names_an_absolute_path(document: Path) -> None:
     assert paths == []
 
 
-def blocks(document: Path, language: str) -> list[str]:
-    """The fenced blocks of a language."""
-    text = document.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def commands(document: Path) -> list[tuple[str, list[str]]]:
-    """The module and the arguments of every command of the suite in a document's indented and inline code."""
-    text = document.read_text(encoding="utf-8")
-    module = r"python -m\s+((?:benchmark|slurm)\.\w+)"
-    found = re.findall(rf"^    {module}(.*)$|`{module}([^`]*)`", text, flags=re.M)
-    return [(shown or inline, shlex.split(rest or more, comments=True)) for shown, rest, inline, more in found]
-
-
 def options_of(parameter: Any) -> list[str]:
     """All names of an option, also of its contrary."""
     return [*parameter.opts, *parameter.secondary_opts]
@@ -133,18 +116,10 @@ def command_of(module: str) -> Any:
     return typer.main.get_command(found.app)
 
 
-@pytest.fixture
-def example_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module of the README's method, in a folder where the registry finds it as if it lay in `methods/`."""
-    (code,) = [block for block in blocks(README, "python") if "(Method)" in block]
-    (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "logits.py").write_text(code)
-    monkeypatch.setattr(methods, "__path__", [str(tmp_path / "methods"), *methods.__path__])
-    monkeypatch.delitem(sys.modules, "methods.logits", raising=False)
-    all_methods.cache_clear()
-    yield importlib.import_module(all_methods()["Logits"].__module__)
-    sys.modules.pop("methods.logits")
-    all_methods.cache_clear()
+@pytest.fixture(name="example_method")
+def installed_example(tmp_path: Path) -> Iterator[Any]:
+    with example_method(tmp_path) as module:
+        yield module
 
 
 def test_every_command_in_the_documents_is_accepted_with_its_values(example_method: Any) -> None:
@@ -157,7 +132,7 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
                 continue
             given = command_of(module).make_context(module, arguments).params
             tables = given.get("table")
-            asked = tables if isinstance(tables, list) else split_names(tables, "--table")
+            asked = tables if isinstance(tables, list | tuple) else split_names(tables, "--table")
             assert set(asked) <= {*table_names(), ALL, *shown}, arguments
             assert set(split_names(given.get("figure"), "--figure")) <= {*figure_names(), ALL, *shown}, arguments
             assert given.get("scale", "demo") in {*SCALES, ""}, arguments
@@ -194,10 +169,9 @@ def test_every_file_named_in_the_documents_exists() -> None:
         assert missing == [], document.name
 
 
-@pytest.mark.parametrize("document", [README, OWN_FILES], ids=lambda path: path.name)
-def test_every_toml_example_is_read(document: Path, tmp_path: Path) -> None:
+def test_every_toml_example_of_own_files_is_read(tmp_path: Path) -> None:
     kinds = set()
-    for number, text in enumerate(blocks(document, "toml")):
+    for number, text in enumerate(blocks(OWN_FILES, "toml")):
         file = tmp_path / f"{number}.toml"
         file.write_text(text)
         if "[[columns]]" in text:
@@ -234,7 +208,7 @@ def test_the_page_on_own_files_names_every_field() -> None:
         assert sorted(stated) == sorted(model.model_fields), heading
 
 
-def test_the_readme_states_the_number_of_runs_and_epochs_of_each_scale() -> None:
+def test_the_documents_state_the_number_of_runs_and_epochs_of_each_scale() -> None:
     request = dataclasses.replace(engine.request(), protocol=PROTOCOLS["lsskd"], scale=SCALES["demo"])
     rows = [name for name in METHODS_OF_THE_SUITE if method_class(name).in_default_grid]
     grid = plan_table(load_table("II").at("demo"), request, range(SEEDS["demo"]), rows)
@@ -245,12 +219,12 @@ def test_the_readme_states_the_number_of_runs_and_epochs_of_each_scale() -> None
     stated = re.search(
         r"(\d+) runs \((\d+) students, (\d+) teachers, their (\d+) heads and (\d+) first stages of AB\) "
         r"of (\d+) epochs or fewer",
-        " ".join(README.read_text(encoding="utf-8").split()),
+        " ".join(QUICKSTART.read_text(encoding="utf-8").split()),
     )
     assert stated
     counts = [len(runs), len(students), teachers, len(heads), len(first)]
     assert list(map(int, stated.groups())) == [*counts, max(run.schedule.epochs for run in runs)]
-    scales = table_after(README.read_text(encoding="utf-8"), "## Scales")[1:]
+    scales = table_after(USAGE.read_text(encoding="utf-8"), "## Scales")[1:]
     for (name, dataset, epochs, seeds, *_), (known, scale) in zip(scales, SCALES.items(), strict=True):
         assert name.split()[0].strip("`") == known
         assert dataset.split(",")[0].lower().replace("-", "") == load_table("II").dataset_for(known)
@@ -258,8 +232,8 @@ def test_the_readme_states_the_number_of_runs_and_epochs_of_each_scale() -> None
         assert int(seeds) == SEEDS[known]
 
 
-def test_the_ratios_in_the_readme_are_those_of_its_speeds() -> None:
-    header, bare, *rows = table_after(README.read_text(encoding="utf-8"), "## Speed")
+def test_the_ratios_of_the_speeds_are_right() -> None:
+    header, bare, *rows = table_after(USAGE.read_text(encoding="utf-8"), "## Speed")
     assert [header[1].split(",")[0], header[3].split(",")[0]] == ["bf16", "fp32"]
     for _, *cells in rows:
         for speed, ratio, base in ((cells[0], cells[1], bare[1]), (cells[2], cells[3], bare[3])):
@@ -280,7 +254,7 @@ def test_the_example_method_compares_centred_logits(example_method: Any) -> None
     assert example_method.logit_loss(student, student + 3) < 1e-20
 
 
-def test_the_example_method_trains_and_the_results_are_read_as_the_readme_shows(
+def test_the_example_method_trains_and_the_results_are_read_as_the_page_shows(
     example_method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = engine.settings(tmp_path / "runs")
@@ -295,7 +269,7 @@ def test_the_example_method_trains_and_the_results_are_read_as_the_readme_shows(
     assert 0 < losses[-1] < losses[0]
     assert "Logits" in [row for row, _ in plan_table(load_table("II"), engine.request(), [0], ["Logits"]).selected]
     monkeypatch.chdir(tmp_path)
-    (code,) = [block for block in blocks(README, "python") if "load(" in block]
+    (code,) = [block for block in blocks(USAGE, "python") if "load(" in block]
     exec(code, {"__name__": "example"})
     shown = rf"{run.student} +{run.teacher_network} +Logits .*standard +{record['final']['top1']:.6f} +1$"
     assert re.search(shown, capsys.readouterr().out, flags=re.MULTILINE)

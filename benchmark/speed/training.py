@@ -34,7 +34,7 @@ from benchmark.training.settings import TrainSettings
 IMAGES = 50_000
 IMAGE_SIZE = 32
 CHEAP = ("KD", "FitNet", "AT", "CRD")
-"""The methods that train on plain images from a teacher: the README states the saving of their cohort."""
+"""The methods that train on plain images from a teacher: docs/usage.md states the saving of their cohort."""
 
 
 @dataclass
