@@ -152,7 +152,7 @@ def test_the_index_knows_the_code_so_that_no_record_is_read(tmp_path: Path, monk
 
     monkeypatch.setattr(store, "record", read)
     assert store.code_hashes([*runs, engine.run_of("CC")]) == expected
-    assert store.quarantined(runs) == ([], expected)
+    assert store.quarantine_damaged(runs) == ([], expected)
 
 
 def test_an_edit_between_two_pieces_of_a_run_is_told_and_recorded(new_methods: NewMethods, tmp_path: Path) -> None:

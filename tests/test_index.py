@@ -81,7 +81,7 @@ class Reader:
         """The frame, which must be that of the records; what was read for it stands in `read`."""
         self.read.clear()
         frame = index.load(self.store.root, self.by_path)
-        assert_frame_equal(frame, to_dataframe(self.store.records()), check_exact=True)
+        assert_frame_equal(frame, to_dataframe(self.store.read_all()[0]), check_exact=True)
         assert_frame_equal(load(self.store.root), frame, check_exact=True)
         return frame
 
@@ -230,14 +230,13 @@ def test_an_index_of_an_earlier_version_is_ignored(store: Store) -> None:
 def always_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handful of records are treated as a multitude is."""
     monkeypatch.setattr(index, "MIN_LOOKUPS", 0)
-    monkeypatch.setattr(index, "MIN_WRITES", 1)
 
 
 EXPECTED = {run_of("CRD"): "failed", run_of("FitNet"): None, run_of("KD"): "finished", run_of("KD", 7): None}
 
 
 def statuses(store: Store, runs: Iterable[Run], reader: Reader) -> dict[Run, str | None]:
-    found = index.endings(store.root, list(runs), reader.by_run)
+    found = index.read_statuses(store.root, list(runs), reader.by_run)
     return {run: ending and ending.status for run, ending in found.items()}
 
 
@@ -278,7 +277,7 @@ def test_a_record_damaged_after_it_was_indexed_is_noticed(store: Store) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
         store.statuses(EXPECTED)
-    (line,) = store.heal(EXPECTED)
+    (line,), _ = store.quarantine_damaged(EXPECTED)
     assert str(path) in line
     assert store.statuses(EXPECTED) == EXPECTED | {run_of("KD"): None}
 

@@ -338,7 +338,7 @@ def test_trained_points_come_back_from_the_store(trained: tuple[Figure, Points, 
 def test_a_report_finds_what_the_command_has_shown(trained: tuple[Figure, Points, Store]) -> None:
     figure, found, store = trained
     shown = make_figure_result(figure, {"Blocks": found}, store.found, store.record)
-    (result,) = collect_figure_runs(figure, RecordQuery(store.records()), "demo")
+    (result,) = collect_figure_runs(figure, RecordQuery(store.read_all()[0]), "demo")
     assert result.stem == shown.stem
     assert {key: cell.values for key, cell in result.panels[0].cells.items()} == {
         key: cell.values for key, cell in shown.panels[0].cells.items()

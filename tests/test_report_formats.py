@@ -98,7 +98,7 @@ def test_what_was_trained_stands_in_the_page_and_in_the_records(trained) -> None
 
 
 def record_of_readable(place: Path, method: str) -> dict:  # type: ignore[type-arg]
-    records, _ = Store(place / "runs").readable()
+    records, _ = Store(place / "runs").read_all()
     return next(record for record in records if record["run"]["method"] == method)
 
 

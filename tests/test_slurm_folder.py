@@ -79,7 +79,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[[Planned], str]:
 def whole_records(plan: Planned) -> int:
     """How many runs have a record; all of them can be read."""
     store = Store(plan.settings.runs)
-    _, damaged = store.readable()
+    _, damaged = store.read_all()
     assert damaged == []
     return sum(store.record(run) is not None for run in plan.runs)
 
@@ -143,7 +143,7 @@ def test_a_job_that_may_write_no_large_files_fails_for_that_reason_and_is_retrie
     python_of(sweep, 0).rlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
     bring_home(sweep)
     assert endings(sweep) == ["failed"]
-    assert "File too large" in sweep.reason(0)
+    assert "File too large" in sweep.journal.read_reason(0)
     assert "File too large" in said(plan)
     assert whole_records(plan) == 0
     assert retry.main(failed=True, runs=plan.settings.runs) == 0

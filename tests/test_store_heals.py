@@ -89,7 +89,7 @@ def test_a_record_of_another_version_is_refused_and_not_put_aside(
 ) -> None:
     store = finished(tmp_path)
     record_path(store).write_text(of_format(written, number, summed))
-    for read in (store.record, store.quarantine, store.weights, lambda run: store.heal([run])):
+    for read in (store.record, store.quarantine, store.weights, lambda run: store.quarantine_damaged([run])):
         with pytest.raises(OtherVersion, match=f"made by another version of the suite .*format {number}"):
             read(RUN)
     assert damaged_files(store) == []
@@ -122,12 +122,12 @@ def test_a_damaged_record_is_put_aside_and_nothing_is_deleted(tmp_path: Path, da
     with pytest.raises(CorruptRun) as raised:
         store.record(RUN)
     assert raised.value.run == RUN
-    (line,) = store.heal([RUN, run_of("KD")])
+    (line,), _ = store.quarantine_damaged([RUN, run_of("KD")])
     assert line.startswith(f"warning: {path} is damaged; it was put aside as damaged-record.json-1")
     assert store.record(RUN) is None
     assert (store.folder(RUN) / "damaged-record.json-1").read_text() == content
     assert weights_path(store).exists()
-    assert store.heal([RUN]) == store.quarantine(RUN) == []
+    assert store.quarantine_damaged([RUN])[0] == store.quarantine(RUN) == []
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
@@ -152,7 +152,7 @@ def test_damaged_weights_are_put_aside_with_their_record(tmp_path: Path, damage:
 def test_what_is_whole_is_left_alone(tmp_path: Path) -> None:
     store = finished(tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in store.folder(RUN).iterdir()}
-    assert store.quarantine(RUN) == store.heal([RUN]) == []
+    assert store.quarantine(RUN) == store.quarantine_damaged([RUN])[0] == []
     assert {path.name: path.stat().st_mtime_ns for path in store.folder(RUN).iterdir()} == before
     assert torch.equal(store.weights(RUN)["weight"], torch.arange(4.0))
 
@@ -220,7 +220,7 @@ def test_who_only_reads_renames_nothing(tmp_path: Path) -> None:
     flip(record_path(store))
     with pytest.raises(UserError, match="is damaged"):
         results.load(tmp_path)
-    records, (line,) = store.readable()
+    records, (line,) = store.read_all()
     assert records == []
     assert line.startswith(f"record {record_path(store)} is damaged (")
     with pytest.raises(CorruptRun):

@@ -42,7 +42,7 @@ def test_no_run_has_its_folder_outside_of_the_store(tmp_path: Path, name: str) -
 def test_a_record_counts_only_in_the_folder_of_its_run(tmp_path: Path) -> None:
     folder = write(tmp_path, RUN, 2)
     folder.rename(folder.with_name("copy"))
-    (line,) = Store(tmp_path).readable()[1]
+    (line,) = Store(tmp_path).read_all()[1]
     assert line.endswith(f"lies in a folder of another name; rename it to {RUN.id}")
 
 

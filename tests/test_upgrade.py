@@ -96,7 +96,7 @@ def test_a_ranking_is_written_again_as_it_was(store: Path, tmp_path: Path) -> No
 def test_all_records_are_listed_and_reported(store: Path, tmp_path: Path) -> None:
     frame = load(store / "runs")
     assert sorted(frame["status"]) == ["failed"] + ["finished"] * 11
-    assert Store(store / "runs").readable()[1] == []
+    assert Store(store / "runs").read_all()[1] == []
     arguments = ["--runs", str(store / "runs"), "--reports", str(tmp_path / "new")]
     ended = run_here(*arguments, module="benchmark.report", folder=store)
     assert ended.returncode == 0, ended.stderr
@@ -108,7 +108,7 @@ def test_the_runs_can_be_merged_into_another_store(store: Path, tmp_path: Path) 
     ended = run_here(str(store / "runs"), "--runs", str(tmp_path / "ours"), module="benchmark.merge", folder=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     ours, theirs = (
-        {record["id"]: record["digest"] for record in Store(folder).records()}
+        {record["id"]: record["digest"] for record in Store(folder).read_all()[0]}
         for folder in (tmp_path / "ours", store / "runs")
     )
     assert ours == theirs

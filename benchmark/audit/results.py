@@ -24,15 +24,15 @@ BRANCHES = "stages"
 
 def collect_measured(claims: ClaimSet, runs: Path) -> tuple[list[TableResult], tuple[str, ...]]:
     """What was measured, in every setting, and a line on each record that could not be read."""
-    records, damaged = Store(runs).readable()
-    collection = RecordQuery(records, Store(runs).teacher_metrics())
-    settings = collection.settings()
+    records, damaged = Store(runs).read_all()
+    query = RecordQuery(records, Store(runs).teacher_metrics())
+    settings = query.settings()
     tables = [table for table in claims.loaded.values() if _can_be_run(table)]
-    results = [result for table in tables for result in make_table_results(table, collection, settings)]
+    results = [result for table in tables for result in make_table_results(table, query, settings)]
     figures = [load_figure(name) for name in figure_names()] if claims.figures else []
     return [
         *results,
-        *make_panel_tables(found for figure in figures for found in collect_figure_runs(figure, collection)),
+        *make_panel_tables(found for figure in figures for found in collect_figure_runs(figure, query)),
     ], tuple(damaged)
 
 

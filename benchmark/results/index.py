@@ -1,8 +1,9 @@
 """A cache of a store's records: `<root>/index.json` holds, for each record, its row of a DataFrame and how it ended.
 
-Reading a record of 240 epochs takes some milliseconds, which a sweep of thousands would pay at every command. An entry
-counts only while the record's file is the one that was read. A cache that is damaged, or was made by other code, counts
-as empty; where it cannot be written, there is none. Of processes that write at once the last one wins.
+It is there because reading a record of 240 epochs takes some milliseconds, which a sweep of thousands would pay at
+every command. An entry counts only while the record's file is the one that was read. A cache that is damaged, or was
+made by other code, counts as empty; where it cannot be written, there is none. Of processes that write at once the last
+one wins.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,16 +27,14 @@ from benchmark.io.files import write_text
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.results import frame
 from benchmark.results.frame import Row, to_row
-from benchmark.results.record import RecordStatus, Status, _ending
+from benchmark.results.record import RecordStatus, Status, get_status
 
 if TYPE_CHECKING:
     from benchmark.results.record import Record
 
 NAME = "index.json"
 MIN_LOOKUPS = 100
-"""Fewer records are read sooner than the cache is."""
-MIN_WRITES = 1000
-"""Fewer new records do not pay for writing the cache while a sweep is planned."""
+"""For the status of fewer runs, reading their records is faster than the cache."""
 
 
 MAX_BYTES = 2**30
@@ -66,27 +65,26 @@ _ENTRIES = TypeAdapter(dict[str, CachedRow])
 
 
 def load(root: Path, read: Callable[[Path], Record]) -> pd.DataFrame:
-    """A row for each record under `root`, in the order of their paths; reads the records that the cache does not know.
+    """A row for each record under `root`, in the order of their paths; reads the records that the cache does not have.
 
     read: returns the record of a file, and raises FileNotFoundError if it has gone.
 
     Raises:
         UserError: see `read`; what was read before is kept in the cache.
     """
-    cached, stats = _read(root), dict(_scan(root))
-    current = {path: entry for path, entry in cached.items() if entry[:3] == stats.get(path)}
-    try:
-        for path in [path for path in stats if path not in current]:
-            with contextlib.suppress(FileNotFoundError):
-                current[path] = _make_entry(stats[path], read(root / path / "record.json"))
-    finally:
-        if current != cached:
-            _write(root, current)
-    return pd.DataFrame([current[path].row for path in stats if path in current])
+
+    def read_or_skip(path: str) -> Record | None:
+        with contextlib.suppress(FileNotFoundError):
+            return read(root / path / "record.json")
+        return None
+
+    return pd.DataFrame([entry.row for entry in _load_entries(root, dict(_scan(root)), read_or_skip).values()])
 
 
-def endings(root: Path, runs: Sequence[Run], read: Callable[[Run], Record | None]) -> dict[Run, RecordStatus | None]:
-    """How runs ended, None for those without a record; reads the records that the cache does not know.
+def read_statuses(
+    root: Path, runs: Sequence[Run], read: Callable[[Run], Record | None]
+) -> dict[Run, RecordStatus | None]:
+    """How runs ended, None for those without a record; reads the records that the cache does not have.
 
     read: returns the record of a run, or None if it has gone.
 
@@ -95,26 +93,39 @@ def endings(root: Path, runs: Sequence[Run], read: Callable[[Run], Record | None
     """
     statuses: dict[Run, RecordStatus | None] = dict.fromkeys(runs)
     folders = {dataset: set(_list_names(root / dataset)) for dataset in {run.dataset for run in runs}}
-    present = [run for run in statuses if (names := folders[run.dataset]) and run.id in names]
-    cached = _read(root) if len(present) > MIN_LOOKUPS else {}
-    fresh: dict[str, CachedRow] = {}
-    try:
-        for run in present:
-            path = f"{run.dataset}/{run.id}"
-            stat = _stat(root / path / "record.json")
-            if stat is None:
-                continue
-            entry = cached.get(path)
-            if entry is not None and entry[:4] == (*stat, run.digest):
-                statuses[run] = RecordStatus(entry.status, entry.code)
-            elif (record := read(run)) is not None:
-                statuses[run] = _ending(record)
-                if len(present) >= MIN_WRITES:
-                    fresh[path] = _make_entry(stat, record, run)
-    finally:
-        if fresh and len(fresh) >= MIN_WRITES:
-            _write(root, cached | fresh)
+    # A run's id takes time to compute, which runs of a dataset without any folder need not.
+    present = {
+        f"{run.dataset}/{run.id}": run for run in statuses if (names := folders[run.dataset]) and run.id in names
+    }
+    stats = {path: stat for path in present if (stat := _stat(root / path / "record.json"))}
+    if len(stats) <= MIN_LOOKUPS:
+        records = {path: read(present[path]) for path in stats}
+        return statuses | {present[path]: get_status(record) for path, record in records.items() if record is not None}
+    for path, entry in _load_entries(root, stats, lambda path: read(present[path])).items():
+        if entry.digest == present[path].digest:
+            statuses[present[path]] = RecordStatus(entry.status, entry.code)
+        else:
+            # The record of another run, which `read` reports.
+            read(present[path])
     return statuses
+
+
+def _load_entries(
+    root: Path, stats: Mapping[str, FileStat], read: Callable[[str], Record | None]
+) -> dict[str, CachedRow]:
+    """The entries of the records at some paths; records that the cache does not have are read and added to it."""
+    cached = _read(root)
+    entries = {path: cached[path] for path, stat in stats.items() if path in cached and cached[path][:3] == stat}
+    try:
+        for path in [path for path in stats if path not in entries]:
+            if (record := read(path)) is not None:
+                entries[path] = CachedRow(*stats[path], record["digest"], *get_status(record), to_row(record))
+    finally:
+        # Entries of other records stay, as long as these are there.
+        others = {path: entry for path, entry in cached.items() if path not in stats and (root / path).exists()}
+        if others | entries != cached:
+            _write(root, others | entries)
+    return {path: entries[path] for path in stats if path in entries}
 
 
 def _scan(root: Path) -> Iterator[tuple[str, FileStat]]:
@@ -140,10 +151,6 @@ def _stat(path: Path) -> FileStat | None:
     except OSError:
         return None
     return FileStat(status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-def _make_entry(stat: FileStat, record: Record, run: Run | None = None) -> CachedRow:
-    return CachedRow(*stat, record["digest"], *_ending(record), to_row(record, run))
 
 
 @functools.cache

@@ -19,16 +19,10 @@ Status = Literal["finished", "failed"]
 
 
 class RecordStatus(NamedTuple):
-    """How a run ended, and what its method's code was then (`benchmark.plugins.source`), if its record tells."""
+    """How a run ended, and the hash of its method's code then (`benchmark.plugins.source`), if its record has it."""
 
     status: Status
     code: str | None
-
-
-def _ending(record: Record) -> RecordStatus:
-    code = record["provenance"].get("method_code")
-    # Who brings a record in from elsewhere may have written anything there.
-    return RecordStatus(record["status"], code if isinstance(code, str) else None)
 
 
 RECORD_FORMAT = 2
@@ -40,11 +34,8 @@ READABLE_FORMATS = (1, RECORD_FORMAT)
 MAX_RECORD_BYTES = 16 * 2**20
 """100 times the record of 240 epochs of a method with four branches."""
 WEIGHT_FILES = ("student", "method")
-"""Whose weights a run may leave."""
-
-
+"""The parts of a run that may leave weights."""
 RETRAIN_HINT = "the command that trained it puts it aside and trains the run again"
-
 
 Record = dict[str, Any]
 
@@ -54,7 +45,7 @@ class CorruptRecord(UserError):
 
 
 class OtherVersion(UserError):
-    """A whole record of a format that is not read here."""
+    """A whole record of a format that this version does not read."""
 
 
 class CorruptRun(CorruptRecord):
@@ -78,23 +69,23 @@ def parse_record(text: str) -> Record:
     """The record that a `record.json` holds, verified by its checksum.
 
     Raises:
-        DamagedRecord: it is not what was written.
+        CorruptRecord: it is not what was written.
         OtherVersion: it is whole, and of another format.
     """
     try:
         record = json.loads(text)
         if not isinstance(record, dict):
             raise CorruptRecord("it is no record")
-        right = compute_checksum(record)
+        checksum = compute_checksum(record)
     except (ValueError, RecursionError) as error:
         raise CorruptRecord("it is no JSON") from error
-    written, form = record.get("sha256"), record.get("format")
+    written, version = record.get("sha256"), record.get("format")
     # Format 1 has no checksum; the digest covers its specification.
-    has_no_checksum = written is None and form == 1
-    if written != right and not has_no_checksum:
+    has_no_checksum = written is None and version == 1
+    if written != checksum and not has_no_checksum:
         raise CorruptRecord("its checksum differs")
-    if form not in READABLE_FORMATS:
-        raise OtherVersion(f"it is of format {form!r}, and this version reads formats 1 to {RECORD_FORMAT}")
+    if version not in READABLE_FORMATS:
+        raise OtherVersion(f"it is of format {version!r}, and this version reads formats 1 to {RECORD_FORMAT}")
     try:
         if record["status"] not in ("finished", "failed"):
             raise ValueError("unknown status")
@@ -111,7 +102,7 @@ def parse_record(text: str) -> Record:
 
 
 def comparable_part(record: Record) -> dict[str, Any]:
-    """What must be equal, bit by bit, when a run is repeated: everything but provenance, and the sum that covers it."""
+    """What must be equal, bit by bit, when a run is repeated: everything but the provenance and the checksum."""
     return {key: value for key, value in record.items() if key not in ("provenance", "sha256")}
 
 
@@ -119,6 +110,13 @@ def anonymise_record(record: Record) -> Record:
     """A record as it may be published (see `provenance.anonymise`), with the checksum of what is left."""
     published = record | {"provenance": anonymise(record["provenance"])}
     return published | ({"sha256": compute_checksum(published)} if "sha256" in record else {})
+
+
+def get_status(record: Record) -> RecordStatus:
+    """How the run of a record ended."""
+    code = record["provenance"].get("method_code")
+    # A record from elsewhere may hold anything there.
+    return RecordStatus(record["status"], code if isinstance(code, str) else None)
 
 
 def _read_record(path: Path) -> Record:

@@ -1,11 +1,11 @@
-"""The record store: one folder a run, written so that a reader sees a whole record or none.
+"""The record store: one folder for each run, written so that a reader sees a whole record or none.
 
-`<root>/<dataset>/<run id>/` holds `run.json` (the spec), `epochs.jsonl` (a line an epoch, as training goes),
-`student.safetensors`, for heads and joint teachers `method.safetensors`, and `record.json`, written last; `error.txt`
-if an error ended the last attempt.
+`<root>/<dataset>/<run id>/` holds `run.json` (the specification), `epochs.jsonl` (a line for each epoch, written while
+the run trains), `student.safetensors`, for heads and joint teachers `method.safetensors`, and `record.json`, written
+last; `error.txt` if an error ended the last attempt.
 
-A record carries a checksum of itself and those of its weights. What does not match them is never used: who only reads
-says so; who trains renames it to `damaged-<name>-<n>` and trains the run again.
+A record carries a checksum of itself and those of its weights. A file that does not match its checksum is never used:
+commands that only read report it; commands that train rename it to `damaged-<name>-<n>` and train the run again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,7 +75,7 @@ class Store:
         return self.root / run.dataset / run.id
 
     def traceback(self, run: Run) -> Path:
-        """Where it is kept which error ended the last attempt at a run, if one did."""
+        """Where the traceback of the error is that ended the last attempt at a run, if one did."""
         return self.folder(run) / "error.txt"
 
     def cohorts(self, dataset: str) -> Path:
@@ -86,7 +86,7 @@ class Store:
         """The record of a finished or failed run, or None.
 
         Raises:
-            DamagedRun: the record is damaged.
+            CorruptRun: the record is damaged.
             UserError: it is of another version, belongs to another run, or cannot be read.
         """
         path = self.folder(run) / "record.json"
@@ -104,52 +104,50 @@ class Store:
         """Whether the run has a record, of success or of failure; it is not read."""
         return (self.folder(run) / "record.json").exists()
 
-    def found(self, runs: Sequence[Run]) -> dict[Run, Record | None]:
-        """The records of some runs, None for those that have none."""
-        return {run: self.record(run) for run in runs}
-
     def statuses(self, runs: Iterable[Run]) -> dict[Run, Literal["finished", "failed"] | None]:
         """How some runs ended, None for those that have no record.
 
-        Fast for many: records that have been read before are taken from an index, as `load` does.
+        Fast for many runs: records that were read before are taken from the index, as in `load`.
 
         Raises:
             UserError: see `record`.
         """
-        return {run: ending and ending.status for run, ending in self._endings(runs, self.record).items()}
+        return {run: status and status.status for run, status in self._read_statuses(runs, self.record).items()}
 
     def code_hashes(self, runs: Iterable[Run]) -> dict[Run, str | None]:
-        """The method's code (`method_files.code_of`) when runs with a record were trained; None where it does not tell.
+        """The hash of the method's code that trained each run with a record; None where the record has no hash.
 
         Raises:
             UserError: see `record`.
         """
-        return {run: ending.code for run, ending in self._endings(runs, self.record).items() if ending}
+        return {run: status.code for run, status in self._read_statuses(runs, self.record).items() if status}
 
-    def _endings(self, runs: Iterable[Run], read: Callable[[Run], Record | None]) -> Mapping[Run, RecordStatus | None]:
-        return _index().endings(self.root, list(runs), read)
+    def _read_statuses(
+        self, runs: Iterable[Run], read: Callable[[Run], Record | None]
+    ) -> Mapping[Run, RecordStatus | None]:
+        return _index().read_statuses(self.root, list(runs), read)
 
     def missing(self, runs: Iterable[Run], retry_failed: bool = False) -> list[Run]:
-        """Those of some runs that have no record or, with `retry_failed`, no record of success: what is still to train.
+        """The runs that are still to be trained: without a record or, with `retry_failed`, without one of success.
 
         Raises:
             UserError: see `record`.
         """
-        enough = ("finished",) if retry_failed else ("finished", "failed")
-        return [run for run, status in self.statuses(runs).items() if status not in enough]
+        done = ("finished",) if retry_failed else ("finished", "failed")
+        return [run for run, status in self.statuses(runs).items() if status not in done]
 
     def begin(self, run: Run) -> None:
-        """Write the spec of a run that is about to be trained, by the process that holds its claim."""
+        """Write the specification of a run that is about to be trained; only the holder of its lease may."""
         remove_leftovers(self.folder(run))
         write_text(self.folder(run) / "run.json", run.require_data().model_dump_json(indent=1) + "\n")
 
     def write_epochs(self, run: Run, epochs: list[dict[str, Any]]) -> None:
-        """Write the figures of all epochs so far, a line each."""
+        """Write the figures of all epochs so far, a line for each."""
         write_text(self.folder(run) / "epochs.jsonl", "".join(json.dumps(figures) + "\n" for figures in epochs))
 
     def finish(self, run: Run, record: Record, weights: dict[str, dict[str, Tensor]]) -> None:
-        """Write the weights (`student`, `method`) and then the record, which makes the run a finished one."""
-        whole = {
+        """Write the weights (`student`, `method`) and then the record, after which the run counts as finished."""
+        identity = {
             "format": RECORD_FORMAT,
             "id": run.id,
             "digest": run.digest,
@@ -161,8 +159,8 @@ class Store:
             with replacing(path) as file:
                 save_tensors(file.temporary, tensors)
                 digests[part] = compute_sha256(file.temporary)
-        # What is summed is what a reader will have: JSON has no tuples, and no keys but texts.
-        written = json.loads(json.dumps({**whole, **record, "weights": digests}))
+        # The checksum is of what a reader will have: JSON has no tuples, and no keys but texts.
+        written = json.loads(json.dumps({**identity, **record, "weights": digests}))
         text = json.dumps(written | {"sha256": compute_checksum(written)}, indent=1)
         write_text(self.folder(run) / "record.json", text + "\n")
 
@@ -170,7 +168,7 @@ class Store:
         """The weights of a finished run, verified by checksum.
 
         Raises:
-            DamagedRun: they or the record are damaged or have gone.
+            CorruptRun: they or the record are damaged or have gone.
             UserError: the run leaves no such weights.
         """
         record = self.record(run)
@@ -195,22 +193,22 @@ class Store:
     def quarantine(self, run: Run) -> list[str]:
         """Rename what is damaged of a run to `damaged-<name>-<n>`, so that the run counts as not trained.
 
-        A record whose weights are damaged or have gone is put aside with them. Nothing is deleted, and nothing is done
-        where all is whole, so that several processes may do this at once. Returns a line on each renamed file.
+        A record whose weights are damaged or have gone is renamed with them. Nothing is deleted, and whole files stay,
+        so several processes may do this at once. Returns a line on each renamed file.
         """
         folder, path = self.folder(run), self.folder(run) / "record.json"
         try:
             record = self.record(run)
         except CorruptRun:
-            return _put_aside(path, _is_damaged)
+            return _quarantine_if(path, _is_damaged)
         if record is None:
             return []
         lines: list[str] = []
         for part in _damaged_parts(folder, record):
-            # Where another process has put the record aside meanwhile, the weights may be those of its next training.
+            # If another process has renamed the record meanwhile, the weights may be those of its next training.
             differs = functools.partial(self._differs, run, part)
-            lines += _put_aside(folder / f"{part}.safetensors", differs)
-        return lines + _put_aside(
+            lines += _quarantine_if(folder / f"{part}.safetensors", differs)
+        return lines + _quarantine_if(
             path, lambda moved: _is_damaged(moved) or bool(_damaged_parts(folder, _read_record(moved)))
         )
 
@@ -222,15 +220,11 @@ class Store:
             return True
         return record is not None and not _has_checksum(weights, record["weights"].get(part))
 
-    def heal(self, runs: Iterable[Run]) -> list[str]:
-        """See `healed`: its lines."""
-        return self.quarantined(runs)[0]
+    def quarantine_damaged(self, runs: Iterable[Run]) -> tuple[list[str], dict[Run, str | None]]:
+        """Quarantine every damaged record of some runs; returns a line on each, and `code_hashes` of the other runs.
 
-    def quarantined(self, runs: Iterable[Run]) -> tuple[list[str], dict[Run, str | None]]:
-        """Put aside every damaged record of some runs; returns a line on each, and what `codes` says of the others.
-
-        Weights are verified when they are used. Records that have been read before, and whose files are as they were,
-        are not read again.
+        Weights are verified when they are used. Records that were read before, and whose files have not changed, are
+        not read again.
 
         Raises:
             UserError: a record is of another version, belongs to another run, or cannot be read.
@@ -244,26 +238,26 @@ class Store:
                 lines.extend(self.quarantine(run))
                 return None
 
-        found = self._endings(runs, read)
-        return lines, {run: ending.code for run, ending in found.items() if ending}
+        statuses = self._read_statuses(runs, read)
+        return lines, {run: status.code for run, status in statuses.items() if status}
 
     def save_teacher_metrics(self, dataset: str, sha256: str, figures: Mapping[str, float]) -> None:
-        """Remember what a teacher from a file reaches on a dataset's test images."""
+        """Write what a teacher from a file reaches on a dataset's test images."""
         summed = {**figures, "sha256": compute_checksum(figures)}
         write_text(self.root / dataset / "teachers" / f"{sha256}.json", json.dumps(summed) + "\n")
 
     def teacher_metrics(self) -> dict[str, dict[str, float]]:
-        """What teachers from files reach, by their file's sha256, as far as it was measured.
+        """What teachers from files reach, by the sha256 of their file, as far as it was measured.
 
         Damaged figures are left out: they are measured and written again whenever the file is used.
         """
-        found = {}
+        metrics = {}
         for path in sorted(self.root.glob("*/teachers/*.json")):
             with contextlib.suppress(OSError, ValueError, RecursionError, UntrustedInputError):
                 figures = json.loads(read_text_limited(path, MAX_METRICS_BYTES))
                 if isinstance(figures, dict) and figures.pop("sha256", None) == compute_checksum(figures):
-                    found[path.stem] = _METRICS.validate_python(figures, strict=True)
-        return found
+                    metrics[path.stem] = _METRICS.validate_python(figures, strict=True)
+        return metrics
 
     def forget_failure(self, run: Run) -> None:
         """Remove the record of a failed run, so that it is trained again; any other stays."""
@@ -271,27 +265,14 @@ class Store:
         if record is not None and record["status"] == "failed":
             (self.folder(run) / "record.json").unlink(missing_ok=True)
 
-    def records(self) -> Iterator[Record]:
-        """Every record in the store.
-
-        Raises:
-            UserError: one is damaged, of another version, or cannot be read.
-        """
-        for path in sorted(self.root.glob("*/*/record.json")):
-            try:
-                record = _read_record(path)
-            except FileNotFoundError:
-                # Put aside since the folder was listed.
-                continue
-            yield record
-
-    def readable(self) -> tuple[list[Record], list[str]]:
-        """Every record that can be read and lies in its dataset's folder, and a line on each other one."""
+    def read_all(self) -> tuple[list[Record], list[str]]:
+        """Every record that can be read and lies in its run's folder, and a line on each other one."""
         records, damaged = [], []
         for path in sorted(self.root.glob("*/*/record.json")):
             try:
                 record = _read_record(path)
             except FileNotFoundError:
+                # Renamed since the folder was listed.
                 continue
             except UserError as error:
                 damaged.append(str(error))
@@ -310,7 +291,7 @@ class Store:
 
 
 def load(root: Path = Path("runs")) -> pd.DataFrame:
-    """Every record as one row, as `to_dataframe` has them; those that have been read before are taken from an index.
+    """Every record as one row (see `to_dataframe`); records that were read before are taken from the index.
 
     Raises:
         UserError: a record that is read is damaged, of another version, or cannot be read.
@@ -319,14 +300,14 @@ def load(root: Path = Path("runs")) -> pd.DataFrame:
 
 
 def _index() -> ModuleType:
-    """The index of records; its libraries take half a second to import, for which what only trains has no use."""
+    """The index of records. It is imported late: pandas takes half a second, and training does not need it."""
     from benchmark.results import index
 
     return index
 
 
 def _damaged_parts(folder: Path, record: Record) -> list[str]:
-    """Whose weights, of those that a record names, are damaged or have gone."""
+    """The parts of a run whose weights the record names and that are damaged or have gone."""
     return [
         part for part, sha256 in record["weights"].items() if not _has_checksum(folder / f"{part}.safetensors", sha256)
     ]
@@ -340,13 +321,13 @@ def _has_checksum(path: Path, sha256: str | None) -> bool:
         return False
 
 
-def _put_aside(path: Path, is_damaged: Callable[[Path], bool]) -> list[str]:
-    """Rename a file if it is damaged; returns a line on it, or none where it was not renamed."""
+def _quarantine_if(path: Path, is_damaged: Callable[[Path], bool]) -> list[str]:
+    """Rename a file if it is damaged; returns a line on it, or none if it was not renamed."""
     moved = quarantine_file(path)
     if moved is None:
         return []
     if is_damaged(moved):
         return [f"warning: {path} is damaged; it was put aside as {moved.name}, and the run is trained again"]
-    # Another process has healed the run since it was looked at, and this is its new file.
+    # Another process has trained the run since, and this is its new file.
     restore(moved, path)
     return []

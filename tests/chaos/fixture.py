@@ -112,7 +112,7 @@ def _leave_to_the_system(fd: Any) -> None:
 def train(sweep: Sweep, runs: Sequence[Run], folder: Path) -> ExecutionSummary:
     """Bring some runs and what they depend on to their records, as `benchmark.run` does."""
     store, wanted = Store(folder), collect_dependencies(runs)
-    for line in store.heal(wanted):
+    for line in store.quarantine_damaged(wanted)[0]:
         print(line, flush=True)
     planned = missing_jobs(wanted, store, 1, SIZE, len(sweep.images.train.labels))
     return run_jobs(planned, sweep.settings(folder), 1, Printing()) if planned else ExecutionSummary()
