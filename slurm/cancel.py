@@ -1,4 +1,4 @@
-"""Ends everything of a sweep: `python -m slurm.cancel`."""
+"""Cancels a sweep: `python -m slurm.cancel`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from rich.console import Console
 from benchmark.cli.app import run_app
 from benchmark.cli.options import Runs, check_exists
 from benchmark.core.errors import UserError
-from benchmark.io.files import write_text
 from slurm import client
 from slurm.client import SchedulerError
+from slurm.pace import CANCEL_SECONDS
 from slurm.status import SweepName
-from slurm.submit import queue_name
-from slurm.sweep import STOPPED, Sweep, find_sweep
+from slurm.sweep import Sweep, find_sweep
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-LOOK_SECONDS = 1.0
 
 
 @app.command()
@@ -28,24 +26,27 @@ def main(
     runs: Runs = Path("runs"),
     sweep: SweepName = "",
     wait_seconds: Annotated[
-        float, typer.Option("--wait-seconds", min=0.0, help="How long to wait for running jobs to write a checkpoint.")
+        float,
+        typer.Option(
+            "--wait-seconds", min=0.0, max=86_400.0, help="How long to wait for running jobs to write a checkpoint."
+        ),
     ] = 120.0,
 ) -> int:
     """Cancel every job of a sweep; those that run write a checkpoint first. Its command, given again, goes on."""
     console = Console()
     check_exists(runs)
     client.check_installed()
-    chosen = find_sweep(runs, sweep, doubtless=True)
-    if len(chosen.ended()) == len(chosen.jobs):
+    chosen = find_sweep(runs, sweep, is_ambiguity_refused=True)
+    if chosen.is_over:
         console.print(f"sweep {chosen.name} is over; there is nothing to cancel", highlight=False)
         return 0
-    # Before anything is cancelled: a job that ends must not submit others.
-    write_text(chosen.folder / STOPPED, "")
+    # First of all, so that no job that ends submits others.
+    chosen.cancel()
     try:
-        left = cancelled(chosen, wait_seconds)
+        left = cancel_jobs(chosen, wait_seconds)
     except SchedulerError as error:
         if "denied" in str(error):
-            (chosen.folder / STOPPED).unlink(missing_ok=True)
+            chosen.undo_cancel()
             raise UserError(
                 f"sweep {chosen.name} has jobs of somebody else ({error}); ask them to cancel it"
             ) from error
@@ -57,8 +58,8 @@ def main(
     return 0
 
 
-def cancelled(sweep: Sweep, wait_seconds: float) -> int:
-    """Cancel all that a sweep has with the cluster, also what is being submitted now; returns how many jobs are left.
+def cancel_jobs(sweep: Sweep, wait_seconds: float) -> int:
+    """Cancel all jobs of a sweep, even those that are being submitted now; returns how many are left after the wait.
 
     Raises:
         SchedulerError: SLURM does not answer.
@@ -66,8 +67,8 @@ def cancelled(sweep: Sweep, wait_seconds: float) -> int:
     deadline = time.monotonic() + wait_seconds
     while True:
         arrays = set()
-        for submission in sweep.submissions():
-            array = submission.array or client.find_by_name(queue_name(sweep, submission))
+        for submission in sweep.journal.read_submissions():
+            array = submission.array or client.find_by_name(sweep.queue_name(submission))
             if array is None:
                 raise SchedulerError("squeue gave no answer")
             arrays |= {array} if array else set()
@@ -79,7 +80,7 @@ def cancelled(sweep: Sweep, wait_seconds: float) -> int:
         client.cancel(sorted({task.partition("_")[0] for task in queue}, key=int))
         if time.monotonic() > deadline:
             return len(queue)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(CANCEL_SECONDS)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What a job waits for: runs that others train, which may be finished, not there yet, or never to be had."""
+"""What the records say of a job: whether it can start, how it ended, and what must be trained again."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,13 +18,13 @@ TERMINAL_FAILURES: tuple[JobState, ...] = ("failed", "blocked", "cancelled")
 
 @dataclass(frozen=True)
 class Readiness:
-    """Of the runs of a job that have no record: those that can be trained, and why others cannot."""
+    """The runs of a job without a record: those that can be trained now, and why others cannot."""
 
     ready: tuple[Run, ...]
     waiting: str
-    """What is not there yet; empty if nothing is waited for."""
+    """A run that needs another one whose record is still missing; empty if there is none."""
     lost: tuple[str, ...]
-    """Why some can never be trained."""
+    """Why some runs can never be trained."""
 
     @property
     def is_hopeless(self) -> bool:
@@ -33,44 +32,43 @@ class Readiness:
         return bool(self.lost) and not self.ready and not self.waiting
 
 
-def readiness(sweep: Sweep, number: int, ended: Mapping[int, JobState] | None = None) -> Readiness:
-    """How the runs of a job stand. ended: how jobs have ended, if that was just looked up."""
+def check_readiness(sweep: Sweep, job: int, ended: Mapping[int, JobState]) -> Readiness:
+    """Which runs of a job can be trained. ended: how jobs have ended."""
     ready: list[Run] = []
     lost: list[str] = []
     waiting = ""
-    ended = sweep.ended() if ended is None else ended
-    for run in sweep.runs_of(number):
+    for run in sweep.plan.read_runs(job):
         if sweep.store.has_record(run):
             continue
-        never, later = "", ""
-        for needed in run.dependencies():
-            what = f"{needed.method} of {needed.student}, which it needs"
-            try:
-                record = record_of(sweep, needed)
-            except UserError as error:
-                never = f"{what}: {error}"
-                continue
-            if record is not None and record["status"] == "finished":
-                continue
-            maker = sweep.job_of(needed)
-            if record is not None:
-                never = f"{what}, has failed: {record['reason']}"
-            elif maker is None or ended.get(maker) in TERMINAL_FAILURES:
-                why = "" if maker is None else sweep.reason(maker)
-                never = f"{what}, has no record{': ' + why if why else ''}"
-            else:
-                later = f"{describe_run(run)} waits for {needed.method} of {needed.student}"
-        if never:
-            lost.append(never)
-        elif later:
-            waiting = later
+        obstacles = [_check_needed(sweep, needed, ended) for needed in run.dependencies()]
+        if never := [reason for reason, is_final in obstacles if reason and is_final]:
+            lost.append(never[-1])
+        elif later := [reason for reason, _ in obstacles if reason]:
+            waiting = f"{describe_run(run)} waits for {later[-1]}"
         else:
             ready.append(run)
     return Readiness(tuple(ready), waiting, tuple(dict.fromkeys(lost)))
 
 
-def record_of(sweep: Sweep, run: Run) -> Record | None:
-    """The record of a run; one that is damaged is put aside, and its job is open again."""
+def _check_needed(sweep: Sweep, needed: Run, ended: Mapping[int, JobState]) -> tuple[str, bool]:
+    """Why a run that others need has no record of success, and whether it never will; "" if it has one."""
+    name = f"{needed.method} of {needed.student}"
+    try:
+        record = read_record(sweep, needed)
+    except UserError as error:
+        return f"{name}, which it needs: {error}", True
+    if record is not None:
+        is_finished = record["status"] == "finished"
+        return "" if is_finished else f"{name}, which it needs, has failed: {record['reason']}", True
+    job = sweep.plan.find_job(needed)
+    if job is not None and ended.get(job) not in TERMINAL_FAILURES:
+        return name, False
+    reason = "" if job is None else sweep.journal.read_reason(job)
+    return f"{name}, which it needs, has no record{': ' + reason if reason else ''}", True
+
+
+def read_record(sweep: Sweep, run: Run) -> Record | None:
+    """The record of a run; a damaged one is put aside, and the run is trained again."""
     try:
         return sweep.store.record(run)
     except CorruptRun as damage:
@@ -79,21 +77,21 @@ def record_of(sweep: Sweep, run: Run) -> Record | None:
 
 
 def quarantine_corrupt(sweep: Sweep, damage: CorruptRun) -> list[str]:
-    """Put aside what is damaged of a run, and have it trained again; returns what there is to say of it."""
+    """Put aside what is damaged of a run, and have it trained again; returns lines for the user."""
     lines = sweep.store.quarantine(damage.run)
-    maker = sweep.job_of(damage.run)
-    if maker is not None:
-        sweep.reopen(maker)
+    job = sweep.plan.find_job(damage.run)
+    if job is not None:
+        sweep.journal.remove_ending(job)
     return lines
 
 
-def outcome_from_records(sweep: Sweep, number: int) -> tuple[JobState, str] | None:
-    """How a job ended by its records: well, or, where a run failed, for what reason; None if some are missing.
+def outcome_from_records(sweep: Sweep, job: int) -> tuple[JobState, str] | None:
+    """How a job ended by its records, with the reason if a run failed; None if some records are missing.
 
-    A record that is not to be used, say of another version, counts as a failure.
+    A record that cannot be used, such as one of another version, counts as a failure.
     """
     try:
-        records = [record_of(sweep, run) for run in sweep.runs_of(number)]
+        records = [read_record(sweep, run) for run in sweep.plan.read_runs(job)]
     except UserError as error:
         return "failed", str(error)
     if any(record is None for record in records):
@@ -103,68 +101,61 @@ def outcome_from_records(sweep: Sweep, number: int) -> tuple[JobState, str] | No
 
 
 def resume(sweep: Sweep) -> list[int]:
-    """Bring what is noted of a sweep's jobs in line with the records; returns the jobs that are to do once more.
+    """Bring the journal in line with the records, and resume a cancelled sweep; returns the jobs to do once more.
 
-    A cancelled sweep goes on. A job whose records have gone is open again, and so is one that lacked what now is there.
+    These are jobs whose records have gone, cancelled jobs, and jobs that lacked something that now exists.
 
     Raises:
         UserError: the shared folder cannot be written.
     """
-    sweep.resume()
-    ended, missing = sweep.ended(), _missing(sweep)
+    ended, was_cancelled = sweep.journal.read_endings(), sweep.is_cancelled
     again = []
-    for job in sweep.jobs:
-        ending = ended.get(job.number)
-        if not missing[job.number]:
-            if ending is None and (answer := outcome_from_records(sweep, job.number)) is not None:
-                sweep.end(job.number, *answer)
+    for job in range(len(sweep.plan.jobs)):
+        ending = ended.get(job)
+        if all(sweep.store.has_record(run) for run in sweep.plan.read_runs(job)):
+            if ending is None and (outcome := outcome_from_records(sweep, job)) is not None:
+                sweep.journal.write_ending(job, *outcome)
         elif ending in ("done", "cancelled"):
-            _open_again(sweep, job.number)
-            again.append(job.number)
-    return again + _unblocked(sweep)
+            _reopen(sweep, job)
+            again.append(job)
+        elif ending is None and was_cancelled:
+            # It is not to count as cancelled with scancel.
+            _reopen(sweep, job)
+    sweep.undo_cancel()
+    return again + _unblock(sweep)
 
 
 def retry(sweep: Sweep, endings: tuple[JobState, ...] = ("failed",)) -> list[int]:
-    """Have jobs that ended badly tried again, and with them what was blocked by them; returns these jobs.
+    """Reopen jobs that ended badly, and those that they blocked; returns these jobs.
 
     Records of failure are removed; records of success stay.
 
     Raises:
         UserError: the shared folder cannot be written.
     """
-    ended = sweep.ended()
-    chosen = [number for number, ending in sorted(ended.items()) if ending in endings]
-    for number in chosen:
-        for run in sweep.runs_of(number):
+    jobs = [job for job, ending in sorted(sweep.journal.read_endings().items()) if ending in endings]
+    for job in jobs:
+        for run in sweep.plan.read_runs(job):
             sweep.store.forget_failure(run)
-        _open_again(sweep, number)
-    return chosen + _unblocked(sweep)
+        _reopen(sweep, job)
+    return jobs + _unblock(sweep)
 
 
-def _open_again(sweep: Sweep, number: int) -> None:
-    """Have a job submitted anew, whatever became of it before."""
-    # Also of one that never ran: the cluster may still know it as cancelled, for want of what it needed.
-    sweep.write_state(sweep.state(number).replace(forgiven=time.time(), shown=None))
-    sweep.reopen(number)
+def _reopen(sweep: Sweep, job: int) -> None:
+    """Have a job submitted anew, whatever happened to it before."""
+    # Even a job that never ran gets a state: SLURM may still know it as cancelled.
+    state = sweep.journal.read_state(job)
+    sweep.journal.write_state(state.replace(forgiven=time.time(), shown=None))
+    sweep.journal.remove_ending(job)
 
 
-def _unblocked(sweep: Sweep) -> list[int]:
-    """Open what was blocked by jobs that are open again, in dependency order."""
-    ended = sweep.ended()
-    opened = []
-    for job in sweep.jobs:
-        needed = sweep.needs.get(job.number, frozenset())
-        if ended.get(job.number) == "blocked" and not any(ended.get(other) in TERMINAL_FAILURES for other in needed):
-            _open_again(sweep, job.number)
-            del ended[job.number]
-            opened.append(job.number)
-    return opened
-
-
-def _missing(sweep: Sweep) -> dict[int, int]:
-    """How many runs of each job have no record."""
-    found: dict[int, int] = defaultdict(int)
-    for job, dataset, run_id in sweep.outline():
-        if not sweep.is_recorded(dataset, run_id):
-            found[job] += 1
-    return found
+def _unblock(sweep: Sweep) -> list[int]:
+    """Reopen what was blocked by jobs that are open again, in dependency order."""
+    ended = sweep.journal.read_endings()
+    unblocked = []
+    for job, needs in sweep.plan.needs.items():
+        if ended.get(job) == "blocked" and not any(ended.get(needed) in TERMINAL_FAILURES for needed in needs):
+            _reopen(sweep, job)
+            del ended[job]
+            unblocked.append(job)
+    return unblocked

@@ -1,57 +1,36 @@
-"""How a sweep stands: whether each job waits, runs or has ended, how much of each table is there, what it cost."""
+"""The status of a sweep: whether each job waits, runs or has ended, the progress of each table, and the hours spent."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+from benchmark.core.text import counted
 from slurm import client
 from slurm.client import QueuedTask
-from slurm.states import ShownProgress, State
+from slurm.states import JobState, ShownProgress, State
 from slurm.sweep import Sweep
 
 Condition = Literal["running", "requeued", "pending", "held back", "unknown", "done", "failed", "blocked", "cancelled"]
-"""requeued: pending, after it ran; held back: not yet given to the cluster; unknown: neither SLURM nor the job says."""
-CONDITIONS: tuple[Condition, ...] = (
-    "running",
-    "requeued",
-    "pending",
-    "held back",
-    "unknown",
-    "done",
-    "failed",
-    "blocked",
-    "cancelled",
-)
+"""requeued: pending, after it ran; held back: not yet submitted; unknown: neither SLURM nor the job says."""
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 FRESH_SECONDS = 60.0
-"""How old the last word of a job may be for it to count as running where SLURM does not say."""
+"""If SLURM does not answer, a job counts as running for this long after it last wrote its state."""
 LITTLE_SPACE = 2**30
-NEVER = (
-    "AccountNotAllowed",
-    "BadConstraints",
-    "InvalidAccount",
-    "InvalidQOS",
-    "JobHeldAdmin",
-    "JobHeldUser",
-    "PartitionNodeLimit",
-    "PartitionTimeLimit",
-    "QOSMaxWallDurationPerJobLimit",
-    "AssocMaxWallDurationPerJobLimit",
-)
-"""Why SLURM has jobs wait until somebody changes something."""
+USUAL = ("None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit")
+"""Why jobs usually wait. Other reasons, such as a time limit that the partition forbids, may last for ever."""
 
 
 @dataclass(frozen=True)
 class JobLine:
-    """One job as people see it."""
+    """The status of one job."""
 
     number: int
     name: str
@@ -74,7 +53,7 @@ class SweepCoverage:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A sweep at one moment. Hours are those of what one job holds: a graphics card, or the processors of a job."""
+    """The status of a sweep at one moment. Hours are those of GPUs, or of jobs without GPUs."""
 
     name: str
     lines: tuple[JobLine, ...]
@@ -82,176 +61,119 @@ class Snapshot:
     hours_used: float
     hours_left: float
     unit: str
-    """What the hours are of: `GPU` or `job`."""
+    """`GPU` or `job`."""
     troubles: tuple[str, ...] = ()
     is_cancelled: bool = False
-    """Whether nothing more of the sweep is submitted or trained until its command is given again."""
 
     @property
     def counts(self) -> Counter[Condition]:
-        """How many jobs there are in each condition."""
+        """The number of jobs in each condition."""
         return Counter(line.condition for line in self.lines)
-
-    @property
-    def is_moving(self) -> bool:
-        """Whether the cluster has any of its jobs."""
-        return any(line.condition in ("running", "requeued", "pending", "unknown") for line in self.lines)
 
     @property
     def is_over(self) -> bool:
         """Whether every job has ended."""
-        return all(line.condition in ("done", "failed", "blocked", "cancelled") for line in self.lines)
+        return all(line.condition in get_args(JobState) for line in self.lines)
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether nothing more comes of it by itself: it is over, or cancelled and no longer with the cluster."""
-        return self.is_over or (self.is_cancelled and not self.is_moving)
+        """Whether nothing more happens by itself: it is over, or cancelled and SLURM has none of its jobs."""
+        is_moving = any(self.counts[condition] for condition in ("running", "requeued", "pending", "unknown"))
+        return self.is_over or (self.is_cancelled and not is_moving)
 
     @property
     def exit_code(self) -> int:
-        """Of a command that shows it: 1 if a job failed, or was blocked by one that did."""
+        """The exit code of a command that shows it: 1 if a job failed or is blocked."""
         return 1 if self.counts["failed"] or self.counts["blocked"] else 0
 
 
-@dataclass
-class Reader:
-    """Takes snapshots of a sweep; what has not changed since the last one is not read again."""
+def take_snapshot(sweep: Sweep) -> Snapshot:
+    """The status of a sweep now."""
+    latest, ended = sweep.journal.read_latest_tasks(), sweep.journal.read_endings()
+    states = {job.number: sweep.journal.read_state(job.number) for job in sweep.plan.jobs}
+    tasks = client.queue(task.partition("_")[0] for job, task in latest.items() if job not in ended and task)
+    lines = []
+    for job in sweep.plan.jobs:
+        state, task = states[job.number], latest.get(job.number, "")
+        node = state.last.owner.node if state.last else ""
+        line = JobLine(job.number, job.name, "held back", task, node, attempts=len(state.attempts))
+        if (ending := ended.get(job.number)) is not None:
+            lines.append(replace(line, condition=ending, reason=sweep.journal.read_reason(job.number)))
+        else:
+            lines.append(_describe_open(line, state, tasks))
+    _, profile = sweep.read_settings()
+    used, left = _estimate_hours(sweep, states, ended)
+    return Snapshot(
+        sweep.name,
+        tuple(lines),
+        tuple(_measure_coverage(sweep, ended)),
+        used * (profile.gpus or 1),
+        left * (profile.gpus or 1),
+        "GPU" if profile.gpus else "job",
+        tuple(_find_troubles(sweep, lines, tasks)),
+        sweep.is_cancelled,
+    )
 
-    sweep: Sweep
-    _states: dict[int, tuple[int, State]] = field(default_factory=dict)
-    _recorded: set[tuple[int, str, str]] = field(default_factory=set)
-    _still: set[int] = field(default_factory=set)
-    """Jobs whose records were looked for after they last moved."""
-    _reasons: dict[int, str] = field(default_factory=dict)
 
-    def snapshot(self) -> Snapshot:
-        """The sweep as it stands now."""
-        sweep = self.sweep
-        latest = latest_tasks(sweep)
-        ended = sweep.ended()
-        open_tasks = {job: task for job, task in latest.items() if job not in ended and task}
-        found = client.queue(task.partition("_")[0] for task in open_tasks.values())
-        answers = found is not None
-        queue = {job: found[task] for job, task in open_tasks.items() if found and task in found}
-        states = self._read_states()
-        lines = tuple(
-            self._line(job.number, job.name, states.get(job.number), ended.get(job.number), latest, queue, answers)
-            for job in sweep.jobs
-        )
-        used, left = self._hours(states, ended)
-        _, profile = sweep.settings()
-        cards, is_cancelled = profile.gpus or 1, sweep.is_stopped
-        return Snapshot(
-            sweep.name,
-            lines,
-            tuple(self._coverage(lines)),
-            used * cards,
-            left * cards,
-            "GPU" if profile.gpus else "job",
-            tuple(self._troubles(lines, answers, queue, is_cancelled)),
-            is_cancelled,
-        )
+def _describe_open(line: JobLine, state: State, tasks: Mapping[str, QueuedTask] | None) -> JobLine:
+    """Complete the line of a job that has not ended. tasks: SLURM's queue, if SLURM answers."""
+    last = state.last
+    runs = last is not None and last.ended is None
+    shown = state.shown if runs else None
+    if tasks is None:
+        if last is not None and runs and time.time() - last.beat < FRESH_SECONDS:
+            return replace(line, condition="running", shown=shown, reason="by its own word")
+        if line.task:
+            return replace(line, condition="unknown", reason="SLURM does not say")
+    elif (queued := tasks.get(line.task)) is not None:
+        if queued.state != "PENDING":
+            return replace(line, condition="running", node=queued.node, shown=shown)
+        reason = "" if queued.reason in USUAL[:3] else queued.reason
+        return replace(line, condition="requeued" if line.attempts else "pending", node="", reason=reason)
+    return replace(line, reason=last.reason if last and last.ended else "")
 
-    def _line(
-        self,
-        number: int,
-        name: str,
-        state: State | None,
-        ending: Condition | None,
-        latest: Mapping[int, str],
-        queue: Mapping[int, QueuedTask],
-        answers: bool,
-    ) -> JobLine:
-        last = state.last if state else None
-        attempts = len(state.attempts) if state else 0
-        task, node = latest.get(number, ""), last.owner.node if last else ""
-        if ending is not None:
-            if ending != "done" and number not in self._reasons:
-                self._reasons[number] = self.sweep.reason(number)
-            return JobLine(number, name, ending, task, node, None, self._reasons.get(number, ""), attempts)
-        shown = state.shown if state and last and last.ended is None else None
-        fresh = last is not None and last.ended is None and time.time() - last.beat < FRESH_SECONDS
-        if number in queue:
-            at = queue[number]
-            if at.state == "PENDING":
-                reason = "" if at.reason in ("None", "Priority", "Resources") else at.reason
-                return JobLine(number, name, "requeued" if attempts else "pending", task, "", None, reason, attempts)
-            return JobLine(number, name, "running", task, at.node, shown, "", attempts)
-        if not answers and fresh:
-            return JobLine(number, name, "running", task, node, shown, "by its own word", attempts)
-        if not answers and task:
-            return JobLine(number, name, "unknown", task, node, None, "SLURM does not say", attempts)
-        reason = last.reason if last and last.ended else ""
-        return JobLine(number, name, "held back", task, node, None, reason, attempts)
 
-    def _read_states(self) -> dict[int, State]:
-        folder = self.sweep.folder / "states"
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-            for entry in entries:
-                number = entry.name.partition(".")[0]
-                if entry.name.endswith(".json") and number.isdigit():
-                    with contextlib.suppress(OSError):
-                        written = entry.stat().st_mtime_ns
-                        if self._states.get(int(number), (0, None))[0] != written:
-                            self._states[int(number)] = (written, self.sweep.state(int(number)))
-        return {number: state for number, (_, state) in self._states.items()}
+def _estimate_hours(sweep: Sweep, states: Mapping[int, State], ended: Mapping[int, JobState]) -> tuple[float, float]:
+    """The hours that jobs have spent, and an estimate of those left, scaled by how long finished jobs took."""
+    jobs = sweep.plan.jobs
+    used = sum(state.seconds for state in states.values())
+    done = [job for job in jobs if ended.get(job.number) == "done" and states[job.number].attempts and job.seconds]
+    ratio = statistics.median(states[job.number].seconds / job.seconds for job in done) if done else 1.0
+    left = 0.0
+    for job in jobs:
+        if job.number not in ended:
+            last = states[job.number].last
+            left += job.seconds * ratio * (1 - (last.reached if last else 0.0))
+    return used / 3600, left / 3600
 
-    def _hours(self, states: Mapping[int, State], ended: Mapping[int, str]) -> tuple[float, float]:
-        """Hours of jobs that were spent, and those the rest will take: estimated, corrected by what was seen."""
-        used = sum(state.seconds for state in states.values())
-        ratios = [
-            states[job.number].seconds / job.seconds
-            for job in self.sweep.jobs
-            if ended.get(job.number) == "done" and job.number in states and job.seconds
+
+def _measure_coverage(sweep: Sweep, ended: Mapping[int, JobState]) -> Iterable[SweepCoverage]:
+    for title, runs in sweep.plan.targets.items():
+        # The file alone is enough: reading all records would take seconds.
+        done = [
+            (run.job is not None and ended.get(run.job) == "done")
+            or (sweep.store.root / run.dataset / run.id / "record.json").exists()
+            for run in runs
         ]
-        ratio = statistics.median(ratios) if ratios else 1.0
-        left = 0.0
-        for job in self.sweep.jobs:
-            if job.number not in ended:
-                state = states.get(job.number)
-                reached = state.last.reached if state and state.last else 0.0
-                left += job.seconds * ratio * (1 - reached)
-        return used / 3600, left / 3600
-
-    @functools.cached_property
-    def _targets(self) -> dict[str, list[tuple[int, str, str]]]:
-        return self.sweep.targets()
-
-    def _coverage(self, lines: Iterable[JobLine]) -> Iterable[SweepCoverage]:
-        """Records are looked for where jobs move: a hundred thousand files would keep a shared folder busy."""
-        moving = {line.number for line in lines if line.condition in ("running", "requeued", "unknown")}
-        for title, runs in self._targets.items():
-            for run in runs:
-                job, dataset, run_id = run
-                looked_for = run not in self._recorded and (job in moving or job not in self._still)
-                if looked_for and self.sweep.is_recorded(dataset, run_id):
-                    self._recorded.add(run)
-            yield SweepCoverage(title, sum(run in self._recorded for run in runs), len(runs))
-        self._still = {job.number for job in self.sweep.jobs} - moving
-
-    def _troubles(
-        self, lines: Iterable[JobLine], answers: bool, queue: Mapping[int, QueuedTask], is_cancelled: bool
-    ) -> Iterable[str]:
-        if is_cancelled:
-            yield "this sweep is cancelled; its command, given again, goes on with it"
-        elif any(line.condition == "held back" for line in lines) and (refused := self.sweep.refused):
-            yield f"held back: {refused}"
-        if not answers:
-            yield "SLURM does not answer: what runs is told from the jobs' own files"
-        never = Counter(task.reason for task in queue.values() if task.reason in NEVER)
-        for reason, count in never.items():
-            jobs = "1 job waits" if count == 1 else f"{count} jobs wait"
-            yield f"{jobs} for what will not come by itself: {reason}; change the profile, cancel and start again"
-        yield from folder_troubles(self.sweep.store.root)
+        yield SweepCoverage(title, sum(done), len(runs))
 
 
-def latest_tasks(sweep: Sweep) -> dict[int, str]:
-    """The task that each job was last submitted as; empty where SLURM's answer was never heard."""
-    return {job: task for submission in sweep.submissions() for job, task in submission.tasks.items()}
+def _find_troubles(sweep: Sweep, lines: Iterable[JobLine], tasks: Mapping[str, QueuedTask] | None) -> Iterable[str]:
+    """What the user should know, or mend."""
+    if sweep.is_cancelled:
+        yield "this sweep is cancelled; its command, given again, goes on with it"
+    elif any(line.condition == "held back" for line in lines) and (refusal := sweep.journal.read_refusal()):
+        yield f"held back: {refusal}"
+    if tasks is None:
+        yield "SLURM does not answer: what runs is told from the jobs' own files"
+    waiting = [task.reason for task in (tasks or {}).values() if task.state == "PENDING"]
+    for reason, count in Counter(reason for reason in waiting if reason not in USUAL).items():
+        yield f"{counted(count, 'job')} in the queue for an unusual reason, which may last for ever: {reason}"
+    yield from folder_troubles(sweep.store.root)
 
 
 def folder_troubles(folder: Path) -> list[str]:
-    """What is wrong with a folder that jobs write to: nothing can be written there, or soon nothing more."""
+    """What is wrong with a folder that jobs write to: it cannot be written, is almost full, or is slow."""
     probe = folder / f".probe-{os.getpid()}"
     try:
         began = time.monotonic()
@@ -264,10 +186,10 @@ def folder_troubles(folder: Path) -> list[str]:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
-    found = []
+    troubles = []
     free = os.statvfs(folder)
     if free.f_bavail * free.f_frsize < LITTLE_SPACE:
-        found.append(f"only {free.f_bavail * free.f_frsize / 2**20:.0f} MB are free in {folder}")
+        troubles.append(f"only {free.f_bavail * free.f_frsize / 2**20:.0f} MB are free in {folder}")
     if seconds > 5:
-        found.append(f"{folder} is slow: writing 64 kB took {seconds:.0f} s")
-    return found
+        troubles.append(f"{folder} is slow: writing 64 kB took {seconds:.0f} s")
+    return troubles

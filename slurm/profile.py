@@ -1,4 +1,4 @@
-"""What a cluster is asked for: a TOML file, `slurm/profiles/example.toml` documents every field."""
+"""The profile of a cluster, a TOML file; `slurm/profiles/example.toml` documents every field."""
 
 from __future__ import annotations
 
@@ -35,24 +35,29 @@ RESERVED = (
 """Options of sbatch that the suite sets itself."""
 
 
-def minutes(value: object) -> object:
-    """A time as SLURM writes it as minutes, rounded up.
+def parse_duration(text: str) -> int | None:
+    """The seconds of a duration as SLURM writes it; None if it is none (`UNLIMITED`, `INVALID`).
 
-    `90`, `90:00` (minutes and seconds), `1:30:00`, `2-12`, `2-12:00`, `2-12:00:00`.
+    `90` (minutes), `90:00` (minutes and seconds), `1:30:00`, `2-12` (days and hours), `2-12:00`, `2-12:00:00`.
     """
+    match = TIME.fullmatch(text.strip())
+    if match is None:
+        return None
+    parts = [int(part) for part in match.groups()[1:] if part is not None]
+    if match[1] is None and len(parts) < 3:
+        parts.insert(0, 0)
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return ((24 * int(match[1] or 0) + hours) * 60 + minutes) * 60 + seconds
+
+
+def minutes(value: object) -> object:
+    """A duration as SLURM writes it in minutes, rounded up."""
     if not isinstance(value, str):
         return value
-    match = TIME.fullmatch(value.strip())
-    if match is None:
+    seconds = parse_duration(value)
+    if seconds is None:
         raise ValueError("give minutes, hours:minutes:seconds, or days-hours[:minutes[:seconds]]")
-    parts = [int(part) for part in match.groups()[1:] if part is not None]
-    if match[1] is not None:
-        hours, of_hour, seconds = [*parts, 0, 0][:3]
-        hours += 24 * int(match[1])
-    else:
-        # Without days a single number is of minutes, and two are of minutes and seconds.
-        hours, of_hour, seconds = [*([] if len(parts) == 3 else [0]), *parts, 0][:3]
-    return hours * 60 + of_hour + (seconds + 59) // 60
+    return (seconds + 59) // 60
 
 
 def amount(value: str) -> str:
@@ -63,7 +68,7 @@ def amount(value: str) -> str:
 
 
 class Profile(Frozen):
-    """What each job of a sweep asks of the cluster, and how many there may be."""
+    """What each job of a sweep asks of the cluster, and how many jobs there may be."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -73,19 +78,19 @@ class Profile(Frozen):
     constraint: str = ""
     reservation: str = ""
     exclude: tuple[str, ...] = ()
-    """Nodes that no job is to run on."""
+    """Nodes to avoid."""
     time: Annotated[int, BeforeValidator(minutes), Field(ge=1)] = 240
     """Minutes after which the cluster ends a job; it goes on in the next one."""
     gpus: int = Field(1, ge=0)
-    """Of each job; 0 trains on the processors."""
+    """Graphics cards of each job; 0 trains on the processors."""
     gres: str = ""
-    """How the graphics cards are asked for where `gpus` alone is not understood: `gpu:a100:1`."""
+    """How the cluster wants graphics cards to be requested, if not by `gpus`: `gpu:a100:1`."""
     cpus: int = Field(4, ge=1)
     memory: Annotated[str, AfterValidator(amount)] | None = None
     array: int = Field(64, ge=1)
     """How many jobs of one array run at once."""
     max_submitted: int = Field(1000, ge=1)
-    """How many jobs of a sweep may be with the cluster at once; the others are submitted as room appears."""
+    """How many jobs of a sweep may be in the queue at once; the others are submitted as jobs end."""
     setup: tuple[str, ...] = ()
     """Lines of shell that each job begins with."""
     shared: str = ""
@@ -95,17 +100,17 @@ class Profile(Frozen):
     grouping: Grouping = "student"
     """What one job trains: one run; all methods of a student network; or all runs that share a pass over the data."""
     grace_seconds: int = Field(120, ge=5)
-    """So long before its time is over a job writes a checkpoint and asks to be started again."""
+    """How long before its time limit a job writes a checkpoint and asks to be started again."""
     resubmissions: int = Field(3, ge=0)
-    """How often a job that ended without getting further is submitted again."""
+    """How often a job that ended without progress is submitted again."""
     submit_from_jobs: bool = True
-    """Whether jobs may submit others: what became ready when they end, and what was lost."""
+    """Whether jobs may submit others when they end: ready jobs and lost ones."""
     keeper_partition: str = ""
-    """Where the short job runs that looks after the sweep when no command does; empty: as the others."""
+    """Where the watchdog runs; empty: as the other jobs."""
     bf16: bool = True
-    """Whether the graphics cards compute in bf16 (Ampere and later); a scale may use it."""
+    """Whether the graphics cards compute in bf16 (Ampere and later)."""
     multiply_adds_per_second: float = Field(2e12, gt=0)
-    """What a job achieves, for the estimate of the cost of what has never been measured."""
+    """The speed of a job, to estimate the cost of runs of which no similar one was timed."""
     options: dict[str, str | int | bool] = Field(default_factory=dict)
     """Any other option of sbatch, by its long name: `mail-type = "FAIL"`."""
 
@@ -123,11 +128,11 @@ class Profile(Frozen):
 
     @property
     def device(self) -> str:
-        """What jobs train on."""
+        """The device that jobs train on."""
         return "cuda" if self.gpus else "cpu"
 
     def parameters(self) -> dict[str, Any]:
-        """What submitit is told of all jobs of a sweep."""
+        """What submitit is told about the jobs of a sweep."""
         more: dict[str, Any] = {name.replace("_", "-"): value for name, value in self.options.items()}
         more = {name: value for name, value in more.items() if value is not False}
         if self.reservation:
@@ -151,7 +156,7 @@ class Profile(Frozen):
             # Since 22.05 a step no longer takes it from its job.
             "srun_args": [f"--cpus-per-task={self.cpus}"],
             "signal_delay_s": self.grace_seconds,
-            # By default submitit sets one, which clusters that check them refuse.
+            # submitit's default is refused by clusters that check these keys.
             "wckey": None,
             # A job that was preempted, or whose node died, starts again by itself.
             "additional_parameters": {"requeue": True, **more},

@@ -1,4 +1,4 @@
-"""Has what failed of a sweep tried again, on other nodes: `python -m slurm.retry --failed`."""
+"""Tries the failed jobs of a sweep again, on other nodes: `python -m slurm.retry --failed`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmark.cli.options import Runs, check_exists
 from benchmark.core.errors import UserError
 from slurm import client
 from slurm.dependencies import retry
-from slurm.executor import looked_after
+from slurm.executor import reconcile_and_describe
 from slurm.states import JobState
 from slurm.status import SweepName
 from slurm.sweep import find_sweep
@@ -23,30 +23,30 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def main(
-    failed: Annotated[bool, typer.Option("--failed", help="What failed, and what was blocked by it.")] = False,
-    cancelled: Annotated[bool, typer.Option("--cancelled", help="What was cancelled with scancel.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Failed jobs, and those that they blocked.")] = False,
+    cancelled: Annotated[bool, typer.Option("--cancelled", help="Jobs that were cancelled with scancel.")] = False,
     runs: Runs = Path("runs"),
     sweep: SweepName = "",
 ) -> int:
-    """Submit again what failed or was cancelled of a sweep; what failed keeps away from the nodes it failed on."""
+    """Submit failed or cancelled jobs of a sweep again; failed jobs avoid the nodes that they failed on."""
     if not (failed or cancelled):
-        raise UserError("what is to be tried again? pass --failed, --cancelled, or both")
+        raise UserError("nothing says which jobs to try again; pass --failed, --cancelled, or both")
     console = Console()
     check_exists(runs)
     client.check_installed()
     chosen = find_sweep(runs, sweep)
-    if chosen.is_stopped:
+    if chosen.is_cancelled:
         raise UserError(f"sweep {chosen.name} is cancelled; give its command again to go on with it")
-    wanted: list[tuple[bool, JobState]] = [(failed, "failed"), (cancelled, "cancelled")]
-    again = retry(chosen, tuple(ending for asked, ending in wanted if asked))
+    endings: dict[JobState, bool] = {"failed": failed, "cancelled": cancelled}
+    again = retry(chosen, tuple(ending for ending, is_asked in endings.items() if is_asked))
     if not again:
         console.print("nothing to try again")
         return 0
     for number in again:
-        nodes = ", ".join(sorted(chosen.state(number).failed_on))
+        nodes = ", ".join(sorted(chosen.journal.read_state(number).failed_on))
         away = f" (not on {nodes})" if nodes else ""
-        console.print(f"again: {chosen.jobs[number].name}{away}", highlight=False, markup=False, soft_wrap=True)
-    console.print(looked_after(chosen, console), highlight=False, soft_wrap=True)
+        console.print(f"again: {chosen.plan.jobs[number].name}{away}", highlight=False, markup=False, soft_wrap=True)
+    console.print(reconcile_and_describe(chosen, console), highlight=False, soft_wrap=True)
     return 0
 
 

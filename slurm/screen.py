@@ -1,4 +1,4 @@
-"""What a sweep looks like on a terminal, and as lines where nobody watches."""
+"""Shows a sweep: as a live screen on a terminal, otherwise as a line for each change."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from benchmark.core.errors import UserError
 from benchmark.core.text import counted, describe_position
-from benchmark.execution.progress import BAR_WIDTH
+from benchmark.execution.progress import BAR_WIDTH, Display
 from slurm.client import SchedulerError
-from slurm.monitor import CONDITIONS, Condition, JobLine, Reader, Snapshot
+from slurm.monitor import CONDITIONS, Condition, JobLine, Snapshot
+from slurm.pace import SCREEN_SECONDS, TEND_SECONDS
 
 COLOURS: dict[Condition, str] = {
     "running": "green",
@@ -28,17 +28,14 @@ COLOURS: dict[Condition, str] = {
     "cancelled": "magenta",
 }
 MOST_LINES = 30
-"""Jobs of one condition that are named before the rest is counted."""
-LOOK_SECONDS = 5.0
-TEND_SECONDS = 15.0
-"""How often a command that watches looks after the sweep; jobs do it too, whenever one ends."""
+"""How many jobs of one condition are named; the others are counted."""
 PLAIN_SECONDS = 30.0
 
 
 def render_screen(snapshot: Snapshot, verbose: bool = False) -> RenderableType:
-    """A snapshot as a screen: counts, what runs, what failed and why, what is there of each table, and the hours.
+    """A snapshot as a screen: counts, running jobs, failures with reasons, the progress of each table, hours.
 
-    verbose: every job that waits, too.
+    verbose: also every job that waits.
     """
     parts: list[RenderableType] = [_headline(snapshot)]
     parts += [Text(trouble, style="bold red") for trouble in snapshot.troubles]
@@ -74,15 +71,15 @@ def _lines(condition: Condition, lines: list[JobLine], most: int | None) -> Tabl
 
 
 def job_summary(line: JobLine) -> str:
-    """What there is to say of a job: where it is, or why it has ended."""
-    said = []
+    """Where a job is, or why it has ended."""
+    parts = []
     if line.shown is not None:
-        said.append(describe_position(line.shown))
+        parts.append(describe_position(line.shown))
     if line.reason:
-        said.append(line.reason)
+        parts.append(line.reason)
     if line.attempts > 1:
-        said.append(f"{line.attempts} attempts")
-    return "; ".join(said)
+        parts.append(f"{line.attempts} attempts")
+    return "; ".join(parts)
 
 
 def _coverage(snapshot: Snapshot) -> Group:
@@ -100,31 +97,17 @@ def _hours(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
 
-class SweepDisplay:
+class SweepDisplay(Display):
     """Shows a sweep as it goes: a live screen, or a line for whatever changes."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self.live = Live(console=console, auto_refresh=False, vertical_overflow="crop") if console.is_terminal else None
+        super().__init__(console, auto_refresh=False, vertical_overflow="crop")
         self._seen: dict[int, Condition] = {}
         self._troubles: tuple[str, ...] = ()
-        self._told = 0.0
-
-    def __enter__(self) -> SweepDisplay:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
-
-    def say(self, line: str) -> None:
-        """Print a line that stays."""
-        self.console.print(Text(line), soft_wrap=True)
+        self._counted = 0.0
 
     def show(self, snapshot: Snapshot) -> None:
-        """Show how the sweep stands."""
+        """Show the status of the sweep."""
         if self.live:
             self.live.update(render_screen(snapshot), refresh=True)
             return
@@ -132,28 +115,30 @@ class SweepDisplay:
             before = self._seen.get(line.number)
             if line.condition != before and line.condition not in ("pending", "held back"):
                 where = f" (job {line.task}{' on ' + line.node if line.node else ''})" if line.task else ""
-                said = f": {line.reason}" if line.reason else ""
-                self.say(f"{line.condition:<9} {line.name}{where}{said}")
+                reason = f": {line.reason}" if line.reason else ""
+                self.say(f"{line.condition:<9} {line.name}{where}{reason}")
             self._seen[line.number] = line.condition
         for trouble in snapshot.troubles:
             if trouble not in self._troubles:
                 self.say(trouble)
         self._troubles = snapshot.troubles
-        if time.monotonic() - self._told > PLAIN_SECONDS or snapshot.is_over:
-            self._told = time.monotonic()
+        if time.monotonic() - self._counted > PLAIN_SECONDS or snapshot.is_over:
+            self._counted = time.monotonic()
             self.console.print(_headline(snapshot), soft_wrap=True)
 
 
-def watch(reader: Reader, display: SweepDisplay, look_after: Callable[[], object] | None = None) -> Snapshot:
-    """Show a sweep until it is over, or somebody has cancelled it; returns how it stands then.
+def watch(
+    take: Callable[[], Snapshot], display: SweepDisplay, look_after: Callable[[], object] | None = None
+) -> Snapshot:
+    """Show a sweep until it is over or cancelled; returns its last status.
 
-    look_after: called now and then while it goes on. What goes wrong is said, once, and looked at again: it may be
-    mended while the jobs go on.
+    take: takes a snapshot; look_after: called now and then. Errors are printed once and do not end the watch, since
+    their cause may be removed while the jobs go on.
     """
     last, trouble = -math.inf, ""
     while True:
         try:
-            snapshot = reader.snapshot()
+            snapshot = take()
             display.show(snapshot)
             if snapshot.is_at_rest:
                 return snapshot
@@ -165,4 +150,4 @@ def watch(reader: Reader, display: SweepDisplay, look_after: Callable[[], object
             if str(error) != trouble:
                 trouble = str(error)
                 display.say(trouble)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(SCREEN_SECONDS)

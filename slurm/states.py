@@ -1,37 +1,38 @@
-"""What is written down about a sweep's jobs: what each says of itself, and what was given to the cluster."""
+"""What is written down about the jobs of a sweep: what each job says of itself, and what was submitted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
 
 from benchmark.core.spec import Frozen
 from benchmark.results.owners import LeaseHolder
-from slurm.client import QueuedTask
 
 JobState = Literal["done", "failed", "blocked", "cancelled"]
-ENDINGS: tuple[JobState, ...] = ("done", "failed", "blocked", "cancelled")
+ENDINGS: tuple[JobState, ...] = get_args(JobState)
 ExitReason = Literal["done", "failed", "time limit", "preempted", "cancelled", "elsewhere", "waiting", "interrupted"]
-"""How an attempt ended: with its records; with an error; told by the clock, by the cluster or by a user; because
-somebody else trains the same; because what it needs is not there; because what watched it for the cluster died."""
+"""Why an attempt ended: all runs have records; an error; the clock, the cluster or a user stopped it; another job
+trains the same runs; a needed run is missing; the process that watched it for the cluster died."""
 NOT_COUNTED: tuple[ExitReason, ...] = ("elsewhere", "waiting", "cancelled", "preempted")
-"""How attempts end that could not help it."""
+"""Why attempts end through no fault of their own."""
 
 
 class Attempt(Frozen):
-    """One time that a job ran, as the job itself tells it."""
+    """One time that a job ran, as the job itself describes it. Times are in seconds since 1970."""
 
     owner: LeaseHolder
     began: float
     beat: float
-    """When it last wrote, in seconds since 1970."""
+    """When it last wrote."""
     ended: float | None = None
     leaving: ExitReason | None = None
     reason: str = ""
     waits_for: str = ""
-    """The job of another sweep that trains the same."""
+    """The job of another sweep that trains the same run."""
     reached: float = 0.0
-    """Share of its steps that was done."""
+    """Share of the job's steps that are done."""
 
     @property
     def seconds(self) -> float:
@@ -56,7 +57,7 @@ class State(Frozen):
     attempts: tuple[Attempt, ...] = ()
     shown: ShownProgress | None = None
     forgiven: float = 0.0
-    """When a user last had it tried again; what went wrong before no longer counts."""
+    """When a user last had it tried again; errors before that time no longer count."""
 
     @property
     def last(self) -> Attempt | None:
@@ -70,51 +71,58 @@ class State(Frozen):
 
     @property
     def failed_on(self) -> frozenset[str]:
-        """The nodes on which it has failed, or, once a user had it tried again, ended without a word."""
+        """The nodes on which it failed, or was lost before a user had it tried again."""
         return frozenset(
             attempt.owner.node
             for attempt in self.attempts
             if attempt.leaving == "failed" or (attempt.leaving is None and attempt.began < self.forgiven)
         )
 
-    @property
-    def no_progress_attempts(self) -> int:
-        """How many attempts in a row, up to now, ended without an answer and without getting any further.
+    def _count(self) -> tuple[int, float]:
+        """The attempts without progress at the end, and the share of steps that was reached since the last restart.
 
-        Further than any before: one that dies at the same step each time gets no further, wherever it began.
+        Progress is a share that no earlier attempt reached: a job that dies at the same step each time makes none,
+        wherever its attempts begin.
         """
         count, reached = 0, 0.0
         for attempt in self.attempts:
-            further, reached = attempt.reached > reached, max(reached, attempt.reached)
             if attempt.began < self.forgiven or attempt.leaving in ("done", "failed"):
                 count, reached = 0, 0.0
-            elif further:
+                continue
+            if attempt.reached > reached:
                 count = 0
             elif attempt.leaving not in NOT_COUNTED:
                 count += 1
-        return count
+            reached = max(reached, attempt.reached)
+        return count, reached
+
+    @property
+    def no_progress_attempts(self) -> int:
+        """How many attempts in a row, up to now, ended without a result and without progress."""
+        return self._count()[0]
 
     @property
     def reached(self) -> float:
-        """How far it has come since it was last begun anew."""
-        anew = [
-            place + 1
-            for place, attempt in enumerate(self.attempts)
-            if attempt.began < self.forgiven or attempt.leaving in ("done", "failed")
-        ]
-        return max((attempt.reached for attempt in self.attempts[max(anew, default=0) :]), default=0.0)
+        """The share of its steps that it reached since it last began from scratch."""
+        return self._count()[1]
+
+    def find_attempt(self, task: str) -> Attempt | None:
+        """The latest attempt that ran as a SLURM task."""
+        return next((attempt for attempt in reversed(self.attempts) if attempt.owner.job == task), None)
 
 
 class Submission(Frozen):
-    """One call of sbatch: which jobs, and the array that they became. `array` is empty until SLURM has answered."""
+    """One call of sbatch: the jobs, and the array that they became. `array` is empty until SLURM has answered."""
 
-    token: str
+    token: Annotated[str, Field(pattern=r"^[0-9a-z]{1,32}$")]
+    """Names its file and the folder of its logs."""
     when: float
     jobs: tuple[int, ...]
-    array: str = ""
+    array: Annotated[str, Field(pattern=r"^[0-9]{0,18}$")] = ""
     keeper: bool = False
+    """Whether it is the watchdog, which trains nothing."""
     user: str = ""
-    """Who called; on some clusters nobody sees the jobs of others."""
+    """Who called sbatch; on some clusters nobody sees the jobs of others."""
 
     @property
     def tasks(self) -> dict[int, str]:
@@ -126,15 +134,14 @@ class Submission(Frozen):
 
 @dataclass
 class ReconcileResult:
-    """What one look at a sweep found and did."""
+    """What one reconciliation of a sweep found and did."""
 
     answers: bool = True
-    """Whether SLURM said what is in its queue."""
-    in_queue: dict[int, QueuedTask] = field(default_factory=dict)
+    """Whether SLURM told its queue."""
     submitted: list[Submission] = field(default_factory=list)
     waiting: int = 0
-    """Jobs that could start and for which there is no room."""
+    """Jobs that could start and for which the queue has no room."""
     trouble: str = ""
-    """Why no more was submitted."""
+    """Why not all of them were submitted."""
     is_followed: bool = True
-    """Whether something will look again: a watchdog waits, or nothing is left to reconcile."""
+    """Whether a watchdog waits, or nothing is left to reconcile."""

@@ -1,4 +1,4 @@
-"""How a sweep stands: `python -m slurm.status`."""
+"""Shows the status of a sweep: `python -m slurm.status`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from benchmark.cli.app import run_app
 from benchmark.cli.options import Runs, check_exists
 from benchmark.core.errors import UserError
 from benchmark.core.text import counted
-from slurm.monitor import Reader
+from slurm.monitor import take_snapshot
 from slurm.screen import SweepDisplay, render_screen, watch
-from slurm.sweep import find_sweep, sweeps_in
+from slurm.sweep import find_sweep, list_sweeps
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 SweepName = Annotated[str, typer.Option("--sweep", help="Which sweep, by its name. [the latest]")]
@@ -37,21 +37,20 @@ def main(
     check_exists(runs)
     chosen = find_sweep(runs, sweep)
     if listing:
-        for found in sweeps_in(runs):
-            said = f"{found.name}  {counted(len(found.jobs), 'job')}, {found.about('command')}"
-            console.print(said, highlight=False, markup=False)
+        for each in list_sweeps(runs):
+            line = f"{each.name}  {counted(len(each.plan.jobs), 'job')}, {each.plan.read_fact('command')}"
+            console.print(line, highlight=False, markup=False)
         return 0
-    reader = Reader(chosen)
     try:
-        snapshot = reader.snapshot()
+        snapshot = take_snapshot(chosen)
     except OSError as error:
-        # What fails later may be mended while this command waits.
+        # A later error may be temporary; the watch waits for its end.
         raise UserError(f"sweep {chosen.name} cannot be read: {error}; look whether the folder is there") from error
     if once or not console.is_terminal:
         console.print(render_screen(snapshot, verbose))
     else:
         with SweepDisplay(console) as display:
-            snapshot = watch(reader, display)
+            snapshot = watch(lambda: take_snapshot(chosen), display)
     return snapshot.exit_code
 
 

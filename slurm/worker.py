@@ -25,47 +25,41 @@ from benchmark.training.failures import RunsFailed
 from benchmark.training.job import run_available
 from slurm import client
 from slurm.client import SchedulerError
-from slurm.dependencies import quarantine_corrupt, readiness, record_of
+from slurm.dependencies import check_readiness, quarantine_corrupt, read_record
 from slurm.dispatcher import give_up_reason, reconcile
-from slurm.profile import WATCHDOG_MINUTES, Profile
+from slurm.pace import CHECK_SECONDS, FIRST_PROGRESS_SECONDS, HEARTBEAT_SECONDS
+from slurm.profile import WATCHDOG_MINUTES
 from slurm.states import Attempt, ExitReason, ShownProgress, State
 from slurm.sweep import Sweep
 
-BEAT_SECONDS = 10.0
-"""How often a job writes down how it goes."""
-FIRST_SECONDS = 1.0
-"""How soon it writes down where it is for the first time."""
 MOST_DAMAGED = 6
-"""So many files of a run may be put aside as damaged before it is given up."""
+"""How many files of a run may be put aside as damaged before the run is given up."""
 WATCHDOG_PATIENCE_SECONDS = 60.0 * (WATCHDOG_MINUTES - 3)
-LOOK_SECONDS = 5.0
-"""How often it looks whether the sweep was cancelled."""
 
 
 def run_job(folder: str, number: int) -> None:
-    """Bring a job of the sweep in a folder as far as its time on the cluster allows; what submitit calls on a node."""
+    """Train a job of the sweep in a folder as far as its time allows; submitit calls this on a node."""
     sweep = Sweep(Path(folder))
-    signals = Signals()
+    stop = StopCondition(sweep)
     leaving: ExitReason = "failed"
     try:
-        is_over = number in sweep.ended() or sweep.is_stopped
-        leaving = "done" if is_over else _attempt_job(sweep, number, signals)
+        is_over = number in sweep.journal.read_endings() or sweep.is_cancelled
+        leaving = "done" if is_over else _attempt_job(sweep, number, stop)
     finally:
-        _, profile = sweep.settings()
-        if profile.submit_from_jobs and not sweep.is_stopped:
+        _, profile = sweep.read_settings()
+        if profile.submit_from_jobs and not sweep.is_cancelled:
             _reconcile(sweep)
-    _start_again(this_owner().job, leaving)
+    _requeue_if_unfinished(stop.job, leaving)
     if leaving == "failed":
         # For people who look at the cluster's own accounting.
         sys.exit(1)
 
 
-def _start_again(job: str, leaving: ExitReason) -> None:
-    """Have the cluster start this job again, where it has time left to do or nothing else would."""
-    # A job that leaves in the grace time of its preemption would otherwise count as completed; of one that is cancelled
-    # or already requeued the state is COMPLETING, and nothing is asked for.
-    preempted = leaving == "preempted" and client.state_of(job) == "RUNNING"
-    if job and (preempted or leaving in ("time limit", "interrupted")):
+def _requeue_if_unfinished(job: str, leaving: ExitReason) -> None:
+    # SLURM counts a job that leaves in the grace time of its preemption as completed. A job that is cancelled or
+    # already requeued is COMPLETING and is left alone.
+    is_preempted = leaving == "preempted" and client.state_of(job) == "RUNNING"
+    if job and (is_preempted or leaving in ("time limit", "interrupted")):
         try:
             client.requeue(job)
         except SchedulerError as error:
@@ -78,16 +72,17 @@ def keep(folder: str) -> None:
     No other job follows it. So it retries for some minutes if SLURM or the folder does not answer, and then requeues
     itself, which needs no room in the queue.
     """
-    signals, sweep = Signals(), Sweep(Path(folder))
+    sweep = Sweep(Path(folder))
+    stop = StopCondition(sweep)
     deadline = time.monotonic() + WATCHDOG_PATIENCE_SECONDS
     while not _reconcile(sweep):
-        if signals.stop_reason is not None:
+        if stop():
             return
         if time.monotonic() > deadline:
             with contextlib.suppress(SchedulerError):
-                client.requeue(this_owner().job)
+                client.requeue(stop.job)
             return
-        time.sleep(BEAT_SECONDS)
+        time.sleep(HEARTBEAT_SECONDS)
 
 
 def _reconcile(sweep: Sweep) -> bool:
@@ -95,7 +90,7 @@ def _reconcile(sweep: Sweep) -> bool:
     try:
         result = reconcile(sweep, say=_say)
     except (UserError, SchedulerError) as error:
-        # Whoever looks after the sweep next makes good for it; what this job has trained is safe.
+        # The results of this job are safe, and the next process reconciles the sweep.
         _say(f"the sweep was not looked after: {error}")
         return False
     return result is None or (result.answers and result.is_followed)
@@ -105,116 +100,104 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-class Signals:
-    """Receives the signals that SLURM sends to this job, and keeps why the job must stop."""
-
-    def __init__(self) -> None:
-        self.stop_reason: ExitReason | None = None
-        self.parent = os.getppid()
-        self.clock = False
-        signal.signal(signal.SIGTERM, self._end)
-        signal.signal(signal.SIGINT, self._end)
-        signal.signal(signal.SIGUSR2, self._look_at_clock)
-        signal.signal(signal.SIGCONT, signal.SIG_IGN)
-
-    def _end(self, number: int, frame: Any) -> None:
-        self.stop_reason = self.stop_reason or "preempted"
-
-    def _look_at_clock(self, number: int, frame: Any) -> None:
-        # SLURM sends it up to a minute early, so that it alone would cut short jobs in half.
-        self.clock = True
-
-
 class StopCondition:
     """Decides when a job must stop: after a signal, near its time limit, when cancelled, or when its parent died."""
 
-    def __init__(self, sweep: Sweep, profile: Profile, signals: Signals, job: str) -> None:
-        self.sweep, self.signals, self.job, self.grace = sweep, signals, job, profile.grace_seconds
-        end = client.end_time(job) if job else None
-        self.deadline = None if end is None else end - self.grace
-        self._looked = time.monotonic()
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep, self.job = sweep, this_owner().job
+        self.reason: ExitReason | None = None
+        self.deadline: float | None = None
+        self.grace_seconds = 0
+        self._is_warned = False
+        self._parent, self._looked = os.getppid(), time.monotonic()
+        signal.signal(signal.SIGTERM, self._on_end)
+        signal.signal(signal.SIGINT, self._on_end)
+        signal.signal(signal.SIGUSR2, self._on_warning)
+        signal.signal(signal.SIGCONT, signal.SIG_IGN)
+
+    def _on_end(self, number: int, frame: Any) -> None:
+        self.reason = self.reason or "preempted"
+
+    def _on_warning(self, number: int, frame: Any) -> None:
+        # SLURM may send it a minute early, so that stopping at once could halve a short job.
+        self._is_warned = True
+
+    def start_clock(self, grace_seconds: int) -> None:
+        """Stop from now on so long before SLURM's time limit."""
+        self.grace_seconds = grace_seconds
+        self._read_limit()
+
+    def _read_limit(self, tries: int = client.TRIES) -> None:
+        end = client.end_time(self.job, tries) if self.job else None
+        self.deadline = self.deadline if end is None else end - self.grace_seconds
 
     def __call__(self) -> bool:
-        signals = self.signals
-        if signals.stop_reason is None and signals.clock:
-            self._refresh_deadline()
-        if signals.stop_reason is None and self.deadline is not None and time.time() > self.deadline:
-            signals.stop_reason = "time limit"
-        if signals.stop_reason is None and time.monotonic() - self._looked > LOOK_SECONDS:
-            self._looked = time.monotonic()
-            if os.getppid() != signals.parent:
-                # What started this process for the cluster was killed; nothing would end it, or start it again.
-                signals.stop_reason = "interrupted"
-            elif self.sweep.is_stopped:
-                signals.stop_reason = "cancelled"
-        return signals.stop_reason is not None
+        # A signal that arrives meanwhile is not overwritten.
+        if self.reason is None and (reason := self._find_reason()):
+            self.reason = self.reason or reason
+        return self.reason is not None
 
-    def _refresh_deadline(self) -> None:
-        """Ask SLURM for the end time again after its warning; the limit may have changed since this job began."""
-        self.signals.clock = False
-        end = client.end_time(self.job, tries=1) if self.job else None
-        if end is not None:
-            self.deadline = end - self.grace
-        elif self.deadline is None:
-            self.signals.stop_reason = "time limit"
+    def _find_reason(self) -> ExitReason | None:
+        is_warned, self._is_warned = self._is_warned, False
+        if is_warned:
+            # The limit may have changed since this job began.
+            self._read_limit(tries=1)
+        is_late = is_warned if self.deadline is None else time.time() > self.deadline
+        if is_late:
+            return "time limit"
+        if time.monotonic() - self._looked > CHECK_SECONDS:
+            self._looked = time.monotonic()
+            if os.getppid() != self._parent:
+                # The daemon of this step was killed: SLURM would neither end this process nor start it again.
+                return "interrupted"
+            if self.sweep.is_cancelled:
+                return "cancelled"
+        return None
 
 
 class AttemptLog:
     """Writes the state of an attempt from a thread, so that a slow folder does not delay training."""
 
-    def __init__(self, sweep: Sweep, number: int) -> None:
-        before = sweep.state(number)
-        reached = before.reached
+    def __init__(self, sweep: Sweep, job: int) -> None:
+        self.sweep, self.before = sweep, sweep.journal.read_state(job)
         now = time.time()
-        self.sweep, self.before = sweep, before
-        self.attempt = Attempt(owner=this_owner(), began=now, beat=now, reached=reached)
+        self.attempt = Attempt(owner=this_owner(), began=now, beat=now, reached=self.before.reached)
         self.shown: ShownProgress | None = None
-        self.reached = reached
-        self.lock, self.over = threading.Lock(), threading.Event()
+        self.reached = self.before.reached
+        self._lock, self._over = threading.Lock(), threading.Event()
 
     def __enter__(self) -> AttemptLog:
-        self.write()
-        threading.Thread(target=self._go_on, name="attempt-log", daemon=True).start()
+        self._write()
+        threading.Thread(target=self._beat, name="attempt-log", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.over.set()
+        self._over.set()
 
-    def _go_on(self) -> None:
+    def _beat(self) -> None:
         beat, is_shown = time.monotonic(), False
-        while not self.over.wait(FIRST_SECONDS):
-            # Where it is, is written as soon as there is something to tell.
-            is_news = self.shown is not None and not is_shown
-            if time.monotonic() - beat < BEAT_SECONDS and not is_news:
-                continue
-            beat, is_shown = time.monotonic(), self.shown is not None
-            # The folder may be full for a while; what is trained is kept in memory meanwhile.
-            with self.lock, contextlib.suppress(UserError):
-                self._write_now()
+        while not self._over.wait(FIRST_PROGRESS_SECONDS):
+            is_first_progress = self.shown is not None and not is_shown
+            if is_first_progress or time.monotonic() - beat >= HEARTBEAT_SECONDS:
+                beat, is_shown = time.monotonic(), self.shown is not None
+                # The folder may be full for a while; training goes on meanwhile.
+                with contextlib.suppress(UserError):
+                    self._write()
 
-    def write(self, **changes: Any) -> None:
-        """Write the attempt down as it is now.
+    def _write(self, **changes: Any) -> None:
+        with self._lock:
+            self.attempt = self.attempt.replace(**changes, beat=time.time(), reached=self.reached)
+            present, others = self._read_others()
+            attempts = tuple(sorted((*others, self.attempt), key=lambda attempt: attempt.began))
+            shown = self.shown if attempts[-1] is self.attempt else present.shown
+            self.sweep.journal.write_state(present.replace(attempts=attempts, shown=shown))
 
-        Raises:
-            UserError: the shared folder cannot be written.
+    def _read_others(self) -> tuple[State, list[Attempt]]:
+        """The state as it is written by now, and the other attempts in it.
+
+        Two attempts may run at once: the cluster starts a job again when it loses contact with its node.
         """
-        with self.lock:
-            self.attempt = self.attempt.replace(**changes)
-            self._write_now()
-
-    def _write_now(self) -> None:
-        self.attempt = self.attempt.replace(beat=time.time(), reached=self.reached)
-        present, others = self._others()
-        attempts = tuple(sorted((*others, self.attempt), key=lambda attempt: attempt.began))
-        shown = self.shown if attempts[-1] is self.attempt else present.shown
-        self.sweep.write_state(State(job=self.before.job, attempts=attempts, shown=shown, forgiven=present.forgiven))
-
-    def _others(self) -> tuple[State, list[Attempt]]:
-        """What is written down by now, and the attempts in it that are not this one.
-
-        Another process may make one at the same time: the cluster starts a job again when it loses sight of its node.
-        """
-        present = self.sweep.state(self.before.job)
+        present = self.sweep.journal.read_state(self.before.job)
         if not present.attempts:
             present = self.before
         return present, [attempt for attempt in present.attempts if attempt.owner.token != self.attempt.owner.token]
@@ -222,10 +205,10 @@ class AttemptLog:
     @property
     def is_superseded(self) -> bool:
         """Whether the job was started again since, so that this attempt no longer speaks for it."""
-        return any(attempt.began > self.attempt.began for attempt in self._others()[1])
+        return any(attempt.began > self.attempt.began for attempt in self._read_others()[1])
 
     def on_progress(self, progress: Progress) -> None:
-        """Note where the cohort is; it is written with the next beat."""
+        """Keep the position of the cohort; the next heartbeat writes it."""
         self.shown = ShownProgress(
             epoch=progress.epoch,
             epochs=progress.epochs,
@@ -233,41 +216,39 @@ class AttemptLog:
             seconds_left=progress.seconds_left,
             top1=progress.top1,
         )
-        # Without the lock, which a slow folder may keep for long.
+        # Without the lock, which a slow folder may hold for long.
         self.reached = max(self.reached, progress.share_done)
 
     def close(self, leaving: ExitReason, reason: str = "", waits_for: str = "") -> ExitReason:
-        """Write down how the attempt ended; where the folder takes nothing, SLURM is told instead."""
-        self.over.set()
+        """Write how the attempt ended."""
+        self._over.set()
         if leaving == "done":
-            # Training reports only now and then; a short attempt may end before its first report.
+            # A short attempt may end before its first report of progress.
             self.reached = 1.0
         _say(f"left: {leaving}{': ' + reason if reason else ''}")
         try:
-            self.write(leaving=leaving, reason=reason, waits_for=waits_for, ended=time.time())
+            self._write(leaving=leaving, reason=reason, waits_for=waits_for, ended=time.time())
         except UserError as error:
             _say(str(error))
-            client.comment(self.attempt.owner.job, f"{reason or leaving}; {error}")
         return leaving
 
 
-def _attempt_job(sweep: Sweep, number: int, signals: Signals) -> ExitReason:
+def _attempt_job(sweep: Sweep, number: int, stop: StopCondition) -> ExitReason:
     """Make one attempt at a job and log it from start to end; returns how it ended."""
-    settings, profile = sweep.settings()
-    owner = this_owner()
+    settings, profile = sweep.read_settings()
     with AttemptLog(sweep, number) as log:
         if log.before.no_progress_attempts > profile.resubmissions:
             return _record_outcome(log, [give_up_reason(log.before)])
-        status = readiness(sweep, number)
+        status = check_readiness(sweep, number, sweep.journal.read_endings())
         if status.waiting:
             return log.close("waiting", status.waiting)
         reasons = list(status.lost)
-        stop_condition = StopCondition(sweep, profile, signals, owner.job)
+        stop.start_clock(profile.grace_seconds)
         leases = LeaseManager(settings.runs, client.is_alive, settings.silent_seconds)
         try:
             with _print_warnings():
-                job_settings = replace(settings, dataset=sweep.jobs[number].source)
-                result = run_available(status.ready, job_settings, stop_condition, log.on_progress, _say, leases)
+                job_settings = replace(settings, dataset=sweep.plan.jobs[number].source)
+                result = run_available(status.ready, job_settings, stop, log.on_progress, _say, leases)
         except CorruptRun as damage:
             for line in quarantine_corrupt(sweep, damage):
                 _say(f"warning: {line}")
@@ -280,7 +261,9 @@ def _attempt_job(sweep: Sweep, number: int, signals: Signals) -> ExitReason:
             reasons.append(str(error) if is_for_users else f"{type(error).__name__}: {error}")
             return _record_outcome(log, reasons)
         if result.stopped:
-            return log.close(_exit_reason(signals, owner.job))
+            # SLURM sends the same signal for preemption and for scancel.
+            is_cancelled = stop.reason == "preempted" and stop.job and client.state_of(stop.job) == "CANCELLED"
+            return log.close("cancelled" if is_cancelled else stop.reason or "interrupted")
         if result.held_by_others:
             run, holder = next(iter(result.held_by_others.items()))
             return log.close("elsewhere", f"{run.id} is trained by {holder.label}", holder.job)
@@ -288,11 +271,11 @@ def _attempt_job(sweep: Sweep, number: int, signals: Signals) -> ExitReason:
 
 
 def _record_outcome(log: AttemptLog, reasons: list[str]) -> ExitReason:
-    """Note a job as done, or as failed where a run of it has no record of success and never will by itself."""
+    """Note a job as done, or as failed if a run of it has no record of success and will never get one by itself."""
     sweep, number = log.sweep, log.before.job
-    for run in sweep.runs_of(number):
+    for run in sweep.plan.read_runs(number):
         try:
-            record = record_of(sweep, run)
+            record = read_record(sweep, run)
         except UserError as error:
             reasons.append(str(error))
             continue
@@ -303,17 +286,10 @@ def _record_outcome(log: AttemptLog, reasons: list[str]) -> ExitReason:
         return log.close("elsewhere", f"this job was started again meanwhile; here {reason}", log.attempt.owner.job)
     leaving = log.close("failed" if reason else "done", reason)
     try:
-        sweep.end(number, "failed" if reason else "done", reason)
+        sweep.journal.write_ending(number, "failed" if reason else "done", reason)
     except UserError as error:
         _say(str(error))
     return leaving
-
-
-def _exit_reason(signals: Signals, job: str) -> ExitReason:
-    """Return why a job had to stop; SLURM sends the same signal for preemption and for scancel."""
-    if signals.stop_reason == "preempted" and job and client.state_of(job) == "CANCELLED":
-        return "cancelled"
-    return signals.stop_reason or "interrupted"
 
 
 @contextlib.contextmanager

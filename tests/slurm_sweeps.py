@@ -31,18 +31,20 @@ from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
 from benchmark.targets import TableTarget
 from benchmark.training.settings import TrainSettings
+from slurm.client import SchedulerError
 from slurm.dependencies import resume
 from slurm.dispatcher import reconcile
-from slurm.plan import SweepRequest, create_or_open_sweep
+from slurm.plan import SweepRequest
 from slurm.profile import Profile
 from slurm.states import JobState
-from slurm.submit import SchedulerUnavailable
-from slurm.sweep import Sweep
+from slurm.sweep import Sweep, create_or_open_sweep
 from tables.specification import load_table
 from tests.commands import ROOT, small_dataset, small_table
 from tests.devcluster import Cluster, processes_of
 from tests.slurm_cluster import PATIENCE, until
 
+PACE = 0.2
+"""The share of their usual time that jobs and commands of tests wait between two looks (slurm/pace.py)."""
 EPOCHS = 8
 PROFILE = Profile(gpus=0, cpus=1, time=10, grace_seconds=20, submit_from_jobs=False)
 """Of small jobs: a processor for ten minutes. Who tests it looks after the sweep, which saves jobs that would."""
@@ -78,7 +80,7 @@ class Planned:
 
     def number(self, sweep: Sweep, method: str, seed: int | None = None) -> int:
         """The job that trains the runs of a method and a seed; without one there is only one such job."""
-        numbers = {sweep.job_of(run) for run in self.runs if run.method == method and seed in (None, run.seed)}
+        numbers = {sweep.plan.find_job(run) for run in self.runs if run.method == method and seed in (None, run.seed)}
         (number,) = numbers
         assert number is not None
         return number
@@ -116,7 +118,8 @@ def planned(
 @contextlib.contextmanager
 def at_cluster(cluster: Cluster, **more: str) -> Iterator[None]:
     """The environment of a user of a cluster."""
-    environment = {**cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "KD_SLURM_PACE": str(PACE)}
+    environment = {**cluster.environment, **ours, **more}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -135,10 +138,12 @@ def bring_home(sweep: Sweep, said: list[str] | None = None, tends: bool = True, 
     """Look after a sweep until all of it has ended; or, where others are to look after it, only wait for that."""
     lines = said if said is not None else []
     deadline = time.monotonic() + patience
-    while len(sweep.ended()) < len(sweep.jobs):
-        assert time.monotonic() < deadline, f"{sweep.ended()} and no more in {patience:.0f} s; {lines}; {logs(sweep)}"
+    while len(sweep.journal.read_endings()) < len(sweep.plan.jobs):
+        assert time.monotonic() < deadline, (
+            f"{sweep.journal.read_endings()} and no more in {patience:.0f} s; {lines}; {logs(sweep)}"
+        )
         if tends:
-            with contextlib.suppress(SchedulerUnavailable):
+            with contextlib.suppress(SchedulerError):
                 reconcile(sweep, lines.append)
         time.sleep(0.3)
 
@@ -157,19 +162,19 @@ def logs(sweep: Sweep) -> str:
 
 def endings(sweep: Sweep) -> list[JobState]:
     """How the jobs have ended, by number."""
-    ended = sweep.ended()
+    ended = sweep.journal.read_endings()
     return [ended[number] for number in sorted(ended)]
 
 
 def leavings(sweep: Sweep, number: int) -> list[str | None]:
     """How the attempts at a job were left, in order."""
-    return [attempt.leaving for attempt in sweep.state(number).attempts]
+    return [attempt.leaving for attempt in sweep.journal.read_state(number).attempts]
 
 
 def trains(sweep: Sweep, number: int, epochs: int = 1) -> bool:
     """Whether the latest attempt at a job runs and some epochs of its first run are done."""
-    last = sweep.state(number).last
-    path = sweep.store.folder(sweep.runs_of(number)[0]) / "epochs.jsonl"
+    last = sweep.journal.read_state(number).last
+    path = sweep.store.folder(sweep.plan.read_runs(number)[0]) / "epochs.jsonl"
     try:
         return last is not None and last.ended is None and len(path.read_text().splitlines()) >= epochs
     except OSError:
@@ -185,14 +190,16 @@ def freeze(sweep: Sweep, number: int) -> psutil.Process:
 
 def python_of(sweep: Sweep, number: int) -> psutil.Process:
     """The process of the latest attempt at a job."""
-    last = sweep.state(number).last
+    last = sweep.journal.read_state(number).last
     assert last is not None
     return psutil.Process(last.owner.process)
 
 
 def task_of(sweep: Sweep, number: int) -> str:
     """What a job was last submitted as."""
-    return [submission.tasks[number] for submission in sweep.submissions() if number in submission.tasks][-1]
+    return [submission.tasks[number] for submission in sweep.journal.read_submissions() if number in submission.tasks][
+        -1
+    ]
 
 
 def shown(cluster: Cluster, job: str, name: str) -> str:

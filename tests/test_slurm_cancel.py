@@ -12,7 +12,7 @@ from benchmark.core.errors import UserError
 from slurm import retry, status
 from slurm.dependencies import resume
 from slurm.dispatcher import reconcile
-from slurm.monitor import Reader
+from slurm.monitor import take_snapshot
 from slurm.sweep import Sweep
 from tests.commands import run_command
 from tests.devcluster import Cluster, devcluster
@@ -60,7 +60,7 @@ def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_chec
     left = set(running)
     while left:
         for number in sorted(left):
-            if trains(sweep, number) and sweep.state(number).shown is not None:
+            if trains(sweep, number) and sweep.journal.read_state(number).shown is not None:
                 # It is held up where it is; SLURM wakes what it cancels.
                 freeze(sweep, number)
                 left.remove(number)
@@ -73,7 +73,7 @@ def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_chec
     assert told.returncode == 0, told.stderr
     assert jobs_in(cluster) == []
     assert len(list(sweep.store.cohorts("blocks").iterdir())) == 2
-    assert "this sweep is cancelled" in " ".join(Reader(sweep).snapshot().troubles)
+    assert "this sweep is cancelled" in " ".join(take_snapshot(sweep).troubles)
     # Nobody goes on with it by mistake.
     reconcile(sweep)
     assert jobs_in(cluster) == []
@@ -82,12 +82,12 @@ def test_a_cancelled_sweep_leaves_nothing_in_the_queue_and_goes_on_from_its_chec
     # Its command does.
     again = Sweep(sweep.folder)
     resume(again)
-    reached = [again.state(number).attempts[0].reached for number in running]
+    reached = [again.journal.read_state(number).attempts[0].reached for number in running]
     assert all(0 < share < 1 for share in reached)
     bring_home(again)
     assert endings(again) == ["done"] * 4, logs(again)
     for number in running:
-        (run,) = again.runs_of(number)
+        (run,) = again.plan.read_runs(number)
         record = again.store.record(run)
         assert record is not None
         assert record["provenance"]["resumed"] == 1
@@ -106,8 +106,8 @@ def test_a_job_that_is_cancelled_by_hand_is_not_submitted_again_until_that_is_as
     cluster.command("scancel", task_of(sweep, 0))
     cluster.command("scancel", task_of(sweep, 2))
     bring_home(sweep)
-    assert sweep.ended() == {0: "cancelled", 1: "done", 2: "cancelled"}
-    assert sweep.reason(0) == "cancelled with scancel"
+    assert sweep.journal.read_endings() == {0: "cancelled", 1: "done", 2: "cancelled"}
+    assert sweep.journal.read_reason(0) == "cancelled with scancel"
     runs = plan.settings.runs
     _, said = commanded(capsys, status.main, runs=runs, once=True)
     assert "1 done, 2 cancelled of 3 jobs" in said

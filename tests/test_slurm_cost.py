@@ -151,7 +151,7 @@ def test_a_dry_run_prices_a_failed_run_where_it_is_to_be_trained_again(
     executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No cluster is waited for that could be asked how long its arrays may be.
-    monkeypatch.setattr(client, "is_installed", lambda: False)
+    monkeypatch.setattr(client, "missing_command", lambda: "sbatch")
     plan = planned(tmp_path, ("Baseline", "KD"))
     store = Store(plan.settings.runs)
     for run in plan.runs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import getpass
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +12,12 @@ import pytest
 
 from benchmark.core.errors import UserError
 from benchmark.results.owners import this_owner
-from slurm import client, dispatcher, submit
+from slurm import client, submit
 from slurm.client import QueuedTask
-from slurm.dispatcher import DOUBT_SECONDS, SILENT_LOOK_SECONDS, reconcile
-from slurm.executor import told
-from slurm.monitor import Reader
+from slurm.dispatcher import reconcile
+from slurm.executor import describe
+from slurm.look import DOUBT_SECONDS
+from slurm.monitor import take_snapshot
 from slurm.profile import Profile
 from slurm.states import Attempt, ExitReason, State, Submission
 from slurm.submit import QueueFull
@@ -34,15 +35,12 @@ class Queue:
         self.tasks: dict[str, QueuedTask] = {}
         self.states: dict[str, str] = {}
         self.submitted: list[tuple[int, ...]] = []
-        self.requeued: list[str] = []
         self.refusal: Exception | None = None
         monkeypatch.setattr(client, "queue", lambda arrays: dict(self.tasks))
         monkeypatch.setattr(client, "find_by_name", lambda name: "")
         monkeypatch.setattr(client, "state_of", lambda job: self.states.get(job, client.NOT_FOUND))
         monkeypatch.setattr(client, "array_limit", lambda: 1000)
-        monkeypatch.setattr(client, "comment_of", lambda job: "")
-        monkeypatch.setattr(client, "requeue", self.requeued.append)
-        monkeypatch.setattr(submit, "submit", self._submit)
+        monkeypatch.setattr(submit, "submit_array", self._submit)
         monkeypatch.setattr(submit, "submit_watchdog", self._submit_keeper)
 
     def _submit(self, sweep: Sweep, profile: Profile, jobs: list[int], terms: Any) -> Submission:
@@ -51,7 +49,7 @@ class Queue:
         self.submitted.append(tuple(jobs))
         number = str(100 + len(self.submitted))
         submission = Submission(token=number, when=time.time(), jobs=tuple(jobs), array=number, user="me")
-        sweep.write_submission(submission)
+        sweep.journal.write_submission(submission)
         return submission
 
     def _submit_keeper(self, *_: Any) -> Submission:
@@ -60,7 +58,7 @@ class Queue:
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
-    monkeypatch.setattr(dispatcher, "this_user", lambda: "me")
+    monkeypatch.setattr(getpass, "getuser", lambda: "me")
     return Queue(monkeypatch)
 
 
@@ -72,7 +70,9 @@ def sweep(tmp_path: Path) -> Sweep:
 
 def given(sweep: Sweep, user: str, array: str = "7", ago: float = 0.0) -> None:
     """The sweep's job was given to the cluster."""
-    sweep.write_submission(Submission(token=array or "lost", when=time.time() - ago, jobs=(0,), array=array, user=user))
+    sweep.journal.write_submission(
+        Submission(token=array or "lost", when=time.time() - ago, jobs=(0,), array=array, user=user)
+    )
 
 
 def ran(sweep: Sweep, beat_ago: float, leaving: ExitReason | None = None, task: str = "7") -> None:
@@ -80,7 +80,7 @@ def ran(sweep: Sweep, beat_ago: float, leaving: ExitReason | None = None, task: 
     beat = time.time() - beat_ago
     owner = this_owner().replace(job=task, token="a" * 32)
     attempt = Attempt(owner=owner, began=beat - 1, beat=beat, ended=beat if leaving else None, leaving=leaving)
-    sweep.write_state(State(job=0, attempts=(attempt,)))
+    sweep.journal.write_state(State(job=0, attempts=(attempt,)))
 
 
 def test_my_own_job_that_slurm_has_forgotten_is_submitted_again(queue: Queue, sweep: Sweep) -> None:
@@ -99,7 +99,7 @@ def test_a_job_of_somebody_else_that_this_user_may_not_see_is_left_alone(
     reconcile(sweep)
     reconcile(sweep)
     assert queue.submitted == []
-    assert sweep.ended() == {}
+    assert sweep.journal.read_endings() == {}
 
 
 @pytest.mark.parametrize(("beat_ago", "leaving"), [(LONG_AGO, None), (10.0, "time limit")])
@@ -124,83 +124,31 @@ def test_a_call_whose_answer_may_still_come_is_waited_for(
     assert bool(queue.submitted) == again
 
 
-def running(queue: Queue, run_time: str) -> None:
-    queue.tasks["7"] = QueuedTask("7", "RUNNING", "None", "n1", run_time)
-
-
-def aged(sweep: Sweep) -> None:
-    """It is some time later that the sweep is looked at again."""
-    for mark in (sweep.folder / "silent").iterdir():
-        then = time.time() - SILENT_LOOK_SECONDS - 1
-        os.utime(mark, (then, then))
-
-
-def test_a_running_job_that_stays_silent_is_started_again_at_the_second_look(queue: Queue, sweep: Sweep) -> None:
-    given(sweep, "me")
-    ran(sweep, LONG_AGO)
-    running(queue, "10:00:00")
-    reconcile(sweep)
-    reconcile(sweep)
-    assert queue.requeued == []
-    aged(sweep)
-    reconcile(sweep)
-    assert queue.requeued == ["7"]
-    assert queue.submitted == []
-
-
-def test_a_job_that_was_silent_while_the_folder_was_away_goes_on(queue: Queue, sweep: Sweep) -> None:
-    given(sweep, "me")
-    ran(sweep, LONG_AGO)
-    running(queue, "10:00:00")
-    reconcile(sweep)
-    aged(sweep)
-    ran(sweep, 1.0)
-    reconcile(sweep)
-    ran(sweep, LONG_AGO)
-    reconcile(sweep)
-    assert queue.requeued == []
-
-
-def test_a_job_that_has_just_started_again_is_given_time_to_speak(queue: Queue, sweep: Sweep) -> None:
-    given(sweep, "me")
-    ran(sweep, LONG_AGO)
-    running(queue, "0:20")
-    reconcile(sweep)
-    assert not (sweep.folder / "silent").exists()
-    assert queue.requeued == []
-
-
-def test_a_refusal_that_may_be_for_ever_is_told_where_nothing_else_could_make_room(queue: Queue, sweep: Sweep) -> None:
-    queue.refusal = QueueFull("Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)")
-    with pytest.raises(UserError, match=r"^SLURM takes no job of this sweep: .*QOS policy.*; change the profile"):
-        reconcile(sweep)
-
-
 def test_the_status_says_why_jobs_are_held_back_until_the_cluster_takes_them(queue: Queue, sweep: Sweep) -> None:
     said = "SLURM refuses the jobs: invalid partition specified: gpus; change the profile and give the command again"
     queue.refusal = UserError(said)
     with pytest.raises(UserError, match="invalid partition"):
         reconcile(sweep)
-    snapshot = Reader(sweep).snapshot()
+    snapshot = take_snapshot(sweep)
     assert snapshot.counts == {"held back": 1}
     assert f"held back: {said}" in snapshot.troubles
 
     queue.refusal = QueueFull("Slurm temporarily unable to accept job")
     reconcile(sweep)
-    (trouble,) = Reader(sweep).snapshot().troubles
+    (trouble,) = take_snapshot(sweep).troubles
     assert trouble.startswith("held back: no room for more: Slurm temporarily unable to accept job; the rest is")
 
     queue.refusal = None
     reconcile(sweep)
     assert queue.submitted == [(0,)]
-    assert Reader(sweep).snapshot().troubles == ()
-    assert sweep.refused == ""
+    assert take_snapshot(sweep).troubles == ()
+    assert sweep.journal.read_refusal() == ""
 
 
 def test_a_queue_that_is_full_for_now_is_waited_for(queue: Queue, sweep: Sweep) -> None:
     queue.refusal = QueueFull("Slurm temporarily unable to accept job")
     tended = reconcile(sweep)
-    assert told(tended) == (
+    assert describe(tended) == (
         "nothing to submit; 1 wait for room and will be submitted as jobs end; Slurm temporarily unable to accept job"
     )
 
@@ -214,7 +162,7 @@ def test_a_keeper_that_is_refused_is_told_and_the_jobs_are_submitted(queue: Queu
     assert tended is not None
     assert not tended.is_followed
     assert "set keeper_partition" in said[0]
-    assert "only a command that watches it" in told(tended)
+    assert "only a command that watches it" in describe(tended)
 
 
 def attempts(*ends: tuple[float, ExitReason | None], forgiven: float = 0.0) -> State:

@@ -58,16 +58,16 @@ def test_a_run_that_comes_to_nan_fails_and_all_others_go_on(
     assert shown(cluster, task_of(sweep, student), "JobState") == "PENDING"
     assert shown(cluster, task_of(sweep, student), "Dependency") == f"afterany:{task_of(sweep, teacher)}(unfulfilled)"
     bring_home(sweep)
-    assert (sweep.ended()[teacher], sweep.ended()[student]) == ("done", "failed")
-    assert "loss" in sweep.reason(student)
-    (first,) = sweep.state(student).attempts
-    (before,) = sweep.state(teacher).attempts
+    assert (sweep.journal.read_endings()[teacher], sweep.journal.read_endings()[student]) == ("done", "failed")
+    assert "loss" in sweep.journal.read_reason(student)
+    (first,) = sweep.journal.read_state(student).attempts
+    (before,) = sweep.journal.read_state(teacher).attempts
     assert before.ended is not None
     assert before.ended < first.began
     code, said = commanded(capsys, status.main, runs=plan.settings.runs, once=True)
     assert code == 1
     assert "1 done, 1 failed of 2 jobs" in said
-    assert sweep.reason(student)[:40] in said
+    assert sweep.journal.read_reason(student)[:40] in said
 
 
 def test_what_needs_a_job_that_fails_is_blocked_with_its_reason_and_retry_keeps_away_from_the_node(
@@ -81,23 +81,23 @@ def test_what_needs_a_job_that_fails_is_blocked_with_its_reason_and_retry_keeps_
     said: list[str] = []
     reconcile(sweep)
     bring_home(sweep, said)
-    assert (sweep.ended()[teacher], sweep.ended()[student]) == ("failed", "blocked")
-    reason = sweep.reason(teacher)
+    assert (sweep.journal.read_endings()[teacher], sweep.journal.read_endings()[student]) == ("failed", "blocked")
+    reason = sweep.journal.read_reason(teacher)
     assert "cuda" in reason.lower()
-    assert sweep.reason(student) == f"Baseline of ResNet20, which it needs, has no record: {reason}"
-    assert sweep.state(student).attempts == ()
+    assert sweep.journal.read_reason(student) == f"Baseline of ResNet20, which it needs, has no record: {reason}"
+    assert sweep.journal.read_state(student).attempts == ()
     until(lambda: not jobs_in(cluster), "the end of what was taken back", 30)
     # Once its cause is gone, what failed is tried again, elsewhere, and what was blocked with it.
-    node = sweep.state(teacher).attempts[-1].owner.node
+    node = sweep.journal.read_state(teacher).attempts[-1].owner.node
     sweep.write_settings(plan.settings, PROFILE)
     told = run_command("--failed", "--runs", str(plan.settings.runs), module="slurm.retry")
     assert told.returncode == 0, told.stderr
-    assert f"again: {sweep.jobs[teacher].name} (not on {node})" in told.stdout
-    assert sweep.jobs[student].name in told.stdout
+    assert f"again: {sweep.plan.jobs[teacher].name} (not on {node})" in told.stdout
+    assert sweep.plan.jobs[student].name in told.stdout
     assert shown(cluster, task_of(sweep, teacher), "ExcNodeList") == node
     bring_home(sweep)
     assert endings(sweep) == ["done", "done"]
-    assert sweep.state(teacher).attempts[-1].owner.node != node
+    assert sweep.journal.read_state(teacher).attempts[-1].owner.node != node
     assert_equal_to_undisturbed(plan)
 
 
@@ -122,7 +122,7 @@ def test_a_failed_teacher_of_before_blocks_its_students_before_anything_is_submi
     sweep = plan.sweep()
     reconcile(sweep)
     assert endings(sweep) == ["failed", "blocked"]
-    assert sweep.reason(1) == "Baseline of ResNet20, which it needs, has failed: loss is nan"
+    assert sweep.journal.read_reason(1) == "Baseline of ResNet20, which it needs, has failed: loss is nan"
     assert jobs_in(cluster) == []
 
 
@@ -138,7 +138,7 @@ def test_a_teacher_whose_weights_were_damaged_is_trained_again_before_its_studen
     damaged[-1] ^= 1
     (folder / "student.safetensors").write_bytes(damaged)
     sweep = plan.sweep()
-    assert sweep.ended() == {0: "done"}
+    assert sweep.journal.read_endings() == {0: "done"}
     said: list[str] = []
     bring_home(sweep, said)
     assert endings(sweep) == ["done", "done"], logs(sweep)
@@ -161,7 +161,7 @@ def test_a_run_that_two_sweeps_share_is_trained_once_and_the_second_waits_for_th
     shared = second.number(late, "Baseline", 0)
     reconcile(late)
     until(lambda: leavings(late, shared) == ["elsewhere"], "leaving the run to the other sweep")
-    assert late.state(shared).attempts[0].waits_for == task_of(early, 0)
+    assert late.journal.read_state(shared).attempts[0].waits_for == task_of(early, 0)
     task = task_of(late, shared)
     until(lambda: reconcile(late) is None or task_of(late, shared) != task, "its next submission")
     assert shown(cluster, task_of(late, shared), "Dependency") == f"afterany:{task_of(early, 0)}(unfulfilled)"
@@ -169,7 +169,7 @@ def test_a_run_that_two_sweeps_share_is_trained_once_and_the_second_waits_for_th
     bring_home(late)
     assert endings(late) == ["done", "done"]
     # Its own job had nothing left to train.
-    assert late.state(shared).shown is None
+    assert late.journal.read_state(shared).shown is None
     bring_home(early)
     assert leavings(early, 0) == ["done"]
     assert_equal_to_undisturbed(second)
@@ -182,10 +182,10 @@ def test_a_job_whose_records_have_gone_is_open_again(tmp_path: Path) -> None:
     (run,) = plan.runs
     shutil.copytree(reference.folder(run), store.folder(run))
     sweep = plan.sweep()
-    assert sweep.ended() == {0: "done"}
+    assert sweep.journal.read_endings() == {0: "done"}
     shutil.rmtree(store.folder(run))
     assert resume(sweep) == [0]
-    assert sweep.ended() == {}
+    assert sweep.journal.read_endings() == {}
 
 
 def test_a_sweep_comes_home_although_every_other_call_of_slurm_fails(

@@ -75,7 +75,7 @@ def test_what_there_is_no_room_for_is_submitted_by_the_jobs_themselves_as_they_e
     # From here on no command looks after it.
     bring_home(sweep, tends=False)
     assert endings(sweep) == ["done"] * 4, logs(sweep)
-    sizes = [len(submission.jobs) for submission in sweep.submissions() if not submission.keeper]
+    sizes = [len(submission.jobs) for submission in sweep.journal.read_submissions() if not submission.keeper]
     assert max(sizes) <= 2
     assert sum(sizes) == 4
     assert_equal_to_undisturbed(plan)
@@ -101,9 +101,9 @@ def test_a_job_that_is_lost_again_and_again_is_given_up_for_that_reason(cluster:
     said: list[str] = []
     bring_home(sweep, said)
     assert endings(sweep) == ["failed"]
-    assert sweep.reason(0).startswith("its job ended 2 times before it began: no such module (")
+    assert sweep.journal.read_reason(0).startswith("its job ended 2 times before it began: no such module (")
     assert sum("submitted again" in line for line in said) <= 1
-    assert len([submission for submission in sweep.submissions() if not submission.keeper]) == 2
+    assert len([submission for submission in sweep.journal.read_submissions() if not submission.keeper]) == 2
 
 
 def test_short_limits_are_kept_and_one_timed_out_task_of_an_array_disturbs_no_other(timed: Timed) -> None:

@@ -11,25 +11,24 @@ import pytest
 from rich.console import Console
 
 from benchmark.core.errors import UserError
-from benchmark.io.files import write_text
 from slurm import screen, status
-from slurm.monitor import Condition, JobLine, Reader, Snapshot
+from slurm.monitor import Condition, JobLine, Snapshot
 from slurm.screen import SweepDisplay, watch
-from slurm.sweep import STOPPED, Sweep
+from slurm.sweep import Sweep
 from tests.slurm_sweeps import planned
 
 
-class Shown(Reader):
-    """A reader of what the test says, one snapshot or one failure after another; no sweep stands behind it."""
+class Shown:
+    """Takes the snapshots that the test names, or fails, one after another."""
 
     def __init__(self, *seen: Snapshot | Exception) -> None:
         self.seen = list(seen)
 
-    def snapshot(self) -> Snapshot:
-        found = self.seen.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return found
+    def __call__(self) -> Snapshot:
+        snapshot = self.seen.pop(0)
+        if isinstance(snapshot, Exception):
+            raise snapshot
+        return snapshot
 
 
 def stands(*conditions: Condition, is_cancelled: bool = False) -> Snapshot:
@@ -39,13 +38,13 @@ def stands(*conditions: Condition, is_cancelled: bool = False) -> Snapshot:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Snapshot, str]]:
-    """What watching a reader returns, and what it says."""
-    monkeypatch.setattr(screen, "LOOK_SECONDS", 0.0)
+    """What watching snapshots returns, and what it prints."""
+    monkeypatch.setattr(screen, "SCREEN_SECONDS", 0.0)
 
-    def run(reader: Reader, look_after: Callable[[], object] | None = None) -> tuple[Snapshot, str]:
+    def run(take: Shown, look_after: Callable[[], object] | None = None) -> tuple[Snapshot, str]:
         said = io.StringIO()
         with SweepDisplay(Console(file=said, width=200)) as display:
-            return watch(reader, display, look_after), said.getvalue()
+            return watch(take, display, look_after), said.getvalue()
 
     return run
 
@@ -101,25 +100,25 @@ def sweep(tmp_path: Path) -> Sweep:
 @pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("once", [False, True], ids=["live", "once"])
 def test_the_status_of_a_sweep_with_failed_jobs_is_an_exit_code_of_1(sweep: Sweep, once: bool) -> None:
-    sweep.end(0, "done")
-    sweep.end(1, "failed", "loss not finite")
+    sweep.journal.write_ending(0, "done")
+    sweep.journal.write_ending(1, "failed", "loss not finite")
     assert status.main(runs=sweep.store.root, once=once) == 1
-    sweep.reopen(1)
-    sweep.end(1, "done")
+    sweep.journal.remove_ending(1)
+    sweep.journal.write_ending(1, "done")
     assert status.main(runs=sweep.store.root, once=once) == 0
 
 
 @pytest.mark.usefixtures("terminal")
 def test_the_live_status_of_a_cancelled_sweep_ends(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    write_text(sweep.folder / STOPPED, "")
+    sweep.cancel()
     assert status.main(runs=sweep.store.root) == 0
     assert "this sweep is cancelled; its command, given again, goes on with it" in capsys.readouterr().out
 
 
 def test_a_sweep_that_cannot_be_read_is_one_clear_line(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(reader: Reader) -> Snapshot:
+    def fail(sweep: Sweep) -> Snapshot:
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr(Reader, "snapshot", gone)
+    monkeypatch.setattr(status, "take_snapshot", fail)
     with pytest.raises(UserError, match=r"small-\w+ cannot be read: .*Stale file handle"):
         status.main(runs=sweep.store.root)

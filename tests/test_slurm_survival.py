@@ -19,12 +19,13 @@ import pytest
 from benchmark.results.leases import LeaseManager
 from benchmark.results.store import Store
 from slurm.dispatcher import reconcile
+from slurm.pace import CHECK_SECONDS
 from slurm.profile import Profile
 from slurm.sweep import Sweep
-from slurm.worker import LOOK_SECONDS
 from tests.devcluster import Cluster, devcluster
 from tests.slurm_cluster import needs_slurm, until
 from tests.slurm_sweeps import (
+    PACE,
     Planned,
     assert_equal_to_undisturbed,
     at_cluster,
@@ -90,13 +91,16 @@ def _disturb_all(storm: Storm) -> None:
             _disturb(storm, seed, frozen[seed])
             left.remove(seed)
         time.sleep(0.05)
-    waking, killed = time.monotonic() + LOOK_SECONDS, sweep.state(storm.job(NODE)).attempts[0].owner.node
+    waking, killed = (
+        time.monotonic() + PACE * CHECK_SECONDS,
+        sweep.journal.read_state(storm.job(NODE)).attempts[0].owner.node,
+    )
     until(lambda: time.monotonic() > waking, "the next look of the job whose step daemon was killed")
     frozen[STEP].send_signal(signal.SIGCONT)
     until(lambda: _left_in_time(sweep, storm.job(TIMED)), "the end of the job whose limit was shortened")
     cluster.command("scontrol", "update", f"JobId={task_of(sweep, storm.job(TIMED))}", "TimeLimit=10")
     number, orphan = storm.job(NODE), frozen[NODE]
-    (run,) = sweep.runs_of(number)
+    (run,) = sweep.plan.read_runs(number)
     folder, claims = sweep.store.folder(run), LeaseManager(sweep.store.root)
 
     def is_taken_over() -> bool:
@@ -112,7 +116,7 @@ def _disturb_all(storm: Storm) -> None:
 def _disturb(storm: Storm, seed: int, process: psutil.Process) -> None:
     """Do to a job what its seed stands for; its process is stopped."""
     cluster, number = storm.cluster, storm.job(seed)
-    task, node = task_of(storm.sweep, number), storm.sweep.state(number).attempts[-1].owner.node
+    task, node = task_of(storm.sweep, number), storm.sweep.journal.read_state(number).attempts[-1].owner.node
     if seed == REQUEUED:
         cluster.command("scontrol", "requeue", task)
     elif seed == PREEMPTED:
@@ -178,7 +182,9 @@ def test_a_job_whose_limit_was_shortened_leaves_before_it_and_goes_on(storm: Sto
 def test_a_job_whose_python_is_killed_is_submitted_again_and_goes_on_from_its_last_checkpoint(storm: Storm) -> None:
     number = storm.job(KILLED)
     assert leavings(storm.sweep, number) == [None, "done"]
-    tasks = [submission.tasks[number] for submission in storm.sweep.submissions() if number in submission.tasks]
+    tasks = [
+        submission.tasks[number] for submission in storm.sweep.journal.read_submissions() if number in submission.tasks
+    ]
     assert len(tasks) == 2
     assert any(f"job {tasks[0]}" in line and "lost" in line for line in [*storm.said, logs(storm.sweep)])
 
@@ -192,7 +198,7 @@ def test_a_job_whose_batch_daemon_is_killed_ends_what_it_does(storm: Storm) -> N
 
 
 def test_a_job_of_a_lost_node_goes_on_elsewhere_and_what_was_left_there_gives_way(storm: Storm) -> None:
-    first, second = storm.sweep.state(storm.job(NODE)).attempts
+    first, second = storm.sweep.journal.read_state(storm.job(NODE)).attempts
     assert (first.leaving, second.leaving) == ("elsewhere", "done")
     assert first.owner.node != second.owner.node
     assert (first.owner.restarts, second.owner.restarts) == (0, 1)
@@ -200,10 +206,10 @@ def test_a_job_of_a_lost_node_goes_on_elsewhere_and_what_was_left_there_gives_wa
 
 def _went_on(storm: Storm, seed: int, leaving: str) -> None:
     number = storm.job(seed)
-    first, second = storm.sweep.state(number).attempts
+    first, second = storm.sweep.journal.read_state(number).attempts
     assert (first.leaving, second.leaving) == (leaving, "done")
     assert 0 < first.reached < second.reached
-    (run,) = storm.sweep.runs_of(number)
+    (run,) = storm.sweep.plan.read_runs(number)
     record = Store(storm.plan.settings.runs).record(run)
     assert record is not None
     assert record["provenance"]["resumed"] == 1

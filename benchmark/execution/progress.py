@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -28,22 +29,14 @@ MOST_FAILURES = 5
 """How many reasons for failures are repeated at the end."""
 
 
-class ProgressDisplay(JobCallback):
-    """Shows the progress of a plan on a terminal (live) or in a log (plain lines)."""
+class Display:
+    """A live picture at the bottom of a terminal; otherwise, and above it, lines that stay."""
 
-    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+    def __init__(self, console: Console, **options: Any) -> None:
         self.console = console
-        self.total = len(jobs)
-        self.work = sum(job.seconds for job in jobs) or 1.0
-        self.running: dict[int, tuple[Job, Progress | None]] = {}
-        self.done, self.done_work, self.failed = 0, 0.0, 0
-        self.began = time.perf_counter()
-        self.last_line: dict[int, float] = {}
-        self.live = (
-            Live(console=console, refresh_per_second=4, get_renderable=self._picture) if console.is_terminal else None
-        )
+        self.live = Live(console=console, **options) if console.is_terminal else None
 
-    def __enter__(self) -> ProgressDisplay:
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
@@ -52,35 +45,49 @@ class ProgressDisplay(JobCallback):
         if self.live:
             self.live.stop()
 
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self.console.print(Text(line), soft_wrap=True)
+
+
+class ProgressDisplay(Display, JobCallback):
+    """Shows the progress of a plan on a terminal (live) or in a log (plain lines)."""
+
+    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+        super().__init__(console, refresh_per_second=4, get_renderable=self._picture)
+        self.total = len(jobs)
+        self.work = sum(job.seconds for job in jobs) or 1.0
+        self.running: dict[int, tuple[Job, Progress | None]] = {}
+        self.done, self.done_work, self.failed = 0, 0.0, 0
+        self.began = time.perf_counter()
+        self.last_line: dict[int, float] = {}
+
     def on_start(self, job: Job) -> None:
         self.running[id(job)] = (job, None)
-        self._line(f"started   {job.name}")
+        self.say(f"started   {job.name}")
 
     def on_progress(self, job: Job, progress: Progress) -> None:
         self.running[id(job)] = (job, progress)
         now = time.perf_counter()
         if not self.live and now - self.last_line.get(id(job), 0.0) > PLAIN_SECONDS:
             self.last_line[id(job)] = now
-            self._line(f"          {job.name}: {describe_position(progress, progress.loss)}")
+            self.say(f"          {job.name}: {describe_position(progress, progress.loss)}")
 
     def on_message(self, job: Job, line: str) -> None:
-        self._line(f"{job.name}: {line}")
+        self.say(f"{job.name}: {line}")
 
     def on_end(self, job: Job, outcome: JobOutcome) -> None:
         self.running.pop(id(job), None)
         if outcome.reason is not None:
             self.failed += 1
-            self._line(f"failed    {job.name}: {outcome.reason}")
+            self.say(f"failed    {job.name}: {outcome.reason}")
         elif outcome.stopped:
-            self._line(f"stopped   {job.name}")
+            self.say(f"stopped   {job.name}")
         else:
             self.done += 1
             self.done_work += job.seconds
             results = ", ".join(f"{method} {result}" for method, result in outcome.outcomes.items())
-            self._line(f"finished  {job.title}: {results} ({self.done} of {counted(self.total, 'job')})")
-
-    def _line(self, text: str) -> None:
-        self.console.print(Text(text), soft_wrap=True)
+            self.say(f"finished  {job.title}: {results} ({self.done} of {counted(self.total, 'job')})")
 
     def _picture(self) -> Group:
         rows: list[tuple[ProgressBar, str, str]] = []

@@ -89,9 +89,6 @@ class Layout:
     `cpus`, `memory` (MB) and `gpus` are per node, `grace` is what a preempted job gets between SIGTERM and SIGKILL
     (seconds), `short` the time limit of the partition of that name (minutes). `options` add to slurm.conf or replace
     what `OPTIONS` says.
-
-    Raises:
-        UserError: a number is too small, or an option is one that the cluster must choose itself.
     """
 
     nodes: int = 4
@@ -102,31 +99,10 @@ class Layout:
     short: int = 1
     options: Mapping[str, str | int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for name, least in {"nodes": 1, "cpus": 1, "memory": 1, "gpus": 0, "grace": 0, "short": 1}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"a cluster with {name} = {getattr(self, name)} cannot be; give {least} or more")
-        if self.gpus > len(DEVICES):
-            raise UserError(f"a node can have {len(DEVICES)} GPUs at most, not {self.gpus}")
-        own = {key.lower() for key in OWN}
-        for key, value in self.options.items():
-            if key.lower() in own:
-                raise UserError(f"{key} of slurm.conf is the cluster's own choice; leave it out")
-            if not key.isidentifier() or "\n" in str(value):
-                raise UserError(f"slurm.conf takes KEY=VALUE on one line, not {key}={value}")
-
     @property
     def names(self) -> list[str]:
         """The nodes' names: n1, n2 and so on."""
         return [f"n{number + 1}" for number in range(self.nodes)]
-
-
-OWN = (
-    "ClusterName", "SlurmctldHost", "SlurmctldPort", "SlurmUser", "SlurmdUser", "AuthType", "AuthInfo", "CredType",
-    "StateSaveLocation", "SlurmdSpoolDir", "SlurmctldPidFile", "SlurmdPidFile", "SlurmctldLogFile", "SlurmdLogFile",
-    "NodeName",
-)  # fmt: skip
-"""What keeps two clusters of one machine apart, and so is nobody else's to say."""
 
 
 def write_configuration(folder: Path, layout: Layout, cluster: str, user: str) -> None:

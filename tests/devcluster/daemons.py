@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.errors import UserError
 from tests.devcluster.configuration import munge_socket
-from tests.devcluster.processes import MARK, carries_mark, kill_all, missing, program
+from tests.devcluster.processes import MARK, kill_all, missing, program
 
 PATIENCE = 30.0
 """Seconds to wait for a daemon; on a quiet machine all are up in 2."""
@@ -24,10 +24,7 @@ PATIENCE = 30.0
 
 @dataclass
 class Cluster:
-    """A cluster in `folder`, up or not; `nodes` are its nodes' names.
-
-    Any process may hold one: it is all in the folder, but for the daemons that this process started.
-    """
+    """A cluster in `folder`, up or not; `nodes` are its nodes' names."""
 
     folder: Path
     name: str
@@ -88,28 +85,17 @@ class Cluster:
                 )
             time.sleep(0.1)
 
-    def log(self, daemon: str) -> str:
-        """What `slurmctld`, `munged` or a node's slurmd (by the node's name) has logged so far.
-
-        Raises:
-            UserError: there is no such daemon.
-        """
-        if daemon not in (allowed := ["slurmctld", "munged", *self.nodes]):
-            raise unknown_name("daemon", daemon, allowed)
-        # munged in the foreground has no log but its error output; the others' has no times.
-        return self._text(f"{daemon}.log") or self._text(f"{daemon}.out")
-
     def kill(self, node: str) -> None:
         """SIGKILL the node's slurmd. Its jobs go on; SLURM calls the node down some seconds after SlurmdTimeout."""
-        self._end(self._checked(node), signal.SIGKILL)
+        self._end(node, signal.SIGKILL)
 
     def start(self, node: str) -> None:
         """Start the node's slurmd, which `kill` has ended; wait with `wait("idle", [node])` until it has registered."""
-        self._start_slurmd(self._checked(node))
+        self._start_slurmd(node)
 
-    def stop_controller(self, hard: bool = False) -> None:
-        """End slurmctld: with SIGTERM it saves its state first, `hard` is SIGKILL. The nodes and their jobs go on."""
-        self._end("slurmctld", signal.SIGKILL if hard else signal.SIGTERM)
+    def stop_controller(self) -> None:
+        """End slurmctld, which saves its state first. The nodes and their jobs go on."""
+        self._end("slurmctld", signal.SIGTERM)
 
     def start_controller(self) -> None:
         """Start slurmctld with the state that was saved, and wait until it answers.
@@ -131,7 +117,7 @@ class Cluster:
             UserError: a process did not end in 10 s.
         """
         if living := kill_all(self.folder, self.name):
-            raise UserError(f"processes {', '.join(map(str, living))} of {self.folder} do not end; try down again")
+            raise UserError(f"processes {', '.join(map(str, living))} of {self.folder} do not end")
         for process in self._started.values():
             process.wait()
         self._started.clear()
@@ -181,7 +167,7 @@ class Cluster:
         found = program(name or daemon)
         if found is None:
             raise UserError(f"no SLURM cluster can be made here: {missing()}")
-        # In a session of its own, so that Ctrl-C in the terminal does not end it; its mark is what `down` finds it by.
+        # In a session of its own, so that Ctrl-C in the terminal does not end it; `down` finds it by its mark.
         with (self.folder / "log" / f"{daemon}.out").open("ab") as out:
             self._started[daemon] = subprocess.Popen(
                 [found, *options],
@@ -192,29 +178,19 @@ class Cluster:
                 stderr=out,
                 start_new_session=True,
             )
-        (self.folder / f"{daemon}.process").write_text(str(self._started[daemon].pid))
 
     def _end(self, daemon: str, number: signal.Signals) -> None:
-        process = self._started.pop(daemon, None)
-        pid = process.pid if process else int((self.folder / f"{daemon}.process").read_text())
-        with contextlib.suppress(ProcessLookupError):
-            if process is not None or carries_mark(pid, self.folder):
-                os.kill(pid, number)
-        deadline = time.monotonic() + PATIENCE
-        while process.poll() is None if process else carries_mark(pid, self.folder):
-            if time.monotonic() > deadline:
-                raise UserError(f"{daemon} (process {pid}) does not end: {self._ending(daemon)}")
-            time.sleep(0.02)
+        process = self._started.pop(daemon)
+        process.send_signal(number)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{daemon} (process {process.pid}) does not end: {self._ending(daemon)}") from None
 
     def _answers(self) -> bool:
         with contextlib.suppress(UserError):
             return " is UP" in self.command("scontrol", "ping")
         return False
-
-    def _checked(self, node: str) -> str:
-        if node not in self.nodes:
-            raise unknown_name("node", node, self.nodes)
-        return node
 
     def _text(self, log: str) -> str:
         try:

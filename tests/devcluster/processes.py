@@ -58,11 +58,6 @@ def processes_of(folder: Path, cluster: str) -> list[int]:
     return sorted(own - {os.getpid()})
 
 
-def carries_mark(process: int, folder: Path) -> bool:
-    """Whether a process lives and is a daemon of the cluster in `folder`."""
-    return f"{MARK}={folder}".encode() in _environment(process)
-
-
 def _environment(process: int) -> set[bytes]:
     # Of a process that has just ended, or is somebody else's, nothing can be read; a zombie has no environment.
     try:

@@ -1,0 +1,111 @@
+"""The journal of a sweep: a file for each note, so that jobs on different nodes never write the same one.
+
+states/*.json         what a job says of itself: its attempts and its progress; only the job writes it
+ended/*               how jobs ended, by name: `000012.done`; `000013.failed` holds the reason
+submissions/*.json    a file for each call of sbatch, written before the call and again with its answer, so that
+                      jobs which SLURM took from a process that died then are found and not submitted twice
+refused               why SLURM last refused jobs that are ready; removed once it takes all of them
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from benchmark.core.errors import UserError
+from benchmark.io.files import write_text
+from slurm.states import ENDINGS, JobState, State, Submission
+
+
+class Journal:
+    """Reads and writes the notes in a sweep's folder.
+
+    Whatever writes raises UserError where the shared folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read_state(self, job: int) -> State:
+        """What a job says of itself; an empty state if it never ran or its file is damaged."""
+        with contextlib.suppress(OSError, ValueError, ValidationError):
+            return State.model_validate_json(self._state(job).read_text(encoding="utf-8"))
+        return State(job=job)
+
+    def write_state(self, state: State) -> None:
+        """Write what a job says of itself."""
+        write_text(self._state(state.job), state.model_dump_json() + "\n")
+
+    def _state(self, job: int) -> Path:
+        return self.folder / "states" / f"{job:06d}.json"
+
+    def read_endings(self) -> dict[int, JobState]:
+        """How the jobs that are over have ended."""
+        endings: dict[int, JobState] = {}
+        for path in (self.folder / "ended").glob("[0-9]*.*"):
+            number, _, ending = path.name.partition(".")
+            if number.isdigit() and ending in ENDINGS:
+                endings[int(number)] = ending
+        return endings
+
+    def read_reason(self, job: int) -> str:
+        """Why a job failed; empty if it did not."""
+        for ending in ENDINGS:
+            with contextlib.suppress(OSError):
+                return self._ending(job, ending).read_text(encoding="utf-8").strip()
+        return ""
+
+    def write_ending(self, job: int, ending: JobState, reason: str = "") -> None:
+        """Note how a job ended."""
+        write_text(self._ending(job, ending), reason)
+        self.remove_ending(job, *(other for other in ENDINGS if other != ending))
+
+    def remove_ending(self, job: int, *endings: JobState) -> None:
+        """Remove the note that a job has ended, in some ways or in any."""
+        for ending in endings or ENDINGS:
+            self._ending(job, ending).unlink(missing_ok=True)
+
+    def _ending(self, job: int, ending: JobState) -> Path:
+        return self.folder / "ended" / f"{job:06d}.{ending}"
+
+    def read_submissions(self) -> list[Submission]:
+        """All calls of sbatch, the oldest first."""
+        submissions = []
+        for path in (self.folder / "submissions").glob("[!.]*.json"):
+            with contextlib.suppress(OSError, ValueError, ValidationError):
+                submissions.append(Submission.model_validate_json(path.read_text(encoding="utf-8")))
+        # By SLURM's own numbers: the clocks of the nodes that submit differ.
+        return sorted(submissions, key=lambda submission: (int(submission.array or 10**12), submission.when))
+
+    def write_submission(self, submission: Submission) -> None:
+        """Note a call of sbatch."""
+        write_text(self._submission(submission), submission.model_dump_json() + "\n")
+
+    def remove_submission(self, submission: Submission) -> None:
+        """Remove the note of a call that submitted nothing."""
+        self._submission(submission).unlink(missing_ok=True)
+
+    def _submission(self, submission: Submission) -> Path:
+        return self.folder / "submissions" / f"{submission.token}.json"
+
+    def read_latest_tasks(self) -> dict[int, str]:
+        """The task that each job was last submitted as; empty if SLURM's answer is unknown."""
+        return {job: task for submission in self.read_submissions() for job, task in submission.tasks.items()}
+
+    def read_refusal(self) -> str:
+        """Why SLURM last refused jobs that are ready; empty if it took all of them."""
+        with contextlib.suppress(OSError):
+            return (self.folder / "refused").read_text(encoding="utf-8").strip()
+        return ""
+
+    def write_refusal(self, reason: str) -> None:
+        """Note why SLURM refuses jobs, for `slurm.status`; empty: it takes all of them."""
+        if reason == self.read_refusal():
+            return
+        with contextlib.suppress(OSError, UserError):
+            if reason:
+                write_text(self.folder / "refused", f"{reason}\n")
+            else:
+                (self.folder / "refused").unlink(missing_ok=True)
