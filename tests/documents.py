@@ -17,7 +17,7 @@ import methods
 from benchmark.plugins.registry import all_methods
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")})
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md")})
 README = ROOT / "README.md"
 QUICKSTART = ROOT / "docs" / "quickstart.md"
 USAGE = ROOT / "docs" / "usage.md"

@@ -35,7 +35,18 @@ from benchmark.tune import parse_grid
 from figures.specification import figure_names, load_figure
 from tables.specification import Column, Row, Table, load_table, table_names
 from tests import engine
-from tests.documents import DOCUMENTS, OWN_FILES, QUICKSTART, ROOT, USAGE, blocks, commands, example_method, table_after
+from tests.documents import (
+    DOCUMENTS,
+    OWN_FILES,
+    QUICKSTART,
+    README,
+    ROOT,
+    USAGE,
+    blocks,
+    commands,
+    example_method,
+    table_after,
+)
 
 COMMANDS = (
     *(f"benchmark.{name}" for name in ("run", "report", "audit", "export", "tune", "speed", "catalogue")),
@@ -64,14 +75,17 @@ def anchors(text: str) -> set[str]:
     return names
 
 
-def broken_links(document: Path, root: Path) -> list[str]:
-    """The relative links of a document that lead nowhere, or out of the repository."""
+def links(document: Path) -> list[str]:
+    """The targets of a document's links and images, but for addresses of the web."""
     text = prose(document.read_text(encoding="utf-8"))
     targets = re.findall(r"\]\(([^)\s]+)[^)]*\)", text) + re.findall(r"^\[[^\]]+\]: +(\S+)", text, flags=re.MULTILINE)
+    return [target for target in targets if not re.match(r"[a-z][a-z0-9+.-]*:", target)]
+
+
+def broken_links(document: Path, root: Path) -> list[str]:
+    """The relative links of a document that lead nowhere, or out of the repository."""
     broken = []
-    for target in targets:
-        if re.match(r"[a-z][a-z0-9+.-]*:", target):
-            continue
+    for target in links(document):
         name, _, anchor = target.partition("#")
         file = (document.parent / name).resolve() if name else document
         inside = file.exists() and file.is_relative_to(root)
@@ -95,6 +109,24 @@ def test_broken_links_are_noticed(tmp_path: Path) -> None:
     )
     expected = ["missing.md", "other.md#one-two-2", "#nowhere", "..", "other.md#not-a-heading", "gone.md"]
     assert broken_links(document, tmp_path) == expected
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, waiting = set(), [README]
+    while waiting:
+        document = waiting.pop()
+        if document.suffix == ".md" and document not in reached:
+            reached.add(document)
+            waiting += [(document.parent / link.partition("#")[0]).resolve() for link in links(document)]
+    assert {path for path in DOCUMENTS if path.parent.name == "docs"} <= reached
+
+
+def test_every_page_that_the_code_names_exists() -> None:
+    packages = ("benchmark", "methods", "slurm", "tables", "figures")
+    sources = [path for name in packages for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".toml", ".j2")]
+    named = {name for path in sources for name in re.findall(r"docs/[\w-]+\.md", path.read_text(encoding="utf-8"))}
+    assert "docs/ledger.md" in named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
