@@ -78,7 +78,7 @@ def main(
         str | None, typer.Option(help="Only these rows: a list such as KD,LSSKD; any method of --list may be named.")
     ] = None,
     pairs: Annotated[str | None, typer.Option(help="Only these columns: a list such as 'WRN-40-2>WRN-16-2'.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Runs a cell. [demo, quick: 1; paper: 3]")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=1000, help="Runs a cell. [demo, quick: 1; paper: 3]")] = None,
     epochs: Epochs = None,
     augment: Annotated[
         str, typer.Option(help="On top of the protocol's: cutout, cutmix or cutout+cutmix, for every row.")
@@ -100,7 +100,7 @@ def main(
         bool, typer.Option("--wait/--no-wait", help="Watch what is given to the cluster until it is done, or leave.")
     ] = True,
     processes_per_run: Annotated[
-        int, typer.Option(min=1, help="Share each batch among so many GPUs, or CPU processes.")
+        int, typer.Option(min=1, max=1024, help="Share each batch among so many GPUs, or CPU processes.")
     ] = 1,
     assignments: Assignments = None,
     teacher_checkpoint: Annotated[
@@ -128,13 +128,18 @@ def main(
     runs: Runs = Path("runs"),
     reports: Reports = Path("reports"),
     without_host: WithoutHost = False,
-    checkpoint_seconds: Annotated[float, typer.Option(min=1.0, help="How often a checkpoint is written.")] = 60.0,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=1.0, max=86_400.0, help="How often a checkpoint is written.")
+    ] = 60.0,
     keep: Annotated[
         bool, typer.Option("--keep-checkpoints", "--keep", help="Keep the checkpoints of finished runs.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train failed runs again.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and its cost; start nothing.")
+    ] = False,
+    all_cells: Annotated[
+        bool, typer.Option("--all-cells", help="Print also the rows and columns that were not asked for.")
     ] = False,
     catalogue: Annotated[bool, typer.Option("--list", help="List methods, networks, datasets, tables.")] = False,
 ) -> int:
@@ -204,7 +209,7 @@ def main(
         without_host=without_host,
     )
     try:
-        summary = train_and_render(plan, targets, executor, settings, reports, console)
+        summary = train_and_render(plan, targets, executor, settings, reports, console, all_cells)
     except Detached as leaving:
         return leaving.code
     return exit_code(summary, console) or datasets.report_missing(console)
@@ -217,6 +222,7 @@ def train_and_render(
     settings: TrainSettings,
     reports: Path,
     console: Console,
+    all_cells: bool = False,
 ) -> ExecutionSummary:
     """Train the plan and, unless the user stops it, render the tables and figures from all their records.
 
@@ -226,6 +232,9 @@ def train_and_render(
     """
     for target in targets:
         target.check_rendering()
+    # Half of what the report imports is of no use to --help or --list.
+    from benchmark.report.overview import write_overview
+
     store = Store(settings.runs)
     summary = executor.train(plan, settings, store, console)
     if summary.stopped:
@@ -235,12 +244,14 @@ def train_and_render(
             remove_finished_checkpoints(store, name)
     failures = _list_failures(summary, store)
     try:
-        for target in targets:
-            target.render(store, failures, reports, console)
+        rendered = [target.render(store, failures, reports, console, all_cells) for target in targets]
+        runs = collect_dependencies(run for group in plan.groups for run in group.runs)
+        page = write_overview(rendered, runs, store, reports)
     except CorruptRun as damage:
         # Since all was planned; or by something that left the file's time as it was when the file was whole.
         store.quarantine(damage.run)
         raise UserError(f"{damage.run.id} was damaged and is put aside; call the same command again") from damage
+    console.print(Text(f"Open {page}", style="bold"), soft_wrap=True)
     return summary
 
 

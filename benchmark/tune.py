@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,6 +55,8 @@ from benchmark.training.settings import TrainSettings
 from tables.specification import DEFAULT_PROTOCOL, load_table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+MOST_COMBINATIONS = 1000
+"""Of a grid: each is a run at least."""
 Combination = dict[str, Any]
 Ranked = tuple[Combination, Summary | None]
 
@@ -72,7 +75,7 @@ def main(
     scale: ScaleName = "demo",
     epochs: Epochs = None,
     protocol: ProtocolName = "lsskd",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each combination.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each combination.")] = 1,
     settings: Assignments = None,
     dataset: DatasetName = "",
     data_root: DataRoot = None,
@@ -139,7 +142,7 @@ def parse_grid(texts: Sequence[str]) -> list[Combination]:
     """Every combination of the values in texts such as `alpha=0.3,0.8,beta=1,2`.
 
     Raises:
-        UserError: a text that does not begin with `option=value`, or an option named twice.
+        UserError: a text that does not begin with `option=value`, an option named twice, or too many combinations.
     """
     values: dict[str, list[Any]] = {}
     for text in texts:
@@ -156,6 +159,8 @@ def parse_grid(texts: Sequence[str]) -> list[Combination]:
             values[option].append(parse_value(part))
     if not values:
         raise UserError("--grid is empty; write option=value,value, such as alpha=0.3,0.8")
+    if (count := math.prod(map(len, values.values()))) > MOST_COMBINATIONS:
+        raise UserError(f"--grid has {count:,} combinations; allowed: at most {MOST_COMBINATIONS:,}")
     return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.cli.app import refuse_empty, split_names
+from benchmark.cli.app import refuse_unusable, split_names
 from benchmark.core.errors import UserError
 from benchmark.io.files import check_writable
 from tests.commands import arguments, files_under, run_here, small_dataset, small_table
@@ -55,7 +55,7 @@ def test_no_command_takes_an_empty_value_for_its_default(module, command, option
 
 
 def test_values_that_only_end_in_an_equals_sign_are_none_of_that_kind() -> None:
-    refuse_empty(["--set=KD.temperature=", "--set", "KD.temperature=", "RUN", "--onnx"])
+    refuse_unusable(["--set=KD.temperature=", "--set", "KD.temperature=", "RUN", "--onnx"])
     assert split_names(None, "--methods") == []
     assert split_names(" KD, ,LSSKD", "--methods") == ["KD", "LSSKD"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from benchmark.core.errors import UserError
-from benchmark.io.toml import load_toml
+from benchmark.io.toml import LARGEST, load_toml
 
 
 class Part(BaseModel):
@@ -104,3 +105,41 @@ def test_no_content_does_worse_than_be_refused_in_one_line(content: dict[str, An
             said = str(error)
     assert "\n" not in said
     assert "alue error" not in said
+
+
+HOSTILE = {
+    "a name of 3,000 dots": ".".join("a" * 3000) + " = 1",
+    "a quoted name of 3,000 dots": " . ".join(['"a"'] * 3000) + " = 1",
+    "a header of 3,000 dots": f"[{'.'.join('a' * 3000)}]",
+    "headers as deep as is allowed": "".join(f"[{'.'.join('abcdefghijklmn')}.k{i}]\n" for i in range(20_000)),
+    "many names": "".join(f"k{i} = 1\n" for i in range(80_000)),
+    "many refused values": "title = 'x'\n[by_name]\n" + "".join(f"k{i} = 1\n" for i in range(80_000)),
+    "many parts": "[[parts]]\n" * 100_000,
+    "a deep list": f"a = {'[' * 100_000}{']' * 100_000}",
+    "a deep table": f"a = {'{a=' * 100_000}1{'}' * 100_000}",
+    "a long list": f"a = [{'1,' * 500_000}]",
+    "a long number": f"title = {'1' * 1_000_000}",
+    "a long number in hexadecimal": f"title = 0x{'f' * 1_000_000}",
+    "a long name": f"{'a' * 1_000_000} = 1",
+    "a long text": f"title = '{'a' * 1_000_000}'",
+    "a text without end": 'title = """' + '\\"""' * 250_000,
+    "quotes only": '"' * 1_000_000,
+    "dots only": "." * 1_000_000,
+    "a file beyond the largest": "#" * (LARGEST + 1),
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_file_is_refused_in_one_line_and_in_seconds(tmp_path: Path, text: str) -> None:
+    started = time.process_time()
+    with pytest.raises(UserError) as refused:
+        loaded(tmp_path, text)
+    assert time.process_time() - started < 10
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def test_dots_and_brackets_in_texts_and_comments_do_not_count(tmp_path: Path) -> None:
+    many = "." * 100 + "[" * 100 + "1" * 500
+    text = f"title = '''{many}''' # {many}\n[by_name]\n\"{many}\" = \"{many} \\\" {many}\"\n"
+    assert loaded(tmp_path, text).by_name == {many: f'{many} " {many}'}

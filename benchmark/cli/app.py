@@ -14,17 +14,21 @@ import typer
 import typer.exceptions
 from rich.console import Console
 
+from benchmark.cli.terminal import prepare_output
 from benchmark.core.errors import UserError
 from benchmark.io.untrusted import escape_control_chars
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+LONGEST_WORD = 240
+"""Characters of a path, a name or a value that a message shows; of a longer one, it shows both ends."""
 
 
 def run_app(app: typer.Typer, program: str) -> NoReturn:
     """Run a command line; what the user can mend is one line on the error output and exit code 2."""
+    prepare_output()
     try:
-        refuse_empty(sys.argv[1:])
+        refuse_unusable(sys.argv[1:])
         code = app(prog_name=program, standalone_mode=False)
     except UserError as error:
         code = refuse(str(error))
@@ -39,24 +43,55 @@ def run_app(app: typer.Typer, program: str) -> NoReturn:
         # Who reads the output has gone; there is nobody left to tell.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         code = 1
+    except OSError as error:
+        code = refuse(describe_os_error(error, sys.argv[1:]))
+    except UnicodeEncodeError as error:
+        code = refuse(f"{error.object!r} cannot be a file's name in the encoding of this system; set PYTHONUTF8=1")
     sys.exit(code or 0)
 
 
 def refuse(message: str) -> int:
     """Print one line on the error output; returns the exit code for bad input."""
     # Names of files and what stands in them are part of messages; a terminal must not take them for commands.
-    line = escape_control_chars(" ".join(message.split()), most=10_000)
+    words = [shorten(word) for word in message.split()]
+    line = escape_control_chars(" ".join(words), most=10_000)
     Console(stderr=True, highlight=False).print(f"error: {line}", markup=False, soft_wrap=True)
     return BAD_INPUT
 
 
-def refuse_empty(arguments: Sequence[str]) -> None:
-    """Refuse an option that is given an empty value: it would mean the default, and what was meant is another thing.
+def shorten(word: str) -> str:
+    """Cut the middle out of a path, a name or a value that would fill the screen."""
+    half = LONGEST_WORD // 3
+    return word if len(word) <= LONGEST_WORD else f"{word[:half]}...{word[-half:]}"
+
+
+def describe_os_error(error: OSError, arguments: Sequence[str]) -> str:
+    """Say what the system refused, and which of the arguments named the path; for paths that nothing checked before."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return f"the system refused to go on: {reason}"
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    words = [word for argument in arguments for word in argument.split("=", 1 if argument.startswith("--") else 0)]
+    option = next((before for before, word in itertools.pairwise(["", *words]) if _names(word, path)), "")
+    source = f" (from {option})" if option.startswith("--") else ""
+    return f"{path}{source} cannot be used: {reason}; name another path, or make this one accessible"
+
+
+def _names(word: str, path: str) -> bool:
+    """Whether an argument, which may be of the form NETWORK=FILE, gives a path or a folder on its way."""
+    given = word.rpartition("=")[2]
+    return bool(given) and (path == given or path.startswith(f"{given.rstrip('/')}/"))
+
+
+def refuse_unusable(arguments: Sequence[str]) -> None:
+    """Refuse an argument with a zero byte, and an option with an empty value, which would silently mean the default.
 
     Raises:
-        UserError: there is such an option.
+        UserError: there is such an argument.
     """
     for before, argument in itertools.pairwise(["", *arguments]):
+        if "\0" in argument:
+            raise UserError(f"the argument {argument!r} has a zero byte, which no path and no name may have; remove it")
         if argument.startswith("--") and argument.find("=") == len(argument) - 1:
             raise empty_option(argument[:-1])
         if not argument.strip() and before.startswith("--") and "=" not in before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import resource
 import sys
 from contextlib import AbstractContextManager
@@ -25,9 +26,10 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+    known = re.fullmatch(r"(cpu|cuda)(?::([0-9]{1,4}))?", name)
+    if known is None:
         raise UserError(f"unknown device {name!r}; allowed: auto, cpu, cuda, cuda:N")
+    kind, number = known.groups()
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' is not available in this installation of torch; use --device cpu")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():

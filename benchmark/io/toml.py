@@ -12,12 +12,36 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from benchmark.core.errors import UserError, nearest, reason_of, refused_value
-from benchmark.io.untrusted import UntrustedInputError, check_strings, read_text_limited
+from benchmark.io.untrusted import (
+    DEEPEST,
+    MOST_VALUES,
+    UntrustedInputError,
+    check_depth,
+    check_strings,
+    read_text_limited,
+)
 
 LARGEST = 2**20
 """Bytes of a file."""
+MOST_DOTS = 16
+"""In one name. The parser's time grows with the square of them."""
+MOST_DIGITS = 400
+"""Of one number."""
 
 Model = TypeVar("Model", bound=BaseModel)
+_STRING_OR_COMMENT = re.compile(
+    r"""
+    "{3}(?:[^"\\]|\\.|"(?!"{2}))*+(?:"{3}|\Z)
+    | '{3}(?:[^']|'(?!'{2}))*+(?:'{3}|\Z)
+    | "(?:[^"\\\n]|\\.)*+"
+    | '[^'\n]*+'
+    | \#[^\n]*+
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_DOTTED_NAME = re.compile(rf"(?:\.[ \t]*+[\w\"-]*+[ \t]*+){{{MOST_DOTS + 1}}}")
+_LONG_NUMBER = re.compile(rf"\b\d\w{{{MOST_DIGITS}}}")
+
 Owners = Mapping[int | str, type[BaseModel]]
 """The models of a file's parts, by the name of the field that holds them."""
 TomlPath = tuple[int | str, ...]
@@ -56,7 +80,9 @@ def load_toml(
 
 def _read(path: Path, what: str, example: str) -> dict[str, Any]:
     try:
-        content = tomllib.loads(read_text_limited(path, LARGEST))
+        text = read_text_limited(path, LARGEST)
+        _check_structure(text)
+        content = tomllib.loads(text)
         check_strings(content)
     except OSError as error:
         advice = f"check the path ({example} shows the format)"
@@ -67,6 +93,20 @@ def _read(path: Path, what: str, example: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} {path} is no valid TOML in UTF-8: {reason}; {example} shows the format") from error
     return content
+
+
+def _check_structure(text: str) -> None:
+    """Count the dots of names, the digits of numbers and the depth of brackets before the file is parsed.
+
+    Raises:
+        UntrustedInputError: there are too many.
+    """
+    bare = _STRING_OR_COMMENT.sub(lambda found: "" if found[0].startswith("#") else '""', text)
+    if _DOTTED_NAME.search(bare):
+        raise UntrustedInputError(f"has a name of more than {MOST_DOTS} dots")
+    if _LONG_NUMBER.search(bare):
+        raise UntrustedInputError(f"has a number of more than {MOST_DIGITS} digits")
+    check_depth(bare, DEEPEST, MOST_VALUES)
 
 
 def _known_place(complaint: ErrorDetails, content: Any) -> TomlPath:

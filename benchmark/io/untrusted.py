@@ -47,7 +47,7 @@ def read_text_limited(path: Path, most: int) -> str:
     """The content of a text file that the user has named, with at most `most` bytes; it may be a link.
 
     Raises:
-        Refused: it is no plain file (a pipe would be waited for), or is larger.
+        UntrustedInputError: it is no plain file (a pipe would be waited for), or is larger.
         OSError: it cannot be read. UnicodeDecodeError: it is not UTF-8.
     """
     status = path.stat()
@@ -55,7 +55,12 @@ def read_text_limited(path: Path, most: int) -> str:
         raise UntrustedInputError("is no plain file")
     if status.st_size > most:
         raise UntrustedInputError(f"has {sized(status.st_size)}, at most {sized(most)} are read")
-    return path.read_text(encoding="utf-8")
+    with path.open("rb") as opened:
+        content = opened.read(most + 1)
+    if len(content) > most:
+        # Files of /proc and /sys say that they hold nothing.
+        raise UntrustedInputError(f"has more than {sized(most)}, which is all that is read")
+    return content.decode("utf-8")
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class ForeignFolder:
         """The folder of a path that the user has named, which may lead through links.
 
         Raises:
-            Refused: it cannot be read.
+            UntrustedInputError: it cannot be read.
         """
         with _descriptor(os.fspath(path.resolve()), os.O_DIRECTORY, None) as descriptor:
             yield cls(descriptor)
@@ -88,7 +93,7 @@ class ForeignFolder:
         """A folder in this one.
 
         Raises:
-            Refused: it is a link, no folder, or cannot be read.
+            UntrustedInputError: it is a link, no folder, or cannot be read.
         """
         with _descriptor(name, os.O_DIRECTORY, self._descriptor) as descriptor:
             yield ForeignFolder(descriptor)
@@ -98,7 +103,7 @@ class ForeignFolder:
         """A file in this folder, open for reading.
 
         Raises:
-            Refused: it is missing, a link, no plain file, has more than `most` bytes, or cannot be read.
+            UntrustedInputError: it is missing, a link, no plain file, has more than `most` bytes, or cannot be read.
         """
         # Asked before it is opened, because to open a pipe waits for its writer, and a device may do anything.
         try:
@@ -120,7 +125,7 @@ class ForeignFolder:
         """The content of a file of UTF-8 text with at most `most` bytes.
 
         Raises:
-            Refused: see `file`; or it is no such text.
+            UntrustedInputError: see `file`; or it is no such text.
         """
         with self.file(name, most) as opened:
             try:
@@ -138,7 +143,7 @@ class ForeignFolder:
         """What is in the folder, by name.
 
         Raises:
-            Refused: it cannot be read, or has too many entries.
+            UntrustedInputError: it cannot be read, or has too many entries.
         """
         found: list[DirEntry] = []
         try:
@@ -194,9 +199,9 @@ def parse_json_limited(text: str, deepest: int = DEEPEST, most_values: int = MOS
     How deep it goes is counted before it is parsed, because parsers call themselves for every level.
 
     Raises:
-        Refused: it is no JSON, or goes beyond one of the bounds.
+        UntrustedInputError: it is no JSON, or goes beyond one of the bounds.
     """
-    _check_depth(_STRING.sub("", text), deepest, most_values)
+    check_depth(_STRING.sub("", text), deepest, most_values)
     try:
         value = json.loads(
             text,
@@ -211,8 +216,12 @@ def parse_json_limited(text: str, deepest: int = DEEPEST, most_values: int = MOS
     return value
 
 
-def _check_depth(bare: str, deepest: int, most_values: int) -> None:
-    """Count brackets and values in a JSON text without its strings."""
+def check_depth(bare: str, deepest: int, most_values: int) -> None:
+    """Count brackets and values in a text of JSON or TOML without its strings.
+
+    Raises:
+        UntrustedInputError: there are more than allowed.
+    """
     if bare.count(",") + bare.count("[") + bare.count("{") > most_values:
         raise UntrustedInputError(f"has more than {most_values:,} values")
     depth = 0
@@ -250,7 +259,7 @@ def check_strings(value: Any) -> None:
     """Refuse texts, anywhere in a value of lists and dictionaries, that are too long or that do not print.
 
     Raises:
-        Refused: there is one.
+        UntrustedInputError: there is one.
     """
     waiting = [value]
     while waiting:

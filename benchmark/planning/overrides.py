@@ -33,10 +33,14 @@ def parse_pair(text: str) -> tuple[str, str]:
 
 
 def parse_value(text: str) -> Any:
-    """A number, true/false/null where the text is one, else the text itself."""
+    """A number, true, false or null where the text is one, else the text itself."""
+    # Options are plain values: a list or an object is a text that the option refuses.
+    if text.lstrip().startswith(("[", "{")):
+        return text
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:
+        # It is no JSON, or a number of thousands of digits.
         return text
 
 

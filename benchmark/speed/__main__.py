@@ -31,9 +31,11 @@ def main(
     methods: Annotated[str | None, typer.Option(help="Methods, comma-separated. [the default grid's]")] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16, or both as fp32,bf16.")] = "fp32,bf16",
     device: DeviceName = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [all processors]")] = None,
-    image_size: Annotated[int, typer.Option(min=8, help="Height and width of the images.")] = training.IMAGE_SIZE,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds; the median counts.")] = ROUNDS,
+    threads: Annotated[int | None, typer.Option(min=1, max=256, help="Threads. [all processors]")] = None,
+    image_size: Annotated[
+        int, typer.Option(min=8, max=1024, help="Height and width of the images.")
+    ] = training.IMAGE_SIZE,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Timed rounds; the median counts.")] = ROUNDS,
 ) -> int:
     """Print images per second of each method alone and in a cohort, and the ratios to the bare student step."""
     console = Console()

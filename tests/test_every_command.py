@@ -1,0 +1,188 @@
+"""What holds for every command line: bounds of numbers, paths that the system refuses, terminals without UTF-8."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import tempfile
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from benchmark.cli.app import LONGEST_WORD
+from benchmark.cli.terminal import ERRORS, prepare_output
+from tests.commands import environment, run_here, small_dataset, small_table
+
+COMMANDS = (
+    "benchmark.run",
+    "benchmark.tune",
+    "benchmark.speed",
+    "benchmark.catalogue",
+    "benchmark.audit",
+    "benchmark.report",
+    "benchmark.merge",
+    "benchmark.export",
+    "slurm.status",
+    "slurm.retry",
+    "slurm.cancel",
+)
+
+
+def refusal(*command: str, module: str = "benchmark.run", folder: Path | None = None) -> str:
+    """The one line that a command is refused with."""
+    ended = run_here(*command, module=module, folder=folder)
+    assert ended.returncode == 2, ended.stdout
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert len(line) < 1000
+    return line
+
+
+def numbers() -> Iterator[tuple[str, list[str], str, str]]:
+    """Each option that takes a number: its module, what goes before it, its name, and its upper bound."""
+    for module in COMMANDS:
+        opened = importlib.import_module(module)
+        opened = importlib.import_module(f"{module}.__main__") if hasattr(opened, "__path__") else opened
+        command = typer.main.get_command(opened.app)
+        for name, each in getattr(command, "commands", {"": command}).items():
+            for parameter in each.params:
+                if parameter.type_descriptor.annotation in (int, float):
+                    bound = "" if parameter.max is None else f"{parameter.max}".removesuffix(".0")
+                    yield module, [name] if name else [], parameter.opts[0], bound
+
+
+@pytest.mark.parametrize(("module", "before", "option", "bound"), list(numbers()))
+def test_every_number_has_a_bound_that_is_told(module: str, before: list[str], option: str, bound: str) -> None:
+    assert bound
+    for value in ("1" + "0" * 20, "1" * 400, "1" * 5000, "1e400", "nan", "-1e400", "[" * 1000):
+        line = refusal(*before, option, value, module=module)
+        assert option in line
+        if value == "1" + "0" * 20:
+            assert f"less than or equal to {bound}" in line.replace(".0", "")
+
+
+@pytest.mark.parametrize("field", ["KD.temperature", "LSSKD.alpha", "protocol.batch_size", "protocol.learning_rate"])
+def test_a_value_of_set_that_is_absurd_is_refused_in_one_line(field: str) -> None:
+    for value in ("1" * 5000, "[" * 100_000, "{" * 100_000, "1e400", "1" * 400, '"' * 5000):
+        line = refusal("--table", "II", "--dry-run", "--methods", "KD,LSSKD", "--set", f"{field}={value}")
+        assert f"{field.partition('.')[2]} = " in line
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["--device", f"cuda:{'1' * 5000}"], "unknown device"),
+        (["--device", "cuda:²"], "unknown device 'cuda:²'; allowed: auto, cpu, cuda, cuda:N"),
+        (["--epochs", "9999"], "is more than protocol lsskd has; allowed: 1 to 240"),
+    ],
+)
+def test_other_numbers_are_bounded_too(command: list[str], said: str) -> None:
+    assert said in refusal("--table", "II", "--dry-run", *command)
+
+
+def test_a_grid_of_too_many_combinations_is_refused() -> None:
+    values = ",".join(map(str, range(1, 102)))
+    grid = f"temperature={values},kd_weight={values},ce_weight={values}"
+    line = refusal("--method", "KD", "--grid", grid, module="benchmark.tune")
+    assert line == "error: --grid has 1,030,301 combinations; allowed: at most 1,000"
+
+
+PATHS: tuple[tuple[str, list[str]], ...] = (
+    ("benchmark.run", ["--dry-run", "--table", "{}"]),
+    ("benchmark.run", ["--dry-run", "--table", "{}.toml"]),
+    ("benchmark.run", ["--dry-run", "--figure", "{}.toml"]),
+    ("benchmark.run", ["--dry-run", "--table", "II", "--teacher-checkpoint", "WRN-40-2={}"]),
+    ("benchmark.run", ["--table", "II", "--scale", "paper", "--data-root", "{}"]),
+    ("benchmark.run", ["--dry-run", "--table", "II", "--dataset", "{}.toml"]),
+    ("benchmark.run", ["--dry-run", "--table", "II", "--runs", "{}"]),
+    ("benchmark.run", ["--dry-run", "--table", "II", "--reports", "{}"]),
+    ("benchmark.run", ["--dry-run", "--table", "II", "--executor", "slurm", "--profile", "{}"]),
+    ("benchmark.tune", ["--method", "KD", "--grid", "temperature=1", "--runs", "{}"]),
+    ("benchmark.tune", ["--method", "KD", "--grid", "temperature=1", "--reports", "{}"]),
+    ("benchmark.tune", ["--method", "KD", "--grid", "temperature=1", "--dataset", "{}.toml"]),
+    ("benchmark.audit", ["--runs", "{}"]),
+    ("benchmark.audit", ["--claims", "{}"]),
+    ("benchmark.audit", ["--reports", "{}"]),
+    ("benchmark.report", ["--runs", "{}"]),
+    ("benchmark.report", ["--reports", "{}"]),
+    ("benchmark.report", ["--table", "{}.toml"]),
+    ("benchmark.merge", ["{}"]),
+    ("benchmark.merge", [".", "--runs", "{}"]),
+    ("benchmark.export", ["{}", "--onnx"]),
+    ("benchmark.export", ["x", "--onnx", "--output", "{}.onnx"]),
+    ("benchmark.export", ["x", "--onnx", "--runs", "{}"]),
+    ("slurm.status", ["--runs", "{}"]),
+    ("slurm.retry", ["--failed", "--runs", "{}"]),
+    ("slurm.cancel", ["--runs", "{}"]),
+)
+REFUSED_PATHS = ("too long", "zero byte", "loop", "below a file", "no permission")
+
+
+def make_refused_path(kind: str, folder: Path) -> str:
+    """A path in a folder that the system refuses."""
+    if kind == "too long":
+        return str(folder / ("a" * 300))
+    if kind == "zero byte":
+        return str(folder / "a\0b")
+    if kind == "loop":
+        for ending in ("", ".toml", ".onnx"):
+            (folder / f"loop{ending}").symlink_to(folder / f"loop{ending}")
+        return str(folder / "loop")
+    if kind == "below a file":
+        (folder / "file").write_text("")
+        return str(folder / "file" / "x")
+    (folder / "locked").mkdir(mode=0)
+    return str(folder / "locked" / "x")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may write, all through its path."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """Within it, an administrator is somebody who may not read everything."""
+    is_administrator = os.geteuid() == 0
+    if is_administrator:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_administrator:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("kind", REFUSED_PATHS)
+@pytest.mark.parametrize(("module", "command"), PATHS)
+def test_a_path_that_the_system_refuses_is_one_line(
+    open_folder: Path, kind: str, module: str, command: list[str]
+) -> None:
+    path = make_refused_path(kind, open_folder)
+    with without_privileges():
+        line = refusal(*(word.format(path) for word in command), module=module, folder=open_folder)
+    assert "a" * (LONGEST_WORD + 1) not in line
+    assert not list(open_folder.glob("runs")) + list(open_folder.glob("reports"))
+
+
+def test_an_error_of_the_system_names_the_option_that_gave_the_path(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 300)
+    for arguments in (["--runs", str(path)], [f"--runs={path}"]):
+        assert "(from --runs) cannot be used: File name too long; name another path" in refusal(
+            *arguments, module="benchmark.audit", folder=tmp_path
+        )
+
+
+ENCODINGS = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
