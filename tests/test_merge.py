@@ -23,7 +23,7 @@ from benchmark.results.record import comparable_part, compute_checksum
 from benchmark.results.store import Store, load
 from benchmark.training.job import run_until_done
 from tests import engine, report_records
-from tests.commands import files_under, run_command
+from tests.commands import files_under, run_here
 from tests.merges import (
     counts,
     here,
@@ -280,7 +280,7 @@ def test_checkpoints_are_not_merged(there: Path, here: Path) -> None:
 
 
 def command(*arguments: str) -> tuple[int, list[str]]:
-    ended = run_command(*arguments, module="benchmark.merge")
+    ended = run_here(*arguments, module="benchmark.merge")
     assert "Traceback" not in ended.stderr
     return ended.returncode, (ended.stdout + ended.stderr).splitlines()
 

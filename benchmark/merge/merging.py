@@ -16,7 +16,7 @@ from benchmark.io.files import replacing, write_text
 from benchmark.io.json_diff import canonical
 from benchmark.io.untrusted import DirEntry, ForeignFolder, UntrustedInputError, escape_control_chars, sized
 from benchmark.merge.differences import difference_of_figures, difference_of_records
-from benchmark.merge.runs import FILE_NAME, Offer, check_weights, links_in, read_figures, read_offer, read_part
+from benchmark.merge.runs import FILE_NAME, Offer, links_in, read_figures, read_offer, read_weights
 from benchmark.results.leases import LeaseManager
 from benchmark.results.owners import LeaseHolder
 from benchmark.results.record import CorruptRun, Record, anonymise_record
@@ -127,7 +127,7 @@ class Merge:
                         raise UntrustedInputError(
                             f"{missing[0]}.safetensors is missing; --without-weights takes the record alone"
                         )
-                    size += check_weights(folder, offer)
+                    size += sum(len(read_weights(folder, offer, part)) for part in offer.record["weights"])
                 if self.dry_run:
                     self._promised[offer.run.digest] = (root, place)
             yield MergeFinding(kind, place, why, size)
@@ -216,11 +216,9 @@ class Merge:
             self.store.begin(run)
             self.store.write_epochs(run, record["epochs"])
             for part in () if self.without_weights else record["weights"]:
-                with (
-                    replacing(self.store.folder(run) / f"{part}.safetensors") as file,
-                    file.temporary.open("wb") as target,
-                ):
-                    read_part(folder, offer, part, target)
+                content = read_weights(folder, offer, part)
+                with replacing(self.store.folder(run) / f"{part}.safetensors") as file:
+                    file.temporary.write_bytes(content)
             write_text(self.store.folder(run) / "record.json", json.dumps(record, indent=1) + "\n")
         return MergeFinding(kind, finding.place, why, finding.size)
 

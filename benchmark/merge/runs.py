@@ -18,7 +18,7 @@ from benchmark.io.untrusted import (
     escape_control_chars,
     parse_json_limited,
 )
-from benchmark.merge.weights import largest, read_weights
+from benchmark.merge.weights import check_weights, compute_max_bytes
 from benchmark.results.record import MAX_RECORD_BYTES, RECORD_FORMAT, Record, compute_checksum, parse_record
 from benchmark.results.store import MAX_METRICS_BYTES
 
@@ -206,27 +206,23 @@ def _checked_run(record: Record, dataset: str, name: str) -> Run:
     return run
 
 
-def check_weights(folder: ForeignFolder, offer: Offer) -> int:
-    """Read all weights that a record names and check them; returns their size in bytes.
+def read_weights(folder: ForeignFolder, offer: Offer, part: str) -> bytes:
+    """The content of the file of weights of a part (`student` or `method`) of a run, checked.
 
     Raises:
-        Refused: some are missing, too large, damaged, of another network, or not finite.
+        UntrustedInputError: it is missing, too large, damaged, of another network, or not finite.
     """
-    return sum(read_part(folder, offer, part) for part in offer.record["weights"])
-
-
-def read_part(folder: ForeignFolder, offer: Offer, part: str, target: Any = None) -> int:
-    """Read the weights of a part, check them, and copy them to a file that is open for writing, if there is one.
-
-    Raises:
-        Refused: see `check_weights`.
-    """
-    name = f"{part}.safetensors"
-    with folder.file(name, largest(offer.run, part)) as source:
-        try:
-            return read_weights(source, offer.run, part, offer.record["weights"][part], target)
-        except UntrustedInputError as reason:
-            raise UntrustedInputError(f"{name} {reason}") from reason
+    name, most = f"{part}.safetensors", compute_max_bytes(offer.run, part)
+    try:
+        with folder.file(name, most) as opened:
+            content = opened.read(most)
+    except OSError as error:
+        raise UntrustedInputError(f"{name} cannot be read: {error.strerror}") from error
+    try:
+        check_weights(content, offer.run, part, offer.record["weights"][part])
+    except UntrustedInputError as reason:
+        raise UntrustedInputError(f"{name} {reason}") from reason
+    return content
 
 
 def read_figures(folder: ForeignFolder, name: str) -> tuple[str, dict[str, float]]:
