@@ -107,10 +107,7 @@ class Slurm:
         if not any(pending_jobs(jobs, store, order.retry_failed) for jobs in order.jobs.values()):
             console.print("nothing to train: every run has its record")
             return ExecutionSummary()
-
-        def say(line: str) -> None:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-
+        say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
         targets = {part.title: part.runs for part in order.groups}
         request = SweepRequest(order.title, settings.command, self.profile.grouping, targets, order.jobs)
         sweep, is_new = create_or_open_sweep(settings.runs, request)
@@ -122,7 +119,7 @@ class Slurm:
         if (before := sweep.plan.read_fact("grouping")) != self.profile.grouping:
             say(f'its jobs keep their grouping = "{before}"; remove {sweep.folder} to plan them anew')
         try:
-            say(reconcile_and_describe(sweep, console))
+            reconcile_and_print(sweep, console)
             if not self.waits:
                 raise Detached(0)
             with SweepDisplay(console) as display:
@@ -154,18 +151,17 @@ def _name_dataset(source: str) -> str:
     return str(Path(source).absolute()) if source.endswith(".toml") or Path(source).is_file() else source
 
 
-def reconcile_and_describe(sweep: Sweep, console: Console) -> str:
-    """Reconcile a sweep and describe what that did.
+def reconcile_and_print(sweep: Sweep, console: Console) -> None:
+    """Reconcile a sweep and print what that did.
 
     Raises:
         UserError: SLURM refuses the jobs, or the shared folder cannot be written.
     """
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     try:
-        return describe(
-            reconcile(sweep, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
-        )
+        say(describe(reconcile(sweep, say)))
     except SchedulerError as error:
-        return str(error)
+        say(str(error))
 
 
 def describe(result: ReconcileResult | None) -> str:

@@ -13,7 +13,7 @@ from benchmark.cli.options import Runs, check_exists
 from benchmark.core.errors import UserError
 from slurm import client
 from slurm.dependencies import retry
-from slurm.executor import reconcile_and_describe
+from slurm.executor import reconcile_and_print
 from slurm.states import JobState
 from slurm.status import SweepName
 from slurm.sweep import find_sweep
@@ -46,7 +46,7 @@ def main(
         nodes = ", ".join(sorted(chosen.journal.read_state(number).failed_on))
         away = f" (not on {nodes})" if nodes else ""
         console.print(f"again: {chosen.plan.jobs[number].name}{away}", highlight=False, markup=False, soft_wrap=True)
-    console.print(reconcile_and_describe(chosen, console), highlight=False, soft_wrap=True)
+    reconcile_and_print(chosen, console)
     return 0
 
 

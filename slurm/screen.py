@@ -39,47 +39,35 @@ def render_screen(snapshot: Snapshot, verbose: bool = False) -> RenderableType:
     """
     parts: list[RenderableType] = [_headline(snapshot)]
     parts += [Text(trouble, style="bold red") for trouble in snapshot.troubles]
-    named: list[Condition] = ["running", "requeued", "unknown", "failed", "blocked", "cancelled"]
+    named: tuple[Condition, ...] = ("running", "requeued", "unknown", "failed", "blocked", "cancelled")
     for condition in CONDITIONS if verbose else named:
         lines = [line for line in snapshot.lines if line.condition == condition]
-        if lines and not (condition == "done" and not verbose):
-            parts.append(_lines(condition, lines, None if verbose else MOST_LINES))
-    parts.append(_coverage(snapshot))
-    return Group(*parts)
+        if lines:
+            parts.append(_list_jobs(condition, lines, len(lines) if verbose else MOST_LINES))
+    return Group(*parts, _coverage(snapshot))
 
 
 def _headline(snapshot: Snapshot) -> Text:
-    text = Text(f"sweep {snapshot.name}: ")
-    shown = [condition for condition in CONDITIONS if snapshot.counts[condition]]
-    for place, condition in enumerate(shown):
-        text.append(f"{snapshot.counts[condition]} {condition}", COLOURS.get(condition, ""))
-        text.append(", " if place < len(shown) - 1 else "")
-    return text.append(f" of {counted(len(snapshot.lines), 'job')}")
+    counts = [(condition, count) for condition in CONDITIONS if (count := snapshot.counts[condition])]
+    parts = [Text(f"{count} {condition}", COLOURS.get(condition, "")) for condition, count in counts]
+    return Text.assemble(
+        f"sweep {snapshot.name}: ", Text(", ").join(parts), f" of {counted(len(snapshot.lines), 'job')}"
+    )
 
 
-def _lines(condition: Condition, lines: list[JobLine], most: int | None) -> Table:
+def _list_jobs(condition: Condition, lines: list[JobLine], most: int) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style=COLOURS.get(condition, ""), no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold", ratio=1)
     for line in lines[:most]:
-        where = " ".join(part for part in (line.task, line.node) if part)
-        table.add_row(condition, where, f"{line.name}{': ' if job_summary(line) else ''}{job_summary(line)}")
-    if most is not None and len(lines) > most:
+        position = describe_position(line.shown) if line.shown else ""
+        attempts = f"{line.attempts} attempts" if line.attempts > 1 else ""
+        summary = "; ".join(filter(None, [position, line.reason, attempts]))
+        table.add_row(condition, f"{line.task} {line.node}".strip(), ": ".join(filter(None, [line.name, summary])))
+    if len(lines) > most:
         table.add_row(condition, "", f"and {len(lines) - most} more (--verbose names them)")
     return table
-
-
-def job_summary(line: JobLine) -> str:
-    """Where a job is, or why it has ended."""
-    parts = []
-    if line.shown is not None:
-        parts.append(describe_position(line.shown))
-    if line.reason:
-        parts.append(line.reason)
-    if line.attempts > 1:
-        parts.append(f"{line.attempts} attempts")
-    return "; ".join(parts)
 
 
 def _coverage(snapshot: Snapshot) -> Group:

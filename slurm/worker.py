@@ -209,13 +209,7 @@ class AttemptLog:
 
     def on_progress(self, progress: Progress) -> None:
         """Keep the position of the cohort; the next heartbeat writes it."""
-        self.shown = ShownProgress(
-            epoch=progress.epoch,
-            epochs=progress.epochs,
-            images_per_second=progress.images_per_second,
-            seconds_left=progress.seconds_left,
-            top1=progress.top1,
-        )
+        self.shown = ShownProgress(**{name: getattr(progress, name) for name in ShownProgress.model_fields})
         # Without the lock, which a slow folder may hold for long.
         self.reached = max(self.reached, progress.share_done)
 
