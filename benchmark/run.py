@@ -13,7 +13,7 @@ from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from benchmark.backbones import network_names, network_patterns
-from benchmark.catalogue import to_terminal
+from benchmark.catalogue import describe_method, list_methods
 from benchmark.cli.app import format_command, list_given_options, run_app, split_names
 from benchmark.cli.options import (
     Assignments,
@@ -142,14 +142,22 @@ def main(
         bool, typer.Option("--all-cells", help="Print also the rows and columns that were not asked for.")
     ] = False,
     catalogue: Annotated[bool, typer.Option("--list", help="List methods, networks, datasets, tables.")] = False,
+    listed: Annotated[
+        str | None, typer.Argument(metavar="METHOD", show_default=False, help="With --list: tell all of this method.")
+    ] = None,
 ) -> int:
     """Regenerate tables and figures: plan their runs, train those that are missing, and render them."""
     console = Console()
     if catalogue:
-        if others := [option for option in list_given_options(context) if option != "--list"]:
+        if others := [option for option in list_given_options(context) if option not in ("--list", "listed")]:
             raise UserError(f"--list cannot be combined with {others[0]}; remove one of them")
-        _print_catalogue(console)
+        if listed is None:
+            _print_catalogue(console)
+        else:
+            console.print(describe_method(listed))
         return 0
+    if listed is not None:
+        raise UserError(f"unexpected argument {listed!r}; only --list takes a name, such as --list LSSKD")
     executor = make_executor(executor_name, device, workers, processes_per_run, profile, wait)
     options = RunOptions(
         scale=get_scale(scale).name,
@@ -279,7 +287,9 @@ def _list_failures(summary: ExecutionSummary, store: Store) -> dict[str, str]:
 
 
 def _print_catalogue(console: Console) -> None:
-    console.print(to_terminal(), highlight=False)
+    console.print(list_methods(), highlight=False)
+    # Long lists wrap under their first name, so that a wrapped line does not look like another kind.
+    screen = ScreenTable.grid(padding=(0, 1, 0, 0))
     for kind, entries in (
         ("networks", network_names()),
         ("and any of", network_patterns()),
@@ -289,10 +299,9 @@ def _print_catalogue(console: Console) -> None:
         ("protocols", list(PROTOCOLS)),
         ("scales", list(SCALES)),
     ):
-        # Wrap long lists under the names, so that a wrapped line does not look like another kind.
-        line = ScreenTable.grid(padding=(0, 1, 0, 0))
-        line.add_row(Text(f"{kind}:", style="bold"), ", ".join(entries))
-        console.print(line, highlight=False)
+        screen.add_row(Text(kind, style="bold"), ", ".join(entries))
+    console.print()
+    console.print(screen, highlight=False)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from benchmark.analysis.cells import look_up_exactly
 from benchmark.analysis.figures import make_figure_result
 from benchmark.analysis.notes import list_notes
 from benchmark.analysis.tables import make_table_result
@@ -24,9 +25,12 @@ from benchmark.planning.tables import Grid, plan_table, select_rows
 from benchmark.planning.teachers import Teachers, load_teachers, parse_teacher_files
 from benchmark.results.store import Store
 from figures.render import check_drawing, write_figure
+from figures.result import FigureResult
 from figures.specification import Figure, figure_names, load_figure
 from tables.render import to_terminal, write_reports
+from tables.result import TableResult
 from tables.specification import Table, load_table, table_names
+from tables.terminal import describe_files
 
 Lost = Mapping[str, str]
 """Why runs left no record, by run id."""
@@ -48,8 +52,12 @@ class Target(Protocol):
             UserError: it is missing or does not work.
         """
 
-    def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
-        """Write its files from what the store holds, and print it.
+    def render(
+        self, store: Store, lost: Lost, reports: Path, console: Console, all_cells: bool = False
+    ) -> tuple[TableResult | FigureResult, list[Path]]:
+        """Write its files from what the store holds, print it, and return both.
+
+        all_cells: print also the cells that were not asked for.
 
         Raises:
             UserError: the folder cannot be written.
@@ -90,16 +98,19 @@ class TableTarget:
     def check_rendering(self) -> None:
         """Try nothing: text needs nothing of the machine but the folder, which is checked already."""
 
-    def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
+    def render(
+        self, store: Store, lost: Lost, reports: Path, console: Console, all_cells: bool = False
+    ) -> tuple[TableResult | FigureResult, list[Path]]:
         """Write the table's files and print it; it is printed also where they cannot be written."""
         result = make_table_result(
-            self.grid, self.request, store.found, store.record, self.accuracy, self.remarks, lost
+            self.grid, self.request, look_up_exactly(store.record), store.record, self.accuracy, self.remarks, lost
         )
         written: list[Path] = []
         try:
             written = write_reports(result, reports)
         finally:
-            console.print(to_terminal(result, console.width, written))
+            console.print(to_terminal(result, console.width, written, None if all_cells else self.grid.selected))
+        return result, written
 
 
 @dataclass(frozen=True)
@@ -153,11 +164,16 @@ class FigureTarget:
         """Try the drawing library."""
         check_drawing()
 
-    def render(self, store: Store, lost: Lost, reports: Path, console: Console) -> None:
+    def render(
+        self, store: Store, lost: Lost, reports: Path, console: Console, all_cells: bool = False
+    ) -> tuple[TableResult | FigureResult, list[Path]]:
         """Write the figure's files and say where they are."""
-        result = make_figure_result(self.figure, self.points, store.found, store.record, self.remarks, lost)
-        written = ", ".join(str(path) for path in write_figure(result, reports))
-        console.print(Text(f"Written: {written}", overflow="fold"))
+        result = make_figure_result(
+            self.figure, self.points, look_up_exactly(store.record), store.record, self.remarks, lost
+        )
+        written = write_figure(result, reports)
+        console.print(Text(f"Figure {self.figure.name}: {describe_files(written)}", overflow="fold"))
+        return result, written
 
 
 ALL = "all"

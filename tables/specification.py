@@ -117,7 +117,10 @@ class Row(FrozenModel):
 
 
 class Table(FrozenModel):
-    """A table as its TOML file says; the format is told at the top of `table_II.toml`."""
+    """A table as its TOML file says; the format is told at the top of `table_II.toml`.
+
+    scale_notes: by scale, one line that is shown there with the table, also on the terminal.
+    """
 
     name: Annotated[str, AfterValidator(check_file_name)]
     caption: str
@@ -127,7 +130,14 @@ class Table(FrozenModel):
     columns: tuple[Column, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
     footnotes: tuple[str, ...] = ()
+    scale_notes: dict[Name, str] = Field(default={})
     teachers: Published | None = None
+
+    @field_validator("scale_notes")
+    @classmethod
+    def _check_scale_notes(cls, value: dict[str, str]) -> dict[str, str]:
+        check_scales(value)
+        return value
 
     @field_validator("dataset", mode="before")
     @classmethod

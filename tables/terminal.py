@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from rich import box
@@ -19,6 +20,8 @@ from tables.result import ABSENT, TableResult
 from tables.view import Page, PageCell, PageRow, make_page
 
 WIDEST_GAP = 3
+USUAL_LINES, MOST_LINES = 3, 5
+"""Lines of notes under a table; more than the usual only for what went wrong."""
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _STYLES = {"failed": "red", "partial": "yellow", "not run yet": "dim"}
 _RANK_STYLES = {1: "bold green", 2: "underline"}
@@ -29,38 +32,76 @@ def superscript(marks: Sequence[int]) -> str:
     return "˒".join(str(mark).translate(_SUPERSCRIPTS) for mark in marks)
 
 
-def to_terminal(result: TableResult, width: int, written: Sequence[Path] = ()) -> RenderableType:
-    """The table for a terminal so many characters wide, and under it what is missing and where the reports are."""
-    page = make_page(result)
-    parts: list[RenderableType] = [
+def to_terminal(
+    result: TableResult,
+    width: int,
+    written: Sequence[Path] = (),
+    selected: Collection[tuple[str, str]] | None = None,
+) -> RenderableType:
+    """The table for a terminal so many characters wide, and a few lines under it.
+
+    written: the table's files, where all cells and notes stand; selected: the cells that are shown, by row and column,
+    all of them for None.
+    """
+    page = make_page(result, selected)
+    seeds = _usual_seeds(page)
+    lines, marks = _choose_notes(page, seeds, width)
+    above: list[RenderableType] = [
         Text.assemble((f"Table {page.name}. ", "bold"), plain(page.caption)),
         Text(plain(page.statement), style="" if page.reproduces else "yellow"),
+        *(Text(plain(remark), style="yellow") for remark in page.remarks),
     ]
-    parts += [Text(plain(remark), style="yellow") for remark in page.remarks]
-    # Said once for all, the number of seeds may save a panel.
-    layouts = [_Layout(page, width, seeds) for seeds in ("", _usual_seeds(page))]
-    layout = min(layouts, key=lambda layout: len(layout.spans))
-    parts += [Padding(grid, (1, 0, 0, 0)) for grid in layout.panels()]
-    parts.append(Padding(Text(_legend(page, layout.seeds), style="dim"), (1, 0, 0, 0)))
-    parts.append(Padding(_footnotes(page), (1, 0)))
-    parts.append(Text(page.counts, style="bold"))
-    if written:
-        parts.append(Text(f"Written: {', '.join(str(path) for path in written)}", overflow="fold"))
-    return Group(*parts)
+    panels = [Padding(grid, (1, 0, 0, 0)) for grid in _Layout(page, width, seeds, marks).panels()]
+    below = [Text(line, style="dim") for line in lines]
+    return Group(*above, *panels, Text(), *below, _describe_counts(page, written))
+
+
+def _choose_notes(page: Page, seeds: str, width: int) -> tuple[list[str], set[int]]:
+    """The lines between the table and its counts, and the numbers of the footnotes among them.
+
+    What went wrong has a line each as long as there is room. The rest is shown whole or left to the files.
+    """
+    lines = [*_wrap(_legend(page, seeds), width), *_wrap(plain(page.scale_note), width)]
+    problems = {mark for entry in page.entries for mark in entry.marks}
+    marks = set()
+    for number, text in sorted(page.footnotes, key=lambda note: note[0] not in problems):
+        note = _wrap(f"{superscript([number])} {plain(text)}", width)
+        if number in problems:
+            note = note if len(note) == 1 else [f"{note[0][: width - 1]}\N{HORIZONTAL ELLIPSIS}"]
+        if len(lines) + len(note) <= (MOST_LINES if number in problems else USUAL_LINES):
+            lines += note
+            marks.add(number)
+    return lines, marks
+
+
+def _describe_counts(page: Page, written: Sequence[Path]) -> Text:
+    """How many cells are done, and where everything about the table stands."""
+    text = Text(page.counts, style="bold", overflow="fold")
+    return text.append(f" All cells and notes: {describe_files(written)}", style="not bold") if written else text
+
+
+def describe_files(written: Sequence[Path]) -> str:
+    """Name files that differ in their ending only: `reports/table_II_demo.md (also .tex, .csv)`."""
+    first, *others = written
+    return f"{first} (also {', '.join(path.suffix for path in others)})" if others else str(first)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 2))
 
 
 class _Layout:
     """The grid, its columns spread evenly over as few panels as fit the width; no cell is broken.
 
-    seeds: what is left out of the cells because it is said once for all of them.
+    seeds: what is left out of the cells because it is said once for all of them; marks: the footnotes that are shown.
     """
 
-    def __init__(self, page: Page, width: int, seeds: str) -> None:
-        self.seeds, self.width = seeds, width
-        self.names = [_name(row) for row in page.rows]
+    def __init__(self, page: Page, width: int, seeds: str, marks: Collection[int]) -> None:
+        self.width = width
+        self.names = [_name(row, marks) for row in page.rows]
         self.headings = [Text("\n".join(map(plain, column.heading)).strip("\n")) for column in page.columns]
         self.cells = [
-            [_cell(row.entries[position], seeds) for row in page.rows] for position in range(len(page.columns))
+            [_cell(row.entries[position], seeds, marks) for row in page.rows] for position in range(len(page.columns))
         ]
         columns = [[heading, *column] for heading, column in zip(self.headings, self.cells, strict=True)]
         widest = [max(map(_widest_line, column)) for column in columns]
@@ -115,25 +156,27 @@ def _widest_word(text: Text) -> int:
     return max((cell_len(word) for word in text.plain.split()), default=0)
 
 
-def _name(row: PageRow) -> Text:
-    return Text.assemble(plain(row.name), (superscript(row.marks), "dim"))
+def _name(row: PageRow, shown: Collection[int]) -> Text:
+    return Text.assemble(plain(row.name), _mark(row.marks, shown))
 
 
-def _cell(entry: PageCell, left_out: str) -> Text:
-    """Measured over printed; on one line for a method that the suite lacks. left_out: a number of seeds not to say."""
-    reference = Text.assemble((entry.reference, "cyan"), (superscript(entry.reference_marks), "dim"))
+def _mark(marks: Sequence[int], shown: Collection[int]) -> tuple[str, str]:
+    return superscript([mark for mark in marks if mark in shown]), "dim"
+
+
+def _cell(entry: PageCell, usual_seeds: str, shown: Collection[int]) -> Text:
+    """Measured over printed; on one line for a method that the suite lacks. shown: the footnotes that are."""
+    reference = Text.assemble((entry.reference, "cyan"), _mark(entry.reference_marks, shown))
     if entry.status in ABSENT:
-        return Text.assemble(("\N{EN DASH} " if left_out else "\N{EN DASH}   ", "dim"), reference)
-    seeds = "" if entry.seeds == left_out else entry.seeds.replace(" of ", "/")
-    # The printed numbers stand under each other, whether or not a number of seeds stands before them.
-    width = 0 if left_out else 3
-    below = Text(f"{seeds:<{width}} " if entry.reference and (seeds or width) else seeds, style="dim")
-    marks = (superscript(entry.marks), "dim")
+        return Text.assemble(("\N{EN DASH} ", "dim"), reference)
+    marks = _mark(entry.marks, shown)
     if entry.summary:
         measured = Text.assemble((_value(entry), _RANK_STYLES.get(entry.rank, "")), marks)
     else:
         measured = Text.assemble((entry.status.removesuffix(" yet"), _STYLES.get(entry.status, "")), marks)
-    return Text.assemble(measured, "\n", below, reference)
+    seeds = "" if entry.seeds == usual_seeds else entry.seeds.replace(" of ", "/")
+    below = Text(" ").join(part for part in (Text(seeds, style="dim"), reference) if part)
+    return Text.assemble(measured, "\n", below) if below else measured
 
 
 def _value(entry: PageCell) -> str:
@@ -141,29 +184,14 @@ def _value(entry: PageCell) -> str:
 
 
 def _legend(page: Page, seeds: str) -> str:
-    """What the cells hold; seeds: what is left out of them because it is said here."""
-    parts = ["the number of seeds (n)"] if not seeds else []
-    parts += ["the printed number"] if page.has_references else []
-    sentences = [f"Upper line: {plain(page.metric)}, measured mean ± standard deviation over seeds, last epoch."]
-    sentences += [f"Lower line: {' and '.join(parts)}."] if parts else []
-    if seeds:
-        others = any(entry.seeds not in ("", seeds) for entry in page.entries)
-        sentences.append(f"Seeds: {seeds}{', unless a cell says otherwise' if others else ''}.")
+    """What the cells hold, in a line or two."""
+    spread = " \N{PLUS-MINUS SIGN} standard deviation" if any(entry.std for entry in page.entries) else ""
+    others = any(entry.seeds not in ("", seeds) for entry in page.entries)
+    usual = f", {seeds}{' unless a cell says otherwise' if others else ''}" if seeds else ""
+    measured = f"Measured {plain(page.metric)}{spread}{usual}"
+    sentences = [f"{measured}, over printed." if page.has_references else f"{measured}."]
     if page.has_ranks:
-        sentences.append("Bold: best measured of the column; underlined: second.")
+        sentences.append("Bold: best; underlined: second.")
     if page.has_absent:
         sentences.append("\N{EN DASH}: not in the suite, or run only when named.")
-    if page.best:
-        sentences.append("The best epochs on the test set stand in the reports, apart.")
     return " ".join(sentences)
-
-
-def _footnotes(page: Page) -> Grid:
-    grid = Grid.grid(padding=(0, 1, 0, 0))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for number, text in page.footnotes:
-        grid.add_row(superscript([number]), Text(plain(text)), style="dim")
-    for text in page.notes:
-        grid.add_row("", Text(plain(text)), style="dim")
-    return grid

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmark.core.protocols import base_scale
 from benchmark.core.statistics import Summary, summarise
 from benchmark.core.text import format_signed
 from tables.result import ABSENT, Cell, Status, TableResult
@@ -69,7 +71,11 @@ class PageRow:
 
 @dataclass(frozen=True)
 class Page:
-    """A table with all that is said over and under it; `best`: the best-on-test values of the rows that have any."""
+    """A table with all that is said over and under it.
+
+    best: the best-on-test values of the rows that have any; scale_note: what is particular to this scale; footnotes: by
+    their numbers, which marks refer to; notes: on the table as a whole.
+    """
 
     name: str
     caption: str
@@ -81,6 +87,7 @@ class Page:
     columns: tuple[Column, ...]
     rows: tuple[PageRow, ...]
     best: tuple[PageRow, ...]
+    scale_note: str
     footnotes: tuple[tuple[int, str], ...]
     notes: tuple[str, ...]
     counts: str
@@ -123,8 +130,12 @@ class _Footnotes:
         return tuple(sorted({self.numbers.setdefault(text, len(self.numbers) + 1) for text in texts}))
 
 
-def make_page(result: TableResult) -> Page:
-    """What the renderings of a result say."""
+def make_page(result: TableResult, selected: Collection[tuple[str, str]] | None = None) -> Page:
+    """What the renderings of a result say.
+
+    selected: the cells that are shown, by row and column name; all of them for None. Ranks and the numbers of footnotes
+    are those of the whole table.
+    """
     table = result.table
     footnotes = _Footnotes()
     ranks = _ranks(result)
@@ -138,7 +149,8 @@ def make_page(result: TableResult) -> Page:
             rank = ranks.get((row.name, column.name), 0)
             entries.append(_entry(cell, rank, row, position, result.reproduces, footnotes))
         rows.append(PageRow(row.name, marks, tuple(entries)))
-    return Page(
+    scale_note = table.scale_notes.get(base_scale(result.scale), "")
+    page = Page(
         name=table.name,
         caption=table.caption,
         metric=table.metric,
@@ -149,11 +161,40 @@ def make_page(result: TableResult) -> Page:
         rows=tuple(rows),
         best=tuple(_best_rows(result)),
         footnotes=tuple((number, text) for text, number in footnotes.numbers.items()),
+        scale_note=scale_note,
         remarks=result.remarks,
-        notes=(*table.footnotes, *_renamed(table.columns)),
+        notes=(*([scale_note] if scale_note else []), *table.footnotes, *_renamed(table.columns)),
         counts=describe_counts(result),
         generated_from=result.generated_from,
         reproduces=result.reproduces,
+    )
+    return page if selected is None else _select_cells(page, result, selected)
+
+
+def _select_cells(page: Page, result: TableResult, selected: Collection[tuple[str, str]]) -> Page:
+    """The page with the rows and columns of some cells, and only the footnotes on what is left."""
+    names = {row for row, _ in selected} | ({TEACHER} if page.has_teachers else set())
+    positions = [
+        position for position, column in enumerate(page.columns) if column.name in {name for _, name in selected}
+    ]
+
+    def keep(rows: Iterable[PageRow]) -> tuple[PageRow, ...]:
+        return tuple(
+            dataclasses.replace(row, entries=tuple(row.entries[position] for position in positions))
+            for row in rows
+            if row.name in names
+        )
+
+    rows = keep(page.rows)
+    marks = {mark for row in rows for mark in row.marks}
+    marks |= {mark for row in rows for entry in row.entries for mark in (*entry.marks, *entry.reference_marks)}
+    return dataclasses.replace(
+        page,
+        columns=tuple(page.columns[position] for position in positions),
+        rows=rows,
+        best=keep(page.best),
+        footnotes=tuple((number, text) for number, text in page.footnotes if number in marks),
+        counts=describe_counts(result, selected),
     )
 
 
@@ -178,11 +219,13 @@ def describe_result(result: TableResult) -> str:
     return f"These numbers are from {origin}, and {against}."
 
 
-def describe_counts(result: TableResult) -> str:
-    """How many cells are done, partial, failed, not run yet, and how many are of methods that the suite lacks."""
-    found = Counter(
-        result.cell(row.name, column.name).status for row in result.table.rows for column in result.table.columns
-    )
+def describe_counts(result: TableResult, selected: Collection[tuple[str, str]] | None = None) -> str:
+    """How many cells are done, partial, failed, not run yet, and how many are of methods that the suite lacks.
+
+    selected: the cells that count, all for None.
+    """
+    cells = selected or [(row.name, column.name) for row in result.table.rows for column in result.table.columns]
+    found = Counter(result.cell(*cell).status for cell in cells)
     absent = found.pop("not in the suite", 0)
     untaught = found.pop("no teacher", 0)
     parts = [f"{found['done']} of {found.total()} cells done"]

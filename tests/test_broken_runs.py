@@ -114,4 +114,4 @@ def test_the_command_ends_with_the_line_that_names_the_traceback(
     )
     assert found
     assert "ContractError" in (tmp_path / found[1]).read_text()
-    assert any(line.startswith("Written: ") for line in said[:-2])
+    assert any(line.startswith("Open ") for line in said[:-2])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmark.analysis.cells import FindRecord, LookUp
+from benchmark.analysis.cells import FindRecord, LookUp, look_up_exactly
 from benchmark.analysis.notes import is_default_setting
 from benchmark.analysis.tables import make_table_result
 from benchmark.core.errors import UserError
@@ -33,7 +33,7 @@ from tests import engine
 def store_of(folder: Path) -> tuple[LookUp, FindRecord]:
     """How results are looked up in a store."""
     store = Store(folder)
-    return store.found, store.record
+    return look_up_exactly(store.record), store.record
 
 
 def small(*rows: Row, teacher: str | None = None) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmark.analysis.cells import look_up_exactly
 from benchmark.analysis.figures import collect_figure_runs, empty_result, make_figure_result
 from benchmark.analysis.query import RecordQuery
 from benchmark.core.errors import UserError
@@ -325,7 +326,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Figure, Points, S
 
 def test_trained_points_come_back_from_the_store(trained: tuple[Figure, Points, Store]) -> None:
     figure, found, store = trained
-    result = make_figure_result(figure, {"Blocks": found}, store.found, store.record)
+    result = make_figure_result(figure, {"Blocks": found}, look_up_exactly(store.record), store.record)
     assert result.stem == "figure_own_demo-1-epochs"
     assert result.counts == "4 of 4 points done."
     for (method, fraction), runs in found.runs.items():
@@ -337,7 +338,7 @@ def test_trained_points_come_back_from_the_store(trained: tuple[Figure, Points, 
 
 def test_a_report_finds_what_the_command_has_shown(trained: tuple[Figure, Points, Store]) -> None:
     figure, found, store = trained
-    shown = make_figure_result(figure, {"Blocks": found}, store.found, store.record)
+    shown = make_figure_result(figure, {"Blocks": found}, look_up_exactly(store.record), store.record)
     (result,) = collect_figure_runs(figure, RecordQuery(store.read_all()[0]), "demo")
     assert result.stem == shown.stem
     assert {key: cell.values for key, cell in result.panels[0].cells.items()} == {

@@ -88,14 +88,14 @@ def test_rows_of_longer_schedules_are_not_run_yet_where_no_run_has_a_schedule_of
 
 def test_the_report_shows_what_the_records_hold(filled: tuple[Path, Report]) -> None:
     root, report = filled
-    tops = {record["id"]: record["final"].get("top1") for record in Store(root).records()}
+    tops = {record["id"]: record["final"].get("top1") for record in Store(root).read_all()[0]}
     second = next(table for table in report.tables if table.page.name == "II")
     cell = second.result.cell("KD", PAIRS[0])
     assert cell.values == tuple(tops[run.run] for run in cell.finished)
     assert (len(cell.values), cell.status) == (3, "done")
-    assert second.figures is not None
+    assert second.metrics is not None
     mean = sum(cell.values) / 3
-    measured = [row for row in second.figures.rows if (row[0].text, row[1].text) == ("KD", PAIRS[0])]
+    measured = [row for row in second.metrics.rows if (row[0].text, row[1].text) == ("KD", PAIRS[0])]
     assert measured[0][3].text.startswith(f"{mean:.2f} ± ")
     assert report.headline.startswith(
         f"{make_coverage(second.result, {row.name for row in load_table('II').rows}).done + 4} of "

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from benchmark.results.leases import LeaseManager
 from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
 from benchmark.training.inputs import load_teacher, select_training_data
+from benchmark.training.learner import Learner
 from benchmark.training.settings import TrainSettings
 from tests.commands import (
     ROOT,
@@ -83,6 +85,8 @@ def test_a_table_is_trained_to_its_end_and_reported(trained) -> None:
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     assert "3 of 3 cells done" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == f"Open {place / 'reports' / 'index.html'}"
+    assert "<h2>Tables</h2>" in (place / "reports" / "index.html").read_text(encoding="utf-8")
     assert len(records_in(place)) == 4, "the teacher is another run than the row Baseline"
     markdown, latex = (report_in(place, ending) for ending in ("md", "tex"))
     for method in ("Baseline", "KD", "LSSKD"):
@@ -109,6 +113,17 @@ def test_a_second_call_trains_nothing(trained, table) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_the_table_has_the_rows_that_were_asked_for_and_all_of_them_with_all_cells(trained, table) -> None:
+    place, _ = trained
+    some, whole = (
+        run_here(*arguments(table, place, "--methods", "KD", *more, *LONG)).stdout for more in ((), ("--all-cells",))
+    )
+    assert "1 of 1 cells done" in some
+    assert "3 of 3 cells done" in whole
+    assert "LSSKD" in whole
+    assert "LSSKD" not in some
+
+
 def test_a_finished_table_leaves_only_records(trained) -> None:
     place, _ = trained
     names = {Path(path).name for path in files_under(place / "runs")}
@@ -128,10 +143,27 @@ def checkpoints_in(place: Path) -> list[Path]:
     return list((place / "runs" / "blocks" / "cohorts").glob("*/checkpoint-*.safetensors"))
 
 
+def interrupt_here(command: list[str]) -> tuple[int, str]:
+    """Raise the signal of Ctrl-C in this process after the first epoch; the exit code and what was said."""
+    end_epoch = Learner.end_epoch
+
+    def end_epoch_and_interrupt(learner: Learner, epoch: int) -> dict[str, Any]:
+        figures = end_epoch(learner, epoch)
+        if learner.run.method == "LSSKD":
+            signal.raise_signal(signal.SIGINT)
+        return figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "end_epoch", end_epoch_and_interrupt)
+        ended = run_here(*command)
+    return ended.returncode, ended.stdout + ended.stderr
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_table_stopped_by_ctrl_c_goes_on_from_its_checkpoint(trained, table, tmp_path, workers) -> None:
+    """With workers, a group of processes gets a real Ctrl-C; without, a command in this process gets its signal."""
     command = arguments(table, tmp_path, *LONG)
-    code, said = interrupt([*command, "--workers", workers], tmp_path)
+    code, said = interrupt_here(command) if workers == "1" else interrupt([*command, "--workers", "2"], tmp_path)
     assert code == 130, said
     assert "stopped; finished work and checkpoints are kept" in said
     assert "Traceback" not in said

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,22 @@ def result(scale: str = "demo", **changes: object) -> TableResult:
     return dataclasses.replace(whole, **changes)  # type: ignore[arg-type]
 
 
-def terminal(shown: TableResult, width: int) -> str:
+FILES = [Path(f"reports/table_II_demo.{ending}") for ending in ("md", "tex", "csv")]
+
+
+def terminal(
+    shown: TableResult, width: int, selected: set[tuple[str, str]] | None = None, written: Sequence[Path] = ()
+) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(to_terminal(shown, width))
+    console.print(to_terminal(shown, width, written, selected))
     return console.export_text()
+
+
+def notes_below(text: str) -> list[str]:
+    """The lines of notes under the table, up to the one that counts cells."""
+    lines = text.rstrip("\n").splitlines()
+    begin = max(place for place, line in enumerate(lines) if not line.strip()) + 1
+    return lines[begin : next(place for place, line in enumerate(lines) if "cells done" in line)]
 
 
 def markdown_row(text: str, method: str) -> list[str]:
@@ -231,10 +245,46 @@ def test_the_terminal_says_how_many_cells_are_missing() -> None:
     assert "0 of 8 cells done, 8 not run yet." in terminal(missing, 100)
 
 
-def test_the_terminal_says_where_the_reports_are() -> None:
-    console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(to_terminal(result(), 100, [Path("reports/table_II.md"), Path("reports/table_II.tex")]))
-    assert "Written: reports/table_II.md, reports/table_II.tex" in console.export_text()
+def test_the_terminal_says_where_the_files_are() -> None:
+    text = terminal(result(), 120, written=FILES)
+    assert "All cells and notes: reports/table_II_demo.md (also .tex, .csv)" in " ".join(text.split())
+
+
+def test_the_terminal_shows_the_rows_and_columns_that_were_asked_for() -> None:
+    text = terminal(result(), 100, {("LSSKD", FIRST), ("Baseline", FIRST)})
+    assert [line.split()[0] for line in text.splitlines() if re.match(r"[A-Z]\S+ +\d", line)] == [
+        *("Teacher", "Baseline", "LSSKD"),
+    ]
+    assert ">WRN-16-2" in text
+    assert ">ResNet20" not in text
+    assert "2 of 2 cells done." in text
+    assert "loss not finite" not in text, "a note on a cell that is not shown"
+    assert "VID" in terminal(result(), 100)
+
+
+def test_ranks_and_footnotes_on_the_terminal_are_those_of_the_whole_table() -> None:
+    number = re.search(r"- ([⁰¹²³⁴⁵⁶⁷⁸⁹]+) HSSAKD, ResNet56>ResNet20", to_markdown(result()))
+    assert number is not None
+    text = terminal(result(), 100, {("HSSAKD", SECOND)})
+    assert f"failed{number[1]}" in text
+    assert f"{number[1]} HSSAKD, ResNet56>ResNet20, seed 0: loss not finite" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_notes_on_the_terminal_are_three_lines_and_more_only_for_what_went_wrong(width: int) -> None:
+    usual = dataclasses.replace(whole_table(1), teachers={}, table=load_table("II").at("demo"))
+    assert len(notes_below(terminal(usual, width))) <= 3
+    many = notes_below(terminal(dataclasses.replace(table_full_of_signs(1), teachers={}), width))
+    assert len(many) == 5
+    assert "Remark 0." in " ".join(many)
+    assert all(text in to_markdown(table_full_of_signs(1)) for text in ("Remark 0.", "Remark 17.", "its own past"))
+
+
+def test_a_long_note_on_what_went_wrong_has_one_line() -> None:
+    long = dataclasses.replace(result().cells["HSSAKD", SECOND], notes=(f"failed {'because ' * 50}",))
+    lines = notes_below(terminal(result(cells=dict(result().cells) | {("HSSAKD", SECOND): long}), 80))
+    assert sum("because" in line for line in lines) == 1
+    assert max(map(cell_len, lines)) <= 80
 
 
 def whole_table(seeds: int) -> TableResult:
@@ -269,7 +319,7 @@ def table_full_of_signs(seeds: int) -> TableResult:
 
 
 @pytest.mark.parametrize(("seeds", "panels"), [(1, 1), (3, 2)])
-def test_at_80_columns_every_cell_has_two_lines_and_no_sign_stands_alone(seeds: int, panels: int) -> None:
+def test_at_80_columns_every_cell_has_two_lines_at_most_and_no_sign_stands_alone(seeds: int, panels: int) -> None:
     lines = terminal(table_full_of_signs(seeds), 80).splitlines()
     assert max(map(cell_len, lines)) <= 80
     names = ["Teacher", *(row.name for row in load_table("II").at("demo").rows)]
@@ -277,19 +327,21 @@ def test_at_80_columns_every_cell_has_two_lines_and_no_sign_stands_alone(seeds: 
         next(place for place, line in enumerate(lines) if re.match(rf"{re.escape(name)}[⁰¹²³⁴⁵⁶⁷⁸⁹ ]", line))
         for name in names
     ]
-    assert starts == list(range(starts[0], starts[0] + 2 * len(names), 2))
+    heights = {after - before for before, after in itertools.pairwise(starts)}
+    assert heights == {1, 2}, "PS-KD has one line, because nothing was printed for it"
     body = [line for line in lines[starts[0] : starts[-1] + 2] if line.startswith(" ")]
     assert not [line for line in body if re.search(r"(^| )[⁰¹²³⁴⁵⁶⁷⁸⁹]", line)]
-    assert sum(bool(re.match(r"HSSAKD\*[⁰¹²³⁴⁵⁶⁷⁸⁹]+ ", line)) for line in lines) == panels
+    assert sum(line.startswith("HSSAKD* ") for line in lines) == panels
 
 
-def test_seeds_are_said_once_where_that_saves_a_panel_and_in_the_cells_where_there_is_room() -> None:
-    narrow, wide = (terminal(table_full_of_signs(1), width) for width in (80, 120))
-    assert "Seeds: n=1, unless a cell says otherwise." in " ".join(narrow.split())
-    assert "n=1 " not in narrow.partition("Upper line")[0]
-    assert "n=1/3 70.80" in narrow
-    assert "Lower line: the number of seeds (n) and the printed number." in " ".join(wide.split())
-    assert wide.count("n=1 ") > 80
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_usual_number_of_seeds_is_said_once_and_others_in_their_cells(width: int) -> None:
+    text = " ".join(terminal(table_full_of_signs(1), width).split())
+    assert text.count("n=1") == 2
+    assert "n=1 unless a cell says otherwise, over printed." in text
+    assert "n=1/3 70.80" in text
+    alike = dataclasses.replace(whole_table(3), teachers={})
+    assert "n=3, over printed." in " ".join(terminal(alike, width).split())
 
 
 @pytest.mark.parametrize("width", [24, 40, 60])

@@ -12,7 +12,13 @@ from tables.result import Cell, Price, Seed, Status
 from tables.specification import Column
 
 FindRecord = Callable[[Run], Record | None]
+LookUp = Callable[[Sequence[Run]], Mapping[Run, Record | None]]
 Number = TypeVar("Number", int, float)
+
+
+def look_up_exactly(find: FindRecord) -> LookUp:
+    """Look up the records of the very runs that are asked for, and of no others in their place."""
+    return lambda runs: {run: find(run) for run in runs}
 
 
 def make_cell(
@@ -105,6 +111,3 @@ def _failure(run: Run, record: Record | None, lost: Mapping[str, str]) -> str | 
     if record is not None:
         return str(record["reason"]) if record["status"] == "failed" else None
     return lost.get(run.id)
-
-
-LookUp = Callable[[Sequence[Run]], Mapping[Run, Record | None]]

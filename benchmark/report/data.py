@@ -32,15 +32,15 @@ OWN_METHOD = "LSSKD"
 
 @dataclass(frozen=True)
 class TableReport:
-    """One table in one setting: its page, and what stands behind its cells."""
+    """One table in one setting: its page, and what stands behind its cells where that was asked for."""
 
     result: TableResult
     page: Page
     stem: str
-    differences: ReportTable | None
-    figures: ReportTable | None
-    costs: ReportTable | None
-    prices: ReportTable | None
+    differences: ReportTable | None = None
+    metrics: ReportTable | None = None
+    costs: ReportTable | None = None
+    prices: ReportTable | None = None
 
     def file(self, ending: str) -> Markup:
         """The name of one of its files, which holds nothing that a format would read (letters, digits and `._-`)."""
@@ -49,7 +49,7 @@ class TableReport:
     @property
     def measured(self) -> bool:
         """Whether anything was run."""
-        return self.figures is not None
+        return next(metrics.find_measured_cells(self.result), None) is not None
 
     @property
     def title(self) -> str:
@@ -131,7 +131,7 @@ def collect_report(
     rows = dict.fromkeys(row.name for table in specifications for row in table.rows)
     if method != OWN_METHOD and method not in (*rows, *method_names()):
         raise unknown_name("row of the tables or method", method, dict.fromkeys((*rows, *method_names())))
-    records, damaged = Store(root).readable()
+    records, damaged = Store(root).read_all()
     if without_host:
         records = [anonymise_record(record) for record in records]
     collection = RecordQuery(records, Store(root).teacher_metrics())
@@ -179,7 +179,7 @@ def _reports(results: Sequence[TableResult], method: str, edges: runs.Edges) -> 
                 page=make_page(result),
                 stem=stem,
                 differences=metrics.list_differences(result, own) if own else None,
-                figures=metrics.list_metrics(result),
+                metrics=metrics.list_metrics(result),
                 costs=metrics.list_costs(result, edges),
                 prices=metrics.list_prices(result),
             )

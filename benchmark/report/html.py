@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,51 +18,73 @@ from benchmark.report.data import TITLE, Report
 from benchmark.report.figures import Drawing
 from benchmark.report.runs import make_key
 from tables.escaping import make_environment
+from tables.result import Cell
 from tables.view import BEST_EXPLANATION, BEST_TITLE
 
 TEMPLATES = Path(__file__).parent / "templates"
-SECTIONS = (
-    ("summary", "Summary"),
-    ("tables", "Tables"),
-    ("figures", "Figures"),
-    ("differences", "Differences"),
-    ("figures-of-merit", "Metrics"),
-    ("cost", "Cost"),
-    ("edge", "Edge"),
-    ("audit", "Audit"),
-    ("runs", "Runs"),
-    ("ledger", "Ledger"),
-    ("provenance", "Provenance"),
-)
+SECTIONS = {
+    "summary": "Summary",
+    "tables": "Tables",
+    "figures": "Figures",
+    "differences": "Differences",
+    "metrics": "Metrics",
+    "cost": "Cost",
+    "edge": "Edge",
+    "audit": "Audit",
+    "runs": "Runs",
+    "ledger": "Ledger",
+    "provenance": "Provenance",
+}
 
 
 def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
     """The page. Whatever text comes from users is escaped, by Jinja in HTML and here in JSON."""
-    style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
     ledger = prose.read_ledger()
+    return render_page(
+        SECTIONS,
+        report.curves,
+        heading=TITLE,
+        subtitle=report.headline,
+        lead=wording.LEAD,
+        report=report,
+        tables=report.tables,
+        drawings=drawings,
+        audit=audit,
+        audit_summary=summarise_audit(audit),
+        brief=shorten_answer,
+        meanings=MEANINGS,
+        records=wording.describe_records(report),
+        ledger=prose.to_html(ledger, "ledger-") if ledger else None,
+        generated_from=report.generated_from,
+        written=report.written,
+    )
+
+
+def render_page(sections: Mapping[str, str], curves: Mapping[str, dict[str, Any]], **values: Any) -> str:
+    """A page of some sections, in which pressing a number draws the curves of its runs.
+
+    sections: the names of their templates and what they are called; curves: by the key of their run.
+    """
+    style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
+
+    def list_drawn(cell: Cell) -> str:
+        return " ".join(key for seed in cell.finished if (key := make_key(seed.run)) in curves)
+
     return (
         make_environment(TEMPLATES)
         .get_template("page.html.j2")
         .render(
-            report=report,
-            drawings=drawings,
-            audit=audit,
-            audit_summary=summarise_audit(audit),
-            brief=shorten_answer,
-            meanings=MEANINGS,
-            title=TITLE,
+            sections=sections,
             wording=wording,
-            sections=SECTIONS,
-            records=wording.describe_records(report),
             best_title=BEST_TITLE,
             best_explanation=BEST_EXPLANATION,
-            ledger=prose.to_html(ledger, "ledger-") if ledger else None,
-            curves=as_json(report.curves),
-            drawn=lambda cell: " ".join(key for seed in cell.finished if (key := make_key(seed.run)) in report.curves),
+            curves=as_json(curves),
+            drawn=list_drawn,
             style=style,
             script=script,
             style_hash=_hash(style),
             script_hash=_hash(script),
+            **values,
         )
     )
 

@@ -1,0 +1,66 @@
+"""The page of one command: its tables and figures, the curves of its runs, and links to the files it wrote."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmark.core.spec import Run
+from benchmark.io.files import write_text
+from benchmark.report.data import TableReport
+from benchmark.report.figures import Drawing
+from benchmark.report.html import render_page
+from benchmark.report.runs import collect_curves
+from benchmark.results.provenance import describe_environment
+from benchmark.results.store import Store
+from figures.result import FigureResult
+from tables.result import TableResult
+from tables.view import make_page
+
+NAME = "index.html"
+LEAD = (
+    "The tables and figures that one command made, and the curves of its runs. The command python -m benchmark.report "
+    "replaces this page by the whole report: paired differences, costs, the audit of the paper's text, and every run."
+)
+
+
+def write_overview(
+    rendered: Sequence[tuple[TableResult | FigureResult, Sequence[Path]]],
+    runs: Iterable[Run],
+    store: Store,
+    folder: Path,
+) -> Path:
+    """Write `index.html`, which needs no other file to be read, and say where it is.
+
+    rendered: tables and figures with the files that were written of them; runs: those whose curves it can draw.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    tables: list[TableReport] = []
+    drawings: list[Drawing] = []
+    for result, paths in rendered:
+        if isinstance(result, TableResult):
+            tables.append(TableReport(result, make_page(result), result.stem))
+        else:
+            drawings.append(Drawing(result, {path.suffix.removeprefix("."): path for path in paths}))
+    sections = {"tables": "Tables"} if tables else {}
+    sections |= {"figures": "Figures"} if drawings else {}
+    made = {path.name for _, paths in rendered for path in paths}
+    others = {path.name for pattern in ("table_*", "figure_*", "report.md") for path in folder.glob(pattern)} - made
+    title = ", ".join([*(table.title for table in tables), *(drawing.title for drawing in drawings)])
+    page = render_page(
+        {**sections, "files": "Files"},
+        collect_curves([(run, record) for run in runs if (record := store.record(run)) is not None]),
+        heading=title,
+        subtitle="kd-benchmark",
+        lead=LEAD,
+        tables=tables,
+        drawings=drawings,
+        files={"Made by this command": sorted(made), "From before": sorted(others)},
+        generated_from=describe_environment(),
+        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    write_text(folder / NAME, page)
+    return folder / NAME
