@@ -1,7 +1,7 @@
 """Bring a colleague's runs into one's own: `python -m benchmark.merge DIR`.
 
-Nothing in DIR is believed: what cannot be checked is refused and said (`benchmark.io.untrusted`). Nothing here is
-overwritten but a run that failed or is damaged, and a run is written as training writes it, its record last.
+Nothing in DIR is trusted: what cannot be checked is refused and reported (`benchmark.io.untrusted`). Of one's own runs
+only those that failed or are damaged are replaced. A run is written as training writes it, its record last.
 """
 
 from benchmark.merge.merging import Kind, Merge, MergeFinding

@@ -36,7 +36,7 @@ FORESEEN: dict[Kind, str] = {
     "new": "would be brought in",
     "replaced": "would take the place of a run that failed or is damaged here",
 }
-"""What a dry run says instead."""
+"""The meanings that a dry run prints instead."""
 STYLES: dict[Kind, str] = {
     "new": "green",
     "replaced": "green",
@@ -45,7 +45,7 @@ STYLES: dict[Kind, str] = {
     "busy": "yellow",
 }
 LISTED: tuple[Kind, ...] = ("replaced", "kept", "busy", "conflicting", "refused")
-"""Of these a line is printed for each run."""
+"""The kinds of which a line is printed for each run."""
 
 
 @app.command()
@@ -58,19 +58,19 @@ def main(
         bool, typer.Option("--without-weights", help="Take records and curves only: enough for tables and reports.")
     ] = False,
 ) -> int:
-    """Bring in the runs of other stores that are new here, and say which are equal, conflicting or refused."""
+    """Bring in the runs of other stores that are new here, and list the conflicting and the refused ones."""
     console = Console()
     for folder in folders:
         _check_folder(folder, runs)
     check_writable(runs, "--runs")
     merge = Merge(Store(runs), dry_run, without_host, without_weights)
-    troubled = False
+    has_problems = False
     for folder in folders:
         with console.status(f"reading {escape_control_chars(folder)}"):
             findings = merge.merge(folder)
         _print(console, folder, runs, findings, dry_run)
-        troubled |= any(finding.kind in ("conflicting", "refused") for finding in findings)
-    return int(troubled)
+        has_problems |= any(finding.kind in ("conflicting", "refused") for finding in findings)
+    return int(has_problems)
 
 
 def _check_folder(folder: Path, runs: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a line says of two runs of one specification whose outcomes differ."""
+"""How two runs of one specification differ, in a line."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from benchmark.results.record import Record, comparable_part
 FIRST = ("status", "reason", "failed_at", "final", "best_on_test", "epochs", "cost", "weights")
 """The order in which records are compared."""
 EXPLAINING = ("torch", "cuda", "device_name", "threads", "version", "commit")
-"""What of two provenances may explain another outcome."""
+"""The fields of provenance that may explain another outcome."""
 
 
 def difference_of_records(ours: Record, theirs: Record) -> str:
-    """The first thing in which the outcomes of two records differ, and what may explain it; empty for none."""
+    """The first difference between the outcomes of two records, and what may explain it; empty if they are equal."""
     here, there = comparable_part(ours), comparable_part(theirs)
     names = [*FIRST, *sorted({*here, *there} - {*FIRST})]
     found = first_difference(*({name: side.get(name) for name in names} for side in (here, there)))
@@ -32,13 +32,13 @@ def difference_of_records(ours: Record, theirs: Record) -> str:
 
 
 def difference_of_figures(ours: dict[str, float], theirs: dict[str, float]) -> str:
-    """The first in which the figures of a teacher differ; empty for none."""
+    """The first difference between two measurements of a teacher; empty if they are equal."""
     found = first_difference(ours, theirs)
     return "" if found is None else _line(found)
 
 
 def _line(found: JsonDiff) -> str:
-    """The place, with items counted from 1, and what stands there: `final.top1 71.2 here, 70.9 there`."""
+    """A difference in words: `final.top1 71.2 here, 70.9 there`; items of lists are counted from 1."""
     place = ".".join(str(step + 1) if isinstance(step, int) else step for step in found.place)
     return f"{escape_control_chars(place, 80)} {_brief(found.left)} here, {_brief(found.right)} there"
 

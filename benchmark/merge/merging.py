@@ -1,11 +1,11 @@
-"""What comes of each run of another store: looked at first, all of them, and then brought in."""
+"""A merge: every run of another store is judged first, and then the new ones are written."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,12 +14,12 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.files import replacing, write_text
 from benchmark.io.json_diff import canonical
-from benchmark.io.untrusted import DirEntry, ForeignFolder, UntrustedInputError, escape_control_chars, sized
+from benchmark.io.untrusted import ForeignFolder, UntrustedInputError, escape_control_chars, sized
 from benchmark.merge.differences import difference_of_figures, difference_of_records
 from benchmark.merge.runs import FILE_NAME, Offer, links_in, read_figures, read_offer, read_weights
 from benchmark.results.leases import LeaseManager
 from benchmark.results.owners import LeaseHolder
-from benchmark.results.record import CorruptRun, Record, anonymise_record
+from benchmark.results.record import CorruptRun, anonymise_record
 from benchmark.results.store import Store
 
 Kind = Literal["new", "replaced", "equal", "kept", "busy", "unfinished", "conflicting", "refused"]
@@ -29,10 +29,10 @@ SPARE = 2**26
 
 @dataclass(frozen=True)
 class MergeFinding:
-    """What came of one run (or of the figures of one teacher) there.
+    """What came of one run of the other store, or of the figures of one teacher.
 
     place: its dataset and its folder; why: what a line about it says; size: the bytes that it takes here; is_stray: it
-    is a link or a special file outside of every run's folder, which says nothing of whether there is a store.
+    is a link or a special file outside of every run's folder, and no sign that the folder is a store.
     """
 
     kind: Kind
@@ -60,18 +60,18 @@ class Merge:
     dry_run: bool = False
     without_host: bool = False
     without_weights: bool = False
-    _promised: dict[str, tuple[Path, tuple[str, ...]]] = field(default_factory=dict)
-    """Where the runs are, by digest, that a dry run would have brought in by now."""
+    _planned: dict[str, str] = field(default_factory=dict)
+    """The records, as JSON by the digest of their runs, that a dry run would have written by now."""
 
     def merge(self, root: Path) -> list[MergeFinding]:
-        """Bring in what is new under `root`, a store copied from anywhere, and say what came of each run there.
+        """Write what is new under `root`, a store copied from anywhere, and return what came of each run there.
 
         Raises:
             UserError: `root` cannot be read or is no store, or there is no room for its runs.
         """
         try:
             with ForeignFolder.at(root) as top:
-                findings = list(self._survey(top, root))
+                findings = list(self._survey(top))
                 if all(finding.is_stray for finding in findings):
                     raise UserError(
                         f"{root} is no store: it holds no <dataset>/<run>/record.json; give the folder `runs` itself"
@@ -83,54 +83,47 @@ class Merge:
         except UntrustedInputError as reason:
             raise UserError(f"{root}: {reason}; check the path") from reason
 
-    def _survey(self, top: ForeignFolder, root: Path) -> Iterator[MergeFinding]:
-        """Look at everything there, and change nothing."""
-        for entry in _links(entries := top.entries()):
-            yield MergeFinding("refused", (entry.name,), f"{links_in([entry])}", is_stray=True)
-        for dataset in _folders(entries):
+    def _survey(self, folder: ForeignFolder, place: tuple[str, ...] = ()) -> Iterator[MergeFinding]:
+        """Judge everything in a store or, with its name as `place`, in the folder of a dataset; nothing is changed."""
+        for entry in folder.entries():
+            inside = (*place, entry.name)
+            # Checkpoints are of use only to the machine that wrote them.
+            skipped = entry.kind == "file" or entry.name.startswith(".") or (place and entry.name == "cohorts")
             try:
-                with top.folder(dataset) as folder:
-                    yield from self._survey_dataset(folder, dataset, root)
+                if link := links_in([entry]):
+                    yield MergeFinding("refused", inside, link, is_stray=True)
+                elif not skipped:
+                    with folder.folder(entry.name) as opened:
+                        if not place:
+                            yield from self._survey(opened, inside)
+                        elif entry.name == "teachers":
+                            yield from self._survey_teachers(opened, *place)
+                        else:
+                            yield from self._survey_run(opened, *place, entry.name)
             except UntrustedInputError as reason:
-                yield MergeFinding("refused", (dataset,), str(reason), is_stray=True)
+                yield MergeFinding("refused", inside, str(reason), is_stray=not place)
 
-    def _survey_dataset(self, folder: ForeignFolder, dataset: str, root: Path) -> Iterator[MergeFinding]:
-        for entry in _links(entries := folder.entries()):
-            yield MergeFinding("refused", (dataset, entry.name), f"{links_in([entry])}", is_stray=True)
-        for name in _folders(entries):
-            place = (dataset, name)
-            try:
-                # Checkpoints are of use only to the machine that wrote them.
-                if name == "teachers":
-                    with folder.folder(name) as teachers:
-                        yield from self._survey_teachers(teachers, dataset)
-                elif name != "cohorts":
-                    yield from self._survey_run(folder, place, root)
-            except UntrustedInputError as reason:
-                yield MergeFinding("refused", place, str(reason))
-
-    def _survey_run(self, parent: ForeignFolder, place: tuple[str, str], root: Path) -> Iterator[MergeFinding]:
-        with parent.folder(place[1]) as folder:
-            names = {entry.name for entry in folder.entries()}
-            if "record.json" not in names:
-                if "run.json" in names:
-                    yield MergeFinding("unfinished", place)
-                return
-            offer = read_offer(folder, *place)
-            kind, why = self._judge(offer)
-            size = 0
-            if kind in ("new", "replaced"):
-                # The record stands there twice: its epochs are a file of their own too.
-                size = 2 * offer.size
-                if not self.without_weights:
-                    if missing := [part for part in offer.record["weights"] if f"{part}.safetensors" not in names]:
-                        raise UntrustedInputError(
-                            f"{missing[0]}.safetensors is missing; --without-weights takes the record alone"
-                        )
-                    size += sum(len(read_weights(folder, offer, part)) for part in offer.record["weights"])
-                if self.dry_run:
-                    self._promised[offer.run.digest] = (root, place)
-            yield MergeFinding(kind, place, why, size)
+    def _survey_run(self, folder: ForeignFolder, dataset: str, name: str) -> Iterator[MergeFinding]:
+        place, names = (dataset, name), {entry.name for entry in folder.entries()}
+        if "record.json" not in names:
+            if "run.json" in names:
+                yield MergeFinding("unfinished", place)
+            return
+        offer = read_offer(folder, dataset, name)
+        kind, why = self._judge(offer)
+        size = 0
+        if kind in ("new", "replaced"):
+            # The epochs are written twice: in the record and in a file of their own.
+            size = 2 * offer.size
+            if not self.without_weights:
+                if missing := [part for part in offer.record["weights"] if f"{part}.safetensors" not in names]:
+                    raise UntrustedInputError(
+                        f"{missing[0]}.safetensors is missing; --without-weights takes the record alone"
+                    )
+                size += sum(len(read_weights(folder, offer, part)) for part in offer.record["weights"])
+            if self.dry_run:
+                self._planned[offer.run.digest] = json.dumps(offer.record)
+        yield MergeFinding(kind, place, why, size)
 
     def _survey_teachers(self, folder: ForeignFolder, dataset: str) -> Iterator[MergeFinding]:
         for entry in folder.entries():
@@ -149,13 +142,14 @@ class Merge:
                 yield MergeFinding("refused", place, str(reason), is_run=False)
 
     def _judge(self, offer: Offer) -> tuple[Kind, str]:
-        """What an offer is to the run that there may be here, and what to say of it.
+        """What comes of an offer, given the record here of the same run, if there is one; and why.
 
         Raises:
-            Refused: the record here cannot be compared.
+            UntrustedInputError: the record here cannot be compared.
         """
+        planned = self._planned.get(offer.run.digest)
         try:
-            ours = self._ours(offer.run)
+            ours = self.store.record(offer.run) if planned is None else json.loads(planned)
         except CorruptRun:
             return "replaced", "a damaged record, which is put aside"
         except UserError as error:
@@ -170,13 +164,6 @@ class Merge:
         difference = difference_of_records(ours, offer.record)
         return ("conflicting", difference) if difference else ("equal", "")
 
-    def _ours(self, run: Run) -> Record | None:
-        if run.digest not in self._promised:
-            return self.store.record(run)
-        root, (dataset, name) = self._promised[run.digest]
-        with ForeignFolder.at(root) as top, top.folder(dataset) as parent, parent.folder(name) as folder:
-            return read_offer(folder, dataset, name).record
-
     def _judge_figures(self, place: tuple[str, str, str], figures: dict[str, float]) -> tuple[Kind, str]:
         dataset, _, name = place
         try:
@@ -189,7 +176,7 @@ class Merge:
         return ("conflicting", difference) if difference else ("equal", "")
 
     def _bring(self, top: ForeignFolder, finding: MergeFinding) -> MergeFinding:
-        """Copy what a survey has found to be new, unless it has changed since, there or here."""
+        """Write what was judged to be new, unless it has changed since, there or here."""
         try:
             with top.folder(finding.place[0]) as parent, parent.folder(finding.place[1]) as folder:
                 if finding.is_run:
@@ -206,9 +193,9 @@ class Merge:
         run, record = offer.run, offer.record
         if self.without_host:
             record = anonymise_record(record)
-        with _claimed(self.store, run) as owner:
-            if owner is not None:
-                return MergeFinding("busy", finding.place, f"by {owner.label}")
+        with _leased(self.store, run) as holder:
+            if holder is not None:
+                return MergeFinding("busy", finding.place, f"by {holder.label}")
             kind, why = self._judge(offer)
             if kind not in ("new", "replaced"):
                 return MergeFinding(kind, finding.place, why)
@@ -224,24 +211,16 @@ class Merge:
 
 
 @contextlib.contextmanager
-def _claimed(store: Store, run: Run) -> Iterator[LeaseHolder | None]:
-    """Within it nobody else trains or brings in the run; or gives whoever does so now."""
-    claim = LeaseManager(store.root).acquire(store.folder(run))
-    if isinstance(claim, LeaseHolder):
-        yield claim
+def _leased(store: Store, run: Run) -> Iterator[LeaseHolder | None]:
+    """Hold the lease on a run, so that nobody else trains or merges it; gives its holder if somebody does so now."""
+    lease = LeaseManager(store.root).acquire(store.folder(run))
+    if isinstance(lease, LeaseHolder):
+        yield lease
         return
     try:
         yield None
     finally:
-        claim.release(forget=store.has_record(run))
-
-
-def _links(entries: Sequence[DirEntry]) -> list[DirEntry]:
-    return [entry for entry in entries if entry.kind in ("link", "special")]
-
-
-def _folders(entries: Sequence[DirEntry]) -> list[str]:
-    return [entry.name for entry in entries if entry.kind == "folder" and not entry.name.startswith(".")]
+        lease.release(forget=store.has_record(run))
 
 
 def _check_room(root: Path, needed: int) -> None:

@@ -1,4 +1,7 @@
-"""Runs that somebody else trained: their records are believed only as far as they can be checked."""
+"""Runs that somebody else trained: everything in their records that can be checked is checked.
+
+This is more than a checksum shows, because reports print numbers and names from records, and name files after them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from benchmark.results.record import MAX_RECORD_BYTES, RECORD_FORMAT, Record, co
 from benchmark.results.store import MAX_METRICS_BYTES
 
 LARGEST_SPECIFICATION = 2**18
-"""Characters: 10 times that of a student with its teacher, its head and all their options."""
+"""Characters: 10 times the specification of a student with its teacher, its head and all their options."""
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What names of datasets, protocols and scales are made of: reports name files after them."""
 FIGURES_FILE = re.compile(r"([0-9a-f]{64})\.json")
@@ -34,7 +37,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0)]
 Fact = str | int | float | bool | None | list[str]
 _Pieces = Annotated[list[dict[Word, str | int | None]], Field(max_length=10_000)]
-"""Of a run that was interrupted as often as once an epoch, and then some."""
+"""More than a run has that was interrupted in every epoch."""
 
 
 class _Closed(BaseModel):
@@ -103,10 +106,7 @@ class _Written(_Closed):
 
 @dataclass(frozen=True)
 class Offer:
-    """A run of somebody else's whose record is right as far as it can be checked without its weights.
-
-    size: of its record, in characters.
-    """
+    """A run of somebody else's whose record has passed all checks that need no weights; size: its characters."""
 
     run: Run
     record: Record
@@ -114,7 +114,7 @@ class Offer:
 
 
 def links_in(entries: list[DirEntry]) -> str | None:
-    """Why a folder with these entries is refused, if one of them is a link or no file or folder."""
+    """Why a folder with these entries is refused: one is a link, or neither a file nor a folder; None if none is."""
     for entry in entries:
         if entry.kind == "link":
             return f"{escape_control_chars(entry.name)} is a link"
@@ -127,7 +127,7 @@ def read_offer(folder: ForeignFolder, dataset: str, name: str) -> Offer:
     """The run in the folder `name` of a dataset's folder `dataset`.
 
     Raises:
-        Refused: it has a link or a special file, or its record is not one that this version would write there.
+        UntrustedInputError: it has a link or a special file, or its record is not one that this version would write.
     """
     if link := links_in(folder.entries()):
         raise UntrustedInputError(link)
@@ -229,7 +229,7 @@ def read_figures(folder: ForeignFolder, name: str) -> tuple[str, dict[str, float
     """The sha256 of a teacher's file and what that teacher reaches, from a file of a dataset's folder `teachers`.
 
     Raises:
-        Refused: it is not what the suite writes there.
+        UntrustedInputError: it is not what the suite writes there.
     """
     match = FIGURES_FILE.fullmatch(name)
     if match is None:
