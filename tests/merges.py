@@ -94,7 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Run]]:
     """A store of runs that were trained: a teacher, its head, the student of both."""
     place = engine.settings(tmp_path_factory.mktemp("trained") / "runs")
     request = engine.request(protocol=engine.SHORT.replace(schedule={"epochs": 1}))
-    run = engine.shrunk(request.run("HSSAKD", NETWORK, NETWORK, 0))
+    run = engine.shrunk(request.run("SSKD", NETWORK, NETWORK, 0))
     runs = [*run.dependencies(), run]
     engine.train_dependencies([run], place)
     assert run_until_done([run], place)
