@@ -10,9 +10,8 @@ refused               why SLURM last refused jobs that are ready; removed once i
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from benchmark.core.errors import UserError
 from benchmark.io.files import write_text
@@ -28,9 +27,15 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def _list(self, kind: str) -> list[str]:
+        """The names of the notes of a kind. Unlike a glob, it never takes a folder that cannot be read for empty."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.listdir(self.folder / kind)
+        return []
+
     def read_state(self, job: int) -> State:
         """What a job says of itself; an empty state if it never ran or its file is damaged."""
-        with contextlib.suppress(OSError, ValueError, ValidationError):
+        with contextlib.suppress(OSError, ValueError):
             return State.model_validate_json(self._state(job).read_text(encoding="utf-8"))
         return State(job=job)
 
@@ -44,8 +49,8 @@ class Journal:
     def read_endings(self) -> dict[int, JobState]:
         """How the jobs that are over have ended."""
         endings: dict[int, JobState] = {}
-        for path in (self.folder / "ended").glob("[0-9]*.*"):
-            number, _, ending = path.name.partition(".")
+        for name in self._list("ended"):
+            number, _, ending = name.partition(".")
             if number.isdigit() and ending in ENDINGS:
                 endings[int(number)] = ending
         return endings
@@ -73,9 +78,11 @@ class Journal:
     def read_submissions(self) -> list[Submission]:
         """All calls of sbatch, the oldest first."""
         submissions = []
-        for path in (self.folder / "submissions").glob("[!.]*.json"):
-            with contextlib.suppress(OSError, ValueError, ValidationError):
-                submissions.append(Submission.model_validate_json(path.read_text(encoding="utf-8")))
+        for name in self._list("submissions"):
+            with contextlib.suppress(OSError, ValueError):
+                if name.endswith(".json"):
+                    text = (self.folder / "submissions" / name).read_text(encoding="utf-8")
+                    submissions.append(Submission.model_validate_json(text))
         # By SLURM's own numbers: the clocks of the nodes that submit differ.
         return sorted(submissions, key=lambda submission: (int(submission.array or 10**12), submission.when))
 

@@ -16,10 +16,10 @@ import contextlib
 import functools
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.io.files import write_text
@@ -33,6 +33,7 @@ from slurm.states import Submission
 FOLDER = "sweeps"
 PLAN = "plan.sqlite"
 SETTINGS = "sweep.json"
+_ADAPTER = TypeAdapter(TrainSettings)
 
 
 class Sweep:
@@ -70,23 +71,21 @@ class Sweep:
         path = self.folder / SETTINGS
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            fields = content["settings"]
-            released = tuple((sha256, Path(file)) for sha256, file in fields.pop("released"))
-            data_root = Path(fields["data_root"]) if fields["data_root"] else None
-            settings = TrainSettings(**fields | {"released": released, "data_root": data_root, "runs": self.store.root})
+            settings = _ADAPTER.validate_python(content["settings"] | {"runs": self.store.root})
             return settings, Profile.model_validate(content["profile"])
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} cannot be read ({type(error).__name__}); give the sweep's command again"
             ) from error
 
     def write_settings(self, settings: TrainSettings, profile: Profile) -> None:
         """Set how jobs run from now on."""
-        fields = asdict(settings) | {
-            "runs": "",
-            "data_root": str(settings.data_root.absolute()) if settings.data_root else None,
-            "released": [[sha256, str(path.absolute())] for sha256, path in settings.released],
-        }
+        settings = replace(
+            settings,
+            data_root=settings.data_root.absolute() if settings.data_root else None,
+            released=tuple((sha256, path.absolute()) for sha256, path in settings.released),
+        )
+        fields = _ADAPTER.dump_python(settings, mode="json") | {"runs": ""}
         content = {"settings": fields, "profile": profile.model_dump(mode="json")}
         write_text(self.folder / SETTINGS, json.dumps(content, indent=1) + "\n")
 

@@ -37,7 +37,7 @@ __all__ = ["cluster"]
 pytestmark = needs_slurm
 
 
-LONG = 5 * EPOCHS
+LONG = 3 * EPOCHS
 """So many epochs that no job ends before it is held up, on a fast machine either."""
 
 
