@@ -18,16 +18,16 @@ Row = dict[str, Any]
 def to_dataframe(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One row a record: the spec's main fields, final figures, best-on-test figures, cost and provenance.
 
-    What is a list or has fields of its own (`stages`, `terms`, `cohort`, ...) stands there as JSON.
+    Lists and values with fields of their own (`stages`, `terms`, `cohort`, ...) are JSON texts.
     """
-    import pandas as pd  # Late, since it is slow to import and what trains has no use for it.
+    import pandas as pd  # Late: it is slow to import, and training does not need it.
 
     return pd.DataFrame([to_row(record) for record in records])
 
 
-def to_row(record: Mapping[str, Any], run: Run | None = None) -> Row:
-    """The row of one record, see `to_dataframe`. run: the record's, where it is known."""
-    run = run or Run.model_validate(record["run"])
+def to_row(record: Mapping[str, Any]) -> Row:
+    """The row of one record, see `to_dataframe`."""
+    run = Run.model_validate(record["run"])
     row = {
         "id": run.id,
         "status": record["status"],

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmark.core.errors import UserError
+from benchmark.io.files import write_text
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.results.owners import UNKNOWN_TOKEN, LeaseHolder, is_running, this_machine, this_owner
 
@@ -76,13 +77,13 @@ class Lease:
             return
         self._released = True
         _Heartbeat.stop(self.root, self.owner)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             if forget:
                 for path in _lease_files_in(self.folder).values():
                     path.unlink(missing_ok=True)
             else:
                 # Replaced rather than removed: if a number were used twice, two processes could hold it.
-                _write_over(self.path, RELEASED)
+                write_text(self.path, RELEASED)
                 for number, path in _lease_files_in(self.folder).items():
                     if number < self.number:
                         path.unlink(missing_ok=True)
@@ -286,16 +287,6 @@ def _create(path: Path, text: str) -> bool:
                 opened.write(text)
                 return True
             return False
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _write_over(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

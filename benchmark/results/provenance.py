@@ -1,4 +1,4 @@
-"""Where and with what a run was made. None of it decides a result, all of it helps to understand one."""
+"""Where and with what a run was made. Nothing here changes a result, but it helps to explain one."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ PACKAGES = ("benchmark", "figures", "methods", "slurm", "tables")
 
 @functools.cache
 def commit() -> str | None:
-    """The checkout's commit, with `+dirty` where it is not all there is; None outside a git checkout.
+    """The checkout's commit, with `+dirty` where the code differs from it; None outside a git checkout.
 
-    Files that differ from the commit count, and modules of the suite's packages that it does not know, ignored or not:
-    a method is found in any of them.
+    Code differs if a tracked file was changed, or if one of the suite's packages has a module that is not tracked, even
+    an ignored one: methods are found in all of them.
     """
     return commit_of(Path(__file__).parents[2])
 
 
 def commit_of(checkout: Path) -> str | None:
-    """See `commit`; checkout: the folder of the packages."""
+    """The commit of any checkout, see `commit`; checkout: the folder of the packages."""
 
     def git(*arguments: str) -> str:
         answer = subprocess.run(
@@ -49,14 +49,14 @@ def commit_of(checkout: Path) -> str | None:
 
 
 def describe_environment() -> str:
-    """Who rendered something: the suite with its version and commit."""
+    """The suite's version and commit, for what it renders."""
     return f"kd-benchmark {benchmark.__version__}, commit {(commit() or 'unknown')[:12]}"
 
 
 DETERMINISM_KEYS = ("device", "device_name", "threads", "torch", "cuda")
-"""What two pieces of a run must agree in for the run to have the bits of one that was never interrupted."""
+"""What must be equal in all segments of a run for it to have the bits of a run that was never interrupted."""
 Segment = dict[str, str | int | None]
-"""A stretch of a run between two interruptions."""
+"""The part of a run between two interruptions."""
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def provenance(command: str, device: torch.device) -> dict[str, Any]:
-    """Version and commit, command, libraries, device, host and time."""
+    """The command, the environment and the time of now."""
     return {"command": command, **environment(device), "written": _now()}
 
 
@@ -103,13 +103,13 @@ _FOREIGN_PATH = re.compile(r"(?:^|(?<=[=,:]))(?:[/~\\]|[^=,:]*\.\.(?:[/\\]|$)).*
 
 
 def start_segment(device: torch.device, threads: int, epoch: int, step: int) -> Segment:
-    """A piece of a run that begins now, after so many steps of an epoch, both counted from 0."""
+    """A segment of a run that begins now, after so many steps of an epoch, both counted from 0."""
     return {"epoch": epoch + 1, "step": step, "threads": threads, **environment(device), "started": _now()}
 
 
-def changed_settings(pieces: Sequence[Segment]) -> list[str]:
-    """What, of all that decides bits, the pieces of a run differ in; none if it has the bits of one piece."""
-    return [name for name in DETERMINISM_KEYS if len({part.get(name) for part in pieces}) > 1]
+def changed_settings(segments: Sequence[Segment]) -> list[str]:
+    """The settings that decide bits and that differ between the segments of a run."""
+    return [name for name in DETERMINISM_KEYS if len({segment.get(name) for segment in segments}) > 1]
 
 
 def _now() -> str:

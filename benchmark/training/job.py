@@ -43,7 +43,7 @@ def run_until_done(
     A run that another process trains is waited for, and trained here if that process ends without a record.
 
     Raises:
-        UserError, BrokenRuns: see `attempt`.
+        UserError, RunsFailed: see `attempt`.
     """
     told = False
     while True:
@@ -71,7 +71,7 @@ def run_available(
 
     Raises:
         UserError: something that the user must mend, such as a full disk.
-        BrokenRuns: runs raised errors; their tracebacks are in their folders.
+        RunsFailed: runs raised errors; their tracebacks are in their folders.
     """
     store = Store(settings.runs)
     claims = claims or LeaseManager(settings.runs, timeout=settings.silent_seconds)
@@ -105,7 +105,7 @@ def _trained(runs: Sequence[Run], settings: TrainSettings, stop: StopFn, listen:
 
     Raises:
         UserError: something that the user must mend.
-        BrokenRuns: runs raised errors; their tracebacks are in their folders.
+        RunsFailed: runs raised errors; their tracebacks are in their folders.
     """
     store = Store(settings.runs)
     for run in runs:
