@@ -1,6 +1,6 @@
-"""The methods as the suite describes them: `--list`, and docs/methods.md, written by `python -m benchmark.catalogue`.
+"""Describe the methods: for `--list`, and for docs/methods.md, which `python -m benchmark.catalogue` writes.
 
-What takes a training step to find out is kept in `facts.json`; of a method that is not in it, it is found out anew.
+Facts that take a training step to find out are kept in `facts.json`; a method that it lacks is probed when listed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from pydantic.fields import FieldInfo
 from rich.console import Group, RenderableType
-from rich.padding import Padding
+from rich.markdown import Markdown
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -52,6 +51,13 @@ class MethodEntry:
     def needs(self) -> str:
         """What it needs beside images, labels and the student's logits."""
         return "; ".join(self.facts.needs) or "nothing"
+
+    @property
+    def teacher(self) -> str:
+        """Whether it needs a trained teacher."""
+        if self.method.teaches_itself:
+            return "itself"
+        return "yes" if self.method.needs_teacher else "no"
 
     @property
     def cost(self) -> str:
@@ -105,28 +111,52 @@ def entries(facts: Mapping[str, Facts] | None = None) -> list[MethodEntry]:
     return sorted(found, key=lambda entry: not entry.method.listed)
 
 
-def to_terminal() -> RenderableType:
-    """A paragraph for each method that can be named."""
-    parts: list[RenderableType] = []
-    for entry in entries():
-        cls = entry.method
-        if not cls.listed:
-            continue
-        named = "" if cls.in_default_grid else "  (runs when named)"
-        heading = Grid.grid(padding=(0, 2, 0, 0))
-        heading.add_row(Text(cls.name, style="bold"), Text.assemble(cls.paper, (named, "dim")))
-        parts.append(heading)
-        lines = [
-            cls.equation,
-            f"needs: {entry.needs}",
-            f"weights: {entry.weights}",
-            f"+{entry.facts.extra_parameters:,} parameters in training, {entry.cost} x Baseline's multiply-adds; "
-            f"golden cases: {entry.golden}",
-        ]
-        if cls.remark:
-            lines.append(cls.remark)
-        parts.append(Padding(Text("\n".join(lines), style="dim"), (0, 0, 0, 2)))
-    return Group(*parts)
+def list_methods() -> RenderableType:
+    """A line for each method that can be named: its name, paper, teacher and cost."""
+    rows = [
+        (
+            entry.method.name if entry.method.in_default_grid else f"{entry.method.name} +",
+            _shorten_citation(entry.method.paper),
+            entry.teacher,
+            entry.cost,
+        )
+        for entry in entries()
+        if entry.method.listed
+    ]
+    screen = Grid(box=None, pad_edge=False, header_style="bold")
+    screen.add_column("method", no_wrap=True)
+    # With it, a row fits into a terminal of 80 columns.
+    screen.add_column("paper", no_wrap=True, overflow="ellipsis", max_width=43)
+    screen.add_column("teacher", no_wrap=True)
+    screen.add_column("cost", no_wrap=True, justify="right")
+    for row in rows:
+        screen.add_row(*map(Text, row))
+    return Group(
+        screen,
+        Text("cost: multiply-adds of a training step over Baseline's; +: runs only if --methods names it", "dim"),
+    )
+
+
+def _shorten_citation(paper: str) -> str:
+    """Authors and venue of `authors, title, venue`."""
+    parts = paper.split(", ")
+    return f"{parts[0]}, {parts[-1]}" if len(parts) > 2 else paper
+
+
+def describe_method(name: str) -> RenderableType:
+    """All that docs/methods.md says of a method, for a terminal.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    method_class(name)
+    entry = next(entry for entry in entries() if entry.method.name == name)
+    lines = list(_section(entry))
+    position = next(number for number, line in enumerate(lines) if line.startswith("- needs"))
+    lines.insert(
+        position + 1, f"- {entry.facts.extra_parameters:,} extra parameters; a step costs {entry.cost} times Baseline's"
+    )
+    return Markdown("\n".join(lines))
 
 
 def to_markdown(known: list[MethodEntry]) -> str:
@@ -136,15 +166,17 @@ def to_markdown(known: list[MethodEntry]) -> str:
 
 INTRODUCTION = f"""# Methods
 
-Written by `python -m benchmark.catalogue` from the methods themselves; `python -m benchmark.run --list` says the same.
-Any of them can be a row of any table (`--methods`), if the table's columns have what it needs.
+`python -m benchmark.catalogue` writes this page from the methods themselves. `--methods` makes each of them a row of
+any table whose columns have what the method needs.
 
-What a method needs is what one training step of it asked for, beside plain images, labels and the student's own logits.
-Extra parameters learn beside the student's, and cost is that of the step: multiply-adds of its forward and backward
-passes for one image of a batch of {BATCH}, a teacher's forward included, over Baseline's. Both are taken on
-{TEACHER}>{STUDENT}, with 50,000 images of 32x32 pixels in 100 classes; in a cohort the teacher's forward is shared.
-What is left after training is always the plain student. Weights are of the loss terms; golden cases are those of the
-public implementation, against which losses and gradients are tested in float64.
+- **needs**: what one training step of the method asks for, besides plain images, labels and the student's own logits.
+- **extra parameters** are trained beside the student's. Only the plain student remains after training.
+- **cost**: multiply-adds of the forward and backward passes of a training step, divided by Baseline's, for one image of
+  a batch of {BATCH}. They include the teacher's forward, which the runs of a cohort share.
+- **weights** are those of the loss terms.
+- **golden cases** come from the public implementation. Tests compare losses and gradients with them in float64.
+
+Needs, parameters and cost are those of {TEACHER}>{STUDENT} with 50,000 images of 32x32 pixels in 100 classes.
 """
 
 
@@ -168,9 +200,9 @@ def _section(entry: MethodEntry) -> Iterator[str]:
     yield f"{_sentence(cls.paper)} {_sentence(cls.equation)}"
     yield ""
     if not cls.listed:
-        yield "- serves other methods; it is no row of its own"
+        yield "- other methods need it; it has no row of its own"
     elif not cls.in_default_grid:
-        yield "- runs when it is named"
+        yield "- runs only if `--methods` names it"
     if cls.remark:
         yield f"- {cls.remark}"
     yield f"- needs: {entry.needs}"
@@ -178,23 +210,42 @@ def _section(entry: MethodEntry) -> Iterator[str]:
     yield f"- golden cases: {entry.golden}"
     if cls.name in STAGE_SCHEDULES:
         schedule = STAGE_SCHEDULES[cls.name]
-        drops = f", rate divided after {', '.join(map(str, schedule.milestones))}" if schedule.milestones else ""
-        yield f"- schedule of its own: {schedule.epochs} epochs{drops}"
+        milestones = ", ".join(map(str, schedule.milestones))
+        drops = f", learning rate divided after epochs {milestones}" if milestones else ""
+        yield f"- its own schedule: {schedule.epochs} epochs{drops}"
     for protocol in PROTOCOLS.values():
         if own := protocol.method_options.get(cls.name):
             yield f"- under protocol {protocol.name}: {_assignments(own)}"
     for network, options in cls.network_options.items():
         yield f"- for {network}: {_assignments(options)}"
-    if cls.Options.model_fields:
+    if base := _base_with_same_options(cls):
+        fields = base.Options.model_fields
+        other = {
+            name: field.default
+            for name, field in cls.Options.model_fields.items()
+            if field.default != fields[name].default
+        }
+        defaults = f", but {_assignments(other)} by default" if other else ""
+        yield f"- options: those of [{_cell(base.name)}](#{_anchor(base.name)}){defaults}"
+    elif cls.Options.model_fields:
         yield ""
         yield "| option | default | allowed | what it is |"
         yield "|---|---|---|---|"
         for name, field in cls.Options.model_fields.items():
             default = "none" if field.default is None else field.default
-            yield f"| `{name}` | {default} | {_allowed(cls, name, field)} | {_cell(field.description or '')} |"
+            yield f"| `{name}` | {default} | {_allowed(cls, name)} | {_cell(field.description or '')} |"
 
 
-def _allowed(cls: type[Method], name: str, field: FieldInfo) -> str:
+def _base_with_same_options(cls: type[Method]) -> type[Method] | None:
+    """The method that this one is derived from, if their options differ in nothing but the defaults."""
+    names = cls.Options.model_fields.keys()
+    for base in all_methods().values():
+        if base in cls.__mro__[1:] and base.Options.model_fields.keys() == names:
+            return base if all(_allowed(cls, name) == _allowed(base, name) for name in names) else None
+    return None
+
+
+def _allowed(cls: type[Method], name: str) -> str:
     schema = cls.Options.model_json_schema()["properties"][name]
     return _cell(" or ".join(_range(kind) for kind in schema.get("anyOf", [schema])))
 

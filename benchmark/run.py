@@ -33,13 +33,14 @@ from benchmark.core.devices import make_deterministic
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.protocols import PROTOCOLS, SCALES, get_scale
 from benchmark.core.spec import Augmentation
+from benchmark.core.text import counted
 from benchmark.data import dataset_names
 from benchmark.execution.executor import Detached, ExecutionPlan, Executor
-from benchmark.execution.progress import exit_code
+from benchmark.execution.progress import announce_if_slow, exit_code
 from benchmark.execution.scheduler import ExecutionSummary
 from benchmark.executors import ExecutorName, make_executor
 from benchmark.io.files import check_writable
-from benchmark.planning.checks import check_methods, check_records
+from benchmark.planning.checks import MANY_RUNS, check_methods, check_records, confirm_size
 from benchmark.planning.datasets import DatasetCache
 from benchmark.planning.overrides import reject_unused_overrides
 from benchmark.planning.request import RunOptions, collect_dependencies
@@ -49,6 +50,7 @@ from benchmark.targets import (
     ALL,
     PretrainedTeachers,
     Target,
+    count_runs,
     plan_targets,
     reject_unused_options,
     select_targets,
@@ -138,6 +140,8 @@ def main(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and its cost; start nothing.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="With --dry-run: list each job.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help=f"Plan more than {MANY_RUNS:,} runs without being asked.")] = False,
     all_cells: Annotated[
         bool, typer.Option("--all-cells", help="Print also the rows and columns that were not asked for.")
     ] = False,
@@ -177,9 +181,13 @@ def main(
         validation=validation,
         bf16=executor.bf16,
     )
+    if verbose and not dry_run:
+        raise UserError("--verbose only applies to --dry-run; pass both, or remove it")
     tables, figures = split_names(table, "--table"), split_names(figure, "--figure")
     entries = select_targets(tables, figures, options)
     reject_unused_options(entries, options, train_teachers)
+    count = count_runs(entries, options)
+    confirm_size(count, yes)
     check_writable(runs, "--runs")
     check_writable(reports, "--reports")
     executor.check_folders(runs, data_root)
@@ -187,20 +195,18 @@ def main(
     datasets = DatasetCache(data_root, skip_missing=ALL in (*tables, *figures), dry_run=dry_run)
     pretrained = PretrainedTeachers(tuple(teacher_checkpoint or ()), released=not train_teachers, measured=not dry_run)
     store = Store(runs)
-    targets, teachers = plan_targets(entries, options, pretrained, datasets, store, console)
-    groups = [group for target in targets for group in target.groups]
-    reject_unused_overrides(
-        options.settings, (run.method for run in collect_dependencies(run for group in groups for run in group.runs))
-    )
-    for group in groups:
-        check_methods(group.runs, group.images)
-        executor.check_runs(group.runs)
-    for line in check_records(
-        store, collect_dependencies(run for group in groups for run in group.runs), heal=not dry_run
-    ):
-        console.print(Text(line, style="yellow"), soft_wrap=True)
-    jobs = executor.plan_jobs(groups, store, retry_failed)
-    plan = ExecutionPlan(make_title([*tables, *figures], scale), groups, jobs, retry_failed)
+    with announce_if_slow(f"planning {counted(count, 'run')} ..."):
+        targets, teachers = plan_targets(entries, options, pretrained, datasets, store, console)
+        groups = [group for target in targets for group in target.groups]
+        everything = collect_dependencies(run for group in groups for run in group.runs)
+        reject_unused_overrides(options.settings, (run.method for run in everything))
+        for group in groups:
+            check_methods(group.runs, group.images)
+            executor.check_runs(group.runs)
+        for line in check_records(store, everything, heal=not dry_run):
+            console.print(Text(line, style="yellow"), soft_wrap=True)
+        jobs = executor.plan_jobs(groups, store, retry_failed)
+        plan = ExecutionPlan(make_title([*tables, *figures], scale), groups, jobs, retry_failed, verbose)
     if dry_run:
         executor.print_plan(plan, store, console)
         return datasets.report_missing(console)

@@ -86,13 +86,13 @@ def run_command(
 
 
 def run_here(
-    *command: str, module: str = "benchmark.run", folder: Path | None = None
+    *command: str, module: str = "benchmark.run", folder: Path | None = None, encoding: str = "utf-8"
 ) -> subprocess.CompletedProcess[str]:
-    """What `run_command` does, in this process, which has imported everything."""
+    """What `run_command` does, in this process, which has imported everything; the terminal has the encoding."""
     opened = importlib.import_module(module)
     if hasattr(opened, "__path__"):
         opened = importlib.import_module(f"{module}.__main__")
-    said, errors = io.StringIO(), io.StringIO()
+    said, errors = (io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2))
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(said),
@@ -103,7 +103,8 @@ def run_here(
         patch.chdir(folder or ROOT)
         with pytest.raises(SystemExit) as ended:
             run_app(opened.app, f"python -m {module}")
-    return subprocess.CompletedProcess(command, int(ended.value.code or 0), said.getvalue(), errors.getvalue())
+    texts = [stream.buffer.getvalue().decode(encoding) for stream in (said, errors)]
+    return subprocess.CompletedProcess(command, int(ended.value.code or 0), *texts)
 
 
 @contextlib.contextmanager

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 
 import pytest
+from rich.console import Console
 
-from benchmark.catalogue import FACTS, PAGE, entries, golden_cases, to_markdown
+from benchmark.catalogue import FACTS, PAGE, entries, golden_cases, list_methods, to_markdown
 from benchmark.core.protocols import PROTOCOLS
 from benchmark.planning import facts
 from benchmark.planning.cost import training_multiply_adds
 from benchmark.planning.facts import IMAGE_SIZE, make_reference_run
 from benchmark.plugins.registry import all_methods, method_class, method_names
+from tests.commands import run_here
 
 facts_of = functools.cache(facts.probe_method)
 
@@ -49,3 +52,22 @@ def test_the_cost_that_plans_reckon_with_is_the_one_counted_in_a_step(name: str)
     run = make_reference_run(method_class(name), PROTOCOLS["lsskd"])
     # SemCKD's projections depend on the pair; its passes are a mean over Table II's.
     assert 0.9 * counted < training_multiply_adds(run, IMAGE_SIZE) < (1.4 if name == "SemCKD" else 1.02) * counted
+
+
+def test_the_list_has_a_line_a_method_and_fits_into_a_narrow_terminal() -> None:
+    lines = run_here("--list").stdout.splitlines()
+    for name in method_names():
+        (line,) = (line for line in lines if line.split()[:1] == [name])
+        assert line.split()[-1] == next(entry.cost for entry in entries() if entry.method.name == name)
+    assert len(lines) < 50
+    console = Console(width=80, file=io.StringIO())
+    console.print(list_methods())
+    assert len(console.file.getvalue().splitlines()) < len(method_names()) + 5
+
+
+def test_one_method_is_described_with_all_of_its_options() -> None:
+    said = " ".join(run_here("--list", "LSSKD").stdout.split())
+    assert all(option in said for option in method_class("LSSKD").Options.model_fields)
+    ended = run_here("--list", "LSKD")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: unknown method 'LSKD' (did you mean 'LSSKD'?); allowed: AB, ")

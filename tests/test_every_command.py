@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import importlib
 import os
-import tempfile
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,17 @@ import pytest
 import typer
 
 from benchmark.cli.app import LONGEST_WORD
-from benchmark.cli.terminal import ERRORS, prepare_output
-from tests.commands import environment, run_here, small_dataset, small_table
+from benchmark.cli.terminal import ERRORS, spell_characters
+from tests.commands import (
+    TIMEOUT,
+    arguments,
+    environment,
+    files_under,
+    records_in,
+    run_here,
+    small_dataset,
+    small_table,
+)
 
 COMMANDS = (
     "benchmark.run",
@@ -175,14 +185,59 @@ def test_a_path_that_the_system_refuses_is_one_line(
 
 def test_an_error_of_the_system_names_the_option_that_gave_the_path(tmp_path: Path) -> None:
     path = tmp_path / ("a" * 300)
-    for arguments in (["--runs", str(path)], [f"--runs={path}"]):
+    for command in (["--runs", str(path)], [f"--runs={path}"]):
         assert "(from --runs) cannot be used: File name too long; name another path" in refusal(
-            *arguments, module="benchmark.audit", folder=tmp_path
+            *command, module="benchmark.audit", folder=tmp_path
         )
 
 
-ENCODINGS = {
-    "ascii": {"PYTHONIOENCODING": "ascii"},
-    "latin-1": {"PYTHONIOENCODING": "latin-1"},
-    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-}
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("benchmark.run", ["--help"]),
+        ("benchmark.run", ["--list"]),
+        ("benchmark.run", ["--list", "LSSKD"]),
+        ("benchmark.run", ["--table", "II", "--dry-run"]),
+        ("benchmark.audit", []),
+        ("benchmark.report", []),
+        ("benchmark.merge", ["."]),
+        ("benchmark.export", ["\N{LATIN SMALL LETTER U WITH DIAERESIS}", "--onnx"]),
+        ("slurm.status", []),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_utf_8_loses_characters_and_no_files(
+    tmp_path: Path, module: str, command: list[str], encoding: str
+) -> None:
+    for name in ("ours", "usual"):
+        (tmp_path / name).mkdir()
+    ended = run_here(*command, module=module, folder=tmp_path / "ours", encoding=encoding)
+    usual = run_here(*command, module=module, folder=tmp_path / "usual")
+    assert ended.returncode == usual.returncode
+    assert (ended.stdout + ended.stderr).isascii() or encoding != "ascii"
+    assert len(ended.stdout.splitlines()) == len(usual.stdout.splitlines())
+    assert files_under(tmp_path / "ours") == files_under(tmp_path / "usual")
+
+
+def test_what_cannot_be_shown_is_spelt() -> None:
+    codecs.register_error(ERRORS, spell_characters)
+    text = "54.5 ± 0.1 \N{EN DASH} \N{MINUS SIGN}3 \N{MULTIPLICATION SIGN} λ² Σ ≥ ΔÄöß “x” │─ ⠋ 漢 \udcc3"
+    assert text.encode("ascii", ERRORS) == b'54.5 +- 0.1 - -3 x lambda^2 Sigma >= DeltaAoss "x" |- . ? ?'
+    assert "± λ".encode("latin-1", ERRORS) == "± lambda".encode("latin-1")
+
+
+def test_a_locale_without_utf_8_trains_and_renders_in_folders_of_any_name(tmp_path: Path) -> None:
+    small_dataset(tmp_path)
+    command = arguments(small_table(tmp_path, ["Baseline"]), tmp_path / "größe", epochs=1)
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmark.run", *command],
+        capture_output=True,
+        env=environment() | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        cwd=tmp_path,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (ended.stdout + ended.stderr).isascii()
+    assert [record["status"] for record in records_in(tmp_path / "größe").values()] == ["finished"]
+    assert len(list((tmp_path / "größe" / "reports").iterdir())) > 3

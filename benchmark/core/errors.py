@@ -54,10 +54,14 @@ def invalid_value(what: str, error: ValidationError, allowed: Iterable[str] = ()
     return UserError(f"{what}: {field} = {refused_value(first)}")
 
 
+def shorten(text: str, most: int = LONGEST) -> str:
+    """The first characters of a text that would be too long for a message."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def refused_value(complaint: ErrorDetails) -> str:
     """What a validation found and what it says of it: `3 is refused: input should be a valid string`."""
-    given = " ".join(repr(complaint["input"]).split())
-    given = given if len(given) <= LONGEST else f"{given[: LONGEST - 3]}..."
+    given = shorten(" ".join(repr(complaint["input"]).split()))
     return f"{given} is refused: {reason_of(complaint)}"
 
 

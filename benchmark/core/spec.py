@@ -104,7 +104,7 @@ def scaled_count(epochs: int, factor: float) -> int:
 class LRSchedule(Frozen):
     """Epochs, and the epochs (counted from 0) from which the learning rate is multiplied by the decay."""
 
-    epochs: int = Field(ge=1, le=100_000)
+    epochs: int = Field(ge=1)
     milestones: tuple[int, ...] = ()
 
     def scaled(self, factor: float) -> LRSchedule:
@@ -130,14 +130,14 @@ class Protocol(Frozen):
 
     name: str
     schedule: LRSchedule
-    learning_rate: float = Field(gt=0, le=1000)
-    mobile_learning_rate: float | None = Field(None, gt=0, le=1000)
+    learning_rate: float = Field(gt=0)
+    mobile_learning_rate: float | None = Field(None, gt=0)
     """Of MobileNets and ShuffleNets; None: the same as of the others."""
     decay: float = Field(0.1, gt=0, lt=1)
-    warmup_epochs: int = Field(0, ge=0, le=100_000)
-    batch_size: int = Field(64, ge=2, le=65_536)
+    warmup_epochs: int = Field(0, ge=0)
+    batch_size: int = Field(64, ge=2)
     momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0, le=1000)
+    weight_decay: float = Field(5e-4, ge=0)
     nesterov: bool = False
     rotated_crop: Literal["shared", "per_rotation"] = "shared"
     mean: tuple[float, float, float] | None = None

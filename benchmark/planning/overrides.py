@@ -10,12 +10,20 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from benchmark.backbones import check_network
-from benchmark.core.errors import UserError, invalid_value, unknown_name
+from benchmark.core.errors import UserError, invalid_value, shorten, unknown_name
 from benchmark.core.protocols import CHANGEABLE
 from benchmark.core.spec import Protocol
 from benchmark.plugins.registry import method_class, resolve_options
 
 PROTOCOL = "protocol"
+LARGEST = {
+    "learning_rate": 1000,
+    "mobile_learning_rate": 1000,
+    "warmup_epochs": 10_000,
+    "batch_size": 65_536,
+    "weight_decay": 1000,
+}
+"""What the fields of a protocol may be set to at most."""
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -104,9 +112,14 @@ def _changed_protocol(assignments: list[str], protocol: Protocol) -> Protocol:
         changes[field] = parse_value(text)
         _check_truth(f"protocol {protocol.name}", field, changes[field], Protocol.model_fields[field].annotation)
     try:
-        return Protocol.model_validate(protocol.model_dump() | changes)
+        changed = Protocol.model_validate(protocol.model_dump() | changes)
     except ValidationError as error:
         raise invalid_value(f"protocol {protocol.name}", error) from None
+    for field, largest in LARGEST.items():
+        if field in changes and (getattr(changed, field) or 0) > largest:
+            given = shorten(str(getattr(changed, field)))
+            raise UserError(f"protocol {protocol.name}: {field} = {given} is refused: at most {largest:,} is allowed")
+    return changed
 
 
 def parse_method_options(assignments: list[str], protocol: Protocol) -> dict[str, dict[str, Any]]:
