@@ -225,6 +225,19 @@ def reject_unused_options(wanted: Sequence[Table | Figure], options: RunOptions,
         )
 
 
+def count_runs(wanted: Sequence[Table | Figure], options: RunOptions) -> int:
+    """Count the runs of all cells and points, at most, without planning them."""
+    seeds, count = len(options.seed_numbers), 0
+    for entry in wanted:
+        methods = len(options.methods)
+        if isinstance(entry, Table):
+            count += (len(entry.rows) + methods) * len(entry.columns) * seeds
+        else:
+            points = (len(entry.all_methods) + methods) * max(1, len(entry.fractions))
+            count += len(entry.panels) * points * seeds
+    return count
+
+
 @dataclass(frozen=True)
 class PretrainedTeachers:
     """Where pretrained teachers come from (user checkpoints, torchvision) and whether to evaluate them first."""

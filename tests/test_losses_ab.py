@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from benchmark.backbones.shapes import network_shape
 from benchmark.core.errors import UserError
 from benchmark.core.spec import LRSchedule, Run
 from benchmark.method.contract import Outputs, Shape
@@ -18,7 +19,7 @@ from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
 from benchmark.training.inputs import first_weights
 from benchmark.training.job import run_until_done
-from benchmark.training.learner import Learner, fresh_network, network_shape
+from benchmark.training.learner import Learner, fresh_network
 from methods.ab import AB, ABInit, boundary_loss, connector
 from methods.fitnet import Connector
 from tests import engine

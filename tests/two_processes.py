@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmark.backbones.shapes import trace_network
 from benchmark.core.errors import UserError
 from benchmark.core.spec import LRSchedule, Protocol, Run
 from benchmark.data.augmentation import TrainingSource
@@ -30,7 +31,7 @@ from benchmark.training.cohort import train
 from benchmark.training.ddp import init_process_group
 from benchmark.training.dummies import dummy_teacher, random_images
 from benchmark.training.inputs import recipe_for
-from benchmark.training.learner import Learner, NonFiniteLoss, network_shape
+from benchmark.training.learner import Learner, NonFiniteLoss
 from benchmark.training.settings import TrainSettings
 from tests.engine import request, settings, shrunk, train_dependencies
 
@@ -112,7 +113,7 @@ def _enter(rank: int, work: Sequence[Work], folder: Path) -> None:
 
 def exactly(group: ProcessGroup, folder: Path) -> None:
     """From now on, have no batch norm and float64 in this process."""
-    network_shape.cache_clear()
+    trace_network.cache_clear()
     nn.BatchNorm2d = Scaled  # type: ignore[misc]
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from benchmark.backbones.tracing import ForwardTracer
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,14 @@ class Shape:
         return self.stages if self.tapped is None else self.tapped
 
 
-def shape_of(name: str, network: Network, image_size: int) -> Shape:
-    """The shape of `network` for square images, measured without arithmetic on the meta device."""
-    import copy
+def shape_of(name: str, network: Network, image_size: int, tracer: ForwardTracer | None = None) -> Shape:
+    """Find the shape of `network` for square images, without arithmetic.
 
-    dry = copy.deepcopy(network).to("meta").eval()
-    with torch.no_grad():
-        outputs = dry(torch.empty(1, 3, image_size, image_size, device="meta"))
+    tracer: counts what a forward costs, and makes the network useless; without one, the network stays as it is.
+    """
+    if tracer is None:
+        tracer, network = ForwardTracer(), copy.deepcopy(network)
+    outputs: Outputs = tracer.trace(network, torch.zeros(1, 3, image_size, image_size, device="cpu"))
 
     def sizes(map_: Tensor) -> tuple[int, int, int]:
         return (map_.shape[1], map_.shape[2], map_.shape[3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -17,6 +18,9 @@ from benchmark.core.errors import UserError
 
 LEVELS = 256
 """Values that an 8-bit channel can take."""
+
+PIECE = 2**20
+"""Bytes of a file that are read at once."""
 
 Colour = tuple[float, float, float]
 """One value for each of red, green and blue."""
@@ -108,10 +112,18 @@ class Dataset:
 
 
 def content_hash(images: Tensor | np.ndarray) -> str:
-    """The sha256 of an array's type, shape and values, in hex."""
-    array = np.ascontiguousarray(np.asarray(images))
+    """Compute the sha256 of an array's type, shape and values, in hex."""
+    array = np.asanyarray(images)
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.flags.c_contiguous:
+        # Pages of a map stay in memory once they are read; a file that is read a piece at a time leaves none.
+        assert array.filename
+        with open(array.filename, "rb") as opened:
+            opened.seek(array.offset)
+            for start in range(0, array.nbytes, PIECE):
+                digest.update(opened.read(min(PIECE, array.nbytes - start)))
+    else:
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -33,12 +33,16 @@ class Detached(Exception):
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """What a command trains: a title, the runs of its tables and figures, and the missing jobs by dataset."""
+    """What a command trains: a title, the runs of its tables and figures, and the missing jobs by dataset.
+
+    verbose: list each job when the plan is printed, instead of summing up jobs of one kind.
+    """
 
     title: str
     groups: Sequence[RunGroup]
     jobs: JobsByDataset
     retry_failed: bool
+    verbose: bool = False
 
 
 class Executor(Protocol):

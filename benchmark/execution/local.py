@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +12,15 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 
 from benchmark.core.spec import Run
-from benchmark.core.text import counted, duration
+from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
 from benchmark.execution.executor import ExecutionPlan, JobsByDataset, group_by_source, print_groups
 from benchmark.execution.pool import run_jobs
 from benchmark.execution.progress import ProgressDisplay
 from benchmark.execution.scheduler import ExecutionSummary
 from benchmark.planning.cost import training_multiply_adds
-from benchmark.planning.jobs import missing_jobs
+from benchmark.planning.gpu import GpuSpeed
+from benchmark.planning.jobs import Job, missing_jobs
 from benchmark.planning.request import RunGroup
 from benchmark.results.store import Store
 from benchmark.training.launcher import check_sharing
@@ -50,29 +52,28 @@ class Local:
         return jobs
 
     def print_plan(self, plan: ExecutionPlan, store: Store, console: Console) -> None:
-        """Print every job with its multiply-adds and its estimated time on one core."""
+        """Print the jobs, summed up by kind or (if the plan is verbose) one by one, and what they cost."""
         print_groups(console, plan.groups, store)
-        screen = ScreenTable("job", "runs", "epochs", "multiply-adds", "on one core, about", box=None, pad_edge=False)
-        total, missing, everything = 0, 0, [job for jobs in plan.jobs.values() for job in jobs]
-        for source, _, images in group_by_source(plan.groups):
-            for job in plan.jobs[source]:
-                madds = sum(run_multiply_adds(run, images) for run in job.runs)
-                epochs = max(run.schedule.epochs for run in job.runs)
-                screen.add_row(job.name, str(len(job.runs)), str(epochs), f"{madds:.1e}", duration(job.seconds))
-                total, missing = total + madds, missing + len(job.runs)
-        if everything:
-            console.print(screen)
+        gpu = GpuSpeed.from_store(store)
+        images = {source: images for source, _, images in group_by_source(plan.groups)}
+        rows = [estimate_job(job, images[source], gpu) for source, jobs in plan.jobs.items() for job in jobs]
+        if not rows:
+            console.print("Nothing is to be trained: every run has its record.")
+            return
+        console.print(_list_jobs(rows) if plan.verbose else _sum_up_kinds(rows))
+        total = add_up(rows)
         # No plan is faster than its longest job, however many processes there are.
-        longest = max((job.seconds for job in everything), default=0.0)
-        seconds = max(sum(job.seconds for job in everything) / self.workers, longest)
-        console.print(
-            f"To train: {counted(missing, 'run')} (teachers and their heads included) in "
-            f"{counted(len(everything), 'job')}, {total:.2e} multiply-adds, roughly {duration(seconds)} with "
-            f"{self.workers} CPU {'process' if self.workers == 1 else 'processes'} (a GPU is not considered). "
-            "Nothing was started.",
-            highlight=False,
-            soft_wrap=not console.is_terminal,
-        )
+        seconds = max(total.seconds / self.workers, *(row.seconds for row in rows))
+        processes = f"{self.workers} CPU {'process' if self.workers == 1 else 'processes'}"
+        lines = [
+            f"To train: {counted(total.runs, 'run')} (teachers and their heads included) in "
+            f"{counted(len(rows), 'job')}, {total.multiply_adds:.2e} multiply-adds.",
+            f"Roughly {format_hours(seconds)} with {processes}; {format_hours(total.gpu_seconds)} on one {gpu.name} "
+            f"({describe_speed(total)}).",
+            f"Nothing was started.{'' if plan.verbose else ' Pass --verbose to list each job.'}",
+        ]
+        for line in lines:
+            console.print(line, highlight=False, soft_wrap=not console.is_terminal)
 
     def train(self, plan: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
         """Train the jobs of each dataset in turn, until all are done or the user stops."""
@@ -90,7 +91,92 @@ class Local:
         return ExecutionSummary.merge(summaries)
 
 
-def run_multiply_adds(run: Run, images: Dataset) -> int:
-    """Count the multiply-adds of training a run on the images of a dataset."""
-    shown = round(run.fraction * len(images.train.labels))
-    return run.schedule.epochs * shown * training_multiply_adds(run, images.image_size)
+@dataclass(frozen=True)
+class Estimate:
+    """What one job or several cost.
+
+    images: shown in training, over all runs; seconds: on one core; measured: runs of kinds whose speed on the GPU is
+    known from records.
+    """
+
+    jobs: tuple[Job, ...]
+    runs: int
+    images: int
+    multiply_adds: int
+    seconds: float
+    gpu_seconds: float
+    measured: int
+
+
+def estimate_job(job: Job, images: Dataset, gpu: GpuSpeed) -> Estimate:
+    """Estimate what a job costs that trains on the images of a dataset."""
+    size, count = images.image_size, len(images.train.labels)
+    shown = {run: run.schedule.epochs * round(run.fraction * count) for run in job.runs}
+    return Estimate(
+        jobs=(job,),
+        runs=len(job.runs),
+        images=sum(shown.values()),
+        multiply_adds=sum(shown[run] * training_multiply_adds(run, size) for run in job.runs),
+        seconds=job.seconds,
+        gpu_seconds=sum(gpu.seconds(run, size, count) for run in job.runs),
+        measured=sum(gpu.is_measured(run, size) for run in job.runs),
+    )
+
+
+def add_up(estimates: Sequence[Estimate]) -> Estimate:
+    """Add up what several jobs cost."""
+    return Estimate(
+        jobs=tuple(job for estimate in estimates for job in estimate.jobs),
+        runs=sum(estimate.runs for estimate in estimates),
+        images=sum(estimate.images for estimate in estimates),
+        multiply_adds=sum(estimate.multiply_adds for estimate in estimates),
+        seconds=sum(estimate.seconds for estimate in estimates),
+        gpu_seconds=sum(estimate.gpu_seconds for estimate in estimates),
+        measured=sum(estimate.measured for estimate in estimates),
+    )
+
+
+def describe_speed(estimate: Estimate) -> str:
+    """Describe the speed of a GPU, and whether it was measured or is assumed."""
+    speed = f"{estimate.images / estimate.gpu_seconds:,.0f} images/s"
+    if estimate.measured == estimate.runs:
+        return f"{speed}, measured"
+    if estimate.measured:
+        return f"{speed}: measured for {estimate.measured} of {counted(estimate.runs, 'run')}, assumed for the others"
+    return f"{speed}, assumed, not measured"
+
+
+def format_hours(seconds: float) -> str:
+    """Write a rough time: `40 s`, `12 min`, `1.5 h`, `6,994 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
+
+
+def _sum_up_kinds(rows: Sequence[Estimate]) -> ScreenTable:
+    """List jobs of the same methods in one line, with the networks and seeds that they are for."""
+    kinds: dict[str, list[Estimate]] = defaultdict(list)
+    for row in rows:
+        kinds[row.jobs[0].methods].append(row)
+    screen = ScreenTable("jobs that train", "for", "jobs", "one core", "one GPU", box=None, pad_edge=False)
+    for methods, each in kinds.items():
+        total = add_up(each)
+        networks = {job.networks for job in total.jobs}
+        seeds = {job.runs[0].seed for job in total.jobs}
+        what = counted(len(networks), "pair" if any(">" in name for name in networks) else "network")
+        extent = f"{what} x {counted(len(seeds), 'seed')}"
+        hours = [format_hours(total.seconds), format_hours(total.gpu_seconds)]
+        screen.add_row(methods, extent, str(len(total.jobs)), *hours)
+    return screen
+
+
+def _list_jobs(rows: Sequence[Estimate]) -> ScreenTable:
+    """List each job in a line."""
+    screen = ScreenTable("job", "runs", "epochs", "multiply-adds", "one core", "one GPU", box=None, pad_edge=False)
+    for row in rows:
+        epochs = max(run.schedule.epochs for run in row.jobs[0].runs)
+        hours = [format_hours(row.seconds), format_hours(row.gpu_seconds)]
+        screen.add_row(row.jobs[0].name, str(row.runs), str(epochs), f"{row.multiply_adds:.1e}", *hours)
+    return screen

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from rich.console import Console, Group
@@ -20,6 +22,7 @@ from benchmark.planning.jobs import Job
 from benchmark.training.callbacks import Progress
 
 PLAIN_SECONDS = 20.0
+SLOW_SECONDS = 1.0
 BAR_WIDTH, NARROW_BAR_WIDTH = 20, 8
 NARROW = 110
 """Terminal width below which the bar is narrowed to leave room for names."""
@@ -48,6 +51,18 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line that stays."""
         self.console.print(Text(line), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def announce_if_slow(text: str) -> Iterator[None]:
+    """Print a line on the error output if what happens within takes longer than a second."""
+    timer = threading.Timer(SLOW_SECONDS, lambda: Console(stderr=True, highlight=False).print(text, soft_wrap=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class ProgressDisplay(Display, JobCallback):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +30,8 @@ class PredictionHistory(nn.Module):
         self.shape = tuple(shape)
         # Two dimensions, whatever the shape: a module that is moved to channels_last drags its four-dimensional
         # buffers along, which would scatter each image's prediction.
-        table = torch.zeros(images, math.prod(self.shape), dtype=getattr(torch, table_dtype))
-        self.register_buffer("table", table)
+        # NumPy's zeros take neither time nor memory until they are written, so that planning can build a method.
+        self.register_buffer("table", torch.from_numpy(np.zeros((images, math.prod(self.shape)), table_dtype)))
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
 
     @torch.no_grad()

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+import typer
+
+from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
@@ -19,6 +23,27 @@ from benchmark.training.learner import build_method
 
 SAMPLE = 5000
 """Training images, about, for which a method is built to check it; with all of them, some methods take gigabytes."""
+
+MANY_RUNS = 10_000
+"""Runs of tables and figures above which a command asks before it plans them; the whole paper has 500 of them."""
+MOST_RUNS = 500_000
+"""More are never planned; so many take a gigabyte of memory and a minute."""
+
+
+def confirm_size(count: int, confirmed: bool) -> None:
+    """Ask on a terminal whether so many runs are meant, unless that was confirmed.
+
+    Raises:
+        UserError: they are not meant, there is nobody to ask, or they are more than can be planned.
+    """
+    if count > MOST_RUNS:
+        raise UserError(f"{count:,} runs are too many for one command; allowed: {MOST_RUNS:,}; choose fewer --seeds")
+    if count <= MANY_RUNS or confirmed:
+        return
+    if not sys.stdin.isatty():
+        raise UserError(f"{count:,} runs are more than {MANY_RUNS:,}; pass --yes to plan them, or choose fewer --seeds")
+    if not typer.confirm(f"{count:,} runs are to be planned. Go on?"):
+        raise UserError("nothing was planned; choose fewer --seeds, --methods or --pairs")
 
 
 def check_records(store: Store, runs: Sequence[Run], heal: bool = True) -> list[str]:

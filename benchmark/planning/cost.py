@@ -1,87 +1,33 @@
-"""What training a run costs, roughly and before anything is trained: for ordering jobs, and for a dry run."""
+"""Estimate what training a run costs before anything is trained, for ordering jobs and for a dry run."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from benchmark.backbones import build_branches, build_network
+from benchmark.backbones.shapes import CLASSES, ForwardCost, trace_branches, trace_network
 from benchmark.core.spec import Run
 from benchmark.method.contract import ROTATIONS
 from benchmark.plugins.registry import method_class
 
-# Rough costs of one thread of a current processor: arithmetic, and what each convolution with its norm costs whatever
-# its size.
+# Rough costs of one thread of a current processor: arithmetic, and what a step spends on each forward or backward of a
+# convolution with its norm, whatever its size.
 MULTIPLY_ADDS_PER_SECOND = 8e10
-SECONDS_PER_CONVOLUTION = 3e-4
-CLASSES = 100
-"""Of the networks whose costs are reckoned; a dataset's own number changes little."""
-
-
-def network_cost(name: str, with_branches: bool, image_size: int) -> tuple[int, int]:
-    """Multiply-adds of one forward for one image, and the number of convolutions; branches for 4 labels a class."""
-    return _network_costs(name, image_size)[with_branches]
+SECONDS_PER_CONVOLUTION = 1e-4
 
 
 @functools.cache
-def _network_costs(name: str, image_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The cost of a network, and that of the network with its branches.
-
-    As `multiply_adds` counts them, but in a thirtieth of the time: a plan asks for two dozen networks. Nothing that is
-    counted is computed, only the shapes of its outputs.
-    """
-    with torch.device("meta"):
-        network, branches = build_network(name, CLASSES), build_branches(name, CLASSES * ROTATIONS)
-    counter = _Counter()
-    with torch.no_grad():
-        maps = counter.attached(network)(torch.zeros(1, 3, image_size, image_size)).branch_maps
-        alone = (counter.multiply_adds, counter.convolutions)
-        counter.attached(branches)(maps)
-    return alone, (counter.multiply_adds, counter.convolutions)
-
-
-class _Counter:
-    """Convolutions and linear layers, and their multiply-adds in the forwards of modules that it is attached to."""
-
-    def __init__(self) -> None:
-        self.multiply_adds = 0
-        self.convolutions = 0
-
-    def attached(self, module: nn.Module) -> Any:
-        """The module, in evaluation mode, with layers that count instead of computing."""
-        for layer in module.eval().modules():
-            if isinstance(layer, nn.Conv2d):
-                self.convolutions += 1
-                # Below `forward`, which a kind of convolution may have of its own.
-                layer._conv_forward = functools.partial(self._convolve, layer)  # type: ignore[method-assign]
-            elif isinstance(layer, nn.Linear):
-                layer.forward = functools.partial(self._connect, layer)  # type: ignore[method-assign]
-            elif isinstance(layer, _BatchNorm):
-                layer.forward = nn.Identity().forward  # type: ignore[method-assign]
-        return module
-
-    def _convolve(self, layer: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        def length(place: int) -> int:
-            covered = layer.dilation[place] * (layer.kernel_size[place] - 1) + 1
-            return (maps.shape[place + 2] + 2 * int(layer.padding[place]) - covered) // layer.stride[place] + 1
-
-        height, width = length(0), length(1)
-        self.multiply_adds += height * width * weight.numel()
-        return maps.new_zeros(1, layer.out_channels, height, width)
-
-    def _connect(self, layer: nn.Linear, features: Tensor) -> Tensor:
-        outputs = features.new_zeros(*features.shape[:-1], layer.out_features)
-        self.multiply_adds += outputs.numel() * layer.in_features
-        return outputs
+def network_cost(name: str, with_branches: bool, image_size: int) -> ForwardCost:
+    """Find the cost of a network's forward for one image, with branches for 4 labels a class or without."""
+    _, cost = trace_network(name, image_size)
+    if not with_branches:
+        return cost
+    branches = trace_branches(name, CLASSES * ROTATIONS, image_size)
+    return ForwardCost(cost.multiply_adds + branches.multiply_adds, cost.convolutions + branches.convolutions)
 
 
 def training_multiply_adds(run: Run, image_size: int) -> int:
-    """Multiply-adds of training on one image once: three forwards' worth for what learns, one for the teacher."""
+    """Count the multiply-adds of training on one image: three forwards for what learns, one for the teacher."""
     return _training_multiply_adds(run.method, run.student, run.teacher_network, run.options.get("past"), image_size)
 
 
@@ -98,13 +44,13 @@ def _training_multiply_adds(method: str, student: str, teacher: str | None, past
     if teacher:
         total += views * network_cost(teacher, _reads_branches(method), image_size)[0]
     if past == "previous_weights":
-        # The student of the epoch before, asked once more.
+        # The forward of the previous epoch's student.
         total += views * own
     return total
 
 
 def run_seconds(run: Run, image_size: int, images: int) -> float:
-    """A rough estimate of the seconds that a run takes on one thread, its teacher's forwards included."""
+    """Estimate roughly the seconds that a run takes on one thread, its teacher's forwards included."""
     names = (run.method, run.student, run.teacher_network)
     images = round(run.fraction * images)
     return run.schedule.epochs * _epoch_seconds(
@@ -118,20 +64,24 @@ def _epoch_seconds(
 ) -> float:
     steps = -(-images // batch_size)
     multiply_adds = _training_multiply_adds(method, student, teacher, past, image_size)
-    layers = _layers(method, student, teacher, image_size)
-    return images * multiply_adds / MULTIPLY_ADDS_PER_SECOND + steps * layers * SECONDS_PER_CONVOLUTION / 3
+    convolutions = _training_convolutions(method, student, teacher, image_size)
+    return images * multiply_adds / MULTIPLY_ADDS_PER_SECOND + steps * convolutions * SECONDS_PER_CONVOLUTION
+
+
+def training_convolutions(run: Run, image_size: int) -> float:
+    """Count the convolutions that a training step passes, a forward and its backward as three forwards."""
+    return _training_convolutions(run.method, run.student, run.teacher_network, image_size)
 
 
 @functools.cache
-def _layers(method: str, student: str, teacher: str | None, image_size: int) -> float:
-    """Convolutions that a step passes, forwards and backwards counted as three forwards."""
+def _training_convolutions(method: str, student: str, teacher: str | None, image_size: int) -> float:
     cls = method_class(method)
-    layers = 0.0
+    convolutions = 0.0
     if cls.trains_student or cls.student_branches:
-        layers += 3 * cls.student_passes * network_cost(student, cls.student_branches, image_size)[1]
+        convolutions += 3 * cls.student_passes * network_cost(student, cls.student_branches, image_size).convolutions
     if teacher:
-        layers += network_cost(teacher, _reads_branches(method), image_size)[1]
-    return layers
+        convolutions += network_cost(teacher, _reads_branches(method), image_size).convolutions
+    return convolutions
 
 
 def _reads_branches(method: str) -> bool:
@@ -140,7 +90,7 @@ def _reads_branches(method: str) -> bool:
 
 
 def cohort_seconds(cohort: Sequence[Run], image_size: int, images: int) -> float:
-    """The runs' seconds, with each view's teacher forward counted once."""
+    """Add up the seconds of runs that are trained together, with each view's teacher forward counted once."""
     total = sum(run_seconds(run, image_size, images) for run in cohort)
     shared: set[str] = set()
     for run in cohort:

@@ -42,18 +42,25 @@ class Job:
 
     @property
     def name(self) -> str:
-        """A short name for people: what is trained from which teacher, which seed, and by which methods."""
-        return f"{self.title}: {', '.join(describe_run(run) for run in self.runs)}"
+        """The pair, the seed and the methods: `ResNet56>ResNet20 seed 1: KD, CRD`."""
+        return f"{self.title}: {self.methods}"
 
     @property
     def title(self) -> str:
-        """The name without the methods."""
-        first = self.runs[0]
+        """The pair and the seed."""
+        return f"{self.networks} seed {self.runs[0].seed}" if self.runs[0].seed else self.networks
+
+    @property
+    def networks(self) -> str:
+        """The pair, or the student alone where nothing teaches it."""
         students = ", ".join(dict.fromkeys(run.student for run in self.runs))
         teachers = ", ".join(dict.fromkeys(run.teacher_network for run in self.runs if run.teacher_network))
-        what = f"{teachers}>{students}" if teachers else students
-        seed = f" seed {first.seed}" if first.seed else ""
-        return f"{what}{seed}"
+        return f"{teachers}>{students}" if teachers else students
+
+    @property
+    def methods(self) -> str:
+        """The methods, each once, with their changed options."""
+        return ", ".join(dict.fromkeys(describe_run(run) for run in self.runs))
 
 
 def critical_path_lengths(jobs: Sequence[Job]) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from benchmark.backbones import AuxiliaryBranches, build_branches, build_network, is_mobile_network
 from benchmark.backbones.initialisation import fill_parameters
-from benchmark.backbones.network import Network, Outputs, Shape, shape_of, statistics_kept
+from benchmark.backbones.network import Network, Outputs, Shape, statistics_kept
+from benchmark.backbones.shapes import network_shape
 from benchmark.core.devices import autocast, placed
 from benchmark.core.errors import UserError
 from benchmark.core.rng import generator
@@ -48,19 +48,16 @@ def fresh_network(name: str, num_classes: int, seed: int) -> Network:
     return network
 
 
-@functools.cache
-def network_shape(name: str, num_classes: int, image_size: int) -> Shape:
-    """The shape of a network by name."""
-    return shape_of(name, build_network(name, num_classes), image_size)
-
-
 def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fill: bool = True) -> Method:
-    """The method of a run, with its extra modules as they are before training (not filled: only to see if it can be).
+    """Build the method of a run, with its extra modules as they are before training.
+
+    fill: False only checks that the method can be built; its networks and branches then have no weights.
 
     Raises:
         UserError: the method refuses its options or the networks.
     """
     cls = method_class(run.method)
+    device = torch.device("cpu" if fill else "meta")
     own = ("method", run.method, run.student)
 
     def shape(name: str) -> Shape:
@@ -73,14 +70,16 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fi
         return module
 
     def branches(owner: Shape, outputs: int, stream: str = "", /) -> AuxiliaryBranches:
-        module = build_branches(owner.name, outputs)
+        with device:
+            module = build_branches(owner.name, outputs)
         names = (*own, stream) if stream else ("weights", owner.name)
         if fill:
             module.initialise(lambda parameter: generator(*names, "branches", parameter, run.seed))
         return module
 
     def network(owner: Shape, stream: str = "", /) -> Network:
-        module = build_network(owner.name, num_classes)
+        with device:
+            module = build_network(owner.name, num_classes)
         names = (*own, stream) if stream else ("weights", owner.name)
         if fill:
             module.initialise(lambda parameter: generator(*names, parameter, run.seed))

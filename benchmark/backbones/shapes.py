@@ -1,0 +1,49 @@
+"""Shapes and costs of networks by name, each found in one forward without arithmetic."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from benchmark.backbones import build_branches, build_network
+from benchmark.backbones.network import Shape, shape_of
+from benchmark.backbones.tracing import ForwardTracer
+
+CLASSES = 100
+"""Classes of the networks that are traced. No map depends on them, and a classifier costs little beside a network."""
+
+
+class ForwardCost(NamedTuple):
+    """Multiply-adds of one forward for one image, and the number of convolutions."""
+
+    multiply_adds: int
+    convolutions: int
+
+
+@functools.cache
+def trace_network(name: str, image_size: int) -> tuple[Shape, ForwardCost]:
+    """Find the shape of a network, and the cost of its forward."""
+    tracer = ForwardTracer()
+    with torch.device("meta"):
+        network = build_network(name, CLASSES)
+    shape = shape_of(name, network, image_size, tracer)
+    return shape, ForwardCost(tracer.multiply_adds, tracer.convolutions)
+
+
+@functools.cache
+def trace_branches(name: str, num_outputs: int, image_size: int) -> ForwardCost:
+    """Find the cost of a network's branches, without the network's own."""
+    tracer = ForwardTracer()
+    with torch.device("meta"):
+        branches = build_branches(name, num_outputs)
+    sizes = trace_network(name, image_size)[0].branch_maps
+    tracer.trace(branches, tuple(torch.zeros(1, *size, device="cpu") for size in sizes))
+    return ForwardCost(tracer.multiply_adds, tracer.convolutions)
+
+
+def network_shape(name: str, num_classes: int, image_size: int) -> Shape:
+    """Find the shape of a network by name."""
+    return replace(trace_network(name, image_size)[0], num_classes=num_classes)
