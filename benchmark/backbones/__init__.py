@@ -18,7 +18,7 @@ from benchmark.backbones import (
     wrn,
 )
 from benchmark.backbones.auxiliary import AuxiliaryBranches, BranchOutputs
-from benchmark.backbones.family import Architecture, with_fractions
+from benchmark.backbones.family import Architecture, with_fractions, with_units
 from benchmark.backbones.network import Network, Outputs, Shape, shape_of
 from benchmark.core.errors import UserError, nearest, unknown_name
 
@@ -57,6 +57,10 @@ _FAMILIES = (
         | resnext.NETWORKS,
         "VGG<8, 11, 13, 16 or 19>, and -x1/2 or -x1/4 behind the name of any network that is not one of these WRN and "
         "ResNet",
+    ),
+    with_units(
+        shufflenet_v1.NETWORKS | shufflenet_v2.NETWORKS,
+        "ShuffleNetV<1 or 2>-u<units in every stage, 2 to 9>, with -x1/2 or -x1/4 or without",
     ),
 )
 

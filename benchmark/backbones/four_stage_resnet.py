@@ -1,4 +1,4 @@
-"""Residual networks with four stages (He et al., 2016): ResNet18, 34, 50 and 101 for small images, ResNet18 and 34 for
+"""Residual networks with four stages (He et al., 2016): ResNet10, 18, 34, 50 and 101 for small images, ResNet18 and 34 for
 ImageNet.
 
 Names and order of the parameters are those of RepDistiller's `resnetv2` for small images, which PS-KD and Tf-KD share,
@@ -78,7 +78,7 @@ class Plan:
         return Stage(first, *(kind(width, width, 1, self.skip_name) for _ in range(self.blocks[index] - 1)))
 
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 """Blocks in each stage, by the depth in the name."""
 
 
@@ -142,7 +142,7 @@ def four_stage_branches(plan: Plan, num_outputs: int, divisor: int = 1) -> Auxil
     """The branches of a network with these stages, for small images and for ImageNet alike.
 
     HSAKD's code has those of ResNet50 for small images and of the ImageNet networks. It has none that work for
-    ResNet18 and 34 for small images, and none for ResNet101: these follow the same rule, with the network's own
+    ResNet18 and 34 for small images, and none for ResNet10 and 101: these follow the same rule, with the network's own
     numbers of blocks.
     """
     plan = plan.divided(divisor)
@@ -174,6 +174,7 @@ def _imagenet(depth: int) -> Architecture:
 
 
 NETWORKS = {
+    "ResNet10": _small(10),
     "ResNet18": _small(18),
     "ResNet34": _small(34),
     "ResNet50": _small(50, "ResNet50_aux"),
