@@ -69,7 +69,7 @@ class TableTarget:
     """A table as a grid of runs."""
 
     grid: Grid
-    request: RunFactory
+    factory: RunFactory
     group: RunGroup
     remarks: tuple[str, ...] = ()
     accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -84,11 +84,11 @@ class TableTarget:
         Raises:
             UserError: a method, a pair, an option or the protocol is refused.
         """
-        request = options.request(table.protocol_for(options.scale), images, teachers.released)
-        grid = plan_table(table, request, options.seed_numbers, options.methods, options.pairs)
+        factory = options.make_factory(table.protocol_for(options.scale), images, teachers.released)
+        grid = plan_table(table, factory, options.seed_numbers, options.methods, options.pairs)
         group = RunGroup(f"Table {table.name} on {images.name}", source, images, tuple(grid.requested_runs()))
         return cls(
-            grid, request, group, tuple(list_notes(request, table.protocol_for(options.scale))), teachers.accuracy
+            grid, factory, group, tuple(list_notes(factory, table.protocol_for(options.scale))), teachers.accuracy
         )
 
     @property
@@ -103,7 +103,7 @@ class TableTarget:
     ) -> tuple[TableResult | FigureResult, list[Path]]:
         """Write the table's files and print it; it is printed also where they cannot be written."""
         result = make_table_result(
-            self.grid, self.request, look_up_exactly(store.record), store.record, self.accuracy, self.remarks, lost
+            self.grid, self.factory, look_up_exactly(store.record), store.record, self.accuracy, self.remarks, lost
         )
         written: list[Path] = []
         try:
@@ -153,11 +153,11 @@ class FigureTarget:
                 raise UserError(f"{error}; or leave this panel out: --pairs {drawn[0]}") from error
             if images is None:
                 continue
-            request = options.request(figure.protocol, images)
-            points[panel.title] = plan_panel(figure, panel, request, options.seed_numbers, options.methods)
+            factory = options.make_factory(figure.protocol, images)
+            points[panel.title] = plan_panel(figure, panel, factory, options.seed_numbers, options.methods)
             title = f"Figure {figure.name}, {panel.title}, on {images.name}"
             groups.append(RunGroup(title, source, images, tuple(points[panel.title].requested_runs())))
-        texts = list_notes(next(iter(points.values())).request, figure.protocol) if points else []
+        texts = list_notes(next(iter(points.values())).factory, figure.protocol) if points else []
         return cls(figure, points, tuple(groups), tuple(texts))
 
     def check_rendering(self) -> None:
@@ -275,7 +275,7 @@ def plan_targets(
             if images is None:
                 continue
             files = find_released_files(entry, images, datasets, console) | named if pretrained.released else named
-            recipe = options.request(entry.protocol_for(options.scale), images).protocol
+            recipe = options.make_factory(entry.protocol_for(options.scale), images).protocol
             # A cluster's device may be none of this machine's.
             here = options.device if options.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
             teachers = load_teachers(files, images, recipe, here, console, pretrained.measured)

@@ -113,8 +113,8 @@ def main(
     usual = load_table("II").dataset_for(scale)
     source = dataset or usual
     images = load_dataset(source, data_root)
-    requests = [each.request(protocol, images) for each in option_sets]
-    planned = [[request.run(method, student, teacher, seed) for seed in range(seeds)] for request in requests]
+    factories = [each.make_factory(protocol, images) for each in option_sets]
+    planned = [[factory.run(method, student, teacher, seed) for seed in range(seeds)] for factory in factories]
     part = RunGroup(f"{method} on {images.name}", source, images, tuple(itertools.chain(*planned)))
     reject_unused_overrides(settings or (), (run.method for run in collect_dependencies(part.runs)))
     check_methods(part.runs, images)
@@ -131,7 +131,7 @@ def main(
         return exit_code(summary, console)
     ranking = rank(combinations, planned, store)
     _print(console, ranking, f"{method} on {student}: accuracy on {validation:.0%} of the training images, held out")
-    others = variant_suffix(replace(base_options, settings=tuple(settings or ())).request(protocol, images))
+    others = variant_suffix(replace(base_options, settings=tuple(settings or ())).make_factory(protocol, images))
     path = reports / f"{make_stem(planned[0][0], usual, combinations, others)}.csv"
     write_text(path, to_csv(ranking))
     console.print(f"written: {path}", highlight=False, soft_wrap=True)

@@ -65,7 +65,7 @@ def test_points_at_fraction_1_are_the_very_runs_of_table_II(scale: str) -> None:
     table = load_table("II").at(scale)
     rows = tuple(row for row in table.rows if row.name in FIVE.methods)
     assert len(rows) == len(FIVE.methods)
-    grid = plan_table(table.model_copy(update={"rows": rows}), found.request, (0, 1))
+    grid = plan_table(table.model_copy(update={"rows": rows}), found.factory, (0, 1))
     for method in FIVE.methods:
         assert found.runs[method, 1.0] == grid.runs[method, PAIR]
         assert [run.id for run in found.runs[method, 1.0]] == [run.id for run in grid.runs[method, PAIR]]
@@ -75,7 +75,7 @@ def test_lsskd_in_figure_6_is_the_very_run_of_table_IV() -> None:
     found = points(SIX)
     columns = load_table("IV").at("demo").columns
     place = next(column.name for column in columns if column.student == "ResNet18-x1/4")
-    grid = plan_table(load_table("IV").at("demo"), found.request, (0, 1))
+    grid = plan_table(load_table("IV").at("demo"), found.factory, (0, 1))
     assert found.runs["LSSKD", 1.0] == grid.runs["LSSKD", place]
 
 
@@ -124,7 +124,7 @@ def test_an_optional_method_is_trained_only_when_it_is_named() -> None:
 def test_a_method_that_is_named_and_not_in_the_figure_comes_last() -> None:
     found = points(methods=("PS-KD", "KD"))
     assert found.methods == (*FIVE.methods, "PS-KD")
-    assert {run.method for run in found.requested_runs()} == {"PS-KD", "KD"}
+    assert {run.method for run in found.factoryed_runs()} == {"PS-KD", "KD"}
     result = make_figure_result(FIVE.at("demo"), {"CIFAR-100": found}, RecordQuery([]).look_up([]), lambda run: None)
     assert result.methods == (*FIVE.methods, "PS-KD")
 
@@ -292,7 +292,7 @@ def test_hard_labels_are_shown_in_figure_6_where_there_are_runs_of_them() -> Non
     found = points(SIX, seeds=(0,))
     (result, _) = collect_figure_runs(SIX, collection_of(run for runs in found.runs.values() for run in runs))
     assert result.methods == ("HSSAKD", "LSSKD", "HSSAKD-teacher")
-    (without, _) = collect_figure_runs(SIX, collection_of(found.requested_runs()))
+    (without, _) = collect_figure_runs(SIX, collection_of(found.factoryed_runs()))
     assert without.methods == ("HSSAKD", "LSSKD")
     assert without.panels[0].stages("LSSKD", "stages") == ({0: 30.0}, {0: 40.0})
     assert without.panels[0].stages("LSSKD", "stages_joint") == ({0: 20.0}, {0: 25.0})
@@ -319,7 +319,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Figure, Points, S
     place = (images.name, images.fingerprint, protocol, select_scale("demo", 1, protocol), torch.device("cpu"))
     found = plan_panel(figure, figure.panels[0], RunFactory(*place, precision="fp32"), (0, 1))
     settings = TrainSettings(runs=folder / "runs", dataset=str(toml))
-    for _, runs in itertools.groupby(found.requested_runs(), key=lambda run: (run.fraction, run.seed)):
+    for _, runs in itertools.groupby(found.factoryed_runs(), key=lambda run: (run.fraction, run.seed)):
         assert run_until_done(list(runs), settings)
     return figure, found, Store(folder / "runs")
 

@@ -42,11 +42,11 @@ def make_figure_result(
             f"figure {figure.name}: no panel of it has images here; pass the folder that holds them with --data-root, "
             "or choose another scale"
         )
-    request = next(iter(points.values())).request
+    factory = next(iter(points.values())).factory
     panels = tuple(
         _panel_result(figure, points[panel.title], look_up, find, lost or {})
         if panel.title in points
-        else _empty_panel(figure, panel, request.scale.name, _epochs(request))
+        else _empty_panel(figure, panel, factory.scale.name, _epochs(factory))
         for panel in figure.panels
     )
     precisions = {seed.precision for panel in panels for cell in panel.cells.values() for seed in cell.finished}
@@ -55,14 +55,14 @@ def make_figure_result(
     known = dict.fromkeys((*figure.all_methods, *(method for some in points.values() for method in some.methods)))
     return FigureResult(
         figure=figure,
-        scale=request.scale.name,
+        scale=factory.scale.name,
         panels=panels,
         methods=tuple(method for method in known if method in {*figure.methods, *asked, *measured}),
         generated_from=describe_environment(),
-        remarks=(*remarks, *precision_note(precisions, request.scale.name)),
-        protocol=request.protocol.name,
-        teacher_data=request.teacher_data,
-        variant=variant_suffix(request),
+        remarks=(*remarks, *precision_note(precisions, factory.scale.name)),
+        protocol=factory.protocol.name,
+        teacher_data=factory.teacher_data,
+        variant=variant_suffix(factory),
     )
 
 
@@ -157,7 +157,7 @@ def _fullest(
     name = dataset or panel.dataset_for(base_scale(scale))
     seeds = range(default_seed_count(scale))
     candidates = [
-        plan_panel(figure, panel, setting.request(teacher_data=teacher_data), seeds)
+        plan_panel(figure, panel, setting.make_factory(teacher_data=teacher_data), seeds)
         for setting in settings
         if setting.dataset == name
     ]
@@ -170,8 +170,8 @@ def _fullest(
 
 def _remarks_of(figure: Figure, points: Sequence[Points], settings: Sequence[ExperimentSetting]) -> list[str]:
     """What a reader must know of how the runs differ from the default."""
-    remarks = list_notes(points[0].request, figure.protocol)
-    for name in dict.fromkeys(some.request.dataset for some in points):
+    remarks = list_notes(points[0].factory, figure.protocol)
+    for name in dict.fromkeys(some.factory.dataset for some in points):
         if len({setting.fingerprint for setting in settings if setting.dataset == name}) > 1:
             remarks.append(f"There are runs on other images under the name {name}, which are not shown.")
     return remarks
@@ -180,10 +180,10 @@ def _remarks_of(figure: Figure, points: Sequence[Points], settings: Sequence[Exp
 def _panel_result(
     figure: Figure, points: Points, look_up: LookUp, find: FindRecord, lost: Mapping[str, str]
 ) -> PanelResult:
-    panel, request = points.panel, points.request
+    panel, factory = points.panel, points.factory
     cells: dict[tuple[str, float], Cell] = {}
     for method in points.methods:
-        for fraction in figure.fractions or (request.fraction,):
+        for fraction in figure.fractions or (factory.fraction,):
             title = panel.title if fraction == 1 else f"{panel.title}, {fraction:.0%} of the images"
             # The place of a stages figure's only cell is that of all images, whatever the request's share.
             key = (method, fraction if figure.fractions else 1.0)
@@ -194,11 +194,11 @@ def _panel_result(
                 cells[key] = Cell(method, title, (), "no teacher" if method in all_methods() else "not in the suite")
     return PanelResult(
         panel=panel,
-        scale=request.scale.name,
-        dataset=request.dataset,
-        epochs=_epochs(request),
+        scale=factory.scale.name,
+        dataset=factory.dataset,
+        epochs=_epochs(factory),
         cells=cells,
-        comparable=request.scale.name == "paper" and is_default_setting(request, figure.protocol),
+        comparable=factory.scale.name == "paper" and is_default_setting(factory, figure.protocol),
     )
 
 
@@ -207,5 +207,5 @@ def _empty_panel(figure: Figure, panel: Panel, scale: str, epochs: str) -> Panel
     return PanelResult(panel, scale, dataset, epochs, {}, comparable=scale == "paper")
 
 
-def _epochs(request: RunFactory) -> str:
-    return str(request.protocol.schedule.scaled(request.scale.factor).epochs)
+def _epochs(factory: RunFactory) -> str:
+    return str(factory.protocol.schedule.scaled(factory.scale.factor).epochs)

@@ -13,38 +13,38 @@ SHARED_BATCHES = ("imagenet",)
 """Protocols whose published numbers were made with each batch shared among GPUs, where norms saw a part of it."""
 
 
-def list_notes(request: RunFactory, usual_protocol: str) -> list[str]:
+def list_notes(factory: RunFactory, usual_protocol: str) -> list[str]:
     """How the runs of a request differ from those of a table with this protocol, a sentence for each difference."""
     texts = []
-    changed = _changed_protocol(request)
-    if request.protocol.name != usual_protocol or changed:
+    changed = _changed_protocol(factory)
+    if factory.protocol.name != usual_protocol or changed:
         values = ", ".join(f"{name} = {value}" for name, value in changed.items())
-        texts.append(f"Protocol {request.protocol.name}{' with ' + values if values else ''}.")
-    if request.protocol.name == "tfkd":
+        texts.append(f"Protocol {factory.protocol.name}{' with ' + values if values else ''}.")
+    if factory.protocol.name == "tfkd":
         texts.append("TF-KD's random rotation of the images by up to 15 degrees is left out.")
-    if request.augmentation != "standard":
-        texts.append(f"Students are trained with {request.augmentation} on top of the protocol's augmentation.")
-    if request.teacher_seeds == "paired":
+    if factory.augmentation != "standard":
+        texts.append(f"Students are trained with {factory.augmentation} on top of the protocol's augmentation.")
+    if factory.teacher_seeds == "paired":
         texts.append("Each seed has a teacher of its own.")
-    if request.processes > 1:
-        texts.append(f"{request.processes} processes shared each batch; in each of them norms saw its own images only.")
-    if request.validation:
-        texts.append(f"Evaluated on {request.validation:.0%} of the training images, held out; not on the test set.")
-    for method, chosen in request.options.items():
+    if factory.processes > 1:
+        texts.append(f"{factory.processes} processes shared each batch; in each of them norms saw its own images only.")
+    if factory.validation:
+        texts.append(f"Evaluated on {factory.validation:.0%} of the training images, held out; not on the test set.")
+    for method, chosen in factory.options.items():
         values = ", ".join(f"{name} = {value}" for name, value in chosen.items())
         texts.append(f"{method} with {values}.")
     return texts
 
 
-def is_default_setting(request: RunFactory, usual_protocol: str) -> bool:
+def is_default_setting(factory: RunFactory, usual_protocol: str) -> bool:
     """Whether the runs follow a protocol in full, on all images and the test set, with no option changed.
 
     Batches shared among processes are another protocol, as norms see parts of them, but on ImageNet.
     """
-    plain = not request.options and request.augmentation == "standard"
-    plain &= request.processes == 1 or usual_protocol in SHARED_BATCHES
-    whole = request.validation == 0 and request.fraction == 1
-    return plain and whole and request.protocol == get_protocol(usual_protocol)
+    plain = not factory.options and factory.augmentation == "standard"
+    plain &= factory.processes == 1 or usual_protocol in SHARED_BATCHES
+    whole = factory.validation == 0 and factory.fraction == 1
+    return plain and whole and factory.protocol == get_protocol(usual_protocol)
 
 
 def precision_note(precisions: Iterable[str], scale: str) -> list[str]:
@@ -55,20 +55,20 @@ def precision_note(precisions: Iterable[str], scale: str) -> list[str]:
     return ["Precision bf16." if found == {"bf16"} else "Some runs are in precision bf16."]
 
 
-def variant_suffix(request: RunFactory) -> str:
+def variant_suffix(factory: RunFactory) -> str:
     """A short name for files of numbers that were not made in the usual way, "" for those that were."""
     changes: dict[str, Any] = {
-        "protocol": _changed_protocol(request),
-        "options": request.options,
-        "augmentation": request.augmentation.removeprefix("standard"),
-        "teachers": request.teacher_seeds.removeprefix("shared"),
-        "files": sorted(file.teacher.sha256 for file in request.released.values()),
-        "validation": request.validation,
-        "processes": request.processes - 1,
+        "protocol": _changed_protocol(factory),
+        "options": factory.options,
+        "augmentation": factory.augmentation.removeprefix("standard"),
+        "teachers": factory.teacher_seeds.removeprefix("shared"),
+        "files": sorted(file.teacher.sha256 for file in factory.released.values()),
+        "validation": factory.validation,
+        "processes": factory.processes - 1,
     }
     made = sorted((name, repr(change)) for name, change in changes.items() if change)
     return hashlib.sha256(repr(made).encode()).hexdigest()[:8] if made else ""
 
 
-def _changed_protocol(request: RunFactory) -> dict[str, Any]:
-    return request.protocol.changes_from(PROTOCOLS.get(request.protocol.name, request.protocol))
+def _changed_protocol(factory: RunFactory) -> dict[str, Any]:
+    return factory.protocol.changes_from(PROTOCOLS.get(factory.protocol.name, factory.protocol))

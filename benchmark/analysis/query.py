@@ -40,7 +40,7 @@ class ExperimentSetting:
     teacher_seeds: TeacherSeeds = "shared"
     processes: int = 1
 
-    def request(self, **changes: Any) -> RunFactory:
+    def make_factory(self, **changes: Any) -> RunFactory:
         """How cells become runs in this setting; of a precision that a collection does not look at."""
         place = (self.dataset, self.fingerprint, self.protocol, self.scale, torch.device("cpu"))
         return RunFactory(

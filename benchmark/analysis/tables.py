@@ -20,7 +20,7 @@ from tables.specification import Row, Table
 
 def make_table_result(
     grid: Grid,
-    request: RunFactory,
+    factory: RunFactory,
     look_up: LookUp,
     find: FindRecord,
     released_accuracy: Mapping[str, Mapping[str, float]] | None = None,
@@ -51,22 +51,22 @@ def make_table_result(
     rows = tuple(_with_remark(row) for row in grid.table.rows if row.name in shown or row.printed or row.published)
     table = grid.table.model_copy(update={"rows": rows})
     kept = {row.name for row in rows}
-    epochs = request.protocol.schedule.scaled(request.scale.factor).epochs
+    epochs = factory.protocol.schedule.scaled(factory.scale.factor).epochs
     seeds = sorted({run.seed for runs in grid.runs.values() for run in runs})
     precisions = {run.precision for cell in cells.values() for run in cell.finished}
     return TableResult(
         table=table,
-        scale=request.scale.name,
+        scale=factory.scale.name,
         epochs=str(epochs),
-        dataset=request.dataset,
+        dataset=factory.dataset,
         cells={key: cell for key, cell in cells.items() if key[0] in kept},
-        teachers=_teachers(grid, request, look_up, find, released_accuracy or {}, seeds, lost or {}),
+        teachers=_teachers(grid, factory, look_up, find, released_accuracy or {}, seeds, lost or {}),
         generated_from=describe_environment(),
-        comparable=request.scale.name == "paper"
-        and is_default_setting(request, table.protocol_for(base_scale(request.scale.name))),
-        remarks=(*remarks, *precision_note(precisions, request.scale.name)),
-        variant=variant_suffix(request),
-        protocol=request.protocol.name,
+        comparable=factory.scale.name == "paper"
+        and is_default_setting(factory, table.protocol_for(base_scale(factory.scale.name))),
+        remarks=(*remarks, *precision_note(precisions, factory.scale.name)),
+        variant=variant_suffix(factory),
+        protocol=factory.protocol.name,
     )
 
 
@@ -83,7 +83,7 @@ def _with_remark(row: Row) -> Row:
 
 def _teachers(
     grid: Grid,
-    request: RunFactory,
+    factory: RunFactory,
     look_up: LookUp,
     find: FindRecord,
     released_accuracy: Mapping[str, Mapping[str, float]],
@@ -95,15 +95,15 @@ def _teachers(
     for column in grid.table.columns:
         if column.teacher is None:
             continue
-        if column.teacher in request.released:
+        if column.teacher in factory.released:
             accuracy = released_accuracy.get(column.teacher)
             values = () if accuracy is None else (accuracy[column.metric],)
             notes = (f"teacher {column.teacher} comes from a file",)
             status: Status = "done" if values else "not run yet"
             cells[column.name] = Cell("Teacher", column.name, values, status, (), notes)
         else:
-            own = dict.fromkeys(request.teacher_seed(column.student, column.teacher, seed) for seed in seeds)
-            runs = [request.run("Baseline", column.teacher, None, seed) for seed in own]
+            own = dict.fromkeys(factory.teacher_seed(column.student, column.teacher, seed) for seed in seeds)
+            runs = [factory.run("Baseline", column.teacher, None, seed) for seed in own]
             cells[column.name] = make_cell("Teacher", column, look_up(runs), find, lost)
     return cells
 
@@ -118,7 +118,7 @@ def add_rows_of_records(table: Table, collection: RecordQuery, setting: Experime
     if not more:
         return table
     alone = table.model_copy(update={"rows": tuple(more)})
-    grid = plan_table(alone.at(scale), setting.request(), [0])
+    grid = plan_table(alone.at(scale), setting.make_factory(), [0])
     filled = {row for (row, _), runs in grid.runs.items() if collection.replicates(runs[0], setting.teacher_seeds)}
     return table.model_copy(update={"rows": (*table.rows, *(row for row in more if row.name in filled))})
 
@@ -126,16 +126,16 @@ def add_rows_of_records(table: Table, collection: RecordQuery, setting: Experime
 def make_table_in_setting(table: Table, collection: RecordQuery, setting: ExperimentSetting) -> TableResult:
     """A table, as far as there are runs for it in a setting."""
     scale = setting.scale.name
-    request = setting.request()
-    grid = plan_table(table.at(base_scale(scale)), request, range(default_seed_count(scale)))
+    factory = setting.make_factory()
+    grid = plan_table(table.at(base_scale(scale)), factory, range(default_seed_count(scale)))
     accuracy = {
         network: collection.teacher_metrics[file.teacher.sha256]
         for network, file in setting.released
         if file.teacher.sha256 in collection.teacher_metrics
     }
-    remarks = list_notes(request, table.protocol_for(base_scale(scale)))
+    remarks = list_notes(factory, table.protocol_for(base_scale(scale)))
     look_up = collection.look_up(grid.runs.values(), setting.teacher_seeds)
-    return make_table_result(grid, request, look_up, collection.find, accuracy, remarks)
+    return make_table_result(grid, factory, look_up, collection.find, accuracy, remarks)
 
 
 def make_table_results(

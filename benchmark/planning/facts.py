@@ -75,12 +75,12 @@ def probe_method(name: str) -> Facts:
 def make_reference_run(cls: type[Method], protocol: Protocol) -> Run:
     """The run of a method, or of a head, that its facts are taken from."""
     scale = Scale(name="seen", factor=1)
-    request = RunFactory("random", "random", protocol, scale, torch.device("cpu"), precision="fp32")
+    factory = RunFactory("random", "random", protocol, scale, torch.device("cpu"), precision="fp32")
     if cls.trains_student:
-        return request.run(cls.name, STUDENT, TEACHER, 0)
+        return factory.run(cls.name, STUDENT, TEACHER, 0)
     # A head has its place in the plan of a method that reads it.
     owner = next(other for other in all_methods().values() if other.teacher_head == cls.name)
-    head = request.run(owner.name, STUDENT, TEACHER, 0).head
+    head = factory.run(owner.name, STUDENT, TEACHER, 0).head
     assert isinstance(head, Run)
     return head
 

@@ -23,7 +23,7 @@ class Points:
     """The runs of a panel by method and fraction, one for each seed, as far as the suite can run them."""
 
     panel: Panel
-    request: RunFactory
+    factory: RunFactory
     methods: tuple[str, ...]
     """All that could be shown, in order."""
     runs: Mapping[tuple[str, float], tuple[Run, ...]]
@@ -36,7 +36,7 @@ class Points:
 
 
 def plan_panel(
-    figure: Figure, panel: Panel, request: RunFactory, seeds: Iterable[int], methods: Sequence[str] = ()
+    figure: Figure, panel: Panel, factory: RunFactory, seeds: Iterable[int], methods: Sequence[str] = ()
 ) -> Points:
     """The runs of a panel, and which of its points were asked for (all of the figure's methods if none are named).
 
@@ -53,17 +53,17 @@ def plan_panel(
     for method in methods:
         _check_method(figure, panel, method)
     shown = tuple(dict.fromkeys((*figure.all_methods, *methods)))
-    fractions = figure.fractions or (request.fraction,)
-    requests = {fraction: dataclasses.replace(request, fraction=fraction) for fraction in fractions}
+    fractions = figure.fractions or (factory.fraction,)
+    factories = {fraction: dataclasses.replace(factory, fraction=fraction) for fraction in fractions}
     runs = {
-        (method, fraction): tuple(requests[fraction].run(method, panel.student, panel.teacher, seed) for seed in seeds)
+        (method, fraction): tuple(factories[fraction].run(method, panel.student, panel.teacher, seed) for seed in seeds)
         for method in shown
         if method in all_methods() and (panel.teacher or not needs_pair(method))
         for fraction in fractions
     }
     wanted = tuple(methods) or figure.methods
     chosen = frozenset(point for point in runs if point[0] in wanted)
-    return Points(panel, request, shown, runs, chosen)
+    return Points(panel, factory, shown, runs, chosen)
 
 
 def check_methods_of(figure: Figure) -> None:

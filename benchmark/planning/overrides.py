@@ -16,14 +16,8 @@ from benchmark.core.spec import Protocol
 from benchmark.plugins.registry import method_class, resolve_options
 
 PROTOCOL = "protocol"
-LARGEST = {
-    "learning_rate": 1000,
-    "mobile_learning_rate": 1000,
-    "warmup_epochs": 10_000,
-    "batch_size": 65_536,
-    "weight_decay": 1000,
-}
-"""What the fields of a protocol may be set to at most."""
+LARGEST = {"warmup_epochs": 10_000, "batch_size": 65_536}
+"""The fields of a protocol that cost time or memory, and what they may be set to at most."""
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -116,8 +110,8 @@ def _changed_protocol(assignments: list[str], protocol: Protocol) -> Protocol:
     except ValidationError as error:
         raise invalid_value(f"protocol {protocol.name}", error) from None
     for field, largest in LARGEST.items():
-        if field in changes and (getattr(changed, field) or 0) > largest:
-            given = shorten(str(getattr(changed, field)))
+        if field in changes and (given := getattr(changed, field)) > largest:
+            given = shorten(str(given))
             raise UserError(f"protocol {protocol.name}: {field} = {given} is refused: at most {largest:,} is allowed")
     return changed
 

@@ -253,7 +253,7 @@ class RunOptions:
     bf16: bool | None = None
     """Whether the device computes in bf16, where it is not one of this machine."""
 
-    def request(
+    def make_factory(
         self, protocol: str, images: Dataset, released: Mapping[str, PretrainedFile] | None = None
     ) -> RunFactory:
         """How the cells of a target with this protocol become runs on these images.

@@ -29,7 +29,7 @@ class Grid:
 
 
 def plan_table(
-    table: Table, request: RunFactory, seeds: Iterable[int], methods: Sequence[str] = (), pairs: Sequence[str] = ()
+    table: Table, factory: RunFactory, seeds: Iterable[int], methods: Sequence[str] = (), pairs: Sequence[str] = ()
 ) -> Grid:
     """The runs of a table, and which of its cells were asked for (all of the default grid if none are named).
 
@@ -40,7 +40,7 @@ def plan_table(
     seeds = tuple(seeds)
     rows = [row for row in table.rows if row.method in method_names()]
     runs = {
-        (row.name, column.name): plan_cell(request, row, column, seeds)
+        (row.name, column.name): plan_cell(factory, row, column, seeds)
         for row in rows
         for column in table.columns
         if column.teacher or not needs_pair(row.method)
@@ -49,9 +49,9 @@ def plan_table(
     wanted_columns = pairs or [column.name for column in table.columns]
     chosen = frozenset((row, column) for row in wanted_rows for column in wanted_columns) & runs.keys()
     for row in rows:
-        if request.augmentation != "standard" != row.augment and any(name == row.name for name, _ in chosen):
+        if factory.augmentation != "standard" != row.augment and any(name == row.name for name, _ in chosen):
             raise UserError(
-                f"--augment {request.augmentation}: row {row.name} has an augmentation of its own, {row.augment}; "
+                f"--augment {factory.augmentation}: row {row.name} has an augmentation of its own, {row.augment}; "
                 "leave --augment out, or choose other rows with --methods"
             )
     for method in methods:
@@ -68,12 +68,12 @@ def needs_pair(method: str) -> bool:
     return cls.needs_teacher and not cls.teaches_itself
 
 
-def plan_cell(request: RunFactory, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
+def plan_cell(factory: RunFactory, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
     """The runs of a cell, one for each seed."""
     augmentation = None if row.augment == "standard" else row.augment
 
     def run(method: str, seed: int) -> Run:
-        return request.run(method, column.student, column.teacher, seed, augmentation)
+        return factory.run(method, column.student, column.teacher, seed, augmentation)
 
     runs = tuple(run(row.method, seed) for seed in seeds)
     if row.as_long_as is None or not runs:

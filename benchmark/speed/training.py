@@ -92,11 +92,11 @@ def _contestants(
     device: torch.device,
     threads: int,
 ) -> list[Contestant]:
-    request = RunFactory(
+    factory = RunFactory(
         dataset.name, dataset.fingerprint, get_protocol("lsskd"), Scale(name="speed", factor=1), device, precision
     )
-    runs = [request.run(method, student, teacher, 0) for method in methods]
-    batch = request.protocol.batch_size
+    runs = [factory.run(method, student, teacher, 0) for method in methods]
+    batch = factory.protocol.batch_size
     contestants = [
         Contestant("bare student step", precision, batch, _bare_step(student, batch, dataset, precision, device)),
         Contestant("bare teacher forward", precision, batch, _bare_forward(teacher, batch, dataset, precision, device)),
