@@ -111,6 +111,12 @@ def test_broken_links_are_noticed(tmp_path: Path) -> None:
     assert broken_links(document, tmp_path) == expected
 
 
+def test_the_readme_is_short_and_has_a_place_for_what_was_measured() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert re.findall(r"<!-- measured:\w+ -->", text) == ["<!-- measured:start -->", "<!-- measured:end -->"]
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     reached, waiting = set(), [README]
     while waiting:
