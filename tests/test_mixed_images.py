@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,6 @@ from benchmark.data.augmentation import Batch
 from benchmark.method.contract import Mixture, Outputs, Shape, Step
 from benchmark.plugins.registry import all_methods, method_class
 from benchmark.training import cohort as cohort_module
-from benchmark.training.learner import Learner
 from methods.baseline import Baseline
 from methods.crd import CRD
 from methods.hssakd import HSSAKDJointTeacher
@@ -202,28 +203,44 @@ def relabelled(batch: Batch, index: Tensor, mixed: Mixture | None = None) -> Any
     return SimpleNamespace(labels=labels, index=index, mixture=mixed, view=batch.view)
 
 
+@dataclass(frozen=True)
+class Stepped:
+    """What a step left of a learner."""
+
+    terms: dict[str, Tensor]
+    losses: Tensor
+    parameters: list[Tensor]
+
+
 class Twins:
-    """Learners of a run that have seen all images once, and stand before a step of the second epoch."""
+    """A learner that has seen all images once and takes one step of the second epoch, from the same state each time."""
 
     def __init__(self, run: Run) -> None:
-        self.run = run
-        learner, self.teacher, self.source = set_up(run)
+        self.learner, self.teacher, self.source = set_up(run)
         for step in range(self.source.batches):
             batch = self.source.batch(self.source.epoch(0), step)
-            learner.step(batch, self.teacher.on(batch) if self.teacher else None, 0, 0)
-        learner.end_epoch(0)
-        self.state = {name: tensor.clone() for name, tensor in learner.state().items()}
+            self.learner.step(batch, self.teacher.on(batch) if self.teacher else None, 0, 0)
+        self.learner.end_epoch(0)
+        self.state = {name: tensor.clone() for name, tensor in self.learner.state().items()}
         self.batch = self.source.batch(self.source.epoch(1), 0)
         self.partners = self.batch.index.roll(3)
 
-    def after_step(self, index: Tensor, mixed: Mixture | None = None) -> Learner:
-        learner, _, _ = set_up(self.run)
-        learner.restore(self.state)
+    def after_step(self, index: Tensor, mixed: Mixture | None = None) -> Stepped:
+        self.learner.restore(self.state)
         batch = relabelled(self.batch, index, mixed)
-        learner.step(batch, self.teacher.on(batch) if self.teacher else None, 1, 0)
-        return learner
+        self.learner.step(batch, self.teacher.on(batch) if self.teacher else None, 1, 0)
+        return Stepped(
+            dict(zip(self.learner.method.weights, self.learner.terms.clone(), strict=True)),
+            self.learner.losses.clone(),
+            [parameter.detach().clone() for parameter in self.learner.parameters],
+        )
 
-    def mixed(self, share: float) -> Learner:
+    @functools.cached_property
+    def first(self) -> Stepped:
+        """The step with the images as they are."""
+        return self.after_step(self.batch.index)
+
+    def mixed(self, share: float) -> Stepped:
         labels = self.source.labels[self.partners]
         return self.after_step(self.batch.index, Mixture(labels, self.partners, share))
 
@@ -236,35 +253,46 @@ def run_of(method: str, **changes: Any) -> Run:
     )
 
 
+@functools.cache
+def twins_of(method: str) -> Twins:
+    """The learner of a method, built and trained for an epoch once; every test takes its steps from that state."""
+    return Twins(run_of(method))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_learners() -> Iterator[None]:
+    yield
+    twins_of.cache_clear()
+
+
 @pytest.mark.parametrize("method", all_methods())
 def test_each_term_is_the_mean_over_both_images_by_their_shares(method: str) -> None:
     """Or, where something is chosen by the class, that of the image with the larger share, here the second."""
-    twins, share = Twins(run_of(method)), 0.3
-    first, second, mixed = twins.after_step(twins.batch.index), twins.after_step(twins.partners), twins.mixed(share)
-    for place, name in enumerate(first.method.weights):
-        own, other = float(first.terms[place]), float(second.terms[place])
+    twins, share = twins_of(method), 0.3
+    first, second, mixed = twins.first, twins.after_step(twins.partners), twins.mixed(share)
+    for name in first.terms:
+        own, other = float(first.terms[name]), float(second.terms[name])
         assert own != other or name != "ce", "the labels should matter"
         allowed = [pytest.approx(value, rel=1e-5) for value in (share * own + (1 - share) * other, other)]
-        assert float(mixed.terms[place]) in allowed, name
+        assert float(mixed.terms[name]) in allowed, name
 
 
 @pytest.mark.parametrize("method", all_methods())
 def test_a_share_of_all_is_the_image_alone(method: str) -> None:
-    twins = Twins(run_of(method))
-    alone, mixed = twins.after_step(twins.batch.index), twins.mixed(1.0)
+    twins = twins_of(method)
+    alone, mixed = twins.first, twins.mixed(1.0)
     assert torch.equal(mixed.losses, alone.losses)
-    assert torch.equal(mixed.terms, alone.terms)
+    assert mixed.terms == alone.terms
     for left, right in zip(mixed.parameters, alone.parameters, strict=True):
         assert torch.equal(left, right)
 
 
 @pytest.mark.parametrize(("share", "own"), [(0.9, True), (0.5, True), (0.4, False)])
 def test_sskd_ranks_by_the_class_that_most_of_an_image_belongs_to(share: float, own: bool) -> None:
-    twins = Twins(run_of("SSKD"))
-    first, second = twins.after_step(twins.batch.index), twins.after_step(twins.partners)
-    turned = list(first.method.weights).index("turned")
-    assert first.terms[turned] != second.terms[turned], "the class should matter"
-    assert twins.mixed(share).terms[turned] == (first if own else second).terms[turned]
+    twins = twins_of("SSKD")
+    first, second = twins.first, twins.after_step(twins.partners)
+    assert first.terms["turned"] != second.terms["turned"], "the class should matter"
+    assert twins.mixed(share).terms["turned"] == (first if own else second).terms["turned"]
 
 
 AUGMENTED = ("Baseline", "AB", "CRD", "SSKD", "PS-KD", "LSSKD", "CS-KD")

@@ -32,19 +32,14 @@ from methods.baseline import Baseline, cross_entropy
 from methods.crd import CRD
 from tests.engine import METHODS, SHORT, assert_same_bits, digits, records, run_of, settings, train_dependencies
 
-PRECISIONS = [
-    "fp32",
-    pytest.param(
-        "bf16", marks=pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="bf16 has no hardware here")
-    ),
-]
+needs_bf16 = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="bf16 has no hardware here")
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Run], Path]:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Run], Path]:
     """The five methods trained as one cohort, and a folder that holds their teacher and heads as well."""
-    runs = [run_of(method, request.param) for method in METHODS]
-    place = settings(tmp_path_factory.mktemp(request.param))
+    runs = [run_of(method) for method in METHODS]
+    place = settings(tmp_path_factory.mktemp("together"))
     train_dependencies(runs, place)
     shutil.copytree(place.runs, place.runs.with_name(place.runs.name + "-teachers"))
     assert run_until_done(runs, place)
@@ -70,6 +65,23 @@ def test_the_order_of_a_cohort_does_not_matter(trained, tmp_path) -> None:
     other = fresh_copy_of_teachers(trained, tmp_path / "reversed")
     assert run_until_done(runs[::-1], settings(other))
     assert_same_bits(runs, together, other)
+
+
+@needs_bf16
+def test_bf16_gives_the_same_bits_in_another_cohort_and_order_and_after_a_stop(tmp_path: Path) -> None:
+    """What the other tests show one by one, at once: precision changes the kernels of a step and nothing around it."""
+    runs = [run_of(method, "bf16") for method in METHODS]
+    together, apart = settings(tmp_path / "together"), settings(tmp_path / "apart")
+    train_dependencies(runs, together)
+    shutil.copytree(together.runs, apart.runs)
+    assert run_until_done(runs, together)
+    alone, *others = runs[::-1]
+    assert run_until_done([alone], apart)
+    asked = iter([False] * 12 + [True])
+    assert not run_until_done(others, apart, stop=lambda: next(asked))
+    assert run_until_done(others, apart)
+    assert all(record["provenance"]["resumed"] == 1 for record in records(others, apart).values())
+    assert_same_bits(runs, together.runs, apart.runs)
 
 
 def test_a_cohort_killed_at_ten_random_moments_gives_the_same_bits(trained, tmp_path, monkeypatch) -> None:
@@ -112,16 +124,18 @@ def test_a_subset_of_an_interrupted_cohort_goes_on_from_its_checkpoint(trained, 
 
 
 def test_a_record_says_what_it_was_pieced_together_from(tmp_path: Path) -> None:
-    run = run_of("Baseline")
+    # Ten steps in all, since those with two threads are slow where the processors are busy.
+    run = run_of("Baseline", protocol=SHORT.replace(schedule=LRSchedule(epochs=2), batch_size=32))
     said: list[str] = []
-    for threads, steps in ((1, 12), (1, 3), (2, None)):
+    for threads, steps in ((1, 3), (1, 2), (2, None)):
         asked = iter([False] * (steps or 0) + [True])
         stop = (lambda: False) if steps is None else (lambda asked=asked: next(asked))
         place = settings(tmp_path, threads=threads)
-        assert run_until_done([run], place, stop=stop, say=said.append) == (steps is None)
+        assert run_until_done([run], place, stop=stop, log=said.append) == (steps is None)
     pieces = Store(tmp_path).record(run)["provenance"]["pieces"]
     per_epoch = -(-len(select_training_data(run, digits()).train) // run.protocol.batch_size)
-    begins = [(epoch + 1, step) for epoch, step in (divmod(done, per_epoch) for done in (0, 13, 17))]
+    assert per_epoch == 5
+    begins = [(epoch + 1, step) for epoch, step in (divmod(done, per_epoch) for done in (0, 4, 7))]
     assert [(piece["epoch"], piece["step"]) for piece in pieces] == begins
     assert [piece["threads"] for piece in pieces] == [1, 1, 2]
     assert changed_settings(pieces[:2]) == []
@@ -185,7 +199,7 @@ def test_a_new_method_moves_no_other_run(trained, tmp_path, monkeypatch) -> None
     known = all_methods() | {"Shrinking": Shrinking}
     for module in ("benchmark.plugins.registry", "benchmark.planning.jobs"):
         monkeypatch.setattr(f"{module}.all_methods", lambda: known, raising=False)
-    new = run_of("Shrinking", runs[0].precision)
+    new = run_of("Shrinking")
     place = settings(fresh_copy_of_teachers(trained, tmp_path / "new"))
     assert run_until_done([new, *runs], place)
     assert_same_bits(runs, together, place.runs)
@@ -207,9 +221,8 @@ def test_methods_start_from_the_same_weights(trained) -> None:
 
 def test_past_weights_survive_a_resume_and_differ_from_the_table(trained, tmp_path) -> None:
     tables, with_tables = trained
-    precision = tables[0].precision
     methods = ("PS-KD", "LSSKD")
-    runs = [run_of(method, precision, options={method: {"past": "previous_weights"}}) for method in methods]
+    runs = [run_of(method, options={method: {"past": "previous_weights"}}) for method in methods]
     undisturbed, resumed = settings(tmp_path / "undisturbed"), settings(tmp_path / "resumed")
     assert run_until_done(runs, undisturbed)
     asked = iter([False] * 14 + [True])
@@ -237,8 +250,8 @@ def test_the_jointly_trained_teacher_serves_as_its_own_head(tmp_path) -> None:
     assert len(record["final"]["stages"]) == 3
 
 
-def test_finished_cohorts_leave_no_checkpoints_unless_they_are_kept(trained, tmp_path) -> None:
-    seeds = [run_of("PS-KD", trained[0][0].precision, seed=seed) for seed in (0, 1)]
+def test_finished_cohorts_leave_no_checkpoints_unless_they_are_kept(tmp_path) -> None:
+    seeds = [run_of("PS-KD", seed=seed) for seed in (0, 1)]
     left = []
     for run, keep in zip(seeds, (True, False), strict=True):
         place = settings(tmp_path, checkpoint_seconds=0.0, keep=keep)
