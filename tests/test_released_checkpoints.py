@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -10,7 +11,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from benchmark.backbones import build_branches, build_network, public_branches_n
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.released import apply_to, load_released
 from benchmark.core import rng
+from benchmark.core.errors import UserError
 from tests.released_files import NAME, archived, assert_same, network, prefixed, released, weights
 
 ACCURACY = np.float64(72.5)
@@ -47,12 +49,124 @@ def test_every_layout_round_trips(tmp_path: Path, layout: str, prefix: str, zipp
     assert_same(dict(target.state_dict()), weights())
 
 
-def test_safetensors_round_trips(tmp_path: Path) -> None:
-    path = tmp_path / "teacher.safetensors"
+@pytest.mark.parametrize("name", ["teacher.safetensors", "TEACHER.SAFETENSORS"])
+def test_safetensors_round_trips(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     safetensors.torch.save_file(prefixed("module.", weights()), path)
     read = load_released(path)
     assert read.layout == "safetensors"
     assert_same(read.backbone, weights())
+
+
+def compile_module(module: nn.Module) -> nn.Module:
+    """Wrap a module as torch.compile does; nothing is compiled before its first forward."""
+    return cast(nn.Module, torch.compile(module))
+
+
+def compile_a_part(module: nn.Module) -> nn.Module:
+    module.layer2 = compile_module(module.get_submodule("layer2"))
+    return module
+
+
+WRAPPED: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
+    "torch.compile": (compile_module, "_orig_mod."),
+    "a compiled part": (compile_a_part, ""),
+    "DataParallel of torch.compile": (lambda plain: nn.DataParallel(compile_module(plain)), "module._orig_mod."),
+    "torch.compile of DataParallel": (lambda plain: compile_module(nn.DataParallel(plain)), "_orig_mod.module."),
+    "AveragedModel": (torch.optim.swa_utils.AveragedModel, "module."),
+    "Lightning's model": (lambda plain: nn.ModuleDict({"model": plain}), "model."),
+    "Lightning's compiled net": (lambda plain: nn.ModuleDict({"net": compile_module(plain)}), "net._orig_mod."),
+    "a student": (lambda plain: nn.DataParallel(nn.ModuleDict({"student": plain})), "module.student."),
+}
+"""How training scripts wrap a network, and what stands before its keys then."""
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_what_wraps_a_network_is_removed_from_its_keys_and_told(tmp_path: Path, kind: str) -> None:
+    wrap, prefix = WRAPPED[kind]
+    torch.save({"state_dict": wrap(network()).state_dict()}, tmp_path / "teacher.pth")
+    read = load_released(tmp_path / "teacher.pth")
+    assert_same(read.backbone, weights())
+    assert read.prefix == prefix
+    assert (f"without the prefix {prefix}" in read.summary) == bool(prefix)
+    assert read.ignored == (("n_averaged",) if kind == "AveragedModel" else ())
+
+
+class AttributeDict(dict[str, Any]):
+    """As Lightning keeps a model's arguments."""
+
+
+def training_checkpoints() -> dict[str, tuple[Any, str, tuple[str, ...]]]:
+    """Make whole training checkpoints: what is stored, what is told of the layout, and what is ignored."""
+    arguments = argparse.Namespace(epochs=240, output=Path("runs"), lr=0.05)
+    of_arguments = ("argparse.Namespace", f"{type(Path()).__module__}.{type(Path()).__name__}")
+    lightning = {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": prefixed("model.", weights()),
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {"ModelCheckpoint{'monitor': 'acc'}": {"best_model_score": torch.tensor(0.7)}},
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.ones(2)}}}],
+        "hyper_parameters": AttributeDict(lr=0.1, layers=[1, 2]),
+    }
+    distiller = prefixed("module.student.", weights()) | prefixed("module.teacher.", weights(seed=1))
+    distiller["module.connector.0.weight"] = torch.ones(3)
+    timm = {
+        "epoch": 3,
+        "arch": "resnet",
+        "state_dict": weights(),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "args": arguments,
+        "state_dict_ema": weights(seed=1),
+        "metric": np.float64(71.2),
+    }
+    torchvision = {"model": weights(), "args": arguments, "history": np.arange(6).reshape(2, 3), "scaler": {}}
+    return {
+        "Lightning": (lightning, "state_dict, without the prefix model.", (f"{__name__}.AttributeDict",)),
+        "mdistiller": (
+            {"epoch": 3, "model": distiller, "best_acc": np.float64(72.5)},
+            "model, the student of a distiller, without the prefix module.student.",
+            ("teacher.*", "connector.*"),
+        ),
+        "timm": (timm, "state_dict", of_arguments),
+        "torchvision": (torchvision, "model", of_arguments),
+        "model_state_dict": ({"model_state_dict": weights(), "loss": torch.tensor(0.1)}, "model_state_dict", ()),
+        "state": ({"state": weights(), "rng": np.random.RandomState(0).get_state()}, "state", ()),
+        "other entries": ({"net": {**weights(), "version": 3, 7: "seven"}}, "net", ("version", "int")),
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("kind", training_checkpoints())
+def test_the_weights_in_a_whole_training_checkpoint_are_read_and_the_rest_is_ignored(
+    tmp_path: Path, kind: str, zipped: bool
+) -> None:
+    stored, told, ignored = training_checkpoints()[kind]
+    torch.save(stored, tmp_path / "last.ckpt", _use_new_zipfile_serialization=zipped)
+    read = load_released(tmp_path / "last.ckpt")
+    assert_same(read.backbone, weights())
+    assert sorted(read.ignored) == sorted(ignored)
+    assert read.summary.startswith(told)
+    assert ("ignored: " in read.summary) == bool(ignored)
+
+
+def test_counters_of_thop_are_ignored(tmp_path: Path) -> None:
+    module = network()
+    for part in module.modules():
+        part.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
+        part.register_buffer("total_params", torch.zeros(1, dtype=torch.float64))
+    torch.save({"model": nn.DataParallel(module).state_dict()}, tmp_path / "teacher.pth")
+    read = load_released(tmp_path / "teacher.pth")
+    assert_same(read.backbone, weights())
+    assert read.prefix == "module."
+    assert "ignored: module.total_ops, module.total_params, " in read.summary
+
+
+def test_a_prefix_that_not_all_keys_share_stays_and_is_listed(tmp_path: Path) -> None:
+    stored = prefixed("model.", weights()) | {"criterion.weight": torch.ones(3)}
+    torch.save({"state_dict": stored}, tmp_path / "teacher.pth")
+    with pytest.raises(UserError, match=r"missing: conv1\.weight.*unexpected: model\.conv1\.weight"):
+        apply_to(network(), load_released(tmp_path / "teacher.pth"), NAME)
 
 
 def test_numpy_numbers_under_their_old_module_name_are_read(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import runpy
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -16,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.backbones import build_branches
-from benchmark.backbones import released as module
+from benchmark.backbones import checkpoint_reader as module
 from benchmark.backbones.released import apply_to, load_released
 from benchmark.core.errors import UserError
-from tests.released_files import NAME, archived, assert_same, network, released, weights
+from tests.released_files import NAME, archived, assert_same, leave_trace, network, released, weights
 
 
 def test_one_line_names_missing_unexpected_and_misshapen_tensors_and_nothing_is_changed() -> None:
@@ -63,6 +66,65 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, zipped: boo
     # The same file does run its code when it is trusted, so the refusal above is what kept it from running.
     torch.load(path, weights_only=False)
     assert trace.exists()
+
+
+class CodeOf:
+    """Pickles to a call of anything."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("function", "arguments", "named"),
+    [
+        (eval, ["__import__('os').mkdir('{trace}')"], "builtins.eval"),
+        (exec, ["import os; os.mkdir('{trace}')"], "builtins.exec"),
+        (getattr, ["text", "upper"], "builtins.getattr"),
+        (subprocess.getoutput, ["mkdir {trace}"], "commands.getoutput"),  # its name in Python 2
+        (runpy.run_path, ["{trace}"], "runpy.run_path"),
+    ],
+)
+def test_the_standard_library_is_refused_and_not_called(
+    tmp_path: Path, function: Callable[..., Any], arguments: list[str], named: str, zipped: bool
+) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "teacher.pth"
+    code = CodeOf(function, *(argument.format(trace=trace) for argument in arguments))
+    torch.save({"model": weights(), "extra": code}, path, _use_new_zipfile_serialization=zipped)
+    assert f"needs code ({named}) to be loaded and is refused" in refusal(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_function_of_another_package_is_ignored_and_not_called(tmp_path: Path, zipped: bool) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "teacher.pth"
+    stored = {"model": weights(), "extra": CodeOf(leave_trace, str(trace))}
+    torch.save(stored, path, _use_new_zipfile_serialization=zipped)
+    read = load_released(path)
+    assert_same(read.backbone, weights())
+    assert read.ignored == ("tests.released_files.leave_trace",)
+    assert not trace.exists()
+    # The same file does run its code when it is trusted, so the reader above is what kept it from running.
+    torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+def test_a_package_that_a_file_names_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil_package.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = b"}X\x05\0\0\0extracevil_package\nThing\n)Rs"
+    assert "needs code (evil_package.Thing)" in refusal(pickled(tmp_path / "teacher.pth", entry))
+    assert "evil_package" not in sys.modules
+
+
+def test_a_file_that_names_ever_more_classes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_STAND_INS", 4)
+    names = b"".join(b"cpackage\nThing%d\n" % number for number in range(1000))
+    assert "needs code (package.Thing4)" in refusal(pickled(tmp_path / "teacher.pth", names))
 
 
 def test_a_pickled_module_is_refused(tmp_path: Path) -> None:
@@ -184,10 +246,10 @@ def test_a_file_that_makes_one_thing_again_and_again_is_refused_before_memory_is
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
-def test_a_numpy_number_of_two_gigabytes_is_refused(tmp_path: Path) -> None:
+def test_a_numpy_number_of_two_gigabytes_is_not_made(tmp_path: Path) -> None:
     kind = b"cnumpy\ndtype\n(X\x0b\x00\x00\x00V2000000000\x89\x88tR"
     path = pickled(tmp_path / "teacher.pth", b"cnumpy.core.multiarray\nscalar\n" + kind + b"\x85R")
-    assert "is no checkpoint that can be read safely" in refusal(path)
+    assert "holds no weights of a network" in refusal(path)
 
 
 def test_a_view_that_repeats_one_number_without_end_is_refused(tmp_path: Path) -> None:

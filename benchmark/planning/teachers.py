@@ -1,4 +1,4 @@
-"""Teachers that users bring, as files."""
+"""Pretrained teachers from files of the user."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tables.specification import Table
 
 @dataclass(frozen=True)
 class Teachers:
-    """Teachers from files, all by network: where they are, what the planner knows of them, and their figures."""
+    """Teachers from files, by network: the file, what planning needs to know of it, and its metrics if measured."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
     released: Mapping[str, PretrainedFile] = field(default_factory=dict)
@@ -37,18 +37,18 @@ class Teachers:
         """The files by the sha256 of their content."""
         return tuple((item.teacher.sha256, self.files[network]) for network, item in self.released.items())
 
-    def joined(self, other: Teachers) -> Teachers:
-        """These and others."""
+    def merge(self, other: Teachers) -> Teachers:
+        """Combine these teachers with others."""
         return Teachers(
             {**self.files, **other.files}, {**self.released, **other.released}, {**self.accuracy, **other.accuracy}
         )
 
 
 def parse_teacher_files(assignments: Sequence[str], tables: Iterable[Table]) -> dict[str, Path]:
-    """The files of `NETWORK=FILE` assignments, each a teacher of one of the tables.
+    """Parse `NETWORK=FILE` assignments, each for a teacher of one of the tables.
 
     Raises:
-        UserError: a malformed assignment, or a network that is not there or teaches in none of the tables.
+        UserError: an assignment is malformed, or a network is unknown or teaches in none of the tables.
     """
     files = parse_file_assignments(list(assignments), "--teacher-checkpoint")
     tables = list(tables)
@@ -75,7 +75,7 @@ def load_teachers(
     console: Console,
     measured: bool = True,
 ) -> Teachers:
-    """Read the files, and (if asked to) measure and print the accuracy of each on this dataset's test images.
+    """Read the files and, if `measured`, evaluate each teacher on the test images; prints a line on each.
 
     Raises:
         UserError: a file cannot be read, or does not fit its network or the dataset.
@@ -88,8 +88,7 @@ def load_teachers(
         apply_to(network, weights, name)
         if weights.auxiliary is not None:
             apply_to(build_branches(name, ROTATIONS * dataset.num_classes), weights, name)
-        branches = ", with branches" if weights.auxiliary is not None else ""
-        line = f"teacher {name} from {path} ({weights.layout}{branches})"
+        line = f"teacher {name} from {path} ({weights.summary})"
         if measured:
             placed(network, device)
             batches = evaluation_batches(dataset.test, recipe_for(protocol, dataset), BATCH_SIZE, device)
@@ -103,10 +102,10 @@ def load_teachers(
 
 
 def parse_file_assignments(assignments: list[str], option: str) -> dict[str, Path]:
-    """`NAME=FILE` assignments as paths by name.
+    """Parse `NAME=FILE` assignments.
 
     Raises:
-        UserError: a malformed assignment, or a name that has two files.
+        UserError: an assignment is malformed, or a name has two files.
     """
     files = {}
     for assignment in assignments:
