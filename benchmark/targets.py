@@ -281,7 +281,7 @@ def plan_targets(
             teachers = load_teachers(files, images, recipe, here, console, pretrained.measured)
             for name, figures in teachers.accuracy.items():
                 store.save_teacher_metrics(images.name, teachers.released[name].teacher.sha256, figures)
-            all_teachers = all_teachers.joined(teachers)
+            all_teachers = all_teachers.merge(teachers)
             targets.append(TableTarget.planned(entry, options, source, images, teachers))
         else:
             drawn = FigureTarget.planned(entry, options, datasets.load)

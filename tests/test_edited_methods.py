@@ -164,7 +164,7 @@ def test_an_edit_between_two_pieces_of_a_run_is_told_and_recorded(new_methods: N
     assert not run_until_done([run], place, stop=lambda: next(asked))
     second = fingerprint_code(new_methods(EDIT))
     lines: list[str] = []
-    assert run_until_done([run], place, say=lines.append)
+    assert run_until_done([run], place, log=lines.append)
     told = "warning: edited since its runs were begun, with the same version: Follow; their records will tell"
     assert lines[-1] == told
     assert method_code(store, run) == f"{first}+{second}"

@@ -321,8 +321,8 @@ def test_some_images_are_the_same_share_of_each_class_from_a_stream_of_their_own
 def test_a_run_of_tuning_is_measured_on_what_it_held_out() -> None:
     run = engine.run_of("Baseline", validation=0.2)
     images = select_images(run, "", None, None)
-    material = select_training_data(run, images.dataset)
-    for ours, theirs in ((images.evaluation, material.evaluation), (images.train, material.train)):
+    data = select_training_data(run, images.dataset)
+    for ours, theirs in ((images.evaluation, data.evaluation), (images.train, data.train)):
         assert torch.equal(pixels_of(ours), pixels_of(theirs))
 
 

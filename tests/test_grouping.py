@@ -77,10 +77,10 @@ def join_plainly(groups: dict[CohortKey, list[Run]]) -> dict[CohortKey, list[Run
             other
             for other, runs in groups.items()
             if other.teacher is not None
-            and (other.needed, other.cohort, other.folder) == (False, place.cohort, place.folder)
+            and (other.has_dependents, other.cohort, other.folder) == (False, place.cohort, place.folder)
             and method_class(runs[0].method).listed
         ]
-        if place.teacher is None and not place.needed and hosts:
+        if place.teacher is None and not place.has_dependents and hosts:
             joined[hosts[0]] = joined.pop(place) + joined[hosts[0]]
     return joined
 

@@ -89,8 +89,8 @@ def rows_of(images: ImageSet) -> list[bytes]:
 
 def test_held_out_images_come_from_the_training_set_and_are_not_learned_from() -> None:
     digits = load_dataset("digits")
-    material = select_training_data(run_of("Baseline", validation=0.2).replace(fraction=1.0), digits)
-    kept, held = rows_of(material.train), rows_of(material.evaluation)
+    data = select_training_data(run_of("Baseline", validation=0.2).replace(fraction=1.0), digits)
+    kept, held = rows_of(data.train), rows_of(data.evaluation)
     assert sorted(kept + held) == sorted(rows_of(digits.train))
     assert len(held) == pytest.approx(0.2 * len(digits.train), abs=len(digits.classes))
     # Two images may be the same to the last pixel; no more than those of the training set can be on both sides.

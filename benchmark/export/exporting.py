@@ -103,9 +103,9 @@ def select_images(run: Run, dataset: str, data_root: Path | None, image_size: in
             f"dataset {loaded.name} is not the one that {run.id} was trained on: its images or its normalisation have "
             "changed; pass the right one with --data-root or --dataset"
         )
-    material = select_training_data(run, loaded)
+    data = select_training_data(run, loaded)
     recipe = recipe_for(run.protocol, loaded)
-    return ExportSubject(loaded, recipe, image_size or loaded.image_size, material.train, material.evaluation)
+    return ExportSubject(loaded, recipe, image_size or loaded.image_size, data.train, data.evaluation)
 
 
 def name_int8_file(target: Path) -> Path:

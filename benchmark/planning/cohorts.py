@@ -1,4 +1,4 @@
-"""How runs are put together into cohorts, and cohorts are split so that no worker is idle."""
+"""Groups runs into cohorts, and splits cohorts so that no worker is idle."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from benchmark.plugins.registry import method_class
 
 
 class CohortKey(NamedTuple):
-    """What runs have in common that are trained together.
+    """What runs of one cohort have in common.
 
-    depth: how many runs must be trained one after another before these; needed: whether others wait for them; cohort
-    and teacher: their keys; folder: of the checkpoint that they go on from; student: None where it makes no difference.
+    depth: how many runs must be trained one after another before these; has_dependents: whether others wait for them;
+    cohort, teacher: their keys; folder: of the checkpoint to resume; student: None if students may differ.
     """
 
     depth: int
-    needed: bool
+    has_dependents: bool
     cohort: str
     folder: Path | None
     teacher: str | None
@@ -31,14 +31,14 @@ class CohortKey(NamedTuple):
 
 @dataclass(frozen=True)
 class CohortPlan:
-    """Runs that are trained together, and the seconds that they take on one thread, about."""
+    """Runs that are trained together, and an estimate of their seconds on one thread."""
 
     runs: tuple[Run, ...]
     seconds: float
 
 
 def dependency_depths(runs: Iterable[Run]) -> dict[str, int]:
-    """By digest, how many runs must be trained one after another before each of some runs can be."""
+    """Count, by digest, how many runs must be trained one after another before each run can start."""
     depths: dict[str, int] = {}
 
     def depth(run: Run) -> int:
@@ -52,31 +52,31 @@ def dependency_depths(runs: Iterable[Run]) -> dict[str, int]:
 
 
 def merge_teacher_free(groups: Mapping[CohortKey, list[Run]]) -> dict[CohortKey, list[Run]]:
-    """Let teacher-free runs that nobody waits for join a cohort with a teacher that is equal in the rest."""
+    """Merge teacher-free runs without dependents into a cohort that has a teacher and is otherwise equal."""
     hosts: dict[tuple[str, Path | None], CohortKey] = {}
-    for place, runs in groups.items():
-        if place.teacher is not None and not place.needed and method_class(runs[0].method).listed:
-            hosts.setdefault((place.cohort, place.folder), place)
-    joined = dict(groups)
-    for place in groups:
-        if place.teacher is None and not place.needed and (host := hosts.get((place.cohort, place.folder))):
-            joined[host] = joined.pop(place) + joined[host]
-    return joined
+    for key, runs in groups.items():
+        if key.teacher is not None and not key.has_dependents and method_class(runs[0].method).listed:
+            hosts.setdefault((key.cohort, key.folder), key)
+    merged = dict(groups)
+    for key in groups:
+        if key.teacher is None and not key.has_dependents and (host := hosts.get((key.cohort, key.folder))):
+            merged[host] = merged.pop(key) + merged[host]
+    return merged
 
 
 def balance_cohorts(
     cohorts: Sequence[CohortPlan], depths: Mapping[str, int], workers: int, image_size: int, images: int
 ) -> list[CohortPlan]:
-    """Halve the dearest cohorts of a depth until every worker has one (or nothing is left to halve).
+    """Halve the most expensive cohorts of a depth until every worker has one, or all are of one run.
 
-    depths: of each run, by digest.
+    depths: see `dependency_depths`.
     """
     by_depth: dict[int, list[CohortPlan]] = defaultdict(list)
     for cohort in cohorts:
         by_depth[max(depths[run.digest] for run in cohort.runs)].append(cohort)
     split: list[CohortPlan] = []
     for level in by_depth.values():
-        # Those that can be halved first, then the dearest first, then the oldest first.
+        # Cohorts that can be halved come first, then the most expensive, then the oldest.
         waiting = [(len(cohort.runs) < 2, -cohort.seconds, number) for number, cohort in enumerate(level)]
         heapq.heapify(waiting)
         whole = dict(enumerate(level))
@@ -92,7 +92,7 @@ def balance_cohorts(
 
 
 def _halves(runs: Sequence[Run], image_size: int, images: int) -> list[tuple[Run, ...]]:
-    """Two parts of a cohort that take about as long; the dearest runs are dealt out first."""
+    """Split a cohort into two parts of about equal cost; the most expensive runs are assigned first."""
     costs = {run: run_seconds(run, image_size, images) for run in runs}
     halves: tuple[set[Run], set[Run]] = (set(), set())
     seconds = [0.0, 0.0]

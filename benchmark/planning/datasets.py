@@ -22,16 +22,16 @@ class DatasetCache:
     def __init__(self, data_root: Path | None, skip_missing: bool, dry_run: bool) -> None:
         self.data_root, self.skip_missing, self.dry_run = data_root, skip_missing, dry_run
         self.missing: dict[str, str] = {}
-        """What cannot be made, and why."""
+        """Tables and panels whose dataset is missing, and why."""
         self.stubs: dict[str, str] = {}
-        """The datasets that are not there and were planned with all the same, and how."""
+        """A line on each dataset that is missing and was planned by its known shape."""
         self._loaded: dict[str, Dataset | UserError] = {}
 
     def load(self, source: str, what: str) -> Dataset | None:
-        """The dataset by name or TOML file; None where it is not there and that is forgiven.
+        """Load a dataset by name or TOML file; None if it is missing and that is allowed.
 
         Raises:
-            UserError: it is not there.
+            UserError: it is missing.
         """
         if source not in self._loaded:
             try:
@@ -53,7 +53,7 @@ class DatasetCache:
         return load_dataset(source, self.data_root, download=not self.dry_run)
 
     def report_missing(self, console: Console) -> int:
-        """Print what could not be made for want of data; returns the exit code that this makes."""
+        """Print which datasets are missing; returns the exit code."""
         for how in self.stubs.values():
             console.print(Text(how, style="yellow"), soft_wrap=True)
         for what, why in self.missing.items():

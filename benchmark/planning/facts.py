@@ -1,4 +1,8 @@
-"""What each method needs and costs, found by watching one training step of it."""
+"""Finds what each method needs and costs by watching one training step of it.
+
+The attributes of a method declare its teacher, head and branches, but not which outputs of the networks it reads.
+The page of methods says only what was seen to be read.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +41,11 @@ _VIEWS = {"rotated": "four rotations", "second": "a second augmentation", "same_
 
 @dataclass(frozen=True)
 class Facts:
-    """What is said of a method: as seen on the pair ResNet56>ResNet20 and images like CIFAR-100's.
+    """What was seen of a method on the pair ResNet56>ResNet20 and images like CIFAR-100's.
 
-    version: of the method; needs: in words, beside plain images, labels and the student's logits; extra_parameters:
-    that learn beside the student's; multiply_adds: of a training step for one image, the teacher's forward included;
-    weights: of the loss terms by protocol.
+    needs: in words, beside plain images, labels and the student's logits; extra_parameters: learnable ones beside the
+    student's; multiply_adds: of a training step for one image, the teacher's forward included; weights: of the loss
+    terms by protocol.
     """
 
     version: int
@@ -52,14 +56,14 @@ class Facts:
 
 
 def probe_method(name: str) -> Facts:
-    """The facts of a method, helpers of others included; it takes a training step.
+    """Find the facts of a method (or of a helper of one) in a training step.
 
     Raises:
         UserError: there is no such method.
     """
     cls = method_class(name)
     needs, multiply_adds = _watch(cls)
-    # By options, which are the same in most protocols: some methods are large.
+    # A method is built once for all protocols in which its options are equal, because some methods are large.
     built: dict[str, Method] = {}
     kinds = {}
     for protocol in PROTOCOLS:
@@ -73,12 +77,12 @@ def probe_method(name: str) -> Facts:
 
 
 def make_reference_run(cls: type[Method], protocol: Protocol) -> Run:
-    """The run of a method, or of a head, that its facts are taken from."""
+    """Make the run of a method, or of a head, from which its facts are taken."""
     scale = Scale(name="seen", factor=1)
     factory = RunFactory("random", "random", protocol, scale, torch.device("cpu"), precision="fp32")
     if cls.trains_student:
         return factory.run(cls.name, STUDENT, TEACHER, 0)
-    # A head has its place in the plan of a method that reads it.
+    # A head is planned as part of a method that reads it.
     owner = next(other for other in all_methods().values() if other.teacher_head == cls.name)
     head = factory.run(owner.name, STUDENT, TEACHER, 0).head
     assert isinstance(head, Run)
@@ -90,7 +94,7 @@ def _labels() -> Tensor:
 
 
 class _Watched:
-    """A network's outputs that remember which of them were read."""
+    """Outputs of a network that remember which of them were read."""
 
     def __init__(self, outputs: Outputs, read: set[str]) -> None:
         self._outputs = outputs
@@ -102,10 +106,9 @@ class _Watched:
 
 
 def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
-    """What one training step of a method needs, and its multiply-adds for an image."""
-    # The whole training set counts in a memory of it, even if few of its images are ever shown here.
-    rehearsal = StepProbe(make_reference_run(cls, get_protocol(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
-    method, batch = rehearsal.learner.method, rehearsal.batch
+    """Find what a training step of a method needs, and its multiply-adds for an image."""
+    probe = StepProbe(make_reference_run(cls, get_protocol(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
+    method, batch = probe.learner.method, probe.batch
     read: dict[str, set[str]] = {"student": set(), "teacher": set()}
     views: set[str] = set()
 
@@ -123,7 +126,7 @@ def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
         return loss(dataclasses.replace(step, images=images_of, student=student, teacher=teacher))
 
     method.loss = watched_loss  # type: ignore[method-assign]
-    multiply_adds = rehearsal.multiply_adds()
+    multiply_adds = probe.multiply_adds()
     return _needs(method, read, views | batch.views), multiply_adds
 
 

@@ -1,4 +1,4 @@
-"""A figure as runs, and the records of those runs as the figure's points."""
+"""Plans the panels of a figure as runs."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ TeacherData = Literal["all", "same"]
 
 @dataclass(frozen=True)
 class Points:
-    """The runs of a panel by method and fraction, one for each seed, as far as the suite can run them."""
+    """The runs of a panel by method and fraction, one for each seed, of the methods that the suite has."""
 
     panel: Panel
     factory: RunFactory
     methods: tuple[str, ...]
-    """All that could be shown, in order."""
+    """All methods that could be drawn, in order."""
     runs: Mapping[tuple[str, float], tuple[Run, ...]]
     selected: frozenset[tuple[str, float]]
-    """The points that were asked for."""
+    """The points that the user asked for."""
 
     def requested_runs(self) -> list[Run]:
-        """The runs of the points that were asked for."""
+        """List the runs of the points that the user asked for."""
         return list(dict.fromkeys(run for point, runs in self.runs.items() if point in self.selected for run in runs))
 
 
 def plan_panel(
     figure: Figure, panel: Panel, factory: RunFactory, seeds: Iterable[int], methods: Sequence[str] = ()
 ) -> Points:
-    """The runs of a panel, and which of its points were asked for (all of the figure's methods if none are named).
+    """Plan the runs of a panel. If no methods are named, those of the figure are selected.
 
-    A point at fraction 1 is the very run that a table has for the same pair; all methods learn from the same part of
-    the images at a seed. Any method may be named; one that the figure does not have comes last.
+    A point at fraction 1 is the run that a table has for the same pair; at a seed, all methods learn from the same
+    images. Any method may be named; one that the figure does not have comes last.
 
     Raises:
-        UserError: a network or method that the suite does not have, or a method that the figure cannot show.
+        UserError: the suite does not have a network or method, or the figure cannot show a method.
     """
     seeds = tuple(seeds)
     check_methods_of(figure)
@@ -67,10 +67,10 @@ def plan_panel(
 
 
 def check_methods_of(figure: Figure) -> None:
-    """Refuse a figure of methods that the suite does not have.
+    """Refuse a figure with methods that the suite does not have.
 
     Raises:
-        UserError: it has such a method.
+        UserError: there is such a method.
     """
     for method in figure.all_methods:
         if method not in all_methods():

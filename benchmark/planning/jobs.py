@@ -1,4 +1,4 @@
-"""From what a user asks for to runs, and from runs to jobs in dependency order, with their cost."""
+"""Groups runs into jobs with their dependencies and cost."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 
 Grouping = Literal["run", "student", "cohort"]
-"""What one job of a cluster trains: one run; all runs of a student network that can share a pass over the data; all
-runs that can, of whatever network."""
+"""What one job of a cluster trains: one run; all runs of one student that can share a pass over the data; or all runs
+that can, of any student."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Runs to be trained as one cohort, and the runs that must be finished before."""
+    """Runs to be trained as one cohort, and the digests of the runs that must be finished before."""
 
     runs: tuple[Run, ...]
     needs: frozenset[str]
     seconds: float
-    """Estimated, on one thread."""
+    """Estimated on one thread, or on the device of a cluster."""
 
     def with_runs(self, runs: Sequence[Run]) -> Job:
-        """The same job with some of its runs only."""
+        """Make a job of some of the runs."""
         needs = frozenset(needed.digest for run in runs for needed in run.dependencies())
         return Job(tuple(runs), needs, self.seconds * len(runs) / len(self.runs))
 
@@ -64,18 +64,18 @@ class Job:
 
 
 def critical_path_lengths(jobs: Sequence[Job]) -> list[float]:
-    """Of each job its seconds and those of the longest row of jobs that waits for it."""
-    makers = {run.digest: place for place, job in enumerate(jobs) for run in job.runs}
+    """Add to the seconds of each job those of the longest chain of jobs that waits for it."""
+    position_of = {run.digest: position for position, job in enumerate(jobs) for run in job.runs}
     followers: dict[int, set[int]] = defaultdict(set)
-    for place, job in enumerate(jobs):
-        for maker in {makers.get(digest, place) for digest in job.needs} - {place}:
-            followers[maker].add(place)
+    for position, job in enumerate(jobs):
+        for needed in {position_of.get(digest, position) for digest in job.needs} - {position}:
+            followers[needed].add(position)
 
     @functools.cache
-    def chain(place: int) -> float:
-        return jobs[place].seconds + max(map(chain, followers[place]), default=0.0)
+    def length(position: int) -> float:
+        return jobs[position].seconds + max(map(length, followers[position]), default=0.0)
 
-    return [chain(place) for place in range(len(jobs))]
+    return [length(position) for position in range(len(jobs))]
 
 
 def missing_jobs(
@@ -83,10 +83,10 @@ def missing_jobs(
 ) -> list[Job]:
     """Group the runs that have no record yet (or, with `retry_failed`, no record of success) into jobs.
 
-    Runs share a cohort where they can; with several workers a cohort holds one student network only, and is split
-    further where workers would otherwise be idle. At scale `paper` it always does: a job of all students would have no
-    record before the last epoch of all of them, and gigabytes in each checkpoint (six tables of LSSKD's). Runs that
-    stand at different checkpoints are kept apart.
+    Runs share a cohort if they can. With several workers a cohort holds one student network only, and is split further
+    if workers would be idle. At scale `paper` it always holds one: a job of all students would have no record before
+    the last epoch of all of them, and gigabytes in each checkpoint (six tables of LSSKD's). Runs with different
+    checkpoints are kept apart.
     """
     missing = store.missing(collect_dependencies(runs), retry_failed)
     depths = dependency_depths(missing)
@@ -97,9 +97,9 @@ def missing_jobs(
 
 
 def all_jobs(runs: Iterable[Run], store: Store, grouping: Grouping, image_size: int, images: int) -> list[Job]:
-    """Group the runs, also those that have records, with what they depend on into jobs: the plan of a cluster's sweep.
+    """Group runs and what they depend on into jobs, also those that have records: the plan of a sweep on a cluster.
 
-    It is the same whatever of it is done, apart from runs that stand at different checkpoints, which are kept apart.
+    It does not depend on what is done already, except that runs with different checkpoints are kept apart.
     """
     everything = collect_dependencies(runs)
     groups = [[run] for run in everything]
@@ -109,19 +109,19 @@ def all_jobs(runs: Iterable[Run], store: Store, grouping: Grouping, image_size: 
 
 
 def _groups(runs: Sequence[Run], store: Store, depths: Mapping[str, int], grouping: Grouping) -> list[list[Run]]:
-    """Runs that are trained together."""
+    """Group the runs that are trained together."""
     needed = {dependency.digest for run in runs for dependency in run.dependencies()}
     folders = {dataset: _folders_to_resume(store, dataset) for dataset in {run.dataset for run in runs}}
     apart = grouping != "cohort"
     groups: dict[CohortKey, list[Run]] = defaultdict(list)
     for run in runs:
         folder = folders[run.dataset].get(run.id) if folders[run.dataset] else None
-        # What others wait for is trained apart, so that they need not wait for anything else; and where there are
-        # others to do it, what can start earlier is not held up by what must wait for a head.
+        # Runs with dependents are trained apart, so that their dependents wait for nothing else. With several workers,
+        # runs that can start do not wait for those that need a head first.
         depth = depths[run.digest] if apart else 0
         student = run.student if apart else None
-        place = CohortKey(depth, run.digest in needed, cohort_key(run), folder, teacher_key(run), student)
-        groups[place].append(run)
+        key = CohortKey(depth, run.digest in needed, cohort_key(run), folder, teacher_key(run), student)
+        groups[key].append(run)
     return list(groups.values()) if apart else list(merge_teacher_free(groups).values())
 
 
@@ -131,7 +131,7 @@ def _job(cohort: CohortPlan) -> Job:
 
 
 def _folders_to_resume(store: Store, dataset: str) -> dict[str, Path]:
-    """By run id, the folder of the most advanced checkpoint that holds the run."""
+    """Find, by run id, the folder of the most advanced checkpoint that holds the run."""
     cohorts = store.cohorts(dataset)
     found: list[tuple[tuple[int, int], Path]] = []
     for folder in cohorts.iterdir() if cohorts.is_dir() else []:

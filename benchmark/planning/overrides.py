@@ -21,10 +21,10 @@ LARGEST = {"warmup_epochs": 10_000, "batch_size": 65_536}
 
 
 def parse_pair(text: str) -> tuple[str, str]:
-    """The teacher and the student of a pair such as `WRN-40-2>WRN-16-2`.
+    """Split a pair such as `WRN-40-2>WRN-16-2` into teacher and student.
 
     Raises:
-        UserError: it has another form, or names a network that is not there.
+        UserError: the pair has another form, or names an unknown network.
     """
     teacher, arrow, student = text.partition(">")
     if not arrow:
@@ -47,10 +47,10 @@ def parse_value(text: str) -> Any:
 
 
 def parse_settings(assignments: list[str], protocol: Protocol) -> tuple[Protocol, dict[str, dict[str, Any]]]:
-    """`METHOD.option=value` and `protocol.field=value` assignments: the protocol so changed, and options by method.
+    """Apply `protocol.field=value` assignments to a protocol, and collect `METHOD.option=value` ones by method.
 
     Raises:
-        UserError: a malformed assignment, an unknown method, option or field, a value out of range.
+        UserError: an assignment is malformed, a method, option or field is unknown, or a value is out of range.
     """
     reject_duplicate_overrides(assignments)
     own = f"{PROTOCOL}."
@@ -63,21 +63,21 @@ def reject_duplicate_overrides(assignments: Sequence[str]) -> None:
     """Refuse assignments that give one field two values.
 
     Raises:
-        UserError: there are such.
+        UserError: a field has two values.
     """
-    said: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for assignment in assignments:
         field, _, text = assignment.partition("=")
-        before = said.setdefault(field, text)
+        before = texts.setdefault(field, text)
         if parse_value(before) != parse_value(text):
             raise UserError(f"--set gives {field} twice, as {before} and as {text}; give it once")
 
 
 def reject_unused_overrides(assignments: Sequence[str], methods: Iterable[str]) -> None:
-    """Refuse options of methods that no planned run is of; methods: those of the planned runs.
+    """Refuse options of methods that are not planned; methods: those of the planned runs.
 
     Raises:
-        UserError: there are such.
+        UserError: an assignment changes nothing.
     """
     planned = list(dict.fromkeys(methods))
     for assignment in assignments:
@@ -90,7 +90,7 @@ def reject_unused_overrides(assignments: Sequence[str], methods: Iterable[str]) 
 
 
 def _check_truth(what: str, field: str, value: Any, kind: Any) -> None:
-    """Refuse true and false where a number belongs, which they would be taken for."""
+    """Refuse true and false as the value of a number, which pydantic would accept."""
     if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
         raise UserError(
             f"{what}: {field} = {json.dumps(value)} is refused: a value other than true or false belongs there"
@@ -117,10 +117,10 @@ def _changed_protocol(assignments: list[str], protocol: Protocol) -> Protocol:
 
 
 def parse_method_options(assignments: list[str], protocol: Protocol) -> dict[str, dict[str, Any]]:
-    """`METHOD.option=value` assignments by method, each checked against the method's options.
+    """Collect `METHOD.option=value` assignments by method, and check each against the method's options.
 
     Raises:
-        UserError: a malformed assignment, an unknown method or option, a value out of range.
+        UserError: an assignment is malformed, a method or option is unknown, or a value is out of range.
     """
     chosen: dict[str, dict[str, Any]] = defaultdict(dict)
     for assignment in assignments:

@@ -1,4 +1,4 @@
-"""What a command asks for, and how a cell of a table becomes a run."""
+"""The options of a command, and the factory that makes runs of them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,20 @@ from benchmark.planning.overrides import parse_settings
 from benchmark.plugins.registry import method_class, resolve_options
 
 TEACHER_SEED = 0
-
-
 SELF_TEACHER_SEED = 1000
-"""Added to the seed of a teacher that is a network like the student, be it the method's choice or the table's: from the
-same seed it would have had the student's first weights and batches, for some seeds and not for others."""
-
+"""Seed offset for teachers of the student's architecture, so that teacher and student never share first weights and the
+order of batches."""
 
 Share = tuple[float, int]
-"""A share of the training images, and the seed that names which."""
-
-
+"""A share of the training images, and the seed that selects them."""
 ALL_IMAGES: Share = (1.0, 0)
-
-
 SIZE_FOR_LENGTH = 32
-"""Image size at which two methods' costs are compared, so that how long a run is depends on no dataset."""
+"""Image size at which the costs of two methods are compared, so that the length of a run depends on no dataset."""
 
 
 @dataclass(frozen=True)
 class PretrainedFile:
-    """A teacher's file as the planner needs to know it."""
+    """What planning needs to know of the file of a teacher."""
 
     teacher: ReleasedTeacher
     has_branches: bool
@@ -48,7 +41,7 @@ class PretrainedFile:
 
 @dataclass(frozen=True)
 class RunFactory:
-    """What all runs of a plan have in common, and how a cell becomes a run."""
+    """Makes the runs of a plan from what they have in common."""
 
     dataset: str
     fingerprint: str
@@ -58,40 +51,40 @@ class RunFactory:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     validation: float = 0.0
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Options that the user changed, by method."""
+    """Options that the user set, by method."""
     augmentation: Augmentation = "standard"
     """Of the students; teachers and their heads are always trained with the protocol's own."""
     teacher_seeds: Literal["shared", "paired"] = "shared"
     processes: int = 1
-    """How many share each batch of a run."""
+    """How many processes share each batch of a run."""
     fraction: float = 1.0
-    """Share of the training images; which these are is named by the student's seed, the same for every method."""
+    """Share of the training images; the student's seed selects them, the same for every method."""
     teacher_data: Literal["all", "same"] = "all"
     """Whether teachers and their heads are trained on all images or on the student's."""
     released: Mapping[str, PretrainedFile] = field(default_factory=dict)
     """Teachers that come from files, by network."""
     bf16: bool | None = None
-    """Whether the device computes in bf16, where it is not one of this machine; None: it is asked."""
+    """Whether the device supports bf16; None: it belongs to this machine and is queried."""
     _siblings: dict[tuple[Any, ...], Siblings] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """By what tells a run from others, apart from its seeds and what exactly taught it."""
+    """By everything that tells runs apart but their seeds and their exact teacher."""
     _artifacts: dict[tuple[Any, ...], Run] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What runs depend on, made once for all of them."""
+    """Teachers, heads and first stages, each made once for all runs."""
 
     def precision_of(self, network: str) -> Precision:
-        """The precision in which a network is run: bf16 where it was measured to be faster and the scale allows it."""
+        """Choose the precision of a network: bf16 if it was measured to be faster and the scale allows it."""
         if self.precision != "auto":
             return self.precision
-        able = supports_bf16(self.device) if self.bf16 is None else self.bf16
-        fast = able and (self.device.type == "cuda" or not uses_grouped_convolutions(network))
+        supported = supports_bf16(self.device) if self.bf16 is None else self.bf16
+        fast = supported and (self.device.type == "cuda" or not uses_grouped_convolutions(network))
         return "bf16" if fast and base_scale(self.scale.name) != "paper" else "fp32"
 
     def run(
         self, method: str, student: str, teacher: str | None, seed: int, augmentation: Augmentation | None = None
     ) -> Run:
-        """The run of a cell. A teacher-free method's run has no teacher in it, whatever the column.
+        """Make the run of a cell. The run of a teacher-free method has no teacher, whatever the column.
 
         Raises:
-            UserError: an unknown name, an option that is refused, or no teacher for a method that needs one.
+            UserError: a name is unknown, an option is refused, or a method that needs a teacher has none.
         """
         cls = method_class(method)
         augmentation = augmentation or self.augmentation
@@ -103,7 +96,7 @@ class RunFactory:
             if network is None:
                 raise UserError(f"{method} needs a teacher and {student} has none; choose it in a table of pairs")
             teacher_seed = self.teacher_seed(student, network, seed)
-            # A teacher that is the student itself has nothing else to learn from than the student has.
+            # A teacher that is the student itself learns from the student's images.
             share = (self.fraction, seed) if self.teacher_data == "same" or cls.teaches_itself else ALL_IMAGES
             artifact = self._teacher(cls.teacher_method, network, teacher_seed, share)
             if cls.teacher_head is not None:
@@ -114,7 +107,7 @@ class RunFactory:
         return self._run(method, student, seed, own, artifact, head, start, augmentation)
 
     def teacher_seed(self, student: str, teacher: str, seed: int) -> int:
-        """The seed of the teacher of a student with this seed."""
+        """Choose the seed of the teacher of a student with this seed."""
         own = TEACHER_SEED if self.teacher_seeds == "shared" else seed
         return own + SELF_TEACHER_SEED if teacher == student else own
 
@@ -193,9 +186,9 @@ class RunFactory:
 
 
 def match_compute(runs: Sequence[Run], other: Run) -> tuple[Run, ...]:
-    """The runs of a cell with their main schedule stretched, so that training one takes the multiply-adds of another.
+    """Stretch the main schedule of a cell's runs, so that training one takes the multiply-adds of another run.
 
-    runs: of one request, and the same but for their seeds.
+    runs: of one factory, equal but for their seeds.
     """
     first, schedule = runs[0], runs[0].protocol.schedule
     factor = training_multiply_adds(other, SIZE_FOR_LENGTH) / training_multiply_adds(first, SIZE_FOR_LENGTH)
@@ -205,7 +198,7 @@ def match_compute(runs: Sequence[Run], other: Run) -> tuple[Run, ...]:
 
 
 def collect_dependencies(runs: Iterable[Run]) -> list[Run]:
-    """The runs and all that they depend on, dependencies first, each once."""
+    """Collect the runs and everything that they depend on, each once and dependencies first."""
     ordered: dict[str, Run] = {}
 
     def visit(run: Run) -> None:
@@ -220,7 +213,7 @@ def collect_dependencies(runs: Iterable[Run]) -> list[Run]:
 
 
 def describe_run(run: Run) -> str:
-    """The method of a run, with its augmentation and options where they are not its protocol's: `LSSKD (alpha=0.3)`."""
+    """Name the method of a run, with what differs from its protocol: `LSSKD (alpha=0.3)`."""
     protocol = PROTOCOLS.get(run.protocol.name, run.protocol)
     usual = resolve_options(method_class(run.method), protocol, run.student).model_dump()
     changed: list[str] = [] if run.augmentation == "standard" else [run.augmentation]
@@ -233,7 +226,7 @@ def describe_run(run: Run) -> str:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a command asks of all that it regenerates; an empty value leaves the choice to the table or figure."""
+    """The options of a command that hold for all its tables and figures; an empty value leaves the choice to these."""
 
     scale: str
     device: torch.device
@@ -251,12 +244,12 @@ class RunOptions:
     processes: int = 1
     validation: float = 0.0
     bf16: bool | None = None
-    """Whether the device computes in bf16, where it is not one of this machine."""
+    """See `RunFactory.bf16`."""
 
     def make_factory(
         self, protocol: str, images: Dataset, released: Mapping[str, PretrainedFile] | None = None
     ) -> RunFactory:
-        """How the cells of a target with this protocol become runs on these images.
+        """Make the factory of runs on these images; protocol: that of the table or figure, if the user names none.
 
         Raises:
             UserError: the protocol, an option or the number of epochs is refused.
@@ -287,7 +280,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs on one dataset: those of a table, or of a panel of a figure. source: as `load_dataset` takes it."""
+    """The runs of a table or of a panel, which are on one dataset. source: see `load_dataset`."""
 
     title: str
     source: str

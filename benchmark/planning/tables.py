@@ -1,4 +1,4 @@
-"""A table as a grid of runs, and the records of those runs as the table's cells."""
+"""Plans a table as a grid of runs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tables.specification import Column, Row, Table
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs of a table by row and column, one for each seed, as far as the suite can run them."""
+    """The runs of a table by row and column, one for each seed, of the methods that the suite has."""
 
     table: Table
     runs: Mapping[tuple[str, str], tuple[Run, ...]]
     selected: frozenset[tuple[str, str]]
-    """The cells that were asked for."""
+    """The cells that the user asked for."""
 
     def requested_runs(self) -> list[Run]:
-        """The runs of the cells that were asked for."""
+        """List the runs of the cells that the user asked for."""
         return list(dict.fromkeys(run for cell, runs in self.runs.items() if cell in self.selected for run in runs))
 
 
 def plan_table(
     table: Table, factory: RunFactory, seeds: Iterable[int], methods: Sequence[str] = (), pairs: Sequence[str] = ()
 ) -> Grid:
-    """The runs of a table, and which of its cells were asked for (all of the default grid if none are named).
+    """Plan the runs of a table. If no rows or columns are named, those of the default grid are selected.
 
     Raises:
-        UserError: see `selected`; or a row was asked for that no column has a teacher for.
+        UserError: see `select_rows`; or a named row needs a teacher, and no column has one.
     """
     table = select_rows(table, methods, pairs)
     seeds = tuple(seeds)
@@ -63,13 +63,13 @@ def plan_table(
 
 
 def needs_pair(method: str) -> bool:
-    """Whether a method can only be run where there is a teacher beside the student."""
+    """Return whether a method can only run in a column that has a teacher."""
     cls = method_class(method)
     return cls.needs_teacher and not cls.teaches_itself
 
 
 def plan_cell(factory: RunFactory, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
-    """The runs of a cell, one for each seed."""
+    """Make the runs of a cell, one for each seed."""
     augmentation = None if row.augment == "standard" else row.augment
 
     def run(method: str, seed: int) -> Run:
@@ -82,11 +82,11 @@ def plan_cell(factory: RunFactory, row: Row, column: Column, seeds: Iterable[int
 
 
 def select_rows(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] = ()) -> Table:
-    """The table with a row more for each method that was named and is not in it.
+    """Add a row to the table for each named method that it lacks.
 
     Raises:
-        UserError: a method that is neither a row of the table nor in the suite, a row without any number of a method
-            that is not in the suite, a pair that the table does not have, or a network that the suite does not have.
+        UserError: a method is neither in the table nor in the suite, a row has no numbers and its method is not in the
+            suite, the table does not have a pair, or the suite does not have a network.
     """
     columns = [column.name for column in table.columns]
     rows = [row.name for row in table.rows if row.method in method_names()]
@@ -109,6 +109,6 @@ def select_rows(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] 
 
 
 def _has_numbers(row: Row) -> bool:
-    """Whether anything was printed or published for a row."""
+    """Return whether anything was printed or published for a row."""
     published = row.published.mean if row.published else ()
     return not all(math.isnan(number) for number in (*row.printed, *published))

@@ -1,4 +1,4 @@
-"""What a running cohort tells, and is told: its progress, lines for people, and whether to stop."""
+"""Callbacks of a running cohort: its progress, its log lines, and whether to stop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """What a running cohort says of itself: the epoch (from 1), the step (from 1), and how fast it goes."""
+    """The position and speed of a running cohort; epoch and step count from 1."""
 
     epoch: int
     epochs: int
@@ -21,10 +21,10 @@ class Progress:
 
     @property
     def share_done(self) -> float:
-        """The share of the cohort's steps that is done."""
+        """Compute the share of the steps that are done."""
         return (self.epoch - 1 + self.step / self.steps) / self.epochs
 
 
 ProgressCallback = Callable[[Progress], None]
-Say = Callable[[str], None]
+LogFn = Callable[[str], None]
 StopFn = Callable[[], bool]

@@ -1,7 +1,7 @@
-"""Checkpoints of a cohort: atomic, verified by checksum, the two latest kept.
+"""Checkpoints of a cohort: written atomically, verified by checksum, the two latest kept.
 
-A checkpoint is one safetensors file named `checkpoint-<epoch>-<step>-<sha256>.safetensors`; what is no tensor stands
-as JSON in its header. Nothing in it is ever executed.
+A checkpoint is one safetensors file named `checkpoint-<epoch>-<step>-<sha256>.safetensors`; its header holds what is no
+tensor, as JSON. Nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ KEEP = "keep"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by run id and name, and what else must be remembered of each run, as they stood after `step` steps of
-    `epoch` (both counted from 0)."""
+    """The state of a cohort after `step` steps of `epoch`, both counted from 0.
+
+    tensors: by run id and name; notes: everything else.
+    """
 
     epoch: int
     step: int
@@ -41,7 +43,7 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint, whole or not at all, and remove those older than the one before it.
+    """Write a checkpoint atomically, and remove all but the latest two.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -59,9 +61,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def read_checkpoint(folder: Path, run_ids: Collection[str] | None = None) -> Checkpoint | None:
-    """The latest undamaged checkpoint (of the named runs only), or None.
+    """Read the latest intact checkpoint (of the named runs only); None if there is none.
 
-    A damaged file is reported by a warning and put aside, and the one before it is taken.
+    A corrupt file is reported by a warning and quarantined, and the one before it is read.
     """
     for epoch, step, digest, path in _files(folder):
         try:
@@ -69,29 +71,29 @@ def read_checkpoint(folder: Path, run_ids: Collection[str] | None = None) -> Che
                 raise ValueError("its checksum does not match its name")
             return _read(path, epoch, step, run_ids)
         except FileNotFoundError:
-            # Removed meanwhile by a process that has finished these runs, or put aside by another one.
+            # Another process has finished these runs, or has quarantined the file.
             continue
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             if not path.exists():
-                # torch opens it once more, and says RuntimeError where it has gone between.
+                # torch opens the file again, and raises RuntimeError if it has gone in between.
                 continue
             warnings.warn(f"damaged checkpoint {path}: {error}; falling back to the one before it", stacklevel=2)
-            # Under its old name it would count as one of those that are kept, and push out a good one.
+            # Under its old name it would count as one of the two that are kept.
             quarantine_file(path)
     return None
 
 
 def latest_position(folder: Path) -> tuple[int, int] | None:
-    """Epoch and step of the newest checkpoint by name, without reading it."""
+    """Return epoch and step of the latest checkpoint by its name, without reading it."""
     files = _files(folder)
     return files[0][:2] if files else None
 
 
 def members(folder: Path) -> tuple[str, ...]:
-    """The run ids in the newest readable checkpoint, from its header alone."""
+    """Read the run ids in the latest readable checkpoint from its header."""
     for _, _, _, path in _files(folder):
         try:
-            # As "pt" it would be opened by torch too, which may find that it has gone meanwhile.
+            # With "pt", torch would open the file again, which may have gone by then.
             with safetensors.safe_open(path, "np") as opened:
                 return tuple(json.loads((opened.metadata() or {})["notes"])["runs"])
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
@@ -100,23 +102,23 @@ def members(folder: Path) -> tuple[str, ...]:
 
 
 def keep_checkpoints(folder: Path) -> None:
-    """Mark a cohort's checkpoints as wanted, so that no later command removes them."""
+    """Mark the checkpoints of a cohort, so that no later command removes them."""
     if folder.is_dir():
         (folder / KEEP).touch()
 
 
 def are_kept(folder: Path) -> bool:
-    """Whether a cohort's checkpoints were marked by `keep_checkpoints`."""
+    """Return whether `keep_checkpoints` marked the checkpoints of a cohort."""
     return (folder / KEEP).exists()
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a cohort's checkpoints and their folder."""
+    """Remove the checkpoints of a cohort and their folder."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[tuple[int, int, str, Path]]:
-    """Epoch, step, digest and path of each checkpoint, latest first."""
+    """List epoch, step, digest and path of each checkpoint, latest first."""
     try:
         paths = list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -141,17 +143,17 @@ def _read(path: Path, epoch: int, step: int, run_ids: Collection[str] | None) ->
 
 
 def cohort_name(runs: Sequence[Run]) -> str:
-    """A name for a set of runs, whatever their order."""
+    """Name a set of runs, whatever their order."""
     return hashlib.sha256("".join(sorted(run.digest for run in runs)).encode()).hexdigest()[:16]
 
 
 def cohort_folder(store: Store, runs: Sequence[Run]) -> Path:
-    """Where the checkpoints of a cohort are."""
+    """Return the folder of a cohort's checkpoints."""
     return store.cohorts(runs[0].dataset) / cohort_name(runs)
 
 
 def resume_folders(store: Store, runs: Sequence[Run]) -> list[Path]:
-    """The folders of the checkpoints that hold all of the runs, the most advanced first."""
+    """List the folders of checkpoints that hold all of the runs, the most advanced first."""
     wanted = {run.id for run in runs}
     found: list[tuple[tuple[int, int], Path]] = []
     cohorts = store.cohorts(runs[0].dataset)

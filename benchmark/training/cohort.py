@@ -26,7 +26,7 @@ from benchmark.method.collectives import SINGLE_PROCESS, ProcessGroup
 from benchmark.results.provenance import Segment, anonymise, changed_settings, provenance, start_segment
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.callbacks import Progress, ProgressCallback, Say, StopFn
+from benchmark.training.callbacks import LogFn, Progress, ProgressCallback, StopFn
 from benchmark.training.checkpoint import cohort_folder, resume_folders
 from benchmark.training.cost import step_cost
 from benchmark.training.evaluation import BATCH_SIZE, Evaluation
@@ -45,11 +45,11 @@ from benchmark.training.teacher import Teacher
 
 REPORT_SECONDS = 0.5
 COST_OF_A_CHECKPOINT = 20
-"""A checkpoint is written at most once in so many times the seconds that the last one took."""
+"""Time between two checkpoints, at least, as a multiple of what writing the last one took."""
 
 
 class Action(IntEnum):
-    """What follows a step; to stop is to save first."""
+    """What follows a step; STOP saves too."""
 
     CONTINUE = 0
     SAVE = 1
@@ -57,32 +57,32 @@ class Action(IntEnum):
 
 
 class Cohort:
-    """Runs in lockstep, from wherever their checkpoint stands to their records."""
+    """Trains runs in lockstep, from their latest checkpoint to their records."""
 
     def __init__(
         self,
         runs: Sequence[Run],
-        material: TrainingData,
+        data: TrainingData,
         teacher: Teacher | None,
         settings: TrainSettings,
-        listen: ProgressCallback = lambda progress: None,
+        on_progress: ProgressCallback = lambda progress: None,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        first, dataset = runs[0], material.dataset
+        first, dataset = runs[0], data.dataset
         self.settings = settings
         self.group = group
         self.store = Store(settings.runs)
-        self.listen = listen
+        self.on_progress = on_progress
         self.device = resolve_device(settings.device)
         make_deterministic(self.device, settings.threads)
-        self.material = material
-        # Images on disk stay there, and are decoded for each evaluation.
-        kept = material.evaluation
-        self.evaluation = kept.to(self.device) if isinstance(kept, ImageSet) else kept
+        self.data = data
+        # Images on disk stay there and are decoded for each evaluation.
+        images = data.evaluation
+        self.evaluation = images.to(self.device) if isinstance(images, ImageSet) else images
         self.teacher = teacher
         self.recipe = recipe_for(first.protocol, dataset, first.augmentation)
         names = (first.dataset, first.fraction, first.validation, first.protocol.name, first.seed)
-        self.source = training_source(material.train, self.recipe, first.protocol.batch_size, self.device, names)
+        self.source = training_source(data.train, self.recipe, first.protocol.batch_size, self.device, names)
         if group.size > 1:
             self.source.rows = group.rows
         self.learners = [
@@ -90,7 +90,7 @@ class Cohort:
                 run,
                 dataset.num_classes,
                 dataset.image_size,
-                material.train.labels,
+                data.train.labels,
                 self.source.batches,
                 self.device,
                 first_weights(run, settings),
@@ -104,10 +104,10 @@ class Cohort:
         self.seconds, self.resumed, self.images = 0.0, 0, 0
         self.segments: list[Segment] = [start_segment(self.device, settings.threads, 0, 0)]
         self.code_changed: list[str] = []
-        """The methods that were other code when the cohort was begun."""
+        """Methods whose code has changed since the cohort began."""
         self.last_top1: float | None = None
         self.broken: list[str] = []
-        """A line on each run that an error has ended."""
+        """A line on each run that an error ended."""
         self._last_report, self._reported_step = time.perf_counter(), 0
 
     @classmethod
@@ -115,43 +115,43 @@ class Cohort:
         cls,
         runs: Sequence[Run],
         settings: TrainSettings,
-        listen: ProgressCallback = lambda progress: None,
+        on_progress: ProgressCallback = lambda progress: None,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> Cohort:
-        """The cohort of some runs with its images and, from the store or from files, its teacher and heads."""
+        """Build the cohort of some runs with its images, and with its teacher and heads from the store or files."""
         device = resolve_device(settings.device)
         make_deterministic(device, settings.threads)
-        material = select_training_data(runs[0], load_run_dataset(settings.dataset, settings.data_root))
-        return cls(runs, material, load_teacher(runs, material, settings, device), settings, listen, group)
+        data = select_training_data(runs[0], load_run_dataset(settings.dataset, settings.data_root))
+        return cls(runs, data, load_teacher(runs, data, settings, device), settings, on_progress, group)
 
     def resume(self) -> bool:
-        """Take up the most advanced undamaged checkpoint that holds these runs; False where there is none.
+        """Load the most advanced intact checkpoint that holds these runs; False if there is none.
 
         Raises:
-            UserError: of the processes that share the cohort, one cannot read what another one could.
+            UserError: a process that shares the cohort cannot read the checkpoint that the first one read.
         """
-        found = self._latest() if self.group.is_main else None
-        place = self.group.broadcast_object(None if found is None else (found.epoch, found.step))
-        if place is None:
+        checkpoint = self._latest() if self.group.is_main else None
+        position = self.group.broadcast_object(None if checkpoint is None else (checkpoint.epoch, checkpoint.step))
+        if position is None:
             return False
-        # Damaged ones have been put aside by now, so that the others find the same one.
-        found = found or self._latest()
-        if found is None or (found.epoch, found.step) != place:
+        # The first process has quarantined corrupt checkpoints by now, so that the others find the same one.
+        checkpoint = checkpoint or self._latest()
+        if checkpoint is None or (checkpoint.epoch, checkpoint.step) != position:
             raise UserError(f"the checkpoint in {self.store.cohorts(self.learners[0].run.dataset)} changed; try again")
-        self.epoch, self.step = found.epoch, found.step
-        self.resumed = found.notes["resumed"] + 1
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
+        self.resumed = checkpoint.notes["resumed"] + 1
         # Checkpoints of earlier versions have no segments.
-        before = found.notes.get("pieces", [])
-        self.segments = [*before, start_segment(self.device, self.settings.threads, self.epoch, self.step)]
+        earlier = checkpoint.notes.get("pieces", [])
+        self.segments = [*earlier, start_segment(self.device, self.settings.threads, self.epoch, self.step)]
         for learner in self.learners:
-            learner.restore(found.tensors[learner.run.id])
-            notes = found.notes["runs"][learner.run.id]
+            learner.restore(checkpoint.tensors[learner.run.id])
+            notes = checkpoint.notes["runs"][learner.run.id]
             learner.figures, learner.seconds = notes["figures"], notes["seconds"]
             learner.teacher_seconds = notes["teacher_seconds"]
             if (begun := notes.get("code", learner.code)) != learner.code:
                 self.code_changed.append(learner.run.method)
                 learner.code = "+".join(dict.fromkeys([*begun.split("+"), learner.code]))
-        self.seconds, self.images = found.notes["seconds"], found.notes["images"]
+        self.seconds, self.images = checkpoint.notes["seconds"], checkpoint.notes["images"]
         return True
 
     def _latest(self) -> checkpoints.Checkpoint | None:
@@ -160,9 +160,9 @@ class Cohort:
         return next((checkpoint for checkpoint in read if checkpoint is not None), None)
 
     def train(self, stop: StopFn = lambda: False) -> bool:
-        """Train to the end and write the records; False if `stop` asked to leave, with a checkpoint written.
+        """Train to the end and write the records; False if `stop` asked to leave, after a checkpoint was written.
 
-        Of processes that share the cohort, the first one asks `stop` and writes.
+        If several processes share the cohort, the first one asks `stop` and writes.
 
         Raises:
             UserError: the disk is full or a folder cannot be written.
@@ -195,7 +195,7 @@ class Cohort:
         return True
 
     def one_step(self, plan: EpochPlan) -> None:
-        """The next batch of an epoch, for every learner."""
+        """Train every learner on the next batch of an epoch."""
         started = time.perf_counter()
         images = len(self.source.whole(plan, self.step))
         batch = self.source.batch(plan, self.step)
@@ -207,14 +207,14 @@ class Cohort:
             except Exception as error:
                 line = log_failure(self.store, [learner.run], error)
                 if self.group.size > 1:
-                    # The other processes wait for this one's part of the step.
+                    # The other processes wait for this process's share of the step.
                     raise RunsFailed(line) from error
-                # Out of memory, say: this run cannot go on, the others can.
+                # If this run is out of memory, for example, the others can still go on.
                 self.learners.remove(learner)
                 self.broken.append(line)
                 continue
             if self.device.type == "cpu":
-                # Elsewhere looking at each loss would make the host wait; there it is looked at once an epoch.
+                # On a GPU, reading each loss would make the host wait, so losses are read once an epoch.
                 self._drop_if_not_finite(learner, self.step + 1)
         self.step += 1
         self.images += images
@@ -229,7 +229,7 @@ class Cohort:
             self._fail(learner, str(failure), failure.step + 1)
 
     def _fail(self, learner: Learner, reason: str, step: int) -> None:
-        """Go on without a learner; its record says why, and after how many steps of this epoch."""
+        """Drop a learner and write its record of failure; step: of this epoch, counted from 1."""
         self.learners.remove(learner)
         if not self.group.is_main:
             return
@@ -245,14 +245,14 @@ class Cohort:
     def _finish_epoch(self) -> None:
         for learner in list(self.learners):
             self._drop_if_not_finite(learner, self.source.batches)
-        of_training = {learner: learner.end_epoch(self.epoch) for learner in self.learners}
-        of_test = self._evaluated() if self.group.is_main else {}
-        # With a finite loss in training: norms with statistics of too few batches can make it so.
-        no_number = [not math.isfinite(of_test.get(learner, {}).get("nll", 0.0)) for learner in self.learners]
-        for learner in itertools.compress(list(self.learners), self.group.broadcast_object(no_number)):
+        train_metrics = {learner: learner.end_epoch(self.epoch) for learner in self.learners}
+        test_metrics = self._evaluate() if self.group.is_main else {}
+        # The test loss can be infinite after a finite training loss, if norms have statistics of too few batches.
+        not_finite = [not math.isfinite(test_metrics.get(learner, {}).get("nll", 0.0)) for learner in self.learners]
+        for learner in itertools.compress(list(self.learners), self.group.broadcast_object(not_finite)):
             self._fail(learner, f"loss on the test images not finite after epoch {self.epoch + 1}", self.source.batches)
         for learner in list(self.learners):
-            learner.figures.append(of_training[learner] | of_test.get(learner, {}))
+            learner.figures.append(train_metrics[learner] | test_metrics.get(learner, {}))
             if self.group.is_main:
                 self.store.write_epochs(learner.run, learner.figures)
             if self.epoch + 1 == learner.epochs:
@@ -262,17 +262,17 @@ class Cohort:
     def next_epoch(self) -> None:
         """Go on to the first step of the next epoch."""
         self.epoch, self.step = self.epoch + 1, 0
-        # Steps that were taken since the last report still count in the next one.
+        # Steps since the last report still count in the next one.
         self._reported_step -= self.source.batches
 
-    def _evaluated(self) -> dict[Learner, dict[str, Any]]:
-        """The figures of all students on the images that they are evaluated on, in one pass over these."""
+    def _evaluate(self) -> dict[Learner, dict[str, Any]]:
+        """Evaluate all students in one pass over the images."""
         evaluations = {
             learner: Evaluation(
                 learner.student, learner.run.precision, learner.method, rotated=self.epoch + 1 == learner.epochs
             )
             for learner in self.learners
-            # Of a stage that ends before the classifier there is nothing to measure.
+            # A stage that trains no classifier has nothing to evaluate.
             if learner.student is not None and learner.method.trains == "student"
         }
         if not evaluations:
@@ -301,8 +301,8 @@ class Cohort:
         self.store.finish(learner.run, result, learner.weights())
 
     def _cost(self, learner: Learner) -> dict[str, int]:
-        images, dataset = len(self.material.train), self.material.dataset
-        cost = step_cost(learner.run, dataset.num_classes, dataset.image_size, self.material.train.labels)
+        images, dataset = len(self.data.train), self.data.dataset
+        cost = step_cost(learner.run, dataset.num_classes, dataset.image_size, self.data.train.labels)
         return {
             "images": images,
             "image_size": dataset.image_size,
@@ -363,7 +363,7 @@ class Cohort:
         epochs = max(learner.epochs for learner in self.learners)
         steps_left = (epochs - self.epoch) * self.source.batches - self.step
         losses = torch.stack([learner.losses[self.step - 1] for learner in self.learners])
-        self.listen(
+        self.on_progress(
             Progress(
                 epoch=self.epoch + 1,
                 epochs=epochs,
@@ -382,8 +382,8 @@ def train(
     runs: Sequence[Run],
     settings: TrainSettings,
     stop: StopFn = lambda: False,
-    listen: ProgressCallback = lambda progress: None,
-    say: Say = lambda line: None,
+    on_progress: ProgressCallback = lambda progress: None,
+    log: LogFn = lambda line: None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> bool:
     """Train runs as one cohort from their latest checkpoint to their records; False if `stop` asked to leave before.
@@ -391,13 +391,13 @@ def train(
     Raises:
         UserError, RunsFailed: see `Cohort.train`.
     """
-    cohort = Cohort.from_store(runs, settings, listen, group)
+    cohort = Cohort.from_store(runs, settings, on_progress, group)
     if cohort.resume() and group.is_main:
-        say(f"resumed at epoch {cohort.epoch + 1}, step {cohort.step}")
+        log(f"resumed at epoch {cohort.epoch + 1}, step {cohort.step}")
         if differing := changed_settings(cohort.segments):
             what = ", ".join(name.replace("_", " ") for name in differing)
-            say(f"warning: it was begun with different {what}; it will not have the bits of an undisturbed run")
+            log(f"warning: it was begun with different {what}; it will not have the bits of an undisturbed run")
         if cohort.code_changed:
             what = ", ".join(dict.fromkeys(cohort.code_changed))
-            say(f"warning: edited since its runs were begun, with the same version: {what}; their records will tell")
+            log(f"warning: edited since its runs were begun, with the same version: {what}; their records will tell")
     return cohort.train(stop)

@@ -1,4 +1,4 @@
-"""What training a run costs, counted in one step of it with nothing trained."""
+"""Counts what training a run costs, in one training step on noise."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from benchmark.training.inputs import recipe_for
 from benchmark.training.learner import Learner
 
 BATCH = 8
-"""Images of the step that is counted; what grows faster than the batch is too little to matter."""
+"""Images of the counted step; terms that grow faster than the batch are too small to matter."""
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """parameters, multiply_adds: of the student alone, as it is used after training; multiply-adds for an image;
-    parameters_in_training: all that learn, the method's own among them; training_multiply_adds: of a training step for
-    an image, forward and backward, with the forwards of the teacher and its head as if nobody shared them."""
+    """Parameters, and multiply-adds for one image.
+
+    parameters, multiply_adds: of the student alone, as it is used after training; parameters_in_training: of all that
+    learns, the method's modules included; training_multiply_adds: of a training step, forward and backward, with the
+    forwards of the teacher and its head as if no other run shared them.
+    """
 
     parameters: int
     parameters_in_training: int
@@ -39,9 +42,9 @@ class StepProbe:
     """One training step of a run on a few images of noise, from an untrained teacher."""
 
     def __init__(self, run: Run, num_classes: int, image_size: int, labels: Tensor) -> None:
-        """labels: of the run's training images, int64 [images]; the whole set counts in a memory of it."""
+        """labels: of all training images of the run, int64 [images], because some methods keep a table of them."""
         self.batch_size = min(BATCH, len(labels))
-        # Neither precision nor first weights nor the images nor who shares them change what is computed.
+        # Precision, first weights, images and processes do not change what is computed.
         run = run.replace(
             start=None,
             precision="fp32",
@@ -57,7 +60,7 @@ class StepProbe:
         self.teacher = dummy_teacher([run], num_classes, image_size, CPU)
 
     def multiply_adds(self) -> int:
-        """Take a step of the second epoch, in which methods have a past; returns its multiply-adds for an image."""
+        """Take a step of the second epoch, where there are past predictions; returns its multiply-adds per image."""
         teacher = self.teacher.on(self.batch) if self.teacher else None
         if self.learner.student is not None:
             self.learner.method.end_epoch(0, self.learner.student)
@@ -70,18 +73,18 @@ _known: dict[tuple[Any, ...], StepCost] = {}
 
 
 def step_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> StepCost:
-    """The cost of a run, counted once for all seeds; labels: of its training images, int64 [images].
+    """Count the cost of a run, once for all seeds; labels: of its training images, int64 [images].
 
-    For the head of a teacher, which has no student, the student's figures are 0.
+    The head of a teacher has no student, so its `parameters` and `multiply_adds` are 0.
     """
     options = json.dumps(run.options, sort_keys=True)
     key = (run.method, options, run.student, run.teacher_network, num_classes, image_size, len(labels))
     if key not in _known:
-        rehearsal = StepProbe(run, num_classes, image_size, labels)
-        learning = sum(weight.numel() for weight in rehearsal.learner.parameters)
+        probe = StepProbe(run, num_classes, image_size, labels)
+        learning = sum(weight.numel() for weight in probe.learner.parameters)
         alone = (0, 0)
-        if rehearsal.learner.student is not None:
+        if probe.learner.student is not None:
             network = build_network(run.student, num_classes)
             alone = (parameters(network), multiply_adds(network, torch.empty(1, 3, image_size, image_size)))
-        _known[key] = StepCost(alone[0], learning, alone[1], rehearsal.multiply_adds())
+        _known[key] = StepCost(alone[0], learning, alone[1], probe.multiply_adds())
     return _known[key]

@@ -1,4 +1,4 @@
-"""Images and teachers that stand on nothing: noise and first weights, to measure what a step costs."""
+"""Random images and untrained teachers for measuring what a step costs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES = 100
 
 
 def random_images(count: int, size: int, classes: int = CLASSES) -> Dataset:
-    """Training images of noise in CIFAR-100's form: what a step costs does not depend on what they show."""
+    """Make images of noise in CIFAR-100's form; what a step costs does not depend on what they show."""
     stream = generator("untrained", "images")
     train = ImageSet(
         torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=stream),
@@ -40,7 +40,7 @@ def random_images(count: int, size: int, classes: int = CLASSES) -> Dataset:
 
 
 def dummy_teacher(runs: Sequence[Run], num_classes: int, image_size: int, device: torch.device) -> Teacher | None:
-    """The teacher that the runs share and its heads, as they would be before any training; None if none has one."""
+    """Build the untrained teacher that runs share, with its heads; None if no run has a teacher."""
     taught = [run for run in runs if run.teacher]
     if not taught:
         return None

@@ -1,4 +1,4 @@
-"""What a network is worth on images it was not trained on."""
+"""Evaluates networks on images that they were not trained on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BINS = 15
 
 
 class Evaluation:
-    """The figures of one network, gathered batch by batch: several networks can share a pass over the images.
+    """Collects the metrics of one network batch by batch, so that several networks can share a pass over the images.
 
     top-1 and top-5 accuracy in %, negative log-likelihood in nats, calibration error in %. With a method that has
     auxiliary classifiers also the top-1 accuracy of each, from the first stage on: `stages`, its class scores on
@@ -34,20 +34,20 @@ class Evaluation:
     def __init__(
         self, network: Network, precision: Precision, method: Method | None = None, rotated: bool = False
     ) -> None:
-        """Puts network and method in evaluation mode, so that they learn nothing, not even statistics."""
+        """Put network and method in evaluation mode, so that they learn nothing, not even statistics."""
         self.network = network.eval()
         self.method = None if method is None else method.eval()
         self.precision = precision
         self.rotated = rotated
         self._images, self._shown_rotated = 0, False
         self._counts: list[Tensor] = []
-        """Of each batch, float64 on its device: images whose class was right, and was in the top; the sum of the
-        negative log-likelihoods; images that each stage had right, upright and then rotated."""
+        """For each batch, float64 on its device: correct top-1 and top-5 predictions, the sum of the negative
+        log-likelihoods, and correct predictions of each stage, upright and then rotated."""
         self._calibration = Calibration()
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor) -> None:
-        """Count in normalised images [batch, 3, height, width] and their labels [batch], without waiting for them."""
+        """Evaluate normalised images [batch, 3, height, width] with labels [batch], without waiting for the device."""
         with autocast(images.device, self.precision):
             outputs = self.network(images)
             branches = () if self.method is None else self.method.stage_logits(outputs)
@@ -66,7 +66,7 @@ class Evaluation:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Of all images so far, by name (the one place that waits for the device)."""
+        """The metrics over all images so far (the one place that waits for the device)."""
         # Not `sum`, which rounds differently from Python 3.12 on.
         right, right_in_top, nll, *stages = map(math.fsum, torch.stack(self._counts).T.tolist())
         figures: dict[str, Any] = {
@@ -84,7 +84,7 @@ class Evaluation:
 
 
 def evaluate(network: Network, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision) -> dict[str, Any]:
-    """The figures of one network over all images (see `Evaluation`)."""
+    """Compute the metrics of one network over all images (see `Evaluation`)."""
     evaluation = Evaluation(network, precision)
     for images, labels in batches:
         evaluation.add(images, labels)
@@ -104,15 +104,15 @@ class Calibration:
         self._right: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count in logits [batch, classes] and their labels [batch], without waiting for them."""
-        confidence, said = logits.double().softmax(dim=1).max(dim=1)
+        """Add logits [batch, classes] and their labels [batch], without waiting for the device."""
+        confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
         self._confidence.append(confidence)
-        self._right.append(said == labels)
+        self._right.append(predicted == labels)
 
     @property
     def error(self) -> float:
-        """Mean over the images of the gap between a bin's confidence and its accuracy, 0..1."""
-        # On the CPU, where adding by index has one order and so the same bits each time.
+        """The mean over the images of the gap between a bin's confidence and its accuracy, 0..1."""
+        # On the CPU, adding by index has a fixed order and so gives the same bits each time.
         confidence, right = torch.cat(self._confidence).cpu(), torch.cat(self._right).cpu()
         edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
         place = torch.bucketize(confidence, edges, right=True).sub_(1).clamp_(max=BINS - 1)

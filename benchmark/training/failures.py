@@ -1,4 +1,4 @@
-"""Runs that raised errors: their tracebacks are kept in their folders, and a line on each is for people."""
+"""Records of runs that raised errors: a traceback in the folder of the run, and a line for people."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmark.results.store import Store
 
 
 class RunsFailed(Exception):
-    """Some runs raised errors, so that they have no record; what it says is a line on each."""
+    """Some runs raised errors and have no record; the message has a line on each."""
 
 
 def log_failure(store: Store, runs: Sequence[Run], error: Exception) -> str:
-    """Keep the traceback of an error that ended some runs, in the folder of the first; returns a line on it."""
+    """Save the traceback of an error that ended some runs in the folder of the first; returns a line on it."""
     save_traceback(store, runs[0], error)
     if len(runs) == 1:
         return f"run {runs[0].id} failed: {describe_failure(method_class(runs[0].method), error)}"
@@ -29,6 +29,6 @@ def log_failure(store: Store, runs: Sequence[Run], error: Exception) -> str:
 
 def save_traceback(store: Store, run: Run, error: Exception) -> None:
     """Write the traceback of an error into the folder of a run."""
-    # What went wrong may be that nothing can be written there.
+    # The error may be that nothing can be written there.
     with contextlib.suppress(UserError):
         write_text(store.traceback(run), "".join(traceback.format_exception(error)))

@@ -1,4 +1,4 @@
-"""What a cohort is trained with: its images, and the teacher and heads that earlier runs or files left."""
+"""The inputs of a cohort: its images, and the teacher and heads from earlier runs or files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from benchmark.training.teacher import Teacher
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The images of a cohort: what it learns from and what it is evaluated on."""
+    """The images that a cohort learns from and is evaluated on."""
 
     dataset: Dataset
     train: Images
@@ -40,15 +40,15 @@ class TrainingData:
 
 @functools.lru_cache(maxsize=2)
 def load_run_dataset(name: str, data_root: Path | None) -> Dataset:
-    """The dataset, read once a process."""
+    """Load a dataset, once in a process."""
     return load_dataset(name, data_root)
 
 
 def select_training_data(run: Run, dataset: Dataset) -> TrainingData:
-    """The images that a run's fraction and held-out share leave.
+    """Select the images that the fraction and the held-out share of a run leave.
 
     Raises:
-        UserError: the dataset is not the one the run was planned for.
+        UserError: the dataset has changed since the run was planned.
     """
     if dataset.fingerprint != run.fingerprint:
         raise UserError(f"dataset {dataset.name} has changed since {run.id} was planned; start again")
@@ -63,8 +63,8 @@ def select_training_data(run: Run, dataset: Dataset) -> TrainingData:
 
 
 def recipe_for(protocol: Protocol, dataset: Dataset, augmentation: Augmentation = "standard") -> Recipe:
-    """The augmentation and normalisation of a protocol on a dataset."""
-    # A protocol's constants are those of CIFAR images; any other dataset has its own.
+    """Choose the augmentation and normalisation of a protocol on a dataset."""
+    # The constants of a protocol are those of CIFAR images; any other dataset has its own.
     of_protocol = dataset.name == "cifar100"
     return Recipe(
         padding=dataset.padding,
@@ -78,14 +78,14 @@ def recipe_for(protocol: Protocol, dataset: Dataset, augmentation: Augmentation 
 
 
 def first_weights(run: Run, settings: TrainSettings) -> dict[str, Tensor] | None:
-    """The weights that the student of a run starts from, where an earlier run left them."""
+    """Load the weights that the student of a run starts from; None if it starts from random ones."""
     return None if run.start is None else Store(settings.runs).weights(run.start)
 
 
 def load_teacher(
-    runs: Iterable[Run], material: TrainingData, settings: TrainSettings, device: torch.device
+    runs: Iterable[Run], data: TrainingData, settings: TrainSettings, device: torch.device
 ) -> Teacher | None:
-    """The teacher that the given runs share, with every head they read; None if no run has one."""
+    """Load the teacher that runs share, with every head that they read; None if no run has a teacher."""
     taught = [run for run in runs if run.teacher is not None]
     if not taught:
         return None
@@ -93,8 +93,8 @@ def load_teacher(
     heads: dict[str, Method] = {}
     for run in taught:
         if run.head is not None and head_key(run) not in heads:
-            heads[head_key(run)] = placed(_load_head(run, material, settings), device)
-    network = teacher_network(first, material.dataset.num_classes, settings)
+            heads[head_key(run)] = placed(_load_head(run, data, settings), device)
+    network = teacher_network(first, data.dataset.num_classes, settings)
     assert first.teacher_precision is not None
     return Teacher(
         placed(network, device),
@@ -105,7 +105,7 @@ def load_teacher(
 
 
 def teacher_network(run: Run, num_classes: int, settings: TrainSettings) -> Network:
-    """The trained network of a run's teacher, on the CPU."""
+    """Load the trained network of a run's teacher, on the CPU."""
     assert run.teacher is not None
     assert run.teacher_network is not None
     network = build_network(run.teacher_network, num_classes)
@@ -117,10 +117,10 @@ def teacher_network(run: Run, num_classes: int, settings: TrainSettings) -> Netw
 
 
 def released_file(teacher: ReleasedTeacher, settings: TrainSettings) -> Path:
-    """Where the file of a released teacher is.
+    """Find the file of a released teacher.
 
     Raises:
-        UserError: it was not named.
+        UserError: the user has not named it.
     """
     for sha256, path in settings.released:
         if sha256 == teacher.sha256:
@@ -130,9 +130,9 @@ def released_file(teacher: ReleasedTeacher, settings: TrainSettings) -> Path:
     )
 
 
-def _load_head(run: Run, material: TrainingData, settings: TrainSettings) -> Method:
-    """The trained head that a run reads: of a run of its own, of a joint teacher, or out of a released file."""
-    dataset = material.dataset
+def _load_head(run: Run, data: TrainingData, settings: TrainSettings) -> Method:
+    """Load the trained head that a run reads: from a run of its own, a joint teacher, or a released file."""
+    dataset = data.dataset
     if isinstance(run.head, Run):
         labels = torch.zeros(0, dtype=torch.int64)
         head = build_method(run.head, dataset.num_classes, dataset.image_size, labels)

@@ -1,4 +1,4 @@
-"""A job: claim the runs of a cohort, train those that nobody else trains, wait for the rest."""
+"""A job: lease the runs of a cohort, train those that nobody else trains, wait for the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmark.results.leases import BEAT_SECONDS, Lease, LeaseManager
 from benchmark.results.owners import LeaseHolder
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.callbacks import ProgressCallback, Say, StopFn
+from benchmark.training.callbacks import LogFn, ProgressCallback, StopFn
 from benchmark.training.checkpoint import cohort_folder
 from benchmark.training.cohort import train
 from benchmark.training.failures import RunsFailed, log_failure, save_traceback
@@ -25,7 +25,7 @@ WAIT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class AttemptResult:
-    """What came of an attempt to train some runs: whether it was stopped, and who trains those that were left."""
+    """The result of an attempt to train some runs: whether it was stopped, and who trains the runs that were left."""
 
     stopped: bool = False
     held_by_others: Mapping[Run, LeaseHolder] = field(default_factory=dict)
@@ -35,27 +35,27 @@ def run_until_done(
     runs: Sequence[Run],
     settings: TrainSettings,
     stop: StopFn = lambda: False,
-    listen: ProgressCallback = lambda progress: None,
-    say: Say = lambda line: None,
+    on_progress: ProgressCallback = lambda progress: None,
+    log: LogFn = lambda line: None,
 ) -> bool:
-    """Bring the runs to their records; False if `stop` asked to leave before that.
+    """Train runs until each has a record; False if `stop` asked to leave before that.
 
     A run that another process trains is waited for, and trained here if that process ends without a record.
 
     Raises:
-        UserError, RunsFailed: see `attempt`.
+        UserError, RunsFailed: see `run_available`.
     """
-    told = False
+    announced = False
     while True:
-        came = run_available(runs, settings, stop, listen, say)
-        if came.stopped or not came.held_by_others:
-            return not came.stopped
+        result = run_available(runs, settings, stop, on_progress, log)
+        if result.stopped or not result.held_by_others:
+            return not result.stopped
         if stop():
             return False
-        if not told:
-            run, owner = next(iter(came.held_by_others.items()))
-            say(f"waiting for another process that trains {run.id} ({owner.label})")
-            told = True
+        if not announced:
+            run, owner = next(iter(result.held_by_others.items()))
+            log(f"waiting for another process that trains {run.id} ({owner.label})")
+            announced = True
         time.sleep(WAIT_SECONDS)
 
 
@@ -63,33 +63,33 @@ def run_available(
     runs: Sequence[Run],
     settings: TrainSettings,
     stop: StopFn = lambda: False,
-    listen: ProgressCallback = lambda progress: None,
-    say: Say = lambda line: None,
-    claims: LeaseManager | None = None,
+    on_progress: ProgressCallback = lambda progress: None,
+    log: LogFn = lambda line: None,
+    leases: LeaseManager | None = None,
 ) -> AttemptResult:
-    """Bring those runs to their records that nobody else trains, and say who trains the others.
+    """Train the runs that nobody else trains until they have records, and return who trains the others.
 
     Raises:
-        UserError: something that the user must mend, such as a full disk.
+        UserError: the user must fix something, such as a full disk.
         RunsFailed: runs raised errors; their tracebacks are in their folders.
     """
     store = Store(settings.runs)
-    claims = claims or LeaseManager(settings.runs, timeout=settings.silent_seconds)
+    leases = leases or LeaseManager(settings.runs, timeout=settings.silent_seconds)
     while True:
         pending = [run for run in runs if store.record(run) is None]
-        held, held_by_others = _claimed(store, claims, pending)
+        held, held_by_others = _acquire(store, leases, pending)
         try:
             mine = [run for run in pending if run.id in held and store.record(run) is None]
             if not mine:
-                # What another process ended since it was looked at has a record by now.
+                # Another process may have ended a run since it was looked at.
                 return AttemptResult(
                     held_by_others={run: owner for run, owner in held_by_others.items() if store.record(run) is None}
                 )
-            watch = _LeaseGuard(list(held.values()), stop)
-            if not _trained(mine, settings, watch, listen, say) and not watch.lost:
+            guard = _LeaseGuard(list(held.values()), stop)
+            if not _train(mine, settings, guard, on_progress, log) and not guard.lease_lost:
                 return AttemptResult(stopped=True)
-            if watch.lost:
-                say("another process has taken this one for dead and trains on; leaving it to that one")
+            if guard.lease_lost:
+                log("another process has taken this one for dead and trains on; leaving it to that one")
             else:
                 if settings.keep:
                     checkpoints.keep_checkpoints(cohort_folder(store, mine))
@@ -100,20 +100,22 @@ def run_available(
                     held[run.id].release(forget=store.has_record(run))
 
 
-def _trained(runs: Sequence[Run], settings: TrainSettings, stop: StopFn, listen: ProgressCallback, say: Say) -> bool:
+def _train(
+    runs: Sequence[Run], settings: TrainSettings, stop: StopFn, on_progress: ProgressCallback, log: LogFn
+) -> bool:
     """Train runs as one cohort; False if `stop` asked to leave before its end.
 
     Raises:
-        UserError: something that the user must mend.
+        UserError: the user must fix something.
         RunsFailed: runs raised errors; their tracebacks are in their folders.
     """
     store = Store(settings.runs)
     for run in runs:
         with contextlib.suppress(OSError):
             store.traceback(run).unlink(missing_ok=True)
-    together = train_distributed if runs[0].processes > 1 else train
+    train_cohort = train_distributed if runs[0].processes > 1 else train
     try:
-        return together(runs, settings, stop, listen, say)
+        return train_cohort(runs, settings, stop, on_progress, log)
     except WorkerProcessDied as error:
         if error.__cause__ is not None:
             save_traceback(store, runs[0], error)
@@ -125,25 +127,22 @@ def _trained(runs: Sequence[Run], settings: TrainSettings, stop: StopFn, listen:
 
 
 class _LeaseGuard:
-    """Asks for a stop when the user does, or when another process holds what this one claimed."""
+    """Asks for a stop when the user does, or when another process has taken over a lease of this one."""
 
-    def __init__(self, claims: Sequence[Lease], stop: StopFn) -> None:
-        self.claims, self.stop = claims, stop
-        self.lost = False
-        self._looked = time.monotonic()
+    def __init__(self, leases: Sequence[Lease], stop: StopFn) -> None:
+        self.leases, self.stop = leases, stop
+        self.lease_lost = False
+        self._checked = time.monotonic()
 
     def __call__(self) -> bool:
-        if time.monotonic() - self._looked > BEAT_SECONDS:
-            self._looked = time.monotonic()
-            self.lost = not all(claim.is_valid() for claim in self.claims)
-        return self.lost or self.stop()
+        if time.monotonic() - self._checked > BEAT_SECONDS:
+            self._checked = time.monotonic()
+            self.lease_lost = not all(lease.is_valid() for lease in self.leases)
+        return self.lease_lost or self.stop()
 
 
 def remove_finished_checkpoints(store: Store, dataset: str) -> None:
-    """Remove the checkpoints (and with them the tables of past predictions) of cohorts whose runs all have records.
-
-    Those that were marked to be kept stay.
-    """
+    """Remove the checkpoints of cohorts whose runs all have records, except those that are marked to be kept."""
     cohorts = store.cohorts(dataset)
     for folder in list(cohorts.iterdir()) if cohorts.is_dir() else []:
         members = checkpoints.members(folder)
@@ -152,25 +151,25 @@ def remove_finished_checkpoints(store: Store, dataset: str) -> None:
             checkpoints.remove_checkpoints(folder)
 
 
-def _claimed(
-    store: Store, claims: LeaseManager, runs: Sequence[Run]
+def _acquire(
+    store: Store, leases: LeaseManager, runs: Sequence[Run]
 ) -> tuple[dict[str, Lease], dict[Run, LeaseHolder]]:
-    """The claims, by run id, that could be had, and who holds the others.
+    """Acquire the free leases of some runs, by run id, and find who holds the others.
 
     Raises:
-        UserError: a claim cannot be made there.
+        UserError: a lease cannot be written.
     """
     held: dict[str, Lease] = {}
     held_by_others: dict[Run, LeaseHolder] = {}
     try:
         for run in sorted(runs, key=lambda run: run.id):
-            taken = claims.acquire(store.folder(run))
-            if isinstance(taken, Lease):
-                held[run.id] = taken
+            lease = leases.acquire(store.folder(run))
+            if isinstance(lease, Lease):
+                held[run.id] = lease
             else:
-                held_by_others[run] = taken
+                held_by_others[run] = lease
     except BaseException:
-        for claim in held.values():
-            claim.release()
+        for lease in held.values():
+            lease.release()
         raise
     return held, held_by_others

@@ -1,8 +1,12 @@
-"""One cohort trained by several processes of this machine, each on a GPU of its own or all on the CPU.
+"""Trains one cohort in several processes of this machine, each on a GPU of its own or all on the CPU.
 
-This process starts them, holds the runs' locks and hears what they say; the first of them evaluates, writes and
-decides. If one fails or dies, the others are ended: they would wait for it for ever. If this process dies, they end
-themselves.
+This process starts the workers, holds the leases of the runs and receives messages; the first worker evaluates, writes
+and decides when to stop. If a worker fails or dies, the others are killed, because they would wait for it for ever. If
+this process dies, the workers end themselves.
+
+`torch.multiprocessing.start_processes` would be shorter, but it reports the worker whose exit it sees first, which is
+often one that only lost its connection to the worker that failed. It also passes on neither progress, nor a request to
+stop, nor which run is corrupt.
 """
 
 from __future__ import annotations
@@ -32,46 +36,48 @@ from benchmark.core.spec import Run
 from benchmark.data.decoding import WORKERS, decode_workers
 from benchmark.method.collectives import FEWEST_ROWS
 from benchmark.results.record import CorruptRun
-from benchmark.training.callbacks import ProgressCallback, Say, StopFn
+from benchmark.training.callbacks import LogFn, ProgressCallback, StopFn
 from benchmark.training.cohort import train
 from benchmark.training.ddp import init_process_group
 from benchmark.training.failures import RunsFailed
 from benchmark.training.settings import TrainSettings
 
 LOOK_SECONDS = 0.2
-"""How soon a stop or a death is noticed."""
+"""How soon a request to stop or a dead worker is noticed."""
 BLAME_SECONDS = 1.0
-"""How long, after one process has failed, it is looked whether the death of another one was the cause."""
+"""How long, after a worker has failed, to look for another one whose death was the cause."""
 PATIENCE_SECONDS = 30.0
-"""How long a process that has done its work may take to end."""
+"""How long a worker that has done its work may take to exit."""
 RENDEZVOUS_FILE = "meeting"
-"""Name of the file by which the processes find each other."""
+"""Name of the file by which the workers find each other."""
 LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 class WorkerProcessDied(RunsFailed):
-    """One of the processes that train a cohort failed or died, so that all were ended."""
+    """A worker failed or died, so that all were killed."""
 
 
 class RemoteTraceback(Exception):
-    """Where in another process an error was raised."""
+    """The traceback of an error in a worker."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a process cannot go on: a line for the user, and, unless it is for the user to mend, where it happened."""
+    """Why a worker cannot go on: a line for the user, and the traceback unless the user must fix something.
+
+    corrupt: the run that must be trained again, if that is why.
+    """
 
     reason: str
-    place: str | None
-    damage: CorruptRun | None = None
-    """The run that must be trained again, where that is why."""
+    traceback: str | None
+    corrupt: CorruptRun | None = None
 
 
 def check_sharing(run: Run, device_name: str, workers: int = 1) -> None:
-    """Refuse a run whose batches cannot be shared by as many processes as it says.
+    """Refuse a run whose batches cannot be shared among its processes.
 
     Raises:
-        UserError: there are too few devices, the batch does not go into equal parts, or several jobs are to run at
+        UserError: there are too few devices, the batch cannot be split into equal parts, or several jobs would run at
             once.
     """
     size, batch = run.processes, run.protocol.batch_size
@@ -99,22 +105,22 @@ def check_sharing(run: Run, device_name: str, workers: int = 1) -> None:
 
 
 def train_distributed(
-    runs: Sequence[Run], settings: TrainSettings, stop: StopFn, listen: ProgressCallback, say: Say
+    runs: Sequence[Run], settings: TrainSettings, stop: StopFn, on_progress: ProgressCallback, log: LogFn
 ) -> bool:
-    """What `cohort.train` does, by as many processes as the runs say.
+    """Do what `cohort.train` does, in as many processes as the runs say.
 
     Raises:
-        UserError: something that the user must mend.
-        BrokenProcesses: a process failed or died.
+        UserError: the user must fix something.
+        WorkerProcessDied: a worker failed or died.
     """
     check_sharing(runs[0], settings.device)
-    with _spawn_workers(runs, settings) as crew:
-        return _Supervisor(crew, stop, listen, say).until_ended()
+    with _spawn_workers(runs, settings) as workers:
+        return _Supervisor(workers, stop, on_progress, log).wait()
 
 
 @dataclass(frozen=True)
 class _WorkerHandle:
-    """A process that trains, and the pipe to it."""
+    """A worker process and the pipe to it."""
 
     process: Any
     connection: Connection
@@ -122,128 +128,128 @@ class _WorkerHandle:
 
 @contextlib.contextmanager
 def _spawn_workers(runs: Sequence[Run], settings: TrainSettings) -> Iterator[list[_WorkerHandle]]:
-    """The processes, started; none of them is left afterwards."""
+    """Start the workers; kill those that are left afterwards."""
     context = multiprocessing.get_context("spawn")
     folder = tempfile.mkdtemp(prefix="benchmark-")
-    crew: list[_WorkerHandle] = []
+    workers: list[_WorkerHandle] = []
     try:
         for rank in range(runs[0].processes):
-            here, there = context.Pipe()
-            # No daemons, which could not start processes that decode images.
-            process = context.Process(target=_work, args=(there, rank, tuple(runs), settings, folder))
-            # A Ctrl-C in a terminal reaches the whole process group; they are stopped through the first one's pipe.
+            own_end, worker_end = context.Pipe()
+            # A daemon could not start processes that decode images.
+            process = context.Process(target=_work, args=(worker_end, rank, tuple(runs), settings, folder))
+            # Ctrl-C in a terminal reaches all processes of it; workers are stopped by the first one's pipe instead.
             with ignored(signal.SIGINT), _quiet_torch():
                 process.start()
-            there.close()
-            crew.append(_WorkerHandle(process, here))
-        yield crew
+            worker_end.close()
+            workers.append(_WorkerHandle(process, own_end))
+        yield workers
     finally:
-        for member in crew:
-            if member.process.is_alive():
-                member.process.kill()
-        for member in crew:
-            member.process.join()
-            member.connection.close()
+        for worker in workers:
+            if worker.process.is_alive():
+                worker.process.kill()
+        for worker in workers:
+            worker.process.join()
+            worker.connection.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Supervisor:
-    """Hears the processes until all have done their work or one cannot."""
+    """Receives messages of the workers until all have done their work or one has failed."""
 
-    def __init__(self, crew: list[_WorkerHandle], stop: StopFn, listen: ProgressCallback, say: Say) -> None:
-        self.crew, self.stop, self.listen, self.say = crew, stop, listen, say
-        self.told_to_stop = False
+    def __init__(self, workers: list[_WorkerHandle], stop: StopFn, on_progress: ProgressCallback, log: LogFn) -> None:
+        self.workers, self.stop, self.on_progress, self.log = workers, stop, on_progress, log
+        self.stop_sent = False
         self.results: dict[int, bool] = {}
-        """By rank, of those that have done their work: whether the cohort is finished."""
+        """Whether the cohort is finished, by the rank of each worker that has done its work."""
         self.silent: set[int] = set()
-        """Those that have closed their pipe."""
+        """Workers that have closed their pipe."""
 
-    def until_ended(self) -> bool:
-        """Whether the cohort is finished; False if it was stopped.
+    def wait(self) -> bool:
+        """Wait for all workers; returns whether the cohort is finished, or False if it was stopped.
 
         Raises:
-            UserError, BrokenProcesses: see `train_distributed`.
+            UserError, WorkerProcessDied: see `train_distributed`.
         """
-        while len(self.results) < len(self.crew):
-            self._pass_on_stop()
-            busy = {member.connection: rank for rank, member in enumerate(self.crew) if rank not in self.results}
+        while len(self.results) < len(self.workers):
+            self._forward_stop()
+            busy = {worker.connection: rank for rank, worker in enumerate(self.workers) if rank not in self.results}
             for ready in wait(list(busy), timeout=LOOK_SECONDS):
                 assert isinstance(ready, Connection)
-                self._hear(busy[ready])
+                self._receive(busy[ready])
             for rank in busy.values():
                 if self._died(rank):
-                    if self._told_by_the_same_signal(rank):
+                    if self._was_stopped_by_signal(rank):
                         return False
                     raise self._death(rank)
-        for member in self.crew:
-            member.process.join(timeout=PATIENCE_SECONDS)
+        for worker in self.workers:
+            worker.process.join(timeout=PATIENCE_SECONDS)
         return self.results[0]
 
-    def _pass_on_stop(self) -> None:
-        if not self.told_to_stop and self.stop():
-            self.told_to_stop = True
+    def _forward_stop(self) -> None:
+        if not self.stop_sent and self.stop():
+            self.stop_sent = True
             with contextlib.suppress(OSError):
-                self.crew[0].connection.send("stop")
+                self.workers[0].connection.send("stop")
 
-    def _hear(self, rank: int) -> None:
+    def _receive(self, rank: int) -> None:
         try:
-            kind, value = self.crew[rank].connection.recv()
+            kind, value = self.workers[rank].connection.recv()
         except (EOFError, OSError):
-            # It has died, or is about to; its exit code will tell more.
+            # It has died or is about to; its exit code will say more.
             self.silent.add(rank)
-            self.crew[rank].process.join(timeout=PATIENCE_SECONDS)
+            self.workers[rank].process.join(timeout=PATIENCE_SECONDS)
             return
         if kind == "progress":
-            self.listen(value)
+            self.on_progress(value)
         elif kind == "said":
-            self.say(value)
+            self.log(value)
         elif kind == "ended":
             self.results[rank] = value
         else:
             self._fail(rank, value)
 
     def _fail(self, rank: int, failure: Failure) -> None:
-        if failure.damage is not None:
-            raise failure.damage
-        if failure.place is None:
+        if failure.corrupt is not None:
+            raise failure.corrupt
+        if failure.traceback is None:
             raise UserError(failure.reason)
-        # Of one that died the others only notice that it no longer answers.
-        others = [other for other in range(len(self.crew)) if other not in (rank, *self.results)]
+        # Of a worker that died, the others only notice that it no longer answers.
+        others = [other for other in range(len(self.workers)) if other not in (rank, *self.results)]
         deadline = time.monotonic() + BLAME_SECONDS
         while time.monotonic() < deadline:
             for other in others:
-                if self.crew[other].process.exitcode:
+                if self.workers[other].process.exitcode:
                     raise self._death(other)
-            wait([self.crew[other].process.sentinel for other in others], timeout=LOOK_SECONDS)
-        raise WorkerProcessDied(f"{self._named(rank)}: {failure.reason}") from RemoteTraceback(failure.place)
+            wait([self.workers[other].process.sentinel for other in others], timeout=LOOK_SECONDS)
+        raise WorkerProcessDied(f"{self._name(rank)}: {failure.reason}") from RemoteTraceback(failure.traceback)
 
     def _died(self, rank: int) -> bool:
-        """Whether nothing more will be heard of a process that has not done its work."""
+        """Return whether nothing more can come from a worker that has not done its work."""
         if rank in self.results:
             return False
-        member = self.crew[rank]
-        # Processes of its own that outlive it for a moment may hold its pipe open.
-        return rank in self.silent or (member.process.exitcode is not None and not member.connection.poll())
+        worker = self.workers[rank]
+        # Its own child processes may outlive it for a moment and keep its pipe open.
+        return rank in self.silent or (worker.process.exitcode is not None and not worker.connection.poll())
 
-    def _told_by_the_same_signal(self, rank: int) -> bool:
-        """Whether it was ended, before it could know better, by a signal to all processes that means to stop."""
-        return self.crew[rank].process.exitcode == -signal.SIGTERM and (self.told_to_stop or self.stop())
+    def _was_stopped_by_signal(self, rank: int) -> bool:
+        """Return whether a SIGTERM to all processes ended a worker before it had installed its handler."""
+        return self.workers[rank].process.exitcode == -signal.SIGTERM and (self.stop_sent or self.stop())
 
     def _death(self, rank: int) -> WorkerProcessDied:
-        return WorkerProcessDied(f"{self._named(rank)} died (exit code {self.crew[rank].process.exitcode})")
+        return WorkerProcessDied(f"{self._name(rank)} died (exit code {self.workers[rank].process.exitcode})")
 
-    def _named(self, rank: int) -> str:
-        return f"process {rank + 1} of {len(self.crew)}"
+    def _name(self, rank: int) -> str:
+        return f"process {rank + 1} of {len(self.workers)}"
 
 
 def _work(connection: Connection, rank: int, runs: tuple[Run, ...], settings: TrainSettings, folder: str) -> None:
-    """One of the processes, from its start to its end."""
-    asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
-    threading.Thread(target=_parent_watch, args=(connection, asked, folder), daemon=True).start()
+    """Run a worker, from its start to its end."""
+    stop_requested = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop_requested.set())
+    threading.Thread(target=_parent_watch, args=(connection, stop_requested, folder), daemon=True).start()
 
     def send(kind: str, value: object) -> None:
-        # Where the parent has died, so will this process at once.
+        # If the parent has died, this process ends at once too.
         with contextlib.suppress(OSError):
             connection.send((kind, value))
 
@@ -254,28 +260,30 @@ def _work(connection: Connection, rank: int, runs: tuple[Run, ...], settings: Tr
         if device.type == "cuda":
             device = torch.device("cuda", rank)
         if (decoding := decode_workers()) > 1:
-            # Set already, it was the user, and for each process.
+            # If the user has set it, it counts for each process.
             os.environ.setdefault(WORKERS, str(max(1, decoding // size)))
         warnings.showwarning = lambda message, *_: send("said", f"{warning}: {message}")
         with init_process_group(rank, size, device, Path(folder, RENDEZVOUS_FILE)) as group:
-            place = replace(settings, device=str(device))
-            finished = train(runs, place, asked.is_set, partial(send, "progress"), partial(send, "said"), group)
+            own_settings = replace(settings, device=str(device))
+            finished = train(
+                runs, own_settings, stop_requested.is_set, partial(send, "progress"), partial(send, "said"), group
+            )
         send("ended", finished)
     except BaseException as error:
         for_the_user = isinstance(error, UserError)
         reason = str(error) if isinstance(error, UserError | RunsFailed) else f"{type(error).__name__}: {error}"
-        damage = error if isinstance(error, CorruptRun) else None
-        send("failed", Failure(reason, None if for_the_user else traceback.format_exc().rstrip(), damage))
-        # To leave now would make the others fail too, and who was first could not be told.
+        corrupt = error if isinstance(error, CorruptRun) else None
+        send("failed", Failure(reason, None if for_the_user else traceback.format_exc().rstrip(), corrupt))
+        # If this process exited now, the others would fail too, and the first failure could not be found.
         threading.Event().wait()
 
 
-def _parent_watch(connection: Connection, asked: threading.Event, folder: str) -> None:
-    """Note when the parent asks to stop; end this process when it dies."""
+def _parent_watch(connection: Connection, stop_requested: threading.Event, folder: str) -> None:
+    """Note that the parent asks to stop; end this process when the parent dies."""
     try:
         while True:
             connection.recv()
-            asked.set()
+            stop_requested.set()
     except (EOFError, OSError):
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
@@ -283,9 +291,9 @@ def _parent_watch(connection: Connection, asked: threading.Event, folder: str) -
 
 @contextlib.contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Within it, processes that are started print no warnings of torch's C++ side, unless the user has asked for them.
+    """Let started processes print no warnings of torch's C++ code, unless the user has asked for them.
 
-    One of them tells every process whose methods use all of their parameters that this could have been promised.
+    One of the warnings complains in each worker whose method uses all of its parameters in every step.
     """
     if LOG_LEVEL in os.environ:
         yield
@@ -299,7 +307,7 @@ def _quiet_torch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ignored(number: int) -> Iterator[None]:
-    """Within it, a signal is ignored, also by processes that are started."""
+    """Ignore a signal, also in processes that are started meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -10,11 +10,11 @@ from benchmark.results.leases import HEARTBEAT_TIMEOUT
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Where things are and how they are run; none of it decides a result on the same kind of device."""
+    """Folders, device and pace of a training; none of it decides a result on the same kind of device."""
 
     runs: Path
     dataset: str
-    """A registered name or the path of a dataset's TOML file."""
+    """The name of a dataset or the path of its TOML file."""
     data_root: Path | None = None
     device: str = "cpu"
     threads: int = 1
@@ -26,4 +26,4 @@ class TrainSettings:
     without_host: bool = False
     """Leave what names the machine or the user out of records."""
     silent_seconds: float = HEARTBEAT_TIMEOUT
-    """After so long without a sign of life, a process on another node that nobody can ask after is taken for dead."""
+    """How long a process on another node may send no heartbeat before it counts as dead."""

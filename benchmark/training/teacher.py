@@ -1,4 +1,4 @@
-"""The frozen teacher of a cohort: its outputs and its heads' are computed once a batch, for whoever asks first."""
+"""The frozen teacher of a cohort, whose outputs and heads are computed once a batch for all runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmark.method.contract import Method, View
 
 
 class Teacher:
-    """A network in evaluation mode without gradients, and the trained heads that hang on it, by run digest."""
+    """A network in evaluation mode without gradients, and its trained heads by run digest."""
 
     def __init__(
         self, network: Network, heads: dict[str, Method], precision: Precision, preactivations: bool = False
@@ -29,12 +29,12 @@ class Teacher:
         self.preactivations = preactivations
 
     def on(self, batch: Batch) -> TeacherOnBatch:
-        """The teacher's view of one batch."""
+        """Start a batch, of which nothing is computed yet."""
         return TeacherOnBatch(self, batch)
 
 
 class TeacherOnBatch:
-    """Outputs of the teacher for one batch, each made on demand and kept."""
+    """Outputs of the teacher for one batch, each computed on demand and kept."""
 
     def __init__(self, teacher: Teacher, batch: Batch) -> None:
         self._teacher = teacher
@@ -50,11 +50,11 @@ class TeacherOnBatch:
         return sum(self._seconds.values())
 
     def seconds_for(self, views: Iterable[View], heads: Iterable[tuple[str, View]]) -> float:
-        """Host time of the outputs of some views and of some heads on them, whoever asked for them first."""
+        """Add up the host time of the outputs of some views and of some heads, whichever run asked first."""
         return sum(self._seconds.get(key, 0.0) for key in {*(("outputs", view) for view in views), *heads})
 
     def outputs(self, view: View, widen: bool = False) -> Outputs:
-        """The teacher's outputs for a view; `widen` gives them in float32 also where the teacher runs in bf16."""
+        """Compute the outputs for a view; with `widen` in float32 even if the teacher runs in bf16."""
         if widen and self._teacher.precision == "bf16":
             return self._wide(("outputs", view), lambda: self.outputs(view))
         if view not in self._outputs:
@@ -66,7 +66,7 @@ class TeacherOnBatch:
         return self._outputs[view]
 
     def head(self, digest: str, view: View, widen: bool = False) -> Any:
-        """What the head of that run digest makes of the outputs for a view; `widen` as for `outputs`."""
+        """Compute the output of the head with that run digest for a view; `widen` as for `outputs`."""
         if widen and self._teacher.precision == "bf16":
             return self._wide((digest, view), lambda: self.head(digest, view))
         key = (digest, view)
@@ -85,7 +85,7 @@ class TeacherOnBatch:
 
 
 def widened(value: Any) -> Any:
-    """The same structure of tuples, lists and dataclasses with every half-precision tensor in float32."""
+    """Convert every half-precision tensor in a structure of tuples, lists and dataclasses to float32."""
     if isinstance(value, Tensor):
         return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
     if isinstance(value, tuple | list):
