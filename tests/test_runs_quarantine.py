@@ -145,6 +145,18 @@ def test_several_workers_heal_what_several_jobs_need(trained, tmp_path) -> None:
     assert_same(sweep, store, right)
 
 
+def test_damage_that_is_told_of_after_its_repair_starts_no_training(trained, tmp_path) -> None:
+    sweep, _ = trained
+    store = without(trained, tmp_path / "runs", "KD")
+    jobs = missing_jobs([method(sweep, "KD")], store, 1, SIZE, len(sweep.images.train.labels))
+    scheduler = JobScheduler(jobs, store)
+    job = scheduler.next_ready(JobCallback())
+    assert job is not None
+    # The teacher was damaged when a slow worker read it; by now another one has trained it again.
+    scheduler.on_corrupt(job, CorruptRun(method(sweep, "Baseline"), "weights are damaged"), JobCallback())
+    assert scheduler.waiting == [job]
+
+
 @pytest.mark.parametrize("file", ["record.json", "student.safetensors"])
 def test_a_run_that_is_damaged_again_and_again_is_given_up(trained, tmp_path, file) -> None:
     sweep, _ = trained

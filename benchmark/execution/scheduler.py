@@ -173,7 +173,9 @@ class JobScheduler:
         counts, allowed = (self._corruptions, MAX_CORRUPTIONS) if lines else (self._false_alarms, MAX_FALSE_ALARMS)
         counts[run.digest] += 1
         if counts[run.digest] < allowed:
-            self._add([run])
+            # A worker may have met, long ago, damage whose repair has ended since.
+            if lines or not self.store.has_record(run):
+                self._add([run])
             return None
         reason = f"damaged {counts[run.digest]} times while this command ran: {damage}"
         self._given_up[run.digest] = reason
