@@ -1,1 +1,1 @@
-"""The audit: what a paper claims, and what its tables, the literature and our runs say of that."""
+"""The audit: every claim of a paper, compared with its own tables, with the literature and with our runs."""

@@ -1,4 +1,4 @@
-"""Hold a paper's text against its own tables, the literature and our runs: `python -m benchmark.audit`."""
+"""The command line: `python -m benchmark.audit` judges a paper by its tables, the literature and our runs."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def main(
     console = Console()
     check_exists(runs)
     check_writable(reports, "--reports")
-    asked = load_claims(claims or FILE).selected(split_names(only, "--only"))
-    results, damaged = collect_measured(asked, runs)
+    chosen = load_claims(claims or FILE).selected(split_names(only, "--only"))
+    results, damaged = collect_measured(chosen, runs)
     for line in damaged:
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    found = make_audit(asked, results)
+    audit = make_audit(chosen, results)
     written: list[Path] = []
     try:
-        # The report links to the whole audit, which a part of it must not take the place of.
-        written = write_audit(found, reports, "audit" if only is None else "audit_part")
+        # The report links to the whole audit, so a part of it gets a name of its own.
+        written = write_audit(audit, reports, "audit" if only is None else "audit_part")
     finally:
-        console.print(to_terminal(found, console.width, written))
+        console.print(to_terminal(audit, console.width, written))
     return 0
 
 

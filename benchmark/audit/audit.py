@@ -1,4 +1,4 @@
-"""Every claim with its verdicts, and the files that say them."""
+"""Makes an audit from claims and results, and writes its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tables.result import TableResult
 
 
 def make_audit(claims: ClaimSet, results: Iterable[TableResult] = ()) -> Audit:
-    """Every claim with its verdicts.
+    """Judge every claim.
 
     results: of tables, and of figures' panels under the names that the claims give them, in any number of settings.
 
@@ -42,7 +42,7 @@ def make_audit(claims: ClaimSet, results: Iterable[TableResult] = ()) -> Audit:
 
 
 def write_audit(audit: Audit, folder: Path, stem: str = "audit") -> list[Path]:
-    """Write `audit.md`, `.csv` and `.json`, each whole or not at all, and say where they are; `stem`: another name.
+    """Write `audit.md`, `.csv` and `.json`, each whole or not at all, and return their paths; `stem`: another name.
 
     Raises:
         UserError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""What a paper's text claims, read from a file such as `claims.toml`; docs/audit.md tells the format."""
+"""The claims of a paper's text, read from a file such as `claims.toml`; docs/audit.md describes the format."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ Formula = Annotated[str, AfterValidator(_readable)]
 
 
 class Statement(FrozenModel):
-    """One of several things that the text says of the same matter, and where."""
+    """One of several statements of the text about the same matter, and where it stands."""
 
     says: Name
     where: Name
 
 
 class Best(FrozenModel):
-    """That a row is above others in every column: `than` these, or else all that the source has numbers of."""
+    """The claim that a row is above others in every column: above those in `than`, or else above all with numbers."""
 
     table: Name
     row: Name
@@ -61,7 +61,7 @@ class Best(FrozenModel):
 
 
 class Reading(FrozenModel):
-    """Another way to read a claim, and what it gives; it decides nothing."""
+    """Another way to read a claim; it is shown and does not change the verdict."""
 
     says: Name
     expression: Formula
@@ -69,7 +69,7 @@ class Reading(FrozenModel):
 
 
 class CellNumbers(FrozenModel):
-    """Numbers of a row that its table's file does not have, one for each column, nan where there is none."""
+    """Numbers of a row that are missing in its table's file: one for each column, nan where there is none."""
 
     table: Name
     row: Name
@@ -81,14 +81,14 @@ class CellNumbers(FrozenModel):
 class Claim(FrozenModel):
     """One claim.
 
-    text: a short quotation or paraphrase; where: the sections that make it; says: what it comes to, in a few words
-    (the number claimed, if nothing is said); value, relation: the number claimed, as printed, and how it is claimed.
-    One of these says what is compared: expression (a number if there is a value, else a truth), best, statements, or
-    unchecked (the reason why nothing can be compared).
-    literature, runs: another expression for published and for measured numbers, or false for none; they may stand
-    without an expression, where the paper's own tables cannot tell.
-    implied: that no sentence says it, and the tables only take it for granted: where it is not so, that is remarkable,
-    and no contradiction; matter: what it is about, where several claims say the same thing and count as one.
+    text: a short quotation or paraphrase; where: the sections that make it; says: its content in a few words (by
+    default the number claimed); value, relation: the number claimed, as printed, and how it is claimed.
+    Exactly one of these defines what is compared: expression (a number if there is a value, else a truth), best,
+    statements, or unchecked (the reason why nothing can be compared).
+    literature, runs: another expression for published and for measured numbers, or false for none; they may be given
+    without an expression if the paper's own tables cannot decide.
+    implied: no sentence says it, the tables only take it for granted; if it is not so, that is remarkable, and no
+    contradiction; matter: a name that claims share if they say the same thing and count as one.
     """
 
     id: Annotated[str, AfterValidator(_identifier)]
@@ -130,7 +130,7 @@ class Claim(FrozenModel):
 
     @property
     def formulas(self) -> dict[Source, Expression]:
-        """What is computed on each source, as far as anything is."""
+        """The expressions that are computed, by source."""
         texts: dict[Source, str | Literal[False] | None] = {
             "printed": self.expression,
             "published": self.expression if self.literature is None else self.literature,
@@ -140,7 +140,7 @@ class Claim(FrozenModel):
 
     @property
     def in_words(self) -> str:
-        """What the claim comes to."""
+        """The content of the claim in a few words."""
         if self.says:
             return self.says
         if self.value is not None:
@@ -158,10 +158,10 @@ class Claim(FrozenModel):
 
     @property
     def closeness(self) -> float:
-        """How far from the number claimed an interval may reach and still bear it out, in the number's unit.
+        """How far from the number claimed an interval may reach and still support it, in the number's unit.
 
-        Half of the number, so that no interval bears out two numbers of which one is over 1.5 times the other; at most
-        MOST_CLOSENESS, which neighbouring rows of a table often differ by; at least what printing rounds.
+        Half of the number, so that no interval supports two numbers of which one is over 1.5 times the other; at most
+        MOST_CLOSENESS, by which neighbouring rows of a table often differ; at least the rounding of the printed number.
         """
         if self.value is None:
             return 0.0
@@ -172,7 +172,7 @@ class ClaimSet(FrozenModel):
     """A file of claims with the tables that they are about.
 
     own: the rows of the paper's own method, whose numbers nobody else published; figures: names of results that come
-    from figures, which print no numbers; caveat: what must be known of every verdict of our runs.
+    from figures, which print no numbers; caveat: a remark on every verdict of our runs.
     """
 
     title: str = ""
@@ -206,7 +206,7 @@ class ClaimSet(FrozenModel):
         return self.model_copy(update={"claims": kept})
 
     def rows(self, table: str) -> list[str]:
-        """The rows that a table has, or that there are numbers of."""
+        """The rows of a table, and further rows that the claims file has numbers of."""
         more = [numbers.row for numbers in self.numbers if numbers.table == table]
         return list(dict.fromkeys([*(row.name for row in self.loaded[table].rows), *more, TEACHER]))
 
@@ -284,7 +284,7 @@ _OWNERS: dict[int | str, type[BaseModel]] = {
 
 
 def _id_at(content: dict[str, Any], place: TomlPath) -> str:
-    """Which claim stands at a place of a file, as far as it says so."""
+    """The claim at a place of a file, as a prefix of a message; empty if it has no id."""
     match place:
         case ("claims", int(position), _, *_):
             name = content["claims"][position].get("id")

@@ -5,11 +5,11 @@
     II["LSSKD", "ResNet56>ResNet20"] == IV["LSSKD", "ResNet20"]
 
 `III["LSSKD"]` is a row, one number for each column that has one, and `III["LSSKD", "ResNet18"]` a cell. Arithmetic on
-rows goes column by column, over the columns in which both sides have a number. Python reads the text into a tree, and
-nothing else: only what is listed here is ever computed. docs/audit.md describes the language for users.
+rows goes column by column, over the columns in which both sides have a number. Python only parses the text: what is
+not listed here is refused and never computed. docs/audit.md describes the language for users.
 
-simpleeval over pandas would be shorter, but gives only the result: the audit also shows every comparison on the way as
-a sentence, and lists the cells that a claim names before anything is computed.
+simpleeval over pandas would be shorter, but gives only the result: the audit also shows every comparison as a sentence,
+and needs the cells that a claim names before anything is computed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div)
 COMPARISONS = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 SOURCES = ("printed", "published")
 QUANTITIES = ("parameters", "multiply_adds")
-"""What a row or a cell may be asked for beside its accuracy: the student's cost at inference, by attribute."""
+"""Attributes of a row or a cell beside its accuracy: the student's cost at inference."""
 OF_TABLES = ("has_network", "copied")
 OF_METHODS = ("cost", "extra_parameters")
 FUNCTIONS = (
@@ -53,39 +53,39 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """As people write it."""
+        """The reference in words."""
         quantity = self.quantity.replace("_", "-") if self.quantity else None
         origin = f" ({self.source})" if self.source else ""
         return ", ".join(filter(None, (format_title(self.table), self.row, self.column, quantity))) + origin
 
 
 def format_title(table: str) -> str:
-    """A table's or a figure's name as people write it."""
+    """A table's or a figure's name in words: `Table II`, `Figure 5, CIFAR100`."""
     number, underscore, panel = table.removeprefix("Figure").partition("_")
     return f"Figure {number}, {panel}" if underscore and table.startswith("Figure") else f"Table {table}"
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A text that was read; `evaluate` computes it."""
+    """A parsed expression; `evaluate` computes it."""
 
     text: str
     tree: ast.expr = field(compare=False, repr=False)
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """The rows and cells that it names, in order, each once."""
+        """The rows and cells that the expression names, in order, each once."""
         return tuple(dict.fromkeys(find_references(self.tree, None)))
 
     @property
     def table_arguments(self) -> tuple[str, ...]:
-        """The tables that are asked for something else than numbers."""
+        """The tables that are arguments of functions."""
         calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
         return tuple(node.args[0].id for node in calls if node.args and isinstance(node.args[0], ast.Name))
 
     @property
     def mean_of(self) -> Expression | None:
-        """What stands inside, where the whole is a mean."""
+        """The argument of `mean`, if the whole expression is one."""
         tree = self.tree
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "mean":
             return Expression(ast.unparse(tree.args[0]), tree.args[0])
@@ -93,7 +93,7 @@ class Expression:
 
 
 def parse(text: str) -> Expression:
-    """Read an expression; nothing is computed.
+    """Parse an expression; nothing is computed.
 
     Raises:
         UserError: it is no expression, or holds something that the language does not have.
@@ -120,7 +120,7 @@ def _depth(tree: ast.AST) -> int:
 
 
 def _check(node: ast.expr, text: str) -> None:
-    """Refuse what the language does not have, before anything is computed."""
+    """Refuse everything that is not in the language, before anything is computed."""
     match node:
         case ast.Constant(value=bool() | str()):
             return
@@ -166,7 +166,7 @@ def _check_call(name: str, args: Sequence[ast.expr], text: str) -> None:
 
 
 def _place(node: ast.expr) -> tuple[str, str | None] | None:
-    """The row and the column in the brackets behind a table."""
+    """The row and the column in the brackets after a table."""
     match node:
         case ast.Constant(value=str() as row):
             return row, None
@@ -176,7 +176,7 @@ def _place(node: ast.expr) -> tuple[str, str | None] | None:
 
 
 def find_references(node: ast.AST, source: str | None, quantity: str | None = None) -> Iterator[Reference]:
-    """The rows and cells that a checked tree names."""
+    """Find the rows and cells that a checked tree names."""
     if isinstance(node, ast.Subscript):
         place = _place(node.slice)
         assert place

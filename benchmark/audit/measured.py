@@ -1,4 +1,4 @@
-"""What our runs say of a claim: every expression is computed at each seed, and the n results give the interval."""
+"""Judges claims by our runs: an expression is computed at each seed, and the n results give an interval."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ Pair = tuple[BySeed, BySeed]
 
 @dataclass(frozen=True)
 class _Candidate:
-    """What one setting says; `decides` whether everything is there at the paper's scale, `rank` which one to show."""
+    """The answer of one setting; of several, the one of the highest rank is shown."""
 
     answer: Answer
     rank: int
 
 
 def judge_on_runs(claim: Claim, paper: Paper, results: Sequence[TableResult]) -> Answer:
-    """What our runs say of a claim, in the setting that can decide it, or else in the first that has anything.
+    """Judge a claim by our runs in the setting that can decide it, or else in the first that has any.
 
-    results: of tables and of figures' panels by `table.name`, several of one where it was measured in several settings.
+    results: of tables and of figures' panels, several for one `table.name` if it was measured in several settings.
 
     Raises:
         UserError: the claim's expression cannot be computed.
@@ -78,7 +78,7 @@ def judge_on_runs(claim: Claim, paper: Paper, results: Sequence[TableResult]) ->
 
 
 def group_by_setting(results: Sequence[TableResult]) -> list[Results]:
-    """The results by table: first the best of each, which reproduces the paper if any does, then the next best."""
+    """The results by table in each setting: first the best of each table, which reproduces the paper if any does."""
     by_table: dict[str, list[TableResult]] = defaultdict(list)
     for result in sorted(results, key=_preference):
         by_table[result.table.name].append(result)
@@ -87,14 +87,14 @@ def group_by_setting(results: Sequence[TableResult]) -> list[Results]:
 
 
 def _preference(result: TableResult) -> tuple[bool, int, int]:
-    """What sorts results: of the paper's scale and protocol first, then by scale, then by how much there is."""
+    """The sort key of results: the paper's scale and protocol first, then by scale, then by the number of values."""
     base = base_scale(result.scale)
     scale = list(SCALES).index(base) if base in SCALES else -1
     return not result.reproduces, -scale, -sum(len(cell.values) for cell in result.cells.values())
 
 
 def _asks_runs(formula: Expression, claim: Claim) -> bool:
-    """Whether runs can tell: a number over cells, or a truth about costs, which are the same at every seed."""
+    """Whether runs can decide: a number over cells, or a truth about costs, which are the same at every seed."""
     references = [reference for reference in formula.references if reference.source is None]
     if claim.value is None:
         return bool(references) and all(reference.quantity for reference in references)
@@ -102,10 +102,10 @@ def _asks_runs(formula: Expression, claim: Claim) -> bool:
 
 
 def judge_interval(difference: PairedDifference, claim: Claim) -> tuple[Verdict, str]:
-    """The verdict of an interval on a claimed number, and why.
+    """The verdict of an interval on a claimed number, and the reason.
 
-    That a number lies in an interval only says that it is not refuted, and the wider the interval is, the more it
-    leaves unrefuted: a number is borne out by an interval that also stays near it (`Claim.closeness`).
+    An interval that contains a number does not refute it; a wide interval refutes little. So only an interval that also
+    stays near the number supports it (`Claim.closeness`).
     """
     assert claim.value is not None
     if difference.interval is None:
@@ -173,7 +173,7 @@ def _in_setting(
     lacking: Sequence[str],
     refuted: bool = False,
 ) -> _Candidate:
-    """The answer as far as its setting and its completeness allow a verdict; rows: those it is about, with tables."""
+    """The answer, without a verdict if its setting or missing cells do not allow one; rows: its rows and tables."""
     tables = list(by_name.values())
     settings = [
         f"scale {table.scale}, {table.dataset}{describe_precision(table, [row for of, row in rows if of == name])}"
@@ -191,8 +191,7 @@ def _in_setting(
 
 
 def describe_precision(result: TableResult, rows: Sequence[str]) -> str:
-    """`, precision bf16` where these rows' runs have such; fp32, which scale `paper` has unless told otherwise, goes
-    without saying."""
+    """`, precision bf16` if runs of these rows have it; empty if all are in fp32, the default of scale `paper`."""
     seeds = [seed for row in rows for cell in select_cells(result, row).values() for seed in cell.finished]
     found = sorted({seed.precision for seed in seeds})
     return f", precision {' and '.join(found)}" if set(found) - {"fp32"} else ""
@@ -207,7 +206,7 @@ def _tables(references: Sequence[Reference]) -> list[str]:
 
 
 def _cells(reference: Reference, paper: Paper, results: Results) -> Cells:
-    """The values by seed of all columns that a reference is about; none of those not run yet.
+    """The values by seed of all columns of a reference; empty for columns not run yet.
 
     Raises:
         NoNumber: the setting does not have the table.
@@ -229,7 +228,7 @@ def _cells(reference: Reference, paper: Paper, results: Results) -> Cells:
 
 
 def _measured_columns(cells: dict[Reference, Cells]) -> dict[Reference, Cells]:
-    """The columns with runs; of rows of one table, those that all of them have."""
+    """The columns with runs; for rows of one table, those that all of them share."""
     measured = {
         reference: {column: values for column, values in row.items() if values} for reference, row in cells.items()
     }
@@ -248,7 +247,7 @@ def _at(row: Cells, seed: int) -> Row:
 
 
 def _parts(claim: Claim, formula: Expression, paper: Paper, by_seeds: list[Row]) -> tuple[Part, ...]:
-    """Each column of a mean over seeds, and the mean over teachers, where columns have such."""
+    """Each column of a mean over seeds, and the mean over teachers if all columns have one."""
     columns = {name: paired_statistics(row[name] for row in by_seeds) for name in by_seeds[0]}
     parts = [Part(name, format_difference(found, claim), found.mean, found) for name, found in columns.items()]
     table = paper.claims.loaded.get(formula.references[0].table) if columns else None
@@ -262,7 +261,7 @@ def _parts(claim: Claim, formula: Expression, paper: Paper, by_seeds: list[Row])
 
 
 def format_difference(difference: PairedDifference, claim: Claim | None, unit: str = "") -> str:
-    """A difference with its interval and n."""
+    """Format a difference with its interval and n."""
     texts = [
         format_claimed_number(value, claim) if claim else format_signed(value)
         for value in (difference.mean, *(difference.interval or ()))
@@ -272,16 +271,16 @@ def format_difference(difference: PairedDifference, claim: Claim | None, unit: s
 
 
 def _best(best: Best, paper: Paper, results: Results) -> _Candidate:
-    """Whether a row is above all others: in every column by an interval, or refuted by any comparison with a rival.
+    """Judge whether a row is above all others: every interval supports it, or one comparison with a rival refutes it.
 
     A rival is compared in every column, and on the average over the columns of each metric: top-1 and top-5 of the same
-    runs are two metrics. Refuting takes the most extreme of these comparisons, so each is given an equal part of
-    1 - LEVEL (Bonferroni); bearing out takes all of them, which needs no correction.
+    runs are two metrics. The most extreme of these comparisons is enough to refute, so each gets an equal part of
+    1 - LEVEL (Bonferroni); to support, all of them are needed, which takes no correction.
     """
     own = _cells(Reference(best.table, best.row, None), paper, results)
     columns = [column for column in own if not best.columns or column in best.columns]
     required, optional = find_competitors(best, paper, "printed"), find_competitors(best, paper, "published")
-    # A table leaves out rows that only run when they are named, as long as nobody did.
+    # A table leaves out optional rows, which run only when they are named.
     shown = {row.name for row in results[best.table].table.rows}
     metrics = {column.name: column.metric for column in results[best.table].table.columns}
     single: dict[tuple[str, str], PairedDifference] = {}
@@ -318,7 +317,7 @@ def _best(best: Best, paper: Paper, results: Results) -> _Candidate:
 
 
 def _several_of_a_metric(pairs: Mapping[str, Pair], metrics: Mapping[str, str]) -> list[list[Pair]]:
-    """The columns' pairs by metric, of each metric that several columns show."""
+    """The pairs of the columns of each metric that several columns show."""
     groups: dict[str, list[Pair]] = defaultdict(list)
     for column, pair in pairs.items():
         groups[metrics[column]].append(pair)

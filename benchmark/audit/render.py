@@ -1,4 +1,4 @@
-"""The findings of an audit on the terminal, in Markdown, as CSV and as JSON."""
+"""Renders an audit for the terminal, in Markdown, as CSV and as JSON."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from benchmark.core.statistics import PairedDifference
 from tables.escaping import Markup, escape_markdown, plain
 
 WIDE = 150
-"""Columns of a terminal from which claims stand in one table."""
+"""Columns of a terminal from which on claims are shown in one table."""
 FEW = 6
-"""Numbers that are shown in brackets behind their mean."""
+"""At most so many numbers are shown in brackets behind their mean."""
 STYLES: dict[Verdict, str] = {
     "holds": "green",
     "does not hold": "red",
@@ -50,7 +50,7 @@ MEANINGS: dict[str, str] = {
     "not run yet": "no run at the paper's scale, dataset and protocol; those of another are shown and decide nothing",
 }
 JUDGED: tuple[Verdict, ...] = ("holds", "does not hold", "not decided")
-"""Verdicts of runs that there were."""
+"""Verdicts that need runs."""
 P_VALUES = (
     "p is two-sided, of a mean of zero, and uncorrected: of as many comparisons as stand here some come out small by "
     "chance. A rival behind “against” is the strongest of its column, chosen from the same runs, so its p is too small "
@@ -67,7 +67,7 @@ CSV_FIELDS = (
 
 
 def summarise_audit(audit: Audit) -> list[str]:
-    """How often each verdict was found, what is stated apart from what is implied; last what to mind of our runs."""
+    """Count the verdicts in sentences, for statements and for implied things; the caveat on our runs comes last."""
     stated, implied = audit.stated, audit.implied
     lines = []
     if stated:
@@ -83,11 +83,11 @@ def summarise_audit(audit: Audit) -> list[str]:
 
 
 def shorten_answer(answer: Answer) -> str:
-    """An answer in a line: the number, those that it is the mean of, and what must be known of it."""
+    """An answer in a line: the number, the numbers that it is the mean of, and the remark."""
     values = [
         part.text.partition(" against ")[0].partition(", n=")[0] for part in answer.parts if part.value is not None
     ]
-    # With intervals they would be a paragraph; they stand in the written reports.
+    # With their intervals they would fill a paragraph; the written reports have them.
     listed = f" ({', '.join(values)})" if 1 < len(values) <= FEW and not answer.setting else ""
     setting = f"{answer.setting}: " if answer.setting and answer.text else ""
     text = f"{setting}{answer.text}{listed}"
@@ -97,7 +97,7 @@ def shorten_answer(answer: Answer) -> str:
 
 
 def to_terminal(audit: Audit, width: int, written: Sequence[Path] = ()) -> RenderableType:
-    """The audit for a terminal so many characters wide: one table where it fits, else a paragraph for each claim."""
+    """Render the audit for a terminal of this width: one table if it fits, else a paragraph for each claim."""
     title = f"Audit of {audit.title}." if audit.title else "Audit."
     parts: list[RenderableType] = [Text(plain(title), style="bold")]
     parts += [Text(line) for line in summarise_audit(audit)]
@@ -117,7 +117,7 @@ def to_terminal(audit: Audit, width: int, written: Sequence[Path] = ()) -> Rende
 
 
 def to_markdown(audit: Audit) -> str:
-    """The audit in Markdown: an overview, and a section for each claim with all that stands behind its verdicts."""
+    """Render the audit in Markdown: an overview, and a section for each claim with the evidence for its verdicts."""
     lines = [f"# Audit of {escape_markdown(audit.title)}" if audit.title else "# Audit", ""]
     for line in summarise_audit(audit):
         lines += [escape_markdown(line), ""]
@@ -140,7 +140,7 @@ def to_markdown(audit: Audit) -> str:
 
 
 def to_csv(audit: Audit) -> str:
-    """A line for each claim, with full precision."""
+    """Render the audit as CSV: a line for each claim, with full precision."""
     written = io.StringIO()
     writer = csv.DictWriter(written, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
@@ -181,7 +181,7 @@ def to_csv(audit: Audit) -> str:
 
 
 def to_json(audit: Audit) -> str:
-    """Everything that is found."""
+    """Render everything in the audit as JSON."""
     content: dict[str, Any] = {
         "title": audit.title,
         "generated_from": audit.generated_from,
@@ -213,7 +213,7 @@ def to_json(audit: Audit) -> str:
 
 
 def _counts(findings: Sequence[Finding]) -> dict[str, Any]:
-    """How many findings there are, and of each verdict; `different` where claims of one matter count as one."""
+    """Count the findings and their verdicts; in `different`, claims of one matter count as one."""
     return {
         **asdict(count_matters(findings)),
         "verdicts_on_text": {verdict: asdict(count) for verdict, count in count_verdicts(findings, "paper").items()},
@@ -350,8 +350,8 @@ def _section(finding: Finding, caveat: str) -> Iterator[str]:
 
 def _answer(name: str, answer: Answer) -> Iterator[str]:
     found = f"{answer.text}{_p_value(answer.difference)}"
-    told = "; ".join(filter(None, (answer.setting, found, answer.reason)))
-    yield f"- {name}: {answer.verdict}{'; ' if told else ''}{escape_markdown(told)}"
+    details = "; ".join(filter(None, (answer.setting, found, answer.reason)))
+    yield f"- {name}: {answer.verdict}{'; ' if details else ''}{escape_markdown(details)}"
     for part in answer.parts:
         label = f"{escape_markdown(part.label)}: " if part.label else ""
         mark = "" if part.holds is None or part.label else ("yes, " if part.holds else "no, ")

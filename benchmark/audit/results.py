@@ -1,4 +1,4 @@
-"""What a record store holds for the tables and figures that claims are about."""
+"""Collects the results of a record store for the tables and figures that claims name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BRANCHES = "stages"
 
 
 def collect_measured(claims: ClaimSet, runs: Path) -> tuple[list[TableResult], tuple[str, ...]]:
-    """What was measured, in every setting, and a line on each record that could not be read."""
+    """Collect all measured results, in every setting, and a line on each record that could not be read."""
     records, damaged = Store(runs).read_all()
     query = RecordQuery(records, Store(runs).teacher_metrics())
     settings = query.settings()
@@ -37,7 +37,7 @@ def collect_measured(claims: ClaimSet, runs: Path) -> tuple[list[TableResult], t
 
 
 def make_panel_tables(results: Iterable[FigureResult]) -> list[TableResult]:
-    """Every panel of figures as a table, with methods as rows, under the name that claims give it: `Figure5_CIFAR100`.
+    """Make a table of every panel of figures, with methods as rows, named as in claims: `Figure5_CIFAR100`.
 
     Columns are the shares of the training images (`25%`), or the stages (`stage 1`) with the accuracy of their branch.
     """
@@ -57,7 +57,7 @@ def make_panel_tables(results: Iterable[FigureResult]) -> list[TableResult]:
 
 
 def _can_be_run(table: Table) -> bool:
-    """Whether the suite has its networks; a table of another paper may have others."""
+    """Whether the suite has the networks of a table; one of another paper may name others."""
     networks = {name for column in table.columns for name in (column.student, column.teacher) if name}
     return all(is_network(name) for name in networks)
 
@@ -94,7 +94,7 @@ def _as_table(result: FigureResult, panel: PanelResult, numbers: Sequence[Number
 
 
 def _as_cell(number: Number, column: str) -> Cell:
-    """The number as the cell of a table, with its values in place of the run's own."""
+    """Make a table's cell of a number: its values replace those of the runs."""
     seeds = tuple(
         dataclasses.replace(run, figures={"top1": number.values[run.seed]})
         for run in number.cell.finished

@@ -16,7 +16,7 @@ from tables.specification import Table, get_number
 from tables.view import TEACHER
 
 Results = Mapping[str, TableResult]
-"""What was measured in one setting (dataset, scale, protocol), by the name of the table, or of a figure's panel."""
+"""The results of one setting (dataset, scale, protocol), by the name of the table or of a figure's panel."""
 FACTS = Path(__file__).parents[1] / "facts.json"
 
 
@@ -26,7 +26,7 @@ def _by_column(table: Table, values: Sequence[float]) -> Row:
 
 
 class Printed:
-    """What the paper prints: the tables' files, and what the claims' file adds to them."""
+    """The numbers that the paper prints: from the tables' files, and further ones from the claims' file."""
 
     def __init__(self, claims: ClaimSet) -> None:
         self.claims = claims
@@ -55,12 +55,12 @@ class Printed:
 
 
 class Published:
-    """What was published elsewhere; of the paper's own method, which nobody else did, what the paper prints."""
+    """The numbers that others published; for the paper's own method, which nobody else ran, the printed ones."""
 
     def __init__(self, claims: ClaimSet, printed: Printed) -> None:
         self.claims, self.printed = claims, printed
         self.all: dict[tuple[str, str], list[Row]] = {}
-        """Every publication of a row; where two have a number for a cell, the first one counts."""
+        """All publications of a row; if two have a number for a cell, the first one counts."""
         for numbers in claims.numbers:
             if numbers.kind == "published":
                 found = _by_column(claims.loaded[numbers.table], numbers.values)
@@ -72,7 +72,7 @@ class Published:
                     self.all.setdefault((table.name, name), []).append(_by_column(table, published.mean))
 
     def known(self, reference: Reference) -> bool:
-        """Whether anybody but the paper published a number for a row or cell."""
+        """Whether somebody else published a number for a row or cell."""
         rows = self.all.get((reference.table, reference.row), [])
         return any(reference.column is None or reference.column in row for row in rows)
 
@@ -95,10 +95,10 @@ class Published:
 
 
 class Measured:
-    """What our runs of one setting say at one seed, or over all of them."""
+    """The numbers of our runs in one setting at one seed."""
 
     def __init__(self, rows: Mapping[Reference, Row]) -> None:
-        """rows: what is known of every row or cell that may be asked for."""
+        """rows: the numbers of every row or cell that may be asked for."""
         self.rows = rows
 
     def row(self, reference: Reference) -> Row:
@@ -126,7 +126,7 @@ def select_by_seed(cell: Cell, quantity: str | None = None) -> dict[int, float]:
 
 
 class Paper:
-    """The paper with its literature: all that can be asked without a run."""
+    """The paper with its literature: everything that needs no run."""
 
     def __init__(self, claims: ClaimSet) -> None:
         self.claims = claims
@@ -138,12 +138,12 @@ class Paper:
         return self.printed if name == "printed" else self.published
 
     def networks(self, table: str) -> list[str]:
-        """The networks that the columns of a table are named after."""
+        """The networks in the names of a table's columns."""
         names: Iterable[str] = (column.name for column in self.claims.loaded[table].columns)
         return list(dict.fromkeys(part for name in names for part in name.split(">")))
 
     def copied(self, table: str) -> tuple[int, int]:
-        """How many printed cells of other methods equal a number published elsewhere, and how many there are."""
+        """Count the printed cells of other methods that equal a published number, and all of their cells."""
         equal, cells = 0, 0
         for row in self.claims.rows(table):
             if row in self.claims.own:
@@ -155,8 +155,8 @@ class Paper:
         return equal, cells
 
     def of_method(self, name: str, method: str) -> float:
-        """`cost`: multiply-adds of a training step, a teacher's forward included, as a multiple of Baseline's;
-        `extra_parameters`: that learn beside the student's."""
+        """`cost`: multiply-adds of a training step, its teacher's forward included, as a multiple of Baseline's;
+        `extra_parameters`: the parameters that learn beside the student's."""
         known = _known_methods()
         if method not in known:
             raise NoNumber(f"what {method} costs was not counted")
@@ -165,7 +165,7 @@ class Paper:
 
 @functools.cache
 def _known_methods() -> dict[str, dict[str, float]]:
-    """What `python -m benchmark.catalogue` counted."""
+    """The costs that `python -m benchmark.catalogue` counted."""
     facts = json.loads(FACTS.read_text(encoding="utf-8"))
     baseline = facts["Baseline"]["multiply_adds"]
     return {

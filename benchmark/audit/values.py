@@ -1,4 +1,4 @@
-"""The value of an expression on a source of cells: what the paper prints, what was published, what was measured."""
+"""Evaluates expressions on a source of cells: printed, published or measured numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmark.audit.expressions import OF_TABLES, SOURCES, Expression, Referenc
 from benchmark.core.errors import UserError
 
 MOST_COLUMNS_OF_SUBSETS = 16
-"""2 to this power subsets are few enough to try."""
+"""All subsets of so many columns, 2 to this power, are few enough to try."""
 CLOSE = 1e-9
 """Numbers that differ by less are equal but for rounding in floating point."""
 
@@ -42,7 +42,7 @@ _SIGNS = {"==": "=", "!=": "≠", "<": "<", "<=": "≤", ">": ">", ">=": "≥"}
 
 
 class NoNumber(Exception):
-    """A cell has no number in a source; the message says which, for the reader."""
+    """A cell has no number in a source; the message names it."""
 
 
 class Numbers(Protocol):
@@ -53,19 +53,19 @@ class Numbers(Protocol):
         ...
 
     def missing(self, reference: Reference) -> str:
-        """Why a row or a cell has no number, in words."""
+        """The reason why a row or a cell has no number."""
         ...
 
 
 class EvalContext(Protocol):
-    """What functions ask beside numbers."""
+    """What functions may ask beside numbers; `benchmark.audit.sources.Paper` answers."""
 
     def source(self, name: str) -> Numbers:
         """`printed` or `published`."""
         ...
 
     def networks(self, table: str) -> Sequence[str]:
-        """The networks that the columns of a table are named after."""
+        """The networks in the names of a table's columns."""
         ...
 
     def copied(self, table: str) -> tuple[int, int]:
@@ -73,20 +73,20 @@ class EvalContext(Protocol):
         ...
 
     def of_method(self, name: str, method: str) -> float:
-        """What training by a method takes: a function of OF_METHODS."""
+        """The cost of training by a method: one of OF_METHODS."""
         ...
 
 
 @dataclass(frozen=True)
 class ReasoningStep:
-    """A comparison that was made on the way, in words, and whether it came out true."""
+    """A comparison made during evaluation, in words, and whether it is true."""
 
     text: str
     holds: bool
 
 
 def evaluate(expression: Expression, numbers: Numbers, world: EvalContext) -> tuple[Value, tuple[ReasoningStep, ...]]:
-    """The value of an expression on a source, and the comparisons that led to it.
+    """Evaluate an expression on a source; returns its value and the comparisons that led to it.
 
     Raises:
         NoNumber: a row or cell has no number, or two rows have no column in common.
@@ -98,7 +98,7 @@ def evaluate(expression: Expression, numbers: Numbers, world: EvalContext) -> tu
 
 
 class _Evaluator:
-    """Walks the tree of one expression; `steps` are the comparisons it made."""
+    """Evaluates the tree of one expression; `steps` are the comparisons it made."""
 
     def __init__(self, text: str, numbers: Numbers, world: EvalContext) -> None:
         self.text, self.numbers, self.world = text, numbers, world
@@ -208,7 +208,7 @@ class _Evaluator:
         return self._columnwise(*values, compared, named=True)
 
     def _columnwise(self, left: Value, right: Value, compute: Callable[..., Any], named: bool = False) -> Any:
-        """The result of two numbers, or of the columns that two rows have both; a number goes with every column."""
+        """Compute on two numbers, or on the columns that two rows share; a number is combined with every column."""
         for value in (left, right):
             numeric = isinstance(value, float) or (isinstance(value, dict) and not _has_truths(value))
             if not numeric:
@@ -274,7 +274,7 @@ def _kind(value: Value) -> str:
 
 
 def _named(node: ast.expr, value: float | str, column: str) -> str:
-    """A side of a comparison: what it is and its value."""
+    """One side of a comparison in words: its name and its value."""
     if isinstance(value, str):
         return value
     if isinstance(node, ast.Constant):
@@ -292,7 +292,7 @@ def _is_source(node: ast.expr) -> bool:
 
 
 def _printed_of(node: ast.expr) -> str | None:
-    """What a cell or row is the printed one of, as text."""
+    """The row or cell inside `printed(...)`, as text; None for anything else."""
     match node:
         case ast.Call(func=ast.Name(id="printed"), args=[inner]):
             return ast.unparse(inner)

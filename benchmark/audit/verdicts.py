@@ -1,4 +1,4 @@
-"""What is found of a claim: by the paper's own tables, by the literature, and by our runs (docs/audit.md)."""
+"""Verdicts on a claim: by the paper's own tables, by the literature, and by our runs (docs/audit.md)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Verdict = Literal[
 ]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 Words = tuple[Verdict, Verdict]
-"""The verdicts where a source bears a claim out and where it does not."""
+"""The verdicts for a source that supports a claim and for one that does not."""
 LARGE = 1000
-"""Numbers from which nobody wants decimals."""
+"""Numbers from here on are shown without decimals."""
 MOST_STEPS = 3
-"""Comparisons that are told one by one; a number of them is told of more."""
+"""The comparisons that are listed one by one; of more, the number is given."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one source says of a claim.
+    """The answer of one source to a claim.
 
-    text: the number or the comparison in words, empty where there is none; reason: what must be known of the verdict;
-    value: the number; difference: the same over seeds, of our runs; setting: where these come from.
+    text: the number or the comparison in words, empty if there is none; reason: a remark on the verdict; value: the
+    number; difference: the same over seeds, of our runs; setting: where these runs come from.
     """
 
     verdict: Verdict
@@ -65,7 +65,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Other:
-    """Another reading of a claim, what it gives, and whether that is the number claimed."""
+    """Another reading of a claim, its result, and whether that is the number claimed."""
 
     says: str
     text: str
@@ -74,7 +74,7 @@ class Other:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim with all that is found of it; `paper` is the verdict on the text, by its tables and the literature."""
+    """A claim with all answers to it; `paper` is the verdict on the text, by its tables and the literature."""
 
     claim: Claim
     printed: Answer
@@ -91,7 +91,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Count:
-    """A number of claims, and how many are left where those that say the same thing count as one."""
+    """A number of claims, and how many differ: claims that say the same thing count as one."""
 
     number: int
     different: int
@@ -99,9 +99,9 @@ class Count:
 
 @dataclass(frozen=True)
 class Audit:
-    """All findings; settings: where measured numbers were looked for, in words; generated_from: version and commit.
+    """All findings; settings: the settings with measured numbers, in words; generated_from: version and commit.
 
-    caveat: what must be known of every verdict of our runs, "" for nothing.
+    caveat: a remark on every verdict of our runs, "" for none.
     """
 
     title: str
@@ -117,18 +117,18 @@ class Audit:
 
     @property
     def implied(self) -> tuple[Finding, ...]:
-        """Findings on what nobody says and the tables take for granted."""
+        """Findings on what no sentence says and the tables take for granted."""
         return tuple(finding for finding in self.findings if finding.claim.implied)
 
 
 def count_matters(findings: Iterable[Finding]) -> Count:
-    """How many claims these are."""
+    """Count claims, and the different matters among them."""
     matters = [finding.claim.matter or finding.claim.id for finding in findings]
     return Count(len(matters), len(set(matters)))
 
 
 def count_verdicts(findings: Iterable[Finding], of: Literal["paper", "runs"]) -> dict[Verdict, Count]:
-    """How often each verdict on the text, or of our runs, was found; those that never were are left out."""
+    """Count each verdict on the text, or of our runs; verdicts that do not occur are left out."""
     found: dict[Verdict, list[Finding]] = defaultdict(list)
     for finding in findings:
         found[finding.paper if of == "paper" else finding.runs].append(finding)
@@ -136,7 +136,7 @@ def count_verdicts(findings: Iterable[Finding], of: Literal["paper", "runs"]) ->
 
 
 def judge_on_paper(claim: Claim, paper: Paper, source: Literal["printed", "published"]) -> Answer:
-    """What the paper's tables or the literature say of a claim.
+    """Judge a claim by the paper's tables or by the literature.
 
     Raises:
         UserError: the claim's expression cannot be computed.
@@ -162,21 +162,21 @@ def judge_on_paper(claim: Claim, paper: Paper, source: Literal["printed", "publi
 
 
 def _words(claim: Claim, source: Literal["printed", "published"]) -> Words:
-    """What a claim is called that a source bears out, and one that it does not."""
+    """The verdicts for a claim that a source supports and for one that it does not."""
     if claim.implied:
         return "as expected", "remarkable"
     return "holds", "contradicts itself" if source == "printed" else "does not hold"
 
 
 def combine_verdicts(printed: Verdict, published: Verdict) -> Verdict:
-    """The verdict on the text: its own tables come first, and the literature may refute what they bear out."""
+    """The verdict on the text: its own tables come first, and the literature may refute what they support."""
     if printed in ("contradicts itself", "remarkable") or published == "cannot be checked":
         return printed
     return published
 
 
 def judge_other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
-    """What other readings of a claim give.
+    """Compute the other readings of a claim.
 
     Raises:
         UserError: an expression cannot be computed.
@@ -202,7 +202,7 @@ def judge_other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
 
 
 def agrees(value: float, claim: Claim) -> bool:
-    """Whether a number is the one that is claimed, as far as that was printed, or stands to it as is claimed."""
+    """Whether a number is the one claimed, to the precision that was printed, or has the claimed relation to it."""
     assert claim.value is not None
     claimed, tolerance = float(claim.value), claim.tolerance + CLOSE
     return {
@@ -215,7 +215,7 @@ def agrees(value: float, claim: Claim) -> bool:
 
 
 def format_claimed_number(value: float, claim: Claim) -> str:
-    """A number in the manner of the one claimed: with a sign where that has one or is a limit for a difference."""
+    """Format a number like the one claimed: with a sign if that has one or is a limit for a difference."""
     signed = claim.value is not None and (claim.value[0] in "+-" or claim.relation != "=")
     whole = abs(value) >= LARGE or (not signed and value == round(value))
     return format_minus(f"{value:{'+' if signed else ''},.{0 if whole else 2}f}")
@@ -223,13 +223,13 @@ def format_claimed_number(value: float, claim: Claim) -> str:
 
 def _statements(claim: Claim, words: Words) -> Answer:
     parts = tuple(Part(statement.where, statement.says) for statement in claim.statements)
-    said = list(dict.fromkeys(statement.says for statement in claim.statements))
-    text = f"{len(said)} different statements" if len(said) > 1 else "the same everywhere"
-    return Answer(words[len(said) > 1], text, parts=parts)
+    different = dict.fromkeys(statement.says for statement in claim.statements)
+    text = f"{len(different)} different statements" if len(different) > 1 else "the same everywhere"
+    return Answer(words[len(different) > 1], text, parts=parts)
 
 
 def _is_known(formula: Expression, claim: Claim, paper: Paper) -> bool:
-    """Whether there is anything in the literature that the formula asks for."""
+    """Whether the literature has anything that the formula names."""
     references = [reference for reference in formula.references if reference.source is None]
     return bool(claim.literature) or any(paper.published.known(reference) for reference in references)
 
@@ -250,7 +250,7 @@ def _computed(claim: Claim, formula: Expression, numbers: Numbers, paper: Paper,
 
 
 def is_right(claim: Claim, formula: Expression, value: Value) -> bool:
-    """Whether a value bears a claim out.
+    """Whether a value supports a claim.
 
     Raises:
         UserError: it is neither a number where one is claimed nor a truth where none is.
@@ -266,14 +266,14 @@ def is_right(claim: Claim, formula: Expression, value: Value) -> bool:
 
 
 def compute_columns(formula: Expression, numbers: Numbers, paper: Paper) -> Row:
-    """What a mean is taken over, by column; nothing where the formula is no mean."""
+    """The numbers that a mean is taken over, by column; empty if the formula is no mean."""
     inner = formula.mean_of
     value = evaluate(inner, numbers, paper)[0] if inner else None
     return {column: float(number) for column, number in value.items()} if isinstance(value, dict) else {}
 
 
 def _coverage(formula: Expression, columns: Row, paper: Paper) -> str:
-    """Which columns a mean is over, where the table has more."""
+    """The columns of a mean, in words, if the table has more; else empty."""
     tables = {reference.table for reference in formula.references} & paper.claims.loaded.keys()
     if not columns or len(tables) != 1:
         return ""
@@ -282,14 +282,14 @@ def _coverage(formula: Expression, columns: Row, paper: Paper) -> str:
 
 
 def _steps_text(steps: Sequence[ReasoningStep], right: bool | None = None) -> str:
-    """The comparisons that speak for the outcome, or all of them."""
+    """The comparisons that agree with the outcome, or all of them if none does."""
     telling = [step.text for step in steps if right is None or step.holds == right] or [step.text for step in steps]
     more = len(telling) - MOST_STEPS
     return "; ".join(telling[:MOST_STEPS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def find_competitors(best: Best, paper: Paper, source: Literal["printed", "published"]) -> list[str]:
-    """The rows that a row is to be above: those named, or else all of other methods that the source has numbers of."""
+    """The rows that a row should be above: those named, or else those of all other methods with numbers."""
     if best.than or best.table not in paper.claims.loaded:
         return list(best.than)
     rows = [row for row in paper.claims.rows(best.table) if row not in (*paper.claims.own, best.row, TEACHER)]
@@ -318,7 +318,7 @@ def _best(best: Best, paper: Paper, source: Literal["printed", "published"], wor
 
 
 def describe_rank(first: int, columns: int) -> str:
-    """In how many columns a row is above all others, in words."""
+    """Describe in how many columns a row is above all others."""
     return f"above all in {first} of {columns} columns" if columns > 1 else ("above all" if first else "not above all")
 
 

@@ -76,7 +76,7 @@ def check_target(target: Path) -> None:
 
 
 def format_agreement(logits: Mapping[str, float]) -> str:
-    """How a difference of logits that has passed stands to what is allowed."""
+    """Describe the limit that a difference of logits has passed."""
     if logits["difference"] <= TOLERANCE:
         return f"allowed: {TOLERANCE:.0e}"
     return (
@@ -86,7 +86,7 @@ def format_agreement(logits: Mapping[str, float]) -> str:
 
 
 def format_milliseconds(time: float) -> str:
-    """A positive time to three digits, and all of those before the point."""
+    """Format a positive time with three digits, or with all digits before the point."""
     return f"{time:,.{max(0, 2 - math.floor(math.log10(time)))}f}"
 
 

@@ -1,6 +1,6 @@
-"""A trained network as an ONNX file: written, counted, quantised to int8, timed with onnxruntime.
+"""ONNX files of trained networks: writing, counting, quantising to int8, timing with onnxruntime.
 
-`load_edge` reads what it has measured.
+`load_edge` reads the figures of an export.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ INPUT, OUTPUT = "images", "logits"
 OPSET = 17
 """Old enough for the runtimes of small devices; int8 with a scale for each channel needs 13."""
 TOLERANCE = 1e-5
-"""How far logits of the file may be from those of the training network, where float32 can hold them to that."""
+"""How far logits of the file may be from those of the training network, if float32 is exact enough for that."""
 ROUNDINGS = 8
-"""Of 129 trained networks 30 had logits further apart than 1e-5, the worst 3.1 times what float32 lost in them."""
+"""Of 129 trained networks, 30 had logits further apart than 1e-5, at worst 3.1 times their rounding in float32."""
 TIMED_BATCHES = (1, 64)
 WARM_UP = 3
 LEAST_REPEATS = 5
@@ -52,7 +52,7 @@ class WrongFile(Exception):
 
 
 class _Logits(nn.Module):
-    """A network whose forward returns the logits alone, which is what an exported graph can return."""
+    """A network whose forward returns the logits alone, because an exported graph can return only tensors."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -63,19 +63,19 @@ class _Logits(nn.Module):
 
 
 def to_onnx(network: Network, image_size: int) -> onnx.ModelProto:
-    """The network in evaluation mode as an ONNX graph: `images` [batch, 3, size, size] to `logits` [batch, classes].
+    """Make an ONNX graph of the network in evaluation mode: `images` [batch, 3, size, size] to logits [batch, classes].
 
-    The batch is free, the size is not. Weights and statistics stand in it as they are: nothing is folded or merged, so
-    that what the file holds can be counted.
+    The batch may have any length, the size is fixed. Weights and statistics are written as they are: nothing is folded
+    or merged, so that they can be counted in the file.
     """
-    # The wrapper itself stays in training mode: of one in evaluation mode, equal tensors would be written only once.
+    # The wrapper itself stays in training mode: in evaluation mode, equal tensors would be written only once.
     module = _Logits(network)
     images = torch.zeros(2, 3, image_size, image_size)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # The exporter that replaces this one needs a further package, and says so at every call of this one.
+        # The exporter that replaces this one needs one more package; a warning says so at every call.
         warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX export", DeprecationWarning)
         warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning)
-        # Some networks choose a layer by the size of the image, and the size is fixed.
+        # Some networks choose a layer by the size of the image, which is fixed here.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         file = Path(folder, "network.onnx")
         torch.onnx.export(
@@ -96,7 +96,7 @@ def to_onnx(network: Network, image_size: int) -> onnx.ModelProto:
 
 
 def add_notes(model: onnx.ModelProto, notes: Mapping[str, Any]) -> onnx.ModelProto:
-    """A copy of the model with notes in its metadata: texts as they are, anything else as JSON."""
+    """Copy the model and add notes to its metadata: texts as they are, anything else as JSON."""
     noted = onnx.ModelProto()
     noted.CopyFrom(model)
     for key, value in notes.items():
@@ -105,7 +105,7 @@ def add_notes(model: onnx.ModelProto, notes: Mapping[str, Any]) -> onnx.ModelPro
 
 
 def open_session(model: bytes, threads: int = 1, optimised: bool = True) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU, with all that it can do to be fast or with none of it."""
+    """Open an onnxruntime session on the CPU, with all of its optimisations or with none."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -116,17 +116,17 @@ def open_session(model: bytes, threads: int = 1, optimised: bool = True) -> onnx
 
 
 def compute_logits(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """Logits [batch, classes] of normalised images, float32 [batch, 3, size, size]."""
+    """Compute the logits [batch, classes] of normalised images, float32 [batch, 3, size, size]."""
     (logits,) = session.run([OUTPUT], {INPUT: images})
     return logits
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far logits of a file are from those of the training network, over some images.
+    """How far the logits of a file are from those of the training network, over some images.
 
-    difference: the largest, of any image and class; rounding: the largest between the training network's logits and
-    what they are in float64; allowed: how large the difference may be; largest: the largest logit.
+    difference: the largest of any image and class; rounding: the largest difference between the training network's
+    logits in float32 and in float64; allowed: the limit of the difference; largest: the largest logit.
     """
 
     images: int
@@ -140,9 +140,9 @@ class Comparison:
 def compare(network: Network, session: onnxruntime.InferenceSession, images: Tensor) -> Comparison:
     """Compare the logits of a file and of the network it was made of on images [batch, 3, size, size], all in float32.
 
-    Allowed is 1e-5. Where the network is so deep or its logits so large that float32 itself does not hold them to that
-    (which its own logits in float64 tell), allowed is eight times what it loses there: the file adds up the same
-    numbers in another order, and is off by about as much.
+    The limit is 1e-5. If the network is so deep or its logits so large that float32 itself is less exact (its own
+    logits in float64 show this), the limit is eight times that rounding: the file adds up the same numbers in another
+    order, and differs by about as much.
 
     Raises:
         WrongFile: the difference is larger than what is allowed, or is not a number.
@@ -166,7 +166,7 @@ def compare(network: Network, session: onnxruntime.InferenceSession, images: Ten
 
 
 def count_parameters(model: onnx.ModelProto) -> int:
-    """The number of learnable values in a file that `to_onnx` made: all its weights but the statistics of norms."""
+    """Count the learnable values in a file of `to_onnx`: all its weights but the statistics of norms."""
     norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
     measured = {name for norm in norms for name in norm.input[3:5]}
     weights = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
@@ -174,7 +174,7 @@ def count_parameters(model: onnx.ModelProto) -> int:
 
 
 def count_multiply_adds(model: onnx.ModelProto, image_size: int) -> int:
-    """Multiply-adds of the convolutions and linear layers of a file for one image, from the maps that it computes."""
+    """Count the multiply-adds of a file's convolutions and linear layers for one image, from the maps it computes."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     probe = onnx.ModelProto()
@@ -187,14 +187,14 @@ def count_multiply_adds(model: onnx.ModelProto, image_size: int) -> int:
 
 
 def _summands(layer: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many products make one value of a layer's output."""
+    """The number of products in one value of a layer's output."""
     shape = shapes[layer.input[1]]
     transposed = any(attribute.name == "transB" and attribute.i for attribute in layer.attribute)
     return math.prod(shape[1:]) if layer.op_type == "Conv" or transposed else shape[0]
 
 
 class _Calibration(CalibrationDataReader):
-    """Hands out images a batch at a time."""
+    """Gives the quantiser its images, a batch at a time."""
 
     def __init__(self, images: np.ndarray) -> None:
         starts = range(0, len(images), BATCH)
@@ -207,12 +207,12 @@ class _Calibration(CalibrationDataReader):
 
 
 def quantise(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
-    """The model in int8 by static quantisation after training, calibrated on normalised images [batch, 3, size, size].
+    """Quantise the model to int8 after training, calibrated on normalised images [batch, 3, size, size].
 
     Weights have a scale for each output channel, activations one for each map, set by the least and the largest value
     on the images. Norms are merged into the convolutions before them; the others stay in float32. Weights use 7 of the
-    8 bits: processors without instructions for it add two products in 16 bits, which would overflow, and the file would
-    then have another accuracy on each kind of processor.
+    8 bits: processors without instructions for int8 add two products in 16 bits, which would overflow with 8, and the
+    accuracy of the file would depend on the processor.
     """
     with tempfile.TemporaryDirectory() as folder:
         plain, merged, quantised = (str(Path(folder, name)) for name in ("plain", "merged", "quantised"))
@@ -231,7 +231,7 @@ def quantise(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
                 node.name for node in onnx.load_model(merged).graph.node if node.op_type == "BatchNormalization"
             ],
             calibrate_method=CalibrationMethod.MinMax,
-            # Logits in 256 steps would be equal for some classes, and the first of them would win.
+            # With 256 steps, logits of some classes would be equal, and the first class would win.
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         return onnx.load_model(quantised)
@@ -260,7 +260,7 @@ class Accuracy:
 def measure_latencies(
     sessions: Mapping[str, onnxruntime.InferenceSession], images: np.ndarray, seconds: float
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds that each session needs for one batch `images`: median, 10th and 90th percentile, and repeats.
+    """Measure the milliseconds of each session for one batch `images`: median, 10th and 90th percentile, repeats.
 
     The sessions take turns, so that a machine that is shared or changes its clock slows all alike, until each has had
     `seconds` (and 5 repeats). The first 3 calls are not counted.
@@ -288,9 +288,9 @@ def _summary(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def scale_batches(batches: Iterator[tuple[Tensor, Tensor]], image_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches whose images [batch, 3, size, size], where they have another size, are brought to `image_size`.
+    """Scale the images [batch, 3, size, size] of batches to `image_size`, if they have another size.
 
-    Bilinear, with antialiasing where they get smaller. Images are contiguous.
+    Bilinear, with antialiasing if they get smaller. Images are contiguous.
     """
     for images, labels in batches:
         if images.shape[-1] != image_size:
@@ -300,7 +300,7 @@ def scale_batches(batches: Iterator[tuple[Tensor, Tensor]], image_size: int) -> 
 
 
 def load_edge(folder: Path) -> Edge | None:
-    """What `benchmark.export` has measured of the run in `folder`; None if it was not exported, or trained anew since.
+    """Read the figures of an exported run from its folder; None if it was not exported, or was trained again since.
 
     Raises:
         UserError: the file of figures, or the run's record, is damaged.

@@ -1,4 +1,4 @@
-"""Making the files of a student: written, checked, counted and measured, with the figures of all that."""
+"""Exports a student: writes, checks and measures its files, and collects the figures."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CALIBRATION_IMAGES = 500
 
 @dataclass(frozen=True)
 class ExportSubject:
-    """What a file is checked, calibrated and measured on: images of the run's dataset, brought to `size`."""
+    """The images on which a file is checked, calibrated and measured: of the run's dataset, scaled to `size`."""
 
     dataset: Dataset
     recipe: Recipe
@@ -79,16 +79,16 @@ class ExportSubject:
         return scale_batches(evaluation_batches(images, self.recipe, BATCH_SIZE, CPU), self.size)
 
     def some(self, images: Images, count: int, purpose: str) -> Tensor:
-        """About `count` normalised images, the same share of each class, drawn from a stream of that name."""
+        """Draw about `count` normalised images, the same share of each class; `purpose` names the random stream."""
         share = min(1.0, count / len(images))
         index = stratified_fraction(images.labels, share, self.dataset.name, "export", purpose)
-        # Every class has at least one; of more classes than that, every second or third has none.
+        # Every class has at least one image; if that is too many, only every second or third image is taken.
         index = index[:: math.ceil(len(index) / (2 * count))]
         return torch.cat([batch for batch, _ in self.batches(images.subset(index))])
 
 
 def select_images(run: Run, dataset: str, data_root: Path | None, image_size: int | None) -> ExportSubject:
-    """The images of a run's dataset: those that it learned from, and those that it was evaluated on.
+    """Load the images that a run was trained and evaluated on.
 
     Raises:
         UserError: the dataset is not there, or is not the one that the run was trained on.
@@ -109,7 +109,7 @@ def select_images(run: Run, dataset: str, data_root: Path | None, image_size: in
 
 
 def name_int8_file(target: Path) -> Path:
-    """Where the int8 file goes."""
+    """The path of the int8 file."""
     return target.with_name(f"{target.stem}-int8{target.suffix}")
 
 
@@ -166,10 +166,10 @@ def export(
 
 
 def check_counts(model: onnx.ModelProto, name: str, images: ExportSubject) -> dict[str, int]:
-    """Parameters and multiply-adds of one image: those in the file, which are those of the Baseline network `name`.
+    """Count the parameters and the multiply-adds of one image in the file.
 
     Raises:
-        WrongFile: they are not.
+        WrongFile: they are not those of the Baseline network `name`.
     """
     baseline = build_network(name, images.dataset.num_classes)
     in_file = {"parameters": count_parameters(model), "multiply_adds": count_multiply_adds(model, images.size)}
@@ -189,7 +189,7 @@ def check_counts(model: onnx.ModelProto, name: str, images: ExportSubject) -> di
 def measure_files(
     content: Mapping[str, bytes], images: ExportSubject, batch: np.ndarray, seconds: float, threads: int
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy of each file over all evaluation images, and its latencies on `batch`, repeated as often as needed."""
+    """Measure each file's accuracy on all evaluation images, and its latencies on `batch`, repeated as needed."""
     sessions = {kind: open_session(model, threads) for kind, model in content.items()}
     accuracy = {kind: Accuracy() for kind in sessions}
     for inputs, labels in images.batches(images.evaluation):
@@ -205,7 +205,7 @@ def measure_files(
 
 
 def make_notes(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
-    """What goes into the metadata of a file: all that its user must know to feed it and to read its answer."""
+    """Collect the metadata of a file: how to prepare its input and how to read its output."""
     run, dataset = finished.run, images.dataset
     return {
         "input": f"{INPUT}: float32 [batch, 3, {images.size}, {images.size}], red, green, blue; "
@@ -225,7 +225,7 @@ def make_notes(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
 
 
 def describe_identity(finished: FinishedRun, images: ExportSubject) -> dict[str, Any]:
-    """What was exported, and what it was measured on."""
+    """Collect which run was exported, and on which images it was measured."""
     run = finished.run
     return {
         "format": FORMAT,
@@ -248,13 +248,13 @@ def describe_identity(finished: FinishedRun, images: ExportSubject) -> dict[str,
 
 
 def describe_surroundings(threads: int) -> dict[str, Any]:
-    """On what and with what it was measured."""
+    """Collect the processor and the versions of the measurement."""
     return {
         "processor": device_name(CPU),
         "threads": threads,
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
         "opset": OPSET,
-        # The file is made to be handed on.
+        # The file is meant for others.
         "provenance": anonymise(provenance(shlex.join([*PROGRAM.split(), *sys.argv[1:]]), CPU)),
     }

@@ -1,4 +1,4 @@
-"""A finished run by its folder, its record or the start of its id, with the network that it trained."""
+"""Finds a finished run by its folder, its record or the start of its id, and loads the network that it trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmark.results.record import MAX_RECORD_BYTES, Record
 from benchmark.results.store import Store
 
 SHOWN = 5
-"""How many of the runs that a prefix may mean are named."""
+"""A message names so many of the runs that a prefix matches."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FinishedRun:
 
 
 def load_finished_run(name: str, root: Path) -> FinishedRun:
-    """The run that a folder, a record or the beginning of an id names, with its weights verified.
+    """Load the run that a folder, a record or the start of an id names; its weights are verified.
 
     Raises:
         UserError: there is no such run, or more than one; it is not finished, failed, is damaged or has no student.
@@ -56,10 +56,10 @@ def load_finished_run(name: str, root: Path) -> FinishedRun:
 
 
 def find_run_folder(name: str, root: Path) -> Path:
-    """The folder of the run that a folder, a record or the beginning of an id under `root` names.
+    """Find the folder of the run that a folder, a record or the start of an id under `root` names.
 
     Raises:
-        UserError: it names none, or more than one.
+        UserError: there is no such run, or more than one.
     """
     path = Path(name)
     folder = path.parent if path.name in ("record.json", "run.json") and path.is_file() else path
@@ -93,7 +93,7 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _specification(folder: Path) -> Run:
-    """The run in a folder, from its record or, where there is none yet, from what was written when it began."""
+    """Read the run in a folder from its record or, if there is none yet, from `run.json`."""
     record = folder / "record.json"
     path = record if record.is_file() else folder / "run.json"
     try:
@@ -106,7 +106,7 @@ def _specification(folder: Path) -> Run:
 
 
 def load_trained_network(finished: FinishedRun, num_classes: int) -> Network:
-    """The plain network of a run's student with its trained weights, in evaluation mode.
+    """Build the plain network of a run's student with its trained weights, in evaluation mode.
 
     Raises:
         UserError: the weights are of another network than the one of this name.
