@@ -60,7 +60,13 @@ _FAMILIES = (
     ),
     with_units(
         shufflenet_v1.NETWORKS | shufflenet_v2.NETWORKS,
+        2,
         "ShuffleNetV<1 or 2>-u<units in every stage, 2 to 9>, with -x1/2 or -x1/4 or without",
+    ),
+    with_units(
+        mobilenet_v2.NETWORKS,
+        1,
+        "MobileNetV2-u<units in every group, 1 to 9> and MobileNetV2-s1-u<units>, with -x1/2 or -x1/4 or without",
     ),
 )
 

@@ -73,17 +73,17 @@ def with_fractions(named: Mapping[str, Architecture], form: str) -> Family:
     return Family(form, re.compile(f"({names})(?:-x1/([24]))?"), architecture)
 
 
-def with_units(named: Mapping[str, Architecture], form: str) -> Family:
-    """Make the family of these networks with as many units in every stage as the name says, from 2 to 9.
+def with_units(named: Mapping[str, Architecture], fewest: int, form: str) -> Family:
+    """Make the family of these networks with as many units in every stage as the name says, from `fewest` to 9.
 
-    Their builders take the numbers of the three stages as `units`, and `divisor` as in `with_fractions`. The short
+    Their builders take that number as `units`, and `divisor` as in `with_fractions`. The short
     networks are this suite's own: they learn in a hundred steps, which the published depth does not.
     """
     names = "|".join(map(re.escape, named))
 
     def architecture(match: re.Match[str]) -> Architecture:
         whole = named[match[1]]
-        sizes = {"units": 3 * (int(match[2]),), "divisor": int(match[3] or 1)}
+        sizes = {"units": int(match[2]), "divisor": int(match[3] or 1)}
         return replace(
             whole,
             network=partial(whole.network, **sizes),
@@ -92,7 +92,7 @@ def with_units(named: Mapping[str, Architecture], form: str) -> Family:
             public_branches=None,
         )
 
-    return Family(form, re.compile(f"({names})-u([2-9])(?:-x1/([24]))?"), architecture)
+    return Family(form, re.compile(f"({names})-u([{fewest}-9])(?:-x1/([24]))?"), architecture)
 
 
 def blocks_per_stage(depth: int, outside: int) -> int:

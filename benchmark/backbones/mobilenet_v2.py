@@ -39,9 +39,11 @@ class Widths(NamedTuple):
     groups: tuple[Group, ...]
     head: int
 
-    def divided(self, divisor: int) -> Widths:
-        """Divide all channels."""
-        groups = tuple(group._replace(channels=group.channels // divisor) for group in self.groups)
+    def divided(self, divisor: int, units: int | None = None) -> Widths:
+        """Divide all channels, and give every group as many units as `units` says."""
+        groups = tuple(
+            group._replace(channels=group.channels // divisor, units=units or group.units) for group in self.groups
+        )
         return Widths(self.stem // divisor, groups, self.head // divisor)
 
 
@@ -132,9 +134,9 @@ class MobileNetV2(Network):
 
     after_stages = ("conv2", "classifier")
 
-    def __init__(self, stem_stride: int, num_classes: int, divisor: int = 1) -> None:
+    def __init__(self, stem_stride: int, num_classes: int, divisor: int = 1, units: int | None = None) -> None:
         super().__init__()
-        widths = WIDTHS.divided(divisor)
+        widths = WIDTHS.divided(divisor, units)
         self.num_classes = num_classes
         self.conv1 = nn.Sequential(
             nn.Conv2d(3, widths.stem, 3, stem_stride, padding=1, bias=False), nn.BatchNorm2d(widths.stem), _relu()
@@ -160,12 +162,12 @@ class MobileNetV2(Network):
         fill_parameters(self, generator, convolution="he_fan_out", linear="normal")
 
 
-def mobilenet_v2_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
+def mobilenet_v2_branches(num_outputs: int, divisor: int = 1, units: int | None = None) -> AuxiliaryBranches:
     """Build the branches of both, each with a last 1x1 convolution of its own.
 
     HSAKD has them for the stem with stride 1.
     """
-    widths = WIDTHS.divided(divisor)
+    widths = WIDTHS.divided(divisor, units)
     inputs = [widths.groups[end - 1].channels for end in STAGE_ENDS]
     repeated = groups_of_branches(widths.groups)
     extractors = [_groups(width, groups) for width, groups in zip(inputs, repeated, strict=True)]

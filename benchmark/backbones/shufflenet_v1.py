@@ -78,16 +78,17 @@ class ShuffleNetV1(Network):
 
     after_stages = ("linear",)
 
-    def __init__(self, num_classes: int, divisor: int = 1, units: tuple[int, int, int] = STAGE_UNITS) -> None:
+    def __init__(self, num_classes: int, divisor: int = 1, units: int | None = None) -> None:
         super().__init__()
         first, second, third = divide_channels(STAGE_WIDTHS, divisor)
+        first_units, second_units, third_units = 3 * (units,) if units else STAGE_UNITS
         self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, STEM_WIDTH, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
         # The stem is too narrow to be worth dividing: the paper's first 1x1 convolution is not grouped either.
-        self.layer1 = stage(STEM_WIDTH, first, units[0], stride=2, first_groups=1)
-        self.layer2 = stage(first, second, units[1], stride=2)
-        self.layer3 = stage(second, third, units[2], stride=2)
+        self.layer1 = stage(STEM_WIDTH, first, first_units, stride=2, first_groups=1)
+        self.layer2 = stage(first, second, second_units, stride=2)
+        self.layer3 = stage(second, third, third_units, stride=2)
         self.linear = nn.Linear(third, num_classes)
 
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
@@ -100,12 +101,10 @@ class ShuffleNetV1(Network):
         fill_parameters(self, generator)
 
 
-def shufflenet_v1_branches(
-    num_outputs: int, divisor: int = 1, units: tuple[int, int, int] = STAGE_UNITS
-) -> AuxiliaryBranches:
+def shufflenet_v1_branches(num_outputs: int, divisor: int = 1, units: int | None = None) -> AuxiliaryBranches:
     """The branches of ShuffleNet v1, initialised as HSAKD does: unlike the backbone, by He's rule and zero biases."""
     first, second, third = divide_channels(STAGE_WIDTHS, divisor)
-    _, second_units, third_units = units
+    _, second_units, third_units = 3 * (units,) if units else STAGE_UNITS
     extractors = (
         nn.Sequential(
             stage(first, second, second_units, stride=2),

@@ -113,15 +113,16 @@ class ShuffleNetV2(Network):
 
     after_stages = ("conv2", "bn2", "linear")
 
-    def __init__(self, num_classes: int, divisor: int = 1, units: tuple[int, int, int] = STAGE_UNITS) -> None:
+    def __init__(self, num_classes: int, divisor: int = 1, units: int | None = None) -> None:
         super().__init__()
         first, second, third, head = WIDTHS[divisor]
+        first_units, second_units, third_units = 3 * (units,) if units else STAGE_UNITS
         self.num_classes = num_classes
         self.conv1 = _pointwise(3, STEM_WIDTH)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
-        self.layer1 = stage(STEM_WIDTH, first, units[0], stride=2)
-        self.layer2 = stage(first, second, units[1], stride=2)
-        self.layer3 = stage(second, third, units[2], stride=2)
+        self.layer1 = stage(STEM_WIDTH, first, first_units, stride=2)
+        self.layer2 = stage(first, second, second_units, stride=2)
+        self.layer3 = stage(second, third, third_units, stride=2)
         self.conv2 = _pointwise(third, head)
         self.bn2 = nn.BatchNorm2d(head)
         self.linear = nn.Linear(head, num_classes)
@@ -142,12 +143,10 @@ class ShuffleNetV2(Network):
         fill_parameters(self, generator)
 
 
-def shufflenet_v2_branches(
-    num_outputs: int, divisor: int = 1, units: tuple[int, int, int] = STAGE_UNITS
-) -> AuxiliaryBranches:
+def shufflenet_v2_branches(num_outputs: int, divisor: int = 1, units: int | None = None) -> AuxiliaryBranches:
     """The branches of ShuffleNet v2, each with a last 1x1 convolution of its own."""
     first, second, third, head = WIDTHS[divisor]
-    _, second_units, third_units = units
+    _, second_units, third_units = 3 * (units,) if units else STAGE_UNITS
 
     def extractor(*stages: nn.Module) -> nn.Sequential:
         return nn.Sequential(*stages, nn.Conv2d(third, head, 1, bias=False), nn.BatchNorm2d(head), nn.ReLU())
