@@ -102,14 +102,8 @@ def _draw_method(
     ax.plot(
         [x for x, _, _ in points],
         [mean for _, mean, _ in points],
-        color=style.colour,
-        linestyle=style.line,
-        linewidth=style.width,
-        marker=style.marker,
-        markersize=style.size,
-        markeredgecolor="white",
-        markeredgewidth=0.5,
         zorder=style.level,
+        **style.line_properties,
     )
     spread = [(x, mean, std) for x, mean, std in points if std is not None]
     _draw_errors(ax, spread, style, style.level - 0.5)
@@ -148,17 +142,7 @@ def _handle(style: Style, published: bool = False) -> Artist:
         return Line2D(
             [], [], linestyle="none", marker=style.marker, markersize=4.6, color=style.colour, markerfacecolor="white"
         )
-    return Line2D(
-        [],
-        [],
-        color=style.colour,
-        linestyle=style.line,
-        linewidth=style.width,
-        marker=style.marker,
-        markersize=style.size,
-        markeredgecolor="white",
-        markeredgewidth=0.5,
-    )
+    return Line2D([], [], **style.line_properties)
 
 
 def _measured(result: FigureResult) -> list[str]:

@@ -75,6 +75,19 @@ class Style:
         """Its place in the drawing order."""
         return 5 if self.highlighted else 3
 
+    @property
+    def line_properties(self) -> dict[str, Any]:
+        """How its line and markers are drawn, for matplotlib."""
+        return {
+            "color": self.colour,
+            "linestyle": self.line,
+            "linewidth": self.width,
+            "marker": self.marker,
+            "markersize": self.size,
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.5,
+        }
+
 
 _KNOWN = {
     "LSSKD": Style(_VERMILION, "o", _DASHES[0], _HATCHES[0]),
@@ -234,7 +247,9 @@ def make_page(
             top = whole - (number // columns) * band - above
             ax = drawing.add_axes((x / width, (top - height) / whole, breadth / width, height / whole))
             seaborn.despine(ax=ax)
-            _watermark(ax, result, panel, f"watermark-{row + 1}-{number + 1}")
+            if not panel.reproduces:
+                scale = result.scale if result.scale != "paper" else "no reproduction"
+                watermark(ax, scale, f"watermark-{row + 1}-{number + 1}")
             if row == 0:
                 _head(ax, panel, height)
             line.append(ax)
@@ -285,11 +300,8 @@ def _breadth(text: str) -> float:
     return float(TextPath((0, 0), text, size=SMALL).get_extents().width) / 72
 
 
-def _watermark(ax: Axes, result: FigureResult, panel: PanelResult, gid: str) -> None:
-    """The scale across a panel that reproduces nothing, in front of bars and behind all that is written."""
-    if panel.reproduces:
-        return
-    text = result.scale if result.scale != "paper" else "no reproduction"
+def watermark(ax: Axes, text: str, gid: str) -> None:
+    """Write a scale across axes that reproduce nothing, in front of bars and behind all that is written."""
     ax.text(
         *(0.5, 0.5, shorten(text, LONGEST)),
         transform=ax.transAxes,

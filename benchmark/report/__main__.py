@@ -13,12 +13,13 @@ from benchmark.audit.audit import write_audit
 from benchmark.audit.render import summarise_audit
 from benchmark.audit.verdicts import Audit
 from benchmark.cli.app import run_app
-from benchmark.cli.options import Pages, Runs, WithoutHost, check_exists
+from benchmark.cli.options import DEFAULT_RUNS, Pages, Runs, WithoutHost, check_exists
 from benchmark.io.files import check_writable, replacing, write_text
 from benchmark.report import figures, text
 from benchmark.report.data import OWN_METHOD, Report, collect_report
 from benchmark.report.figures import Drawing
 from benchmark.report.html import to_html
+from benchmark.report.readme import RESULTS
 from benchmark.report.wording import describe_records
 from benchmark.results import to_dataframe
 from figures.render import check_drawing
@@ -29,7 +30,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def main(
-    runs: Runs = Path("runs"),
+    runs: Runs = DEFAULT_RUNS,
     reports: Pages = Path("reports"),
     scale: Annotated[str, typer.Option(help="Only runs of this scale: demo, quick or paper. [all]")] = "",
     table: Annotated[
@@ -40,6 +41,9 @@ def main(
 ) -> int:
     """Write index.html, report.md, tables.tex, every table and figure, the audit, and all records."""
     console = Console()
+    if runs == DEFAULT_RUNS and not runs.is_dir() and RESULTS.is_dir():
+        console.print(Text(f"There is no folder {runs} here, so this is the report of {RESULTS}."), soft_wrap=True)
+        runs = RESULTS
     check_exists(runs)
     check_writable(reports, "--reports")
     check_drawing()

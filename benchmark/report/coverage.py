@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmark.core.protocols import PAPER, SCALES, base_scale
+from benchmark.core.protocols import PAPER, PROTOCOLS, SCALES, base_scale
+from benchmark.core.statistics import LEAST
 from benchmark.report.table import ReportCell, ReportColumn, ReportTable, format_number, format_word
 from tables.result import NEVER, TableResult
 
@@ -83,14 +84,44 @@ def write_sentences(counted: Sequence[Coverage]) -> list[str]:
         )
     elif done < cells:
         said.append("Only cells at paper scale can be set against the printed numbers; most questions are still open.")
-    smaller = sorted({coverage.scale for coverage in counted if coverage.done and not coverage.comparable}, key=_order)
-    if smaller:
-        names = " and ".join(filter(None, (", ".join(smaller[:-1]), smaller[-1])))
+    return said
+
+
+def write_limits(results: Iterable[TableResult]) -> list[str]:
+    """What can and what cannot be concluded from the numbers that do not follow the paper's protocol, by setting."""
+    settings: dict[tuple[str, str, str], list[TableResult]] = {}
+    for result in results:
+        if not result.reproduces and any(cell.values for cell in result.cells.values()):
+            settings.setdefault((result.scale, result.dataset, result.protocol), []).append(result)
+    said = []
+    for (scale, dataset, protocol), group in sorted(settings.items(), key=lambda setting: _order(setting[0][0])):
+        epochs = group[0].epochs
+        # A record may name a protocol that this version does not have.
+        whole = str(PROTOCOLS[protocol].schedule.epochs) if protocol in PROTOCOLS else epochs
+        cells = [cell for result in group for cell in result.cells.values() if cell.values]
+        counts = sorted({len(cell.values) for cell in cells})
+        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        schedule = f"{epochs} epochs instead of {whole}" if whole != epochs else f"{whole} epochs"
+        noun = "seed" if counts == [1] else "seeds"
         said.append(
-            f"Numbers at scale {names} come from shorter schedules or other data. They show that the suite works, and "
-            "which method is better they do not show."
+            f"Scale {scale} on {dataset}: {schedule}, {seeds} {noun} a cell. It can be concluded that these "
+            f"{len({cell.row for cell in cells})} methods train, and how far each comes in this schedule. It cannot be "
+            f"concluded which of them is better by the paper's protocol ({whole} epochs on the paper's images): a "
+            f"short schedule favours methods that learn fast at first. {_describe_chance(counts[0])}"
         )
     return said
+
+
+def _describe_chance(seeds: int) -> str:
+    """What so many seeds say of differences between methods."""
+    if seeds == 1:
+        return (
+            "One seed does not show how much a number varies, so no difference between two methods can be told from "
+            "chance."
+        )
+    if seeds < LEAST:
+        return "Two seeds show that a number varies, and not yet by how much."
+    return "A difference between two methods holds for this schedule where its interval leaves out 0."
 
 
 def list_coverage(counted: Sequence[Coverage]) -> ReportTable:

@@ -97,7 +97,8 @@ class Report:
     @property
     def sentences(self) -> list[str]:
         """What may be concluded."""
-        return coverage.write_sentences(self.covered)
+        limits = coverage.write_limits(table.result for table in self.tables)
+        return [*coverage.write_sentences(self.covered), *limits]
 
     @property
     def coverage(self) -> ReportTable:

@@ -13,6 +13,7 @@ from benchmark.audit.audit import make_audit
 from benchmark.audit.claims import ClaimSet, load_claims
 from benchmark.audit.results import make_panel_tables
 from benchmark.audit.verdicts import Audit
+from benchmark.report.curves import collect_pair_curves, write_curves
 from benchmark.report.data import Report
 from figures.render import write_figure
 from figures.result import FigureResult
@@ -23,42 +24,24 @@ from tables.result import TableResult
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure as it was drawn. files: what was written of it, by ending."""
+    """A figure as it was drawn.
 
-    result: FigureResult
+    title: the figure and its scale; caption: what it shows, and where its numbers come from; alt: what is drawn, for
+    those who do not see it; reproduces: whether its numbers may be set against the paper's; files: what was written of
+    it, by ending; result: what is drawn, where it is a figure of the paper.
+    """
+
+    stem: str
+    title: str
+    caption: str
+    alt: str
+    reproduces: bool
     files: dict[str, Path]
-
-    @property
-    def stem(self) -> str:
-        """What its files are called."""
-        return self.result.stem
+    result: FigureResult | None = None
 
     def file(self, ending: str) -> Markup:
         """The name of one of its files, which holds nothing that a format would read."""
         return Markup(self.files[ending].name)
-
-    @property
-    def title(self) -> str:
-        """The figure and its scale."""
-        name = f"Figure {self.result.figure.name}"
-        return f"{name}, {self.result.scale}" if self.result.has_values() else name
-
-    @property
-    def caption(self) -> str:
-        """What it shows, and where its numbers come from."""
-        return " ".join([self.result.figure.caption, self.result.statement, *self.result.remarks, *self.result.notes])
-
-    @property
-    def reproduces(self) -> bool:
-        """Whether its numbers may be set against the paper's."""
-        return self.result.reproduces
-
-    @property
-    def alt(self) -> str:
-        """For those who do not see it: what is drawn, and where its numbers stand."""
-        methods = ", ".join(self.result.methods)
-        table = self.files["md"].name if "md" in self.files else "the files"
-        return f"{self.result.figure.caption} Shown: {methods}. Its numbers are in {table}."
 
     @property
     def source(self) -> str:
@@ -66,8 +49,24 @@ class Drawing:
         return "data:image/svg+xml;base64," + base64.b64encode(self.files["svg"].read_bytes()).decode()
 
 
+def describe_drawing(result: FigureResult, paths: Iterable[Path]) -> Drawing:
+    """A figure of the paper with the files that were written of it."""
+    name, files = f"Figure {result.figure.name}", {path.suffix.removeprefix("."): path for path in paths}
+    return Drawing(
+        stem=result.stem,
+        title=f"{name}, {result.scale}" if result.has_values() else name,
+        caption=" ".join([result.figure.caption, result.statement, *result.remarks, *result.notes]),
+        alt=f"{result.figure.caption} Shown: {', '.join(result.methods)}. Its numbers are in {files['md'].name}.",
+        reproduces=result.reproduces,
+        files=files,
+        result=result,
+    )
+
+
 def draw_figures(report: Report, folder: Path) -> list[Drawing]:
-    """Draw the figures in every setting that there are runs of, or with the published numbers alone, into a folder.
+    """Draw the curves of each table, and the figures in every setting that there are runs of, into a folder.
+
+    Figures without any runs are drawn with the published numbers alone.
 
     Raises:
         UserError: the folder cannot be written.
@@ -75,15 +74,36 @@ def draw_figures(report: Report, folder: Path) -> list[Drawing]:
     drawings = []
     for name in figure_names():
         for result in collect_figure_runs(load_figure(name), report.collection, report.scale or None):
-            files = {path.suffix.removeprefix("."): path for path in write_figure(result, folder)}
-            drawings.append(Drawing(result, files))
-    return sorted(drawings, key=lambda drawing: (drawing.result.figure.name, not drawing.result.has_values()))
+            drawings.append((result, describe_drawing(result, write_figure(result, folder))))
+    drawings.sort(key=lambda pair: (pair[0].figure.name, not pair[0].has_values()))
+    return [*draw_curves(report, folder), *(drawing for _, drawing in drawings)]
+
+
+def draw_curves(report: Report, folder: Path) -> list[Drawing]:
+    """Draw the test accuracy over epochs for each measured table, for the pair that most rows have curves of."""
+    records = {record["id"]: record for record in report.records}
+    drawings = []
+    for table in report.tables:
+        if curves := collect_pair_curves(table.result, records):
+            paths = write_curves(curves, folder, f"curves_{table.stem}")
+            drawings.append(
+                Drawing(
+                    stem=f"curves_{table.stem}",
+                    title=f"Curves, {table.title}",
+                    caption=curves.caption,
+                    alt=f"{curves.caption} Shown: {', '.join(curve.name for curve in curves.curves)}.",
+                    reproduces=table.result.reproduces,
+                    files={path.suffix.removeprefix("."): path for path in paths},
+                )
+            )
+    return drawings
 
 
 def audit_report(report: Report, drawings: Sequence[Drawing]) -> Audit:
     """The paper's text against its own tables and the runs of the report."""
     claims = load_claims()
-    return make_audit(claims, [*_tables(report, claims), *make_panel_tables(drawing.result for drawing in drawings)])
+    results = (drawing.result for drawing in drawings if drawing.result)
+    return make_audit(claims, [*_tables(report, claims), *make_panel_tables(results)])
 
 
 def _tables(report: Report, claims: ClaimSet) -> Iterable[TableResult]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmark.core.spec import Run
 from benchmark.io.files import write_text
 from benchmark.report.data import TableReport
-from benchmark.report.figures import Drawing
+from benchmark.report.figures import Drawing, describe_drawing
 from benchmark.report.html import render_page
 from benchmark.report.runs import collect_curves
 from benchmark.results.provenance import describe_environment
@@ -44,7 +44,7 @@ def write_overview(
         if isinstance(result, TableResult):
             tables.append(TableReport(result, make_page(result), result.stem))
         else:
-            drawings.append(Drawing(result, {path.suffix.removeprefix("."): path for path in paths}))
+            drawings.append(describe_drawing(result, paths))
     sections = {"tables": "Tables"} if tables else {}
     sections |= {"figures": "Figures"} if drawings else {}
     made = {path.name for _, paths in rendered for path in paths}

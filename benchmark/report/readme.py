@@ -1,0 +1,94 @@
+"""Write what is measured into the README, from the records in `results/`: `python -m benchmark.report.readme`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmark.core.statistics import summarise
+from benchmark.io.files import replacing, write_text
+from benchmark.report.coverage import write_limits
+from benchmark.report.curves import PairCurves, collect_pair_curves, draw
+from benchmark.report.data import collect_report
+from benchmark.report.table import format_with_std
+from benchmark.results.record import Record
+from benchmark.results.store import Store
+from figures.render import import_matplotlib
+from tables.escaping import escape_markdown, format_pipe_table
+from tables.result import Cell
+from tables.view import TEACHER
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+"""The records that come with the repository."""
+README = ROOT / "README.md"
+PICTURE = "docs/images/measured.svg"
+BEGIN, END = "<!-- measured:start -->\n", "<!-- measured:end -->\n"
+NOTHING = "Nothing yet on CIFAR-100.\n"
+MARKED = re.compile(r"(?P<number>\d[\d,.]*\d)(?: ?%)?<!-- measured (?P<run>\S+) (?P<metric>\w+) -->")
+"""A number with the run and the metric that it is, in a comment that no reader sees."""
+
+
+def main() -> None:
+    """Write the README's block and its picture anew."""
+    curves = collect_measured()
+    if curves:
+        with import_matplotlib():
+            from figures.style import settings
+        with settings("measured"), replacing(ROOT / PICTURE) as file:
+            draw(curves).savefig(file.temporary, format="svg", metadata={"Date": None, "Creator": None})
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    write_text(README, before + BEGIN + make_block(curves) + END + rest.split(END)[1])
+
+
+def collect_measured(results: Path = RESULTS) -> PairCurves | None:
+    """The pair with the most curves among the tables on real data; None where there is none."""
+    if not results.is_dir():
+        return None
+    report = collect_report(results)
+    records = {record["id"]: record for record in report.records}
+    found = [curves for table in report.tables if (curves := collect_pair_curves(table.result, records))]
+    return max(found, key=lambda curves: len(curves.curves), default=None)
+
+
+def make_block(curves: PairCurves | None) -> str:
+    """The README's part on what is measured: a table, a picture, and what can be concluded."""
+    if curves is None:
+        return NOTHING
+    result, column = curves.result, curves.column
+    rows: list[tuple[str, Cell]] = [(TEACHER, result.teacher(column))] if curves.teacher else []
+    rows += [(curve.name, result.cell(curve.name, column)) for curve in curves.curves]
+    lines = [["", "top-1, %", "seeds"]]
+    for name, cell in rows:
+        lines.append([escape_markdown(name), format_with_std(summarise(cell.values)), str(len(cell.values))])
+    table = format_pipe_table(lines, (1, 2))
+    picture = f"![Test accuracy over epochs of {column}, one line a method]({PICTURE})"
+    parts = [f"Table {result.table.name}, {escape_markdown(column)}:", table, picture, *write_limits([result])]
+    return "\n\n".join(parts) + "\n"
+
+
+def find_wrong_numbers(text: str, records: Mapping[str, Record]) -> list[str]:
+    """The numbers in a document that are marked as measured and are not what their records say.
+
+    records: by run id.
+    """
+    wrong = []
+    for match in MARKED.finditer(text):
+        measured = records.get(match["run"], {}).get("final", {}).get(match["metric"])
+        shown = match["number"].replace(",", "")
+        decimals = len(shown.partition(".")[2])
+        if measured is None or f"{measured:.{decimals}f}" != shown:
+            wrong.append(f"{match['number']} of {match['run']}, {match['metric']}: {measured}")
+    return wrong
+
+
+def read_records(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The records that come with the repository, by run id."""
+    records: Iterable[Record] = Store(results).read_all()[0] if results.is_dir() else []
+    return {record["id"]: record for record in records}
+
+
+if __name__ == "__main__":
+    main()
