@@ -33,7 +33,7 @@ def blocks(document: Path, language: str) -> list[str]:
 def commands(document: Path) -> list[tuple[str, list[str]]]:
     """The module and the arguments of every command of the suite in a document's indented and inline code."""
     text = document.read_text(encoding="utf-8")
-    module = r"python -m\s+((?:benchmark|slurm)\.\w+)"
+    module = r"python -m\s+((?:benchmark|slurm)(?:\.\w+)+)"
     found = re.findall(rf"^    {module}(.*)$|`{module}([^`]*)`", text, flags=re.MULTILINE)
     return [(shown or inline, shlex.split(rest or more, comments=True)) for shown, rest, inline, more in found]
 
