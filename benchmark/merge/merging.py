@@ -97,9 +97,9 @@ class Merge:
                         if not place:
                             yield from self._survey(opened, inside)
                         elif entry.name == "teachers":
-                            yield from self._survey_teachers(opened, *place)
+                            yield from self._survey_teachers(opened, place[0])
                         else:
-                            yield from self._survey_run(opened, *place, entry.name)
+                            yield from self._survey_run(opened, place[0], entry.name)
             except UntrustedInputError as reason:
                 yield MergeFinding("refused", inside, str(reason), is_stray=not place)
 
