@@ -43,7 +43,9 @@ class Rates:
             seconds = rows["provenance_seconds_of_its_own"] + rows["provenance_seconds_of_its_teacher"]
             if profile.gpus:
                 # The host's clock cannot tell the runs of a cohort apart there: each gets an equal share.
-                seconds = rows["provenance_seconds"] / rows["provenance_cohort"].map(lambda ids: len(json.loads(ids)))
+                members = rows["provenance_cohort"].map(lambda ids: len(json.loads(ids)))
+                # Of no rows, pandas would keep the type of text.
+                seconds = rows["provenance_seconds"] / members.astype(float)
             shown, multiply_adds = rows["cost_images"] * rows["epochs"], rows["cost_training_multiply_adds"]
         except KeyError:
             # No run has finished: the columns of times and costs are missing.
