@@ -108,7 +108,7 @@ class PanelResult:
 
         stages: of the class, on upright images; stages_joint: of class and rotation, on the four rotated views.
         """
-        by_seed = {seed.seed: seed.figures[metric] for seed in self.cell(method).finished if seed.figures.get(metric)}
+        by_seed = {seed.seed: seed.metrics[metric] for seed in self.cell(method).finished if seed.metrics.get(metric)}
         count = max((len(values) for values in by_seed.values()), default=0)
         return tuple(
             {seed: float(values[stage]) for seed, values in by_seed.items() if stage < len(values)}

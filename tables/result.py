@@ -39,11 +39,11 @@ class Price:
 
 @dataclass(frozen=True)
 class Seed:
-    """One finished run of a cell: the figures of its last epoch (`top1`, `top5`, `nll`, `ece`, `stages`, ...)."""
+    """One finished run of a cell, with the metrics of its last epoch (`top1`, `top5`, `nll`, `ece`, `stages`, ...)."""
 
     seed: int
     run: str
-    figures: Mapping[str, Any]
+    metrics: Mapping[str, Any]
     price: Price
     precision: str
 
@@ -56,7 +56,7 @@ class Cell:
     best: the same at the epoch that was best on the test set, shown apart, never mixed;
     notes: what a reader must know, shown as footnotes ("failed at epoch 3, step 17: loss not finite");
     seeds: how many were asked for, if known; finished: the runs behind the values, in the same order;
-    metric: which of their figures the values are.
+    metric: which of their metrics the values are.
     """
 
     row: str
@@ -71,7 +71,7 @@ class Cell:
 
     def by_seed(self) -> dict[int, float]:
         """The values by seed, for differences that are paired."""
-        return {run.seed: float(run.figures[self.metric]) for run in self.finished}
+        return {run.seed: float(run.metrics[self.metric]) for run in self.finished}
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def measured(
                 Seed(seed, "run", {"top1": value}, price, "fp32") for seed, value in found.items() if value is not None
             )
             status: Status = "done" if runs else "not run yet"
-            numbers = tuple(float(run.figures["top1"]) for run in runs)
+            numbers = tuple(float(run.metrics["top1"]) for run in runs)
             cells[row.name, column.name] = Cell(row.name, column.name, numbers, status, finished=runs)
     result = TableResult(
         table=table,
@@ -98,7 +98,7 @@ def panel(
     for method in specification.methods:
         for fraction in specification.fractions or (1.0,):
             runs = tuple(Seed(seed, "run", values(method, fraction, seed), PRICE, "fp32") for seed in range(3))
-            numbers = tuple(float(str(run.figures["top1"])) for run in runs)
+            numbers = tuple(float(str(run.metrics["top1"])) for run in runs)
             cells[method, fraction] = Cell(method, title, numbers, "done", finished=runs)
     dataset = drawn.dataset_for(scale)
     assert dataset is not None

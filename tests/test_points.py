@@ -55,7 +55,7 @@ def record_of(run: Run, top1: float = 50.0, status: str = "finished") -> Record:
     return {"run": run.model_dump(mode="json"), "status": status, "provenance": {}, **told}
 
 
-def collection_of(runs: Iterable[Run]) -> RecordQuery:
+def query_of(runs: Iterable[Run]) -> RecordQuery:
     return RecordQuery([record_of(run) for run in dict.fromkeys(runs)])
 
 
@@ -124,7 +124,7 @@ def test_an_optional_method_is_trained_only_when_it_is_named() -> None:
 def test_a_method_that_is_named_and_not_in_the_figure_comes_last() -> None:
     found = points(methods=("PS-KD", "KD"))
     assert found.methods == (*FIVE.methods, "PS-KD")
-    assert {run.method for run in found.factoryed_runs()} == {"PS-KD", "KD"}
+    assert {run.method for run in found.requested_runs()} == {"PS-KD", "KD"}
     result = make_figure_result(FIVE.at("demo"), {"CIFAR-100": found}, RecordQuery([]).look_up([]), lambda run: None)
     assert result.methods == (*FIVE.methods, "PS-KD")
 
@@ -221,7 +221,7 @@ def test_an_empty_store_gives_an_empty_figure_at_scale_paper() -> None:
 
 def test_the_figures_of_a_store_are_those_of_its_scales() -> None:
     demo, paper = points(seeds=(0,)), points(scale="paper", seeds=(0, 1, 2))
-    collection = collection_of([*demo.requested_runs(), *paper.requested_runs()])
+    collection = query_of([*demo.requested_runs(), *paper.requested_runs()])
     by_stem = {result.stem: result for result in collect_figure_runs(FIVE, collection)}
     assert set(by_stem) == {"figure_5_demo", "figure_5_paper"}
     assert by_stem["figure_5_paper"].seeds == (3,)
@@ -234,16 +234,14 @@ def test_the_figures_of_a_store_are_those_of_its_scales() -> None:
 def test_seeds_and_precision_that_nobody_asked_for_are_found_too() -> None:
     found = points(scale="paper", seeds=(7, 8, 9, 10))
     runs = [run.replace(precision="bf16") for run in found.runs["LSSKD", 0.5]]
-    (result,) = collect_figure_runs(FIVE, collection_of(runs))
+    (result,) = collect_figure_runs(FIVE, query_of(runs))
     assert set(select_by_seed(result.panels[0].cell("LSSKD", 0.5))) == {7, 8, 9, 10}
     assert result.remarks == ("Precision bf16.",)
 
 
 def test_runs_of_a_table_give_the_figure_its_points_at_fraction_1() -> None:
     found = points(seeds=(0,))
-    (demo, _) = collect_figure_runs(
-        FIVE, collection_of(run for method in FIVE.methods for run in found.runs[method, 1.0])
-    )
+    (demo, _) = collect_figure_runs(FIVE, query_of(run for method in FIVE.methods for run in found.runs[method, 1.0]))
     assert demo.scale == "demo"
     assert {fraction for (_, fraction), cell in demo.panels[0].cells.items() if cell.values} == {1.0}
 
@@ -253,8 +251,8 @@ def test_runs_on_another_dataset_make_a_figure_only_if_they_are_its_own() -> Non
         plan_panel(FIVE, FIVE.panels[0], request("paper", "leaves"), (0,)).runs[method, fraction]
         for method, fraction in (("KD", 1.0), ("KD", 0.5))
     )
-    assert [result.stem for result in collect_figure_runs(FIVE, collection_of(table))] == ["figure_5_paper"]
-    stems = {result.stem: result for result in collect_figure_runs(FIVE, collection_of([*table, *own]))}
+    assert [result.stem for result in collect_figure_runs(FIVE, query_of(table))] == ["figure_5_paper"]
+    stems = {result.stem: result for result in collect_figure_runs(FIVE, query_of([*table, *own]))}
     assert set(stems) == {"figure_5_paper_leaves", "figure_5_paper"}
     (panel,) = stems["figure_5_paper_leaves"].panels
     assert panel.heading == "In place of CIFAR-100"
@@ -266,14 +264,12 @@ def test_teachers_of_the_same_images_make_a_figure_of_their_own() -> None:
     usual, same = points(seeds=(0,)), points(seeds=(0,), teacher_data="same")
     both = {
         result.stem
-        for result in collect_figure_runs(
-            FIVE, collection_of([*usual.requested_runs(), *same.requested_runs()]), "demo"
-        )
+        for result in collect_figure_runs(FIVE, query_of([*usual.requested_runs(), *same.requested_runs()]), "demo")
     }
     assert both == {"figure_5_demo", "figure_5_demo_teacher-on-same"}
-    alone = [result.stem for result in collect_figure_runs(FIVE, collection_of(usual.requested_runs()), "demo")]
+    alone = [result.stem for result in collect_figure_runs(FIVE, query_of(usual.requested_runs()), "demo")]
     assert alone == ["figure_5_demo"], "LSSKD has no teacher, so its runs are those of both"
-    (result,) = collect_figure_runs(FIVE, collection_of(same.runs["KD", 0.5]), "demo")
+    (result,) = collect_figure_runs(FIVE, query_of(same.runs["KD", 0.5]), "demo")
     assert result.teacher_data == "same"
     assert "Teachers, and what is trained on them, learn from the same part" in " ".join(result.notes)
 
@@ -281,7 +277,7 @@ def test_teachers_of_the_same_images_make_a_figure_of_their_own() -> None:
 def test_a_changed_protocol_is_said_and_does_not_overwrite_the_usual_figure() -> None:
     changed = get_protocol("lsskd").replace(weight_decay=1e-4)
     runs = points(scale="paper", seeds=(0,), protocol=changed).requested_runs()
-    usual, other = sorted(collect_figure_runs(FIVE, collection_of(runs)), key=lambda result: len(result.stem))
+    usual, other = sorted(collect_figure_runs(FIVE, query_of(runs)), key=lambda result: len(result.stem))
     assert usual.stem == "figure_5_paper"
     assert other.stem.startswith("figure_5_paper_")
     assert other.remarks == ("Protocol lsskd with weight_decay = 0.0001.",)
@@ -290,9 +286,9 @@ def test_a_changed_protocol_is_said_and_does_not_overwrite_the_usual_figure() ->
 
 def test_hard_labels_are_shown_in_figure_6_where_there_are_runs_of_them() -> None:
     found = points(SIX, seeds=(0,))
-    (result, _) = collect_figure_runs(SIX, collection_of(run for runs in found.runs.values() for run in runs))
+    (result, _) = collect_figure_runs(SIX, query_of(run for runs in found.runs.values() for run in runs))
     assert result.methods == ("HSSAKD", "LSSKD", "HSSAKD-teacher")
-    (without, _) = collect_figure_runs(SIX, collection_of(found.factoryed_runs()))
+    (without, _) = collect_figure_runs(SIX, query_of(found.requested_runs()))
     assert without.methods == ("HSSAKD", "LSSKD")
     assert without.panels[0].stages("LSSKD", "stages") == ({0: 30.0}, {0: 40.0})
     assert without.panels[0].stages("LSSKD", "stages_joint") == ({0: 20.0}, {0: 25.0})
@@ -301,7 +297,7 @@ def test_hard_labels_are_shown_in_figure_6_where_there_are_runs_of_them() -> Non
 
 def test_runs_on_held_out_images_are_in_no_figure() -> None:
     runs = points(seeds=(0,), validation=0.1).requested_runs()
-    assert collect_figure_runs(FIVE, collection_of(runs), "demo") == []
+    assert collect_figure_runs(FIVE, query_of(runs), "demo") == []
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +315,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Figure, Points, S
     place = (images.name, images.fingerprint, protocol, select_scale("demo", 1, protocol), torch.device("cpu"))
     found = plan_panel(figure, figure.panels[0], RunFactory(*place, precision="fp32"), (0, 1))
     settings = TrainSettings(runs=folder / "runs", dataset=str(toml))
-    for _, runs in itertools.groupby(found.factoryed_runs(), key=lambda run: (run.fraction, run.seed)):
+    for _, runs in itertools.groupby(found.requested_runs(), key=lambda run: (run.fraction, run.seed)):
         assert run_until_done(list(runs), settings)
     return figure, found, Store(folder / "runs")
 

@@ -39,9 +39,9 @@ def kd(seed: int = 0, **changes: Any) -> Run:
 
 
 def table_of(runs: Sequence[Run]) -> TableResult:
-    collection = RecordQuery([record(run, 50.0 + run.seed) for run in runs])
-    (setting,) = collection.settings()
-    return make_table_in_setting(TABLE, collection, setting)
+    query = RecordQuery([record(run, 50.0 + run.seed) for run in runs])
+    (setting,) = query.settings()
+    return make_table_in_setting(TABLE, query, setting)
 
 
 def test_a_cell_holds_all_seeds_that_there_are_and_says_how_many_are_missing() -> None:
@@ -71,8 +71,8 @@ def test_seeds_of_two_precisions_are_not_mixed() -> None:
     ],
 )
 def test_a_run_that_is_another_fills_no_cell(other: Run) -> None:
-    collection = RecordQuery([record(request().run("Baseline", "ResNet20", None, 0)), record(other)])
-    assert make_table_in_setting(TABLE, collection, collection.settings()[0]).cell("KD", COLUMN.name).values == ()
+    query = RecordQuery([record(request().run("Baseline", "ResNet20", None, 0)), record(other)])
+    assert make_table_in_setting(TABLE, query, query.settings()[0]).cell("KD", COLUMN.name).values == ()
 
 
 def test_a_teacher_is_found_by_the_column_it_teaches_in() -> None:
@@ -82,8 +82,8 @@ def test_a_teacher_is_found_by_the_column_it_teaches_in() -> None:
 
 
 def tables_of(runs: Sequence[Run], **figures: dict[str, float]) -> list[TableResult]:
-    collection = RecordQuery([record(run, 50.0 + run.seed) for run in runs], figures)
-    return [make_table_in_setting(TABLE, collection, setting) for setting in collection.settings()]
+    query = RecordQuery([record(run, 50.0 + run.seed) for run in runs], figures)
+    return [make_table_in_setting(TABLE, query, setting) for setting in query.settings()]
 
 
 def test_students_of_a_teacher_from_a_file_stand_in_a_table_of_their_own() -> None:
@@ -117,9 +117,9 @@ def test_a_teacher_of_the_students_own_network_is_no_further_seed_of_it() -> Non
     student = request().run("Baseline", "ResNet20", None, 0)
     teacher = request().run("KD", "ResNet20", "ResNet20", 0).teacher
     assert isinstance(teacher, Run)
-    collection = RecordQuery([record(run) for run in (student, teacher)])
-    assert list(collection.replicates(student)) == [student]
-    assert list(collection.replicates(teacher)) == [teacher]
+    query = RecordQuery([record(run) for run in (student, teacher)])
+    assert list(query.replicates(student)) == [student]
+    assert list(query.replicates(teacher)) == [teacher]
 
 
 def test_batches_shared_by_processes_make_a_table_of_their_own() -> None:
@@ -144,16 +144,16 @@ def test_each_dataset_scale_and_changed_protocol_is_a_setting_of_its_own() -> No
         ),
         dataclasses.replace(request(), protocol=get_protocol("crd")).run("KD", "ResNet20", "WRN-16-2", 0),
     ]
-    collection = RecordQuery([record(run) for run in runs])
-    assert len(collection.settings()) == 4
-    results = [make_table_in_setting(TABLE, collection, setting) for setting in collection.settings()]
+    query = RecordQuery([record(run) for run in runs])
+    assert len(query.settings()) == 4
+    results = [make_table_in_setting(TABLE, query, setting) for setting in query.settings()]
     assert [result.cell("KD", COLUMN.name).values for result in results] == [(50.0,)] * 4
     assert len({(result.stem, result.remarks) for result in results}) == 4
 
 
 def test_a_failed_run_is_told_of() -> None:
-    collection = RecordQuery([record(kd(0)), record(kd(1), status="failed")])
-    cell = make_table_in_setting(TABLE, collection, collection.settings()[0]).cell("KD", COLUMN.name)
+    query = RecordQuery([record(kd(0)), record(kd(1), status="failed")])
+    cell = make_table_in_setting(TABLE, query, query.settings()[0]).cell("KD", COLUMN.name)
     assert cell.status == "partial"
     assert cell.notes == ("KD, WRN-16-2>ResNet20, seed 1: no number",)
 

@@ -1,4 +1,4 @@
-"""From the records of a cell's runs to what a table shows of it."""
+"""Make the cells of tables and figures from the records of their runs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def look_up_exactly(find: FindRecord) -> LookUp:
 def make_cell(
     row: str, column: Column, records: Mapping[Run, Record | None], find: FindRecord, lost: Mapping[str, str]
 ) -> Cell:
-    """The cell of the runs that were asked for, one for each seed.
+    """Make the cell of some runs, one for each seed.
 
-    find: the record of a run that these depend on; lost: by run id, why a run left no record.
+    find: finds the record of a run that these depend on; lost: by run id, why a run left no record.
     """
     finished = {run: record for run, record in records.items() if record and record["status"] == "finished"}
     notes = tuple(
@@ -45,7 +45,7 @@ def make_cell(
     return Cell(
         row=row,
         column=column.name,
-        values=tuple(float(seed.figures[column.metric]) for seed in seeds),
+        values=tuple(float(seed.metrics[column.metric]) for seed in seeds),
         status=status,
         best=tuple(
             float(record["best_on_test"][column.metric]) for record in finished.values() if "best_on_test" in record
@@ -58,12 +58,12 @@ def make_cell(
 
 
 def make_seed(run: Run, record: Record, find: FindRecord) -> Seed:
-    """What one finished run says, and what it cost."""
+    """Describe one finished run: its metrics and its price."""
     return Seed(run.seed, run.id, record["final"], make_price(run, record, find), run.precision)
 
 
 def make_price(run: Run, record: Record, find: FindRecord) -> Price:
-    """What a finished run cost, and all that it depends on."""
+    """Compute what a finished run cost, and what all that it depends on cost."""
     needed = collect_dependencies([run])[:-1]
     records = [find(other) for other in needed]
     # Nobody knows what a teacher from a file has cost.
@@ -89,7 +89,7 @@ def _cost(record: Record | None) -> int | None:
 
 
 def _device_seconds(record: Record | None) -> float | None:
-    """Seconds times devices. On a GPU, whose work the host's clock cannot tell apart, those of the whole cohort."""
+    """Seconds times devices; those of the whole cohort on a GPU, where the host cannot time the runs one by one."""
     if record is None:
         return None
     made = record["provenance"]
@@ -102,7 +102,7 @@ def _device_seconds(record: Record | None) -> float | None:
 
 
 def _total(values: Sequence[Number | None], nothing: Number) -> Number | None:
-    """The sum; None where a part of it is not known."""
+    """Add up values; None where one of them is not known."""
     known = [value for value in values if value is not None]
     return sum(known, start=nothing) if len(known) == len(values) else None
 

@@ -1,4 +1,4 @@
-"""From the records of a figure's runs to the points that are drawn."""
+"""Make the result of a figure from the records of its runs."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def make_figure_result(
     remarks: Sequence[str] = (),
     lost: Mapping[str, str] | None = None,
 ) -> FigureResult:
-    """What there is for a figure.
+    """Make the result of a planned figure.
 
     points: by the title of their panel; a panel without any is shown as not run yet. look_up, find and lost: as in
-    `benchmark.planning.tables.results_of`.
+    `benchmark.analysis.tables.make_table_result`.
 
     Raises:
         UserError: no panel has any.
@@ -67,7 +67,7 @@ def make_figure_result(
 
 
 def empty_result(figure: Figure, scale: str = "paper") -> FigureResult:
-    """A figure of which nothing has been run, with the published numbers where it has any.
+    """Make a figure without any run, with the published numbers where it has any.
 
     Raises:
         UserError: there is no such scale, or nothing is drawn at it.
@@ -78,20 +78,20 @@ def empty_result(figure: Figure, scale: str = "paper") -> FigureResult:
     return FigureResult(figure, scale, panels, figure.methods, describe_environment(), protocol=figure.protocol)
 
 
-def collect_figure_runs(figure: Figure, collection: RecordQuery, scale: str | None = None) -> list[FigureResult]:
-    """The figure for every scale, protocol and dataset that there are records of its runs for.
+def collect_figure_runs(figure: Figure, query: RecordQuery, scale: str | None = None) -> list[FigureResult]:
+    """Make the figure for every scale, protocol and dataset that there are records of its runs for.
 
     figure: as it was loaded; scale: only this one, and those stretched from it. Teachers that learnt from the same part
-    of the images make a figure of their own. At scale `paper` there always is one, if an empty one.
+    of the images make a figure of their own. At scale `paper` there is always one, even without any run.
     """
     results: list[FigureResult] = []
     groups: dict[tuple[str, str], list[ExperimentSetting]] = defaultdict(list)
-    for setting in collection.settings():
+    for setting in query.settings():
         groups[setting.scale.content, setting.protocol.content].append(setting)
     for settings in groups.values():
         name = settings[0].scale.name
         if scale in (None, name, base_scale(name)):
-            results += _of_settings(figure, collection, settings)
+            results += _of_settings(figure, query, settings)
     if scale in (None, "paper") and any(panel.dataset_for("paper") for panel in figure.panels):
         empty = empty_result(figure)
         if all(result.stem != empty.stem for result in results):
@@ -99,24 +99,22 @@ def collect_figure_runs(figure: Figure, collection: RecordQuery, scale: str | No
     return results
 
 
-def _of_settings(
-    figure: Figure, collection: RecordQuery, settings: Sequence[ExperimentSetting]
-) -> Iterator[FigureResult]:
-    """The figures of settings that agree in scale and protocol: on its own datasets, and on each other one."""
+def _of_settings(figure: Figure, query: RecordQuery, settings: Sequence[ExperimentSetting]) -> Iterator[FigureResult]:
+    """Make the figures of settings that agree in scale and protocol: on its own datasets, and on each other one."""
     scale = base_scale(settings[0].scale.name)
     datasets = dict.fromkeys(setting.dataset for setting in settings)
     usual = {panel.dataset_for(scale) for panel in figure.panels}
     if usual & datasets.keys():
-        yield from _variants(figure.at(scale), collection, settings, "")
+        yield from _variants(figure.at(scale), query, settings, "")
     for dataset in datasets:
         if dataset not in usual:
-            yield from _variants(figure.on(dataset, scale), collection, settings, dataset)
+            yield from _variants(figure.on(dataset, scale), query, settings, dataset)
 
 
 def _variants(
-    figure: Figure, collection: RecordQuery, settings: Sequence[ExperimentSetting], dataset: str
+    figure: Figure, query: RecordQuery, settings: Sequence[ExperimentSetting], dataset: str
 ) -> Iterator[FigureResult]:
-    """The figure with teachers that learnt from all images, and with others, as far as there are runs of its own."""
+    """Make the figure with teachers that learnt from all images, and with others, where it has runs of its own."""
     usual = not dataset and settings[0].protocol == get_protocol(figure.protocol)
     planned: set[Run] = set()
     choices: tuple[TeacherData, ...] = ("all", "same") if figure.kind == "few-shot" else ("all",)
@@ -124,34 +122,34 @@ def _variants(
         points = {
             panel.title: some
             for panel in figure.panels
-            if (some := _fullest(figure, panel, collection, settings, dataset, teacher_data))
+            if (some := _fullest(figure, panel, query, settings, dataset, teacher_data))
         }
         runs = {run for some in points.values() for runs in some.runs.values() for run in runs if _is_own(run, usual)}
-        # Without a record of a run that only this figure has, it would be another's once more.
-        if any(collection.replicates(run) for run in runs - planned):
+        # Without a record of a run that only this figure has, it would repeat the one before.
+        if any(query.replicates(run) for run in runs - planned):
             remarks = _remarks_of(figure, list(points.values()), settings)
             cells = [runs for some in points.values() for runs in some.runs.values()]
-            yield make_figure_result(figure, points, collection.look_up(cells), collection.find, remarks)
+            yield make_figure_result(figure, points, query.look_up(cells), query.find, remarks)
         planned |= runs
         usual = False
 
 
 def _is_own(run: Run, usual: bool) -> bool:
-    """Whether a run tells of the figure: where data or protocol are not its own, a table's runs alone do not."""
+    """Whether a run speaks for the figure: the runs of a table alone do not on another dataset or protocol."""
     return usual or run.fraction < 1 or method_class(run.method).student_branches
 
 
 def _fullest(
     figure: Figure,
     panel: Panel,
-    collection: RecordQuery,
+    query: RecordQuery,
     settings: Sequence[ExperimentSetting],
     dataset: str,
     teacher_data: TeacherData,
 ) -> Points | None:
-    """The panel's runs on its dataset (or on the one that is named) as far as there are settings for that.
+    """Choose the setting of the panel's dataset (or of the named one) that most of its points have records in.
 
-    Of several contents under one name the one that most points have records of.
+    Several datasets may have one name and different images. None where there is no setting.
     """
     scale = settings[0].scale.name
     name = dataset or panel.dataset_for(base_scale(scale))
@@ -163,13 +161,13 @@ def _fullest(
     ]
 
     def recorded(points: Points) -> int:
-        return sum(bool(collection.replicates(runs[0])) for runs in points.runs.values())
+        return sum(bool(query.replicates(runs[0])) for runs in points.runs.values())
 
     return max(candidates, key=recorded, default=None)
 
 
 def _remarks_of(figure: Figure, points: Sequence[Points], settings: Sequence[ExperimentSetting]) -> list[str]:
-    """What a reader must know of how the runs differ from the default."""
+    """List how the runs differ from the default."""
     remarks = list_notes(points[0].factory, figure.protocol)
     for name in dict.fromkeys(some.factory.dataset for some in points):
         if len({setting.fingerprint for setting in settings if setting.dataset == name}) > 1:
@@ -185,7 +183,7 @@ def _panel_result(
     for method in points.methods:
         for fraction in figure.fractions or (factory.fraction,):
             title = panel.title if fraction == 1 else f"{panel.title}, {fraction:.0%} of the images"
-            # The place of a stages figure's only cell is that of all images, whatever the request's share.
+            # The only cell of a stages figure stands for all images, whatever share was asked for.
             key = (method, fraction if figure.fractions else 1.0)
             if runs := points.runs.get((method, fraction)):
                 column = Column(student=panel.student, teacher=panel.teacher, title=title)

@@ -1,4 +1,4 @@
-"""What a reader must be told of numbers that were not made in the usual way."""
+"""Describe how runs differ from the default, for whoever reads their numbers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from benchmark.core.protocols import PROTOCOLS, base_scale, get_protocol
 from benchmark.planning.request import RunFactory
 
 SHARED_BATCHES = ("imagenet",)
-"""Protocols whose published numbers were made with each batch shared among GPUs, where norms saw a part of it."""
+"""Protocols whose published numbers were trained on several GPUs, so that norms saw only parts of each batch."""
 
 
 def list_notes(factory: RunFactory, usual_protocol: str) -> list[str]:
-    """How the runs of a request differ from those of a table with this protocol, a sentence for each difference."""
+    """List how runs differ from those of a table with this protocol, a sentence for each difference."""
     texts = []
     changed = _changed_protocol(factory)
     if factory.protocol.name != usual_protocol or changed:
@@ -39,7 +39,7 @@ def list_notes(factory: RunFactory, usual_protocol: str) -> list[str]:
 def is_default_setting(factory: RunFactory, usual_protocol: str) -> bool:
     """Whether the runs follow a protocol in full, on all images and the test set, with no option changed.
 
-    Batches shared among processes are another protocol, as norms see parts of them, but on ImageNet.
+    Sharing a batch among processes changes the protocol, because norms see parts of it; ImageNet's is defined that way.
     """
     plain = not factory.options and factory.augmentation == "standard"
     plain &= factory.processes == 1 or usual_protocol in SHARED_BATCHES
@@ -48,7 +48,7 @@ def is_default_setting(factory: RunFactory, usual_protocol: str) -> bool:
 
 
 def precision_note(precisions: Iterable[str], scale: str) -> list[str]:
-    """A sentence where some runs of scale `paper` are not in fp32, which that scale has unless told otherwise."""
+    """Say so where runs of scale `paper` are not in fp32, the default of that scale."""
     found = set(precisions)
     if base_scale(scale) != "paper" or not found - {"fp32"}:
         return []
@@ -56,7 +56,7 @@ def precision_note(precisions: Iterable[str], scale: str) -> list[str]:
 
 
 def variant_suffix(factory: RunFactory) -> str:
-    """A short name for files of numbers that were not made in the usual way, "" for those that were."""
+    """Make a short name for files of runs that differ from the default, "" for those that do not."""
     changes: dict[str, Any] = {
         "protocol": _changed_protocol(factory),
         "options": factory.options,

@@ -1,4 +1,4 @@
-"""All records of a store, found by what they are records of: for reports, which are made without any dataset."""
+"""Find records by what was run, for reports, which are made without any dataset."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from benchmark.plugins.registry import method_names
 from benchmark.results.record import Record
 
 OF_ONE_SEED = ("seed", "precision", "teacher_precision", "fraction_seed")
-"""What differs between the seeds of one cell, or may."""
+"""Fields that may differ between the seeds of one cell."""
 TeacherSeeds = Literal["shared", "paired"]
 Released = tuple[tuple[str, PretrainedFile], ...]
 
 
 @dataclass(frozen=True)
 class ExperimentSetting:
-    """What all runs of a table have in common: the data, the recipe, how much of it is spent, and the teachers.
+    """What all runs of a table have in common: dataset, protocol, scale and teachers.
 
     released: the teachers that came from files, by network; teacher_seeds: whether each seed has teachers of its own;
     processes: how many shared each batch.
@@ -41,7 +41,7 @@ class ExperimentSetting:
     processes: int = 1
 
     def make_factory(self, **changes: Any) -> RunFactory:
-        """How cells become runs in this setting; of a precision that a collection does not look at."""
+        """Make what plans runs in this setting; a query ignores their precision."""
         place = (self.dataset, self.fingerprint, self.protocol, self.scale, torch.device("cpu"))
         return RunFactory(
             *place,
@@ -59,7 +59,7 @@ class RecordQuery:
     def __init__(
         self, records: Iterable[Record], teacher_metrics: Mapping[str, Mapping[str, float]] | None = None
     ) -> None:
-        """released_figures: what teachers from files reach on the test images, by their file's sha256."""
+        """teacher_metrics: what teachers from files reach on the test images, by the sha256 of their file."""
         self.records = list(records)
         self.teacher_metrics = teacher_metrics or {}
         self.runs = [Run.model_validate(record["run"]) for record in self.records]
@@ -70,27 +70,27 @@ class RecordQuery:
                 self._by_kin[_cell_key(run, teacher_seeds)].append((run, record))
 
     def find(self, run: Run) -> Record | None:
-        """The record of exactly this run."""
+        """Find the record of exactly this run."""
         return self._by_digest.get(run.digest)
 
     def replicates(
         self, run: Run, teacher_seeds: TeacherSeeds = "shared", precision: Precision | None = None
     ) -> dict[Run, Record]:
-        """The records of runs that differ from this one in seed or precision only, by seed, one precision for all.
+        """Find the records of runs that differ from this one in seed or precision only; all have one precision.
 
         teacher_seeds: whether the teacher's seed is one for all or follows the run's; precision: of the student;
         without one that in which most are finished.
         """
         groups: dict[str, dict[Run, Record]] = defaultdict(dict)
         for other, record in sorted(self._by_kin.get(_cell_key(run, teacher_seeds), []), key=lambda pair: pair[0].seed):
-            # A teacher of its own network is no further seed of what it teaches.
+            # A teacher of the same network is not another seed of its student.
             alike = (other.seed < SELF_TEACHER_SEED) == (run.seed < SELF_TEACHER_SEED)
             if alike and precision in (None, other.precision):
                 groups[f"{other.precision} {other.teacher_precision}"][other] = record
         return max(groups.values(), key=_finished, default={})
 
     def settings(self) -> list[ExperimentSetting]:
-        """The settings that there are runs of, apart from those that were tested on held-out training images.
+        """List the settings that there are runs of, except those that were tested on held-out training images.
 
         A run that has no teacher belongs to all settings that are equal in the rest.
         """
@@ -119,17 +119,17 @@ class RecordQuery:
         ]
 
     def look_up(self, cells: Iterable[Sequence[Run]], teacher_seeds: TeacherSeeds = "shared") -> LookUp:
-        """How the records of cells are found: those of any seed that there is, and None for the seeds that are missing.
+        """Make the look-up of cells: the records of all seeds that there are, and None for missing seeds.
 
-        The cells of one student on one dataset are all of one precision, that in which most are finished, so that they
-        can be compared.
+        All cells of one student on one dataset have one precision, that in which most are finished, so that they can be
+        compared.
         """
         counts: dict[tuple[str, str], Counter[Precision]] = defaultdict(Counter)
         for runs in cells:
             for precision in get_args(Precision):
                 finished = _finished(self.replicates(runs[0], teacher_seeds, precision))
                 counts[runs[0].dataset, runs[0].student][precision] += finished
-        chosen = {place: count.most_common(1)[0][0] for place, count in counts.items()}
+        chosen = {key: count.most_common(1)[0][0] for key, count in counts.items()}
 
         def look_up(runs: Sequence[Run]) -> dict[Run, Record | None]:
             precision = chosen.get((runs[0].dataset, runs[0].student))
@@ -142,7 +142,7 @@ class RecordQuery:
 
 
 def _together(teachers: Iterable[tuple[Released, TeacherSeeds]]) -> list[tuple[Released, TeacherSeeds]]:
-    """The ways in which runs were taught, with files of different networks together."""
+    """List the ways in which runs were taught, combining files of different networks."""
     ways: list[tuple[Released, TeacherSeeds]] = []
     files: dict[str, list[PretrainedFile]] = defaultdict(list)
     for released, teacher_seeds in teachers:
@@ -162,16 +162,16 @@ def _finished(records: Mapping[Run, Record]) -> int:
 
 
 def _cell_key(run: Run, teacher_seeds: TeacherSeeds) -> str:
-    """What a run is, whatever its seed and precision: equal for the seeds of one cell."""
+    """Make a key that is equal for the runs of one cell, whatever their seed and precision."""
     return teacher_seeds + json.dumps(
         _cell_content(run, run.seed if teacher_seeds == "paired" else None), sort_keys=True
     )
 
 
 def _cell_content(part: Run | ReleasedTeacher, paired: int | None, outer: bool = True) -> dict[str, Any]:
-    """The fields that tell a cell from others: the seed of a teacher does, that of a run's first stage does not.
+    """Collect the fields that tell a cell from others: the seed of a teacher does, that of a first stage does not.
 
-    paired: the seed of the student, if it names its teachers' too; then what tells is how far these are from it.
+    paired: the student's seed, if its teachers' seeds follow it; then the difference to it counts.
     """
     content = part.model_dump(mode="json")
     if not isinstance(part, Run):

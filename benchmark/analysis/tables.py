@@ -1,4 +1,4 @@
-"""From the records of a table's runs to the table that is shown."""
+"""Make the result of a table from the records of its runs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def make_table_result(
     remarks: Sequence[str] = (),
     lost: Mapping[str, str] | None = None,
 ) -> TableResult:
-    """What there is for a grid.
+    """Make the result of a planned table.
 
-    look_up: the records of a cell's runs; find: the record of a run that they depend on; released_accuracy: the figures
+    look_up: finds the records of a cell's runs; find: that of a run that they depend on; released_accuracy: the metrics
     of teachers that came from files; lost: by run id, why a run left no record.
     """
     cells = {}
@@ -47,7 +47,7 @@ def make_table_result(
         for key, cell in cells.items()
         if key[0] not in shown and cell.status == "not run yet"
     }
-    # What runs when it is named has a row if it was run, or if others have printed numbers for it.
+    # A method that runs only when it is named has a row if it was run, or if there are numbers of others for it.
     rows = tuple(_with_remark(row) for row in grid.table.rows if row.name in shown or row.printed or row.published)
     table = grid.table.model_copy(update={"rows": rows})
     kept = {row.name for row in rows}
@@ -75,7 +75,7 @@ def _runs_when_named(row: Row) -> bool:
 
 
 def _with_remark(row: Row) -> Row:
-    """The row with its method's own remark among its footnotes."""
+    """Add the remark of its method to the footnotes of a row."""
     remark = method_class(row.method).remark if row.method in all_methods() else ""
     text = f"{row.method}: {remark}."
     return row if not remark else row.model_copy(update={"footnotes": (*row.footnotes, text)})
@@ -90,7 +90,7 @@ def _teachers(
     seeds: Sequence[int],
     lost: Mapping[str, str],
 ) -> dict[str, Cell]:
-    """The accuracy of each column's teacher: of its own run, or as measured here if it came from a file."""
+    """Make the teacher's cell of each column: from its own run, or as measured here if it came from a file."""
     cells = {}
     for column in grid.table.columns:
         if column.teacher is None:
@@ -108,62 +108,60 @@ def _teachers(
     return cells
 
 
-def add_rows_of_records(table: Table, collection: RecordQuery, setting: ExperimentSetting) -> Table:
-    """The table with a row more for each method that it does not have and that there are runs of in its cells."""
+def add_rows_of_records(table: Table, query: RecordQuery, setting: ExperimentSetting) -> Table:
+    """Add a row to the table for each other method that its cells have runs of."""
     scale = base_scale(setting.scale.name)
     students = {column.student for column in table.at(scale).columns}
-    there = {run.method for run in collection.runs if run.student in students and run.dataset == setting.dataset}
-    there -= {row.method for row in table.rows}
-    more = [Row(method=name) for name in method_names() if name in there and method_class(name).listed]
+    methods = {run.method for run in query.runs if run.student in students and run.dataset == setting.dataset}
+    methods -= {row.method for row in table.rows}
+    more = [Row(method=name) for name in method_names() if name in methods and method_class(name).listed]
     if not more:
         return table
     alone = table.model_copy(update={"rows": tuple(more)})
     grid = plan_table(alone.at(scale), setting.make_factory(), [0])
-    filled = {row for (row, _), runs in grid.runs.items() if collection.replicates(runs[0], setting.teacher_seeds)}
+    filled = {row for (row, _), runs in grid.runs.items() if query.replicates(runs[0], setting.teacher_seeds)}
     return table.model_copy(update={"rows": (*table.rows, *(row for row in more if row.name in filled))})
 
 
-def make_table_in_setting(table: Table, collection: RecordQuery, setting: ExperimentSetting) -> TableResult:
-    """A table, as far as there are runs for it in a setting."""
+def make_table_in_setting(table: Table, query: RecordQuery, setting: ExperimentSetting) -> TableResult:
+    """Make the result of a table from the runs of one setting."""
     scale = setting.scale.name
     factory = setting.make_factory()
     grid = plan_table(table.at(base_scale(scale)), factory, range(default_seed_count(scale)))
     accuracy = {
-        network: collection.teacher_metrics[file.teacher.sha256]
+        network: query.teacher_metrics[file.teacher.sha256]
         for network, file in setting.released
-        if file.teacher.sha256 in collection.teacher_metrics
+        if file.teacher.sha256 in query.teacher_metrics
     }
     remarks = list_notes(factory, table.protocol_for(base_scale(scale)))
-    look_up = collection.look_up(grid.runs.values(), setting.teacher_seeds)
-    return make_table_result(grid, factory, look_up, collection.find, accuracy, remarks)
+    look_up = query.look_up(grid.runs.values(), setting.teacher_seeds)
+    return make_table_result(grid, factory, look_up, query.find, accuracy, remarks)
 
 
-def make_table_results(
-    table: Table, collection: RecordQuery, settings: Sequence[ExperimentSetting]
-) -> list[TableResult]:
-    """The table in every setting that has a run of it; once with nothing measured where none has."""
-    results = [_result(table, collection, setting) for setting in settings]
+def make_table_results(table: Table, query: RecordQuery, settings: Sequence[ExperimentSetting]) -> list[TableResult]:
+    """Make the table in every setting that has a run of it; once with nothing measured where none has."""
+    results = [_result(table, query, setting) for setting in settings]
     return [result for result in results if _has_cells(result)] or [empty_result(table)]
 
 
 def empty_result(table: Table) -> TableResult:
-    """The table at paper scale without a run: what was printed, and what is not run yet."""
+    """Make the table at paper scale without any run: only what was printed and published."""
     scale = PAPER if isinstance(table.dataset, str) or PAPER in table.dataset else next(iter(table.dataset))
     protocol = get_protocol(table.protocol_for(scale))
     setting = ExperimentSetting(Path(table.dataset_for(scale)).stem, "", protocol, SCALES[scale])
     return _result(table, RecordQuery([]), setting)
 
 
-def _result(table: Table, collection: RecordQuery, setting: ExperimentSetting) -> TableResult:
-    """The table in a setting.
+def _result(table: Table, query: RecordQuery, setting: ExperimentSetting) -> TableResult:
+    """Make the table in one setting.
 
     Counting the multiply-adds of a row that is as long as another takes seconds a network, so such rows are looked up
     only where a run has a schedule of its own; elsewhere they are not run yet.
     """
-    stretched = {run.method for run in collection.runs if run.protocol.schedule != setting.protocol.schedule}
-    whole = add_rows_of_records(table, collection, setting)
+    stretched = {run.method for run in query.runs if run.protocol.schedule != setting.protocol.schedule}
+    whole = add_rows_of_records(table, query, setting)
     looked_up = tuple(row for row in whole.rows if row.as_long_as is None or row.method in stretched)
-    result = make_table_in_setting(table.model_copy(update={"rows": looked_up}), collection, setting)
+    result = make_table_in_setting(table.model_copy(update={"rows": looked_up}), query, setting)
     found = {row.name: row for row in result.table.rows}
     left_out = {row.name: row for row in table.at(base_scale(setting.scale.name)).rows if row not in looked_up}
     rows = [found.get(row.name) or left_out.get(row.name) for row in whole.rows]

@@ -73,7 +73,7 @@ class Report:
 
     method: str
     scale: str
-    collection: RecordQuery
+    query: RecordQuery
     tables: tuple[TableReport, ...]
     covered: tuple[Coverage, ...]
     runs: ReportTable
@@ -87,7 +87,7 @@ class Report:
     @property
     def records(self) -> list[Record]:
         """Every record that could be read."""
-        return self.collection.records
+        return self.query.records
 
     @property
     def headline(self) -> str:
@@ -135,27 +135,25 @@ def collect_report(
     records, damaged = Store(root).read_all()
     if without_host:
         records = [anonymise_record(record) for record in records]
-    collection = RecordQuery(records, Store(root).teacher_metrics())
-    pairs = list(zip(collection.runs, collection.records, strict=True))
+    query = RecordQuery(records, Store(root).teacher_metrics())
+    pairs = list(zip(query.runs, query.records, strict=True))
     settings = [
-        found
-        for found in collection.settings()
-        if not scale or scale in (found.scale.name, base_scale(found.scale.name))
+        found for found in query.settings() if not scale or scale in (found.scale.name, base_scale(found.scale.name))
     ]
     settings.sort(key=_order)
-    results = [result for table in specifications for result in make_table_results(table, collection, settings)]
-    edges, unreadable = runs.load_edges(pairs, {run.id: Store(root).folder(run) for run in collection.runs})
+    results = [result for table in specifications for result in make_table_results(table, query, settings)]
+    edges, unreadable = runs.load_edges(pairs, {run.id: Store(root).folder(run) for run in query.runs})
     damaged += unreadable
     if without_host:
         damaged = [line.replace(str(root), root.name) for line in damaged]
     return Report(
         method=method,
         scale=scale,
-        collection=collection,
+        query=query,
         tables=tuple(_reports(results, method, edges)),
         covered=tuple(_covered(specifications, results)),
         runs=runs.list_runs(pairs),
-        provenance=runs.list_provenance(collection.records),
+        provenance=runs.list_provenance(query.records),
         exported=runs.list_edges(pairs, edges),
         curves=runs.collect_curves(pairs),
         damaged=tuple(damaged),

@@ -73,7 +73,7 @@ def draw_figures(report: Report, folder: Path) -> list[Drawing]:
     """
     drawings = []
     for name in figure_names():
-        for result in collect_figure_runs(load_figure(name), report.collection, report.scale or None):
+        for result in collect_figure_runs(load_figure(name), report.query, report.scale or None):
             drawings.append((result, describe_drawing(result, write_figure(result, folder))))
     drawings.sort(key=lambda pair: (pair[0].figure.name, not pair[0].has_values()))
     return [*draw_curves(report, folder), *(drawing for _, drawing in drawings)]
@@ -114,4 +114,4 @@ def _tables(report: Report, claims: ClaimSet) -> Iterable[TableResult]:
             yield table.result
     for name, table_of_claims in claims.loaded.items():
         if name not in found:
-            yield from make_table_results(table_of_claims, report.collection, report.collection.settings())
+            yield from make_table_results(table_of_claims, report.query, report.query.settings())

@@ -122,7 +122,7 @@ def list_metrics(result: TableResult) -> ReportTable | None:
     for cell in cells:
         line = [format_word(cell.row), format_word(cell.column), format_number(len(cell.finished), 0)]
         for name, decimals in (("top1", 2), ("top5", 2), ("nll", 3), ("ece", 2)):
-            known = [float(seed.figures[name]) for seed in cell.finished if seed.figures.get(name) is not None]
+            known = [float(seed.metrics[name]) for seed in cell.finished if seed.metrics.get(name) is not None]
             line.append(format_spread(known, decimals))
         if staged:
             line += [_stages(cell, "stages"), _stages(cell, "stages_joint")]
@@ -150,7 +150,7 @@ def list_metrics(result: TableResult) -> ReportTable | None:
 
 def _stages(cell: Cell, name: str) -> ReportCell:
     """The accuracy of every stage, the mean over the seeds that record it."""
-    known = [seed.figures[name] for seed in cell.finished if seed.figures.get(name)]
+    known = [seed.metrics[name] for seed in cell.finished if seed.metrics.get(name)]
     if not known or len({len(stages) for stages in known}) > 1:
         return EMPTY
     means = [sum(stages) / len(known) for stages in zip(*known, strict=True)]
