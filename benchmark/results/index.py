@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import pandas as pd
 from pydantic import TypeAdapter
 
 from benchmark.core import spec
@@ -30,6 +29,8 @@ from benchmark.results.frame import Row, to_row
 from benchmark.results.record import RecordStatus, Status, get_status
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from benchmark.results.record import Record
 
 NAME = "index.json"
@@ -77,6 +78,8 @@ def load(root: Path, read: Callable[[Path], Record]) -> pd.DataFrame:
         with contextlib.suppress(FileNotFoundError):
             return read(root / path / "record.json")
         return None
+
+    import pandas as pd  # Late: it is slow to import, and plans need the entries only.
 
     return pd.DataFrame([entry.row for entry in _load_entries(root, dict(_scan(root)), read_or_skip).values()])
 
