@@ -118,8 +118,8 @@ class Claim(FrozenModel):
         }
         given = [name for name, is_given in forms.items() if is_given]
         if len(given) != 1:
-            found = " and ".join(given) or "none"
-            raise ValueError(f"claim {self.id}: {found} given; allowed: exactly one of {', '.join(forms)}")
+            names = " and ".join(given) or "none"
+            raise ValueError(f"claim {self.id}: {names} given; allowed: exactly one of {', '.join(forms)}")
         if self.value is not None and not self.formulas:
             raise ValueError(f"claim {self.id}: a value goes with an expression; add one")
         if self.formulas and self.value is None and not self.says:
@@ -219,8 +219,8 @@ def load_claims(path: Path = FILE) -> ClaimSet:
     """
     claims = load_toml(path, "claims file", ClaimSet, "docs/audit.md", _OWNERS, named=_id_at)
     try:
-        found = [load_table(path.parent / name if name.endswith(".toml") else name) for name in claims.tables]
-        claims = claims.model_copy(update={"loaded": {table.name: table for table in found}})
+        tables = [load_table(path.parent / name if name.endswith(".toml") else name) for name in claims.tables]
+        claims = claims.model_copy(update={"loaded": {table.name: table for table in tables}})
         _check_numbers(claims)
         for claim in claims.claims:
             _check_names(claim, claims)

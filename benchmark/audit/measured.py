@@ -193,8 +193,8 @@ def _in_setting(
 def describe_precision(result: TableResult, rows: Sequence[str]) -> str:
     """`, precision bf16` if runs of these rows have it; empty if all are in fp32, the default of scale `paper`."""
     seeds = [seed for row in rows for cell in select_cells(result, row).values() for seed in cell.finished]
-    found = sorted({seed.precision for seed in seeds})
-    return f", precision {' and '.join(found)}" if set(found) - {"fp32"} else ""
+    precisions = sorted({seed.precision for seed in seeds})
+    return f", precision {' and '.join(precisions)}" if set(precisions) - {"fp32"} else ""
 
 
 def _rows(references: Sequence[Reference]) -> list[tuple[str, str]]:

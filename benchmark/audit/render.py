@@ -146,18 +146,14 @@ def to_csv(audit: Audit) -> str:
     writer.writeheader()
     for finding in audit.findings:
         claim, printed, published, measured = finding.claim, finding.printed, finding.published, finding.measured
-        found = measured.difference
-        low, high = found.interval if found and found.interval else (None, None)
+        difference = measured.difference
+        low, high = difference.interval if difference and difference.interval else (None, None)
         writer.writerow(
             {
-                "id": claim.id,
-                "where": plain(claim.where),
-                "text": plain(claim.text),
-                "says": plain(claim.in_words),
-                "implied": claim.implied,
-                "matter": plain(claim.matter),
-                "verdict_on_text": finding.paper,
-                "verdict_of_runs": finding.runs,
+                **{
+                    name: plain(value) if isinstance(value, str) else value
+                    for name, value in _describe(finding).items()
+                },
                 "printed": plain(shorten_answer(printed)),
                 "printed_value": printed.value,
                 "printed_verdict": printed.verdict,
@@ -165,12 +161,12 @@ def to_csv(audit: Audit) -> str:
                 "published_value": published.value,
                 "published_verdict": published.verdict,
                 "measured": plain(measured.text),
-                "measured_mean": found.mean if found else None,
-                "measured_std": found.std if found else None,
+                "measured_mean": difference.mean if difference else None,
+                "measured_std": difference.std if difference else None,
                 "measured_low": low,
                 "measured_high": high,
-                "n": found.n if found else None,
-                "p_value": found.p_value if found else None,
+                "n": difference.n if difference else None,
+                "p_value": difference.p_value if difference else None,
                 "setting": plain(measured.setting),
                 "measured_reason": plain(measured.reason),
                 "caveat_of_runs": plain(audit.caveat) if finding.runs in JUDGED else "",
@@ -192,14 +188,7 @@ def to_json(audit: Audit) -> str:
         "p_values": P_VALUES,
         "findings": [
             {
-                "id": finding.claim.id,
-                "where": finding.claim.where,
-                "text": finding.claim.text,
-                "says": finding.claim.in_words,
-                "implied": finding.claim.implied,
-                "matter": finding.claim.matter,
-                "verdict_on_text": finding.paper,
-                "verdict_of_runs": finding.runs,
+                **_describe(finding),
                 "printed": asdict(finding.printed),
                 "published": asdict(finding.published),
                 "measured": asdict(finding.measured),
@@ -210,6 +199,21 @@ def to_json(audit: Audit) -> str:
         ],
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _describe(finding: Finding) -> dict[str, str | bool]:
+    """The claim and its verdicts."""
+    claim = finding.claim
+    return {
+        "id": claim.id,
+        "where": claim.where,
+        "text": claim.text,
+        "says": claim.in_words,
+        "implied": claim.implied,
+        "matter": claim.matter,
+        "verdict_on_text": finding.paper,
+        "verdict_of_runs": finding.runs,
+    }
 
 
 def _counts(findings: Sequence[Finding]) -> dict[str, Any]:
@@ -250,8 +254,8 @@ def _plural(verdict: str, number: int) -> str:
 
 
 def _origin(audit: Audit) -> str:
-    found = "; ".join(plain(setting) for setting in audit.settings)
-    return f"Measured: {found}." if found else "Measured: nothing yet."
+    settings = "; ".join(plain(setting) for setting in audit.settings)
+    return f"Measured: {settings}." if settings else "Measured: nothing yet."
 
 
 def _of_runs(finding: Finding) -> str:
@@ -349,8 +353,8 @@ def _section(finding: Finding, caveat: str) -> Iterator[str]:
 
 
 def _answer(name: str, answer: Answer) -> Iterator[str]:
-    found = f"{answer.text}{_p_value(answer.difference)}"
-    details = "; ".join(filter(None, (answer.setting, found, answer.reason)))
+    result = f"{answer.text}{_p_value(answer.difference)}"
+    details = "; ".join(filter(None, (answer.setting, result, answer.reason)))
     yield f"- {name}: {answer.verdict}{'; ' if details else ''}{escape_markdown(details)}"
     for part in answer.parts:
         label = f"{escape_markdown(part.label)}: " if part.label else ""

@@ -32,7 +32,7 @@ def collect_measured(claims: ClaimSet, runs: Path) -> tuple[list[TableResult], t
     figures = [load_figure(name) for name in figure_names()] if claims.figures else []
     return [
         *results,
-        *make_panel_tables(found for figure in figures for found in collect_figure_runs(figure, query)),
+        *make_panel_tables(result for figure in figures for result in collect_figure_runs(figure, query)),
     ], tuple(damaged)
 
 
@@ -41,7 +41,7 @@ def make_panel_tables(results: Iterable[FigureResult]) -> list[TableResult]:
 
     Columns are the shares of the training images (`25%`), or the stages (`stage 1`) with the accuracy of their branch.
     """
-    found = []
+    tables = []
     for result in results:
         for panel in result.panels:
             wanted = "top1" if result.figure.kind == "few-shot" else BRANCHES
@@ -52,8 +52,8 @@ def make_panel_tables(results: Iterable[FigureResult]) -> list[TableResult]:
                 if number.panel is panel and number.metric == wanted and number.place != FINAL
             ]
             if any(number.values for number in numbers):
-                found.append(_as_table(result, panel, numbers))
-    return found
+                tables.append(_as_table(result, panel, numbers))
+    return tables
 
 
 def _can_be_run(table: Table) -> bool:
@@ -96,7 +96,7 @@ def _as_table(result: FigureResult, panel: PanelResult, numbers: Sequence[Number
 def _as_cell(number: Number, column: str) -> Cell:
     """Make a table's cell of a number: its values replace those of the runs."""
     seeds = tuple(
-        dataclasses.replace(run, figures={"top1": number.values[run.seed]})
+        dataclasses.replace(run, metrics={"top1": number.values[run.seed]})
         for run in number.cell.finished
         if run.seed in number.values
     )

@@ -63,8 +63,8 @@ class Published:
         """All publications of a row; if two have a number for a cell, the first one counts."""
         for numbers in claims.numbers:
             if numbers.kind == "published":
-                found = _by_column(claims.loaded[numbers.table], numbers.values)
-                self.all.setdefault((numbers.table, numbers.row), []).append(found)
+                row = _by_column(claims.loaded[numbers.table], numbers.values)
+                self.all.setdefault((numbers.table, numbers.row), []).append(row)
         for table in claims.loaded.values():
             teachers = [(TEACHER, table.teachers)] if table.teachers else []
             for name, published in (*((row.name, row.published) for row in table.rows), *teachers):
@@ -83,9 +83,9 @@ class Published:
         if reference.row in self.claims.own:
             return self.printed.row(reference)
         publications = self.all.get((reference.table, reference.row), [])
-        found = {column: number for row in reversed(publications) for column, number in row.items()}
+        numbers = {column: number for row in reversed(publications) for column, number in row.items()}
         order = self.claims.loaded[reference.table].columns if reference.table in self.claims.loaded else ()
-        return {column.name: found[column.name] for column in order if column.name in found}
+        return {column.name: numbers[column.name] for column in order if column.name in numbers}
 
     def missing(self, reference: Reference) -> str:
         """Why there is none."""

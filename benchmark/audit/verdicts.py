@@ -129,10 +129,10 @@ def count_matters(findings: Iterable[Finding]) -> Count:
 
 def count_verdicts(findings: Iterable[Finding], of: Literal["paper", "runs"]) -> dict[Verdict, Count]:
     """Count each verdict on the text, or of our runs; verdicts that do not occur are left out."""
-    found: dict[Verdict, list[Finding]] = defaultdict(list)
+    by_verdict: dict[Verdict, list[Finding]] = defaultdict(list)
     for finding in findings:
-        found[finding.paper if of == "paper" else finding.runs].append(finding)
-    return {verdict: count_matters(found[verdict]) for verdict in VERDICTS if verdict in found}
+        by_verdict[finding.paper if of == "paper" else finding.runs].append(finding)
+    return {verdict: count_matters(by_verdict[verdict]) for verdict in VERDICTS if verdict in by_verdict}
 
 
 def judge_on_paper(claim: Claim, paper: Paper, source: Literal["printed", "published"]) -> Answer:
@@ -181,24 +181,24 @@ def judge_other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
     Raises:
         UserError: an expression cannot be computed.
     """
-    found = []
+    others = []
     for reading in claim.readings:
         try:
             value, steps = evaluate(parse(reading.expression), paper.source(reading.source), paper)
         except NoNumber as reason:
-            found.append(Other(reading.says, str(reason), False))
+            others.append(Other(reading.says, str(reason), False))
             continue
         except UserError as error:
             raise UserError(f"claim {claim.id}: {error}") from None
         if isinstance(value, float):
-            found.append(
+            others.append(
                 Other(
                     reading.says, format_claimed_number(value, claim), claim.value is not None and agrees(value, claim)
                 )
             )
         else:
-            found.append(Other(reading.says, _steps_text(steps), value is True))
-    return tuple(found)
+            others.append(Other(reading.says, _steps_text(steps), value is True))
+    return tuple(others)
 
 
 def agrees(value: float, claim: Claim) -> bool:

@@ -65,16 +65,18 @@ def find_run_folder(name: str, root: Path) -> Path:
     folder = path.parent if path.name in ("record.json", "run.json") and path.is_file() else path
     if _holds_run(folder):
         return folder
-    found = {entry.name: entry for part in _folders(root) for entry in _folders(part) if _holds_run(entry)}
-    chosen = [found[name]] if name in found else [found[known] for known in sorted(found) if known.startswith(name)]
+    folders = {entry.name: entry for part in _folders(root) for entry in _folders(part) if _holds_run(entry)}
+    chosen = (
+        [folders[name]] if name in folders else [folders[known] for known in sorted(folders) if known.startswith(name)]
+    )
     if len(chosen) == 1:
         return chosen[0]
     if not chosen:
-        near = nearest(name, found)
+        near = nearest(name, folders)
         hint = f" (did you mean {near}?)" if near else ""
         raise UserError(
             f"no run {name!r}{hint}: it is neither a run's folder, nor its record.json, nor the start of the id of one "
-            f"of the {len(found)} runs in {root}; name one, or their folder with --runs"
+            f"of the {len(folders)} runs in {root}; name one, or their folder with --runs"
         )
     more = ", ..." if len(chosen) > SHOWN else ""
     shown = ", ".join(folder.name for folder in chosen[:SHOWN])

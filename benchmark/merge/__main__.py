@@ -90,7 +90,9 @@ def _print(console: Console, folder: Path, runs: Path, findings: Sequence[MergeF
                 console.print(line, soft_wrap=True)
     heading = f"{'dry run: ' if dry_run else ''}{escape_control_chars(folder)} into {runs}"
     table = Table(title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    counts = {is_run: Counter(found.kind for found in findings if found.is_run == is_run) for is_run in (True, False)}
+    counts = {
+        is_run: Counter(finding.kind for finding in findings if finding.is_run == is_run) for is_run in (True, False)
+    }
     table.add_column("")
     table.add_column("runs", justify="right")
     if counts[False]:

@@ -18,11 +18,11 @@ def difference_of_records(ours: Record, theirs: Record) -> str:
     """The first difference between the outcomes of two records, and what may explain it; empty if they are equal."""
     here, there = comparable_part(ours), comparable_part(theirs)
     names = [*FIRST, *sorted({*here, *there} - {*FIRST})]
-    found = first_difference(*({name: side.get(name) for name in names} for side in (here, there)))
-    if found is None:
+    difference = first_difference(*({name: side.get(name) for name in names} for side in (here, there)))
+    if difference is None:
         return ""
-    text = _line(found)
-    if found.place[:1] == ("weights",):
+    text = _line(difference)
+    if difference.place[:1] == ("weights",):
         text = f"all figures are equal, and the weights differ: {text}"
     mine, other = ours["provenance"], theirs["provenance"]
     differing = [name for name in EXPLAINING if mine.get(name) != other.get(name)]
@@ -33,14 +33,14 @@ def difference_of_records(ours: Record, theirs: Record) -> str:
 
 def difference_of_figures(ours: dict[str, float], theirs: dict[str, float]) -> str:
     """The first difference between two measurements of a teacher; empty if they are equal."""
-    found = first_difference(ours, theirs)
-    return "" if found is None else _line(found)
+    difference = first_difference(ours, theirs)
+    return "" if difference is None else _line(difference)
 
 
-def _line(found: JsonDiff) -> str:
+def _line(difference: JsonDiff) -> str:
     """A difference in words: `final.top1 71.2 here, 70.9 there`; items of lists are counted from 1."""
-    place = ".".join(str(step + 1) if isinstance(step, int) else step for step in found.place)
-    return f"{escape_control_chars(place, 80)} {_brief(found.left)} here, {_brief(found.right)} there"
+    place = ".".join(str(step + 1) if isinstance(step, int) else step for step in difference.place)
+    return f"{escape_control_chars(place, 80)} {_brief(difference.left)} here, {_brief(difference.right)} there"
 
 
 def _brief(value: Any) -> str:
