@@ -17,9 +17,21 @@ from torch import Tensor, nn
 from benchmark.backbones.initialisation import ConvolutionRule, LinearRule, fill_parameters
 
 
+def repeat_stages(stage: Callable[[int, int, int], nn.Module], widths: Sequence[int]) -> list[list[nn.Module]]:
+    """Build, for each stage map, the stages that its branch repeats.
+
+    stage: builds the stage of an index from its input's channels and its stride; widths: channels of the stage maps.
+    """
+    last = len(widths) - 1
+    branches = [
+        [stage(index, widths[index - 1], 2) for index in range(start, len(widths))] for start in range(1, len(widths))
+    ]
+    return [*branches, [stage(last, widths[last], 1)]]
+
+
 @dataclass(frozen=True)
 class BranchOutputs:
-    """What one branch gives: logits [batch, outputs], and pooled [batch, width], the vector entering its classifier."""
+    """Outputs of a branch: logits [batch, outputs], and pooled [batch, width], the vector entering its classifier."""
 
     logits: Tensor
     pooled: Tensor
@@ -63,7 +75,7 @@ class AuxiliaryBranches(nn.Module):
         """Remove all branches but those on the last `count` maps; the names of the others stay.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: there are fewer branches than that.
         """
         if not 1 <= count <= self.count + 1 - self.first:
             raise ValueError(f"of {self.count + 1 - self.first} branches {count} cannot be kept")
@@ -74,10 +86,10 @@ class AuxiliaryBranches(nn.Module):
         self.first = kept
 
     def forward(self, stages: tuple[Tensor, ...]) -> tuple[BranchOutputs, ...]:
-        """The branch maps of a backbone (see `Outputs`), first to last, to the outputs of the branches that are left.
+        """Compute the outputs of the remaining branches from the backbone's branch maps (see `Outputs`), in order.
 
         Raises:
-            ValueError: there are not as many maps as there were branches.
+            ValueError: the number of maps is not the number of branches before any was removed.
         """
         if len(stages) != self.count:
             raise ValueError(f"{self.count} branches need as many stage maps, not {len(stages)}")

@@ -1,5 +1,5 @@
-"""Residual networks with four stages (He et al., 2016): ResNet10, 18, 34, 50 and 101 for small images, ResNet18 and 34 for
-ImageNet.
+"""Residual networks with four stages (He et al., 2016): ResNet10, 18, 34, 50 and 101 for small images, ResNet18 and 34
+for ImageNet.
 
 Names and order of the parameters are those of RepDistiller's `resnetv2` for small images, which PS-KD and Tf-KD share,
 and of torchvision's `resnet` for ImageNet. The stride of a bottleneck is on its 3x3 convolution. PS-KD's
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import Architecture
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
@@ -48,9 +48,9 @@ class Bottleneck(ResidualBlock):
 
 @dataclass(frozen=True)
 class Plan:
-    """What the stages of one network are made of.
+    """The stages of one network.
 
-    blocks: how many in each stage; bottleneck: their kind, basic blocks otherwise;
+    blocks: their number in each stage; bottleneck: whether they are bottlenecks instead of basic blocks;
     base_width: channels of the stem, and inside the blocks of the first stage; they double from stage to stage;
     skip_name: of the projections (see `ResidualBlock`).
     """
@@ -71,7 +71,7 @@ class Plan:
         return (first, 2 * first, 4 * first, 8 * first)
 
     def stage(self, index: int, in_channels: int, stride: int) -> Stage:
-        """The stage of this index (0 to 3) on maps of `in_channels`; its first block has the stride."""
+        """Build the stage of this index (0 to 3) for maps of `in_channels`; its first block has the stride."""
         kind = Bottleneck if self.bottleneck else BasicBlock
         width = self.stage_widths[index]
         first = kind(in_channels, width, stride, self.skip_name)
@@ -139,7 +139,7 @@ class ImageNetResNet(FourStageResNet):
 
 
 def four_stage_branches(plan: Plan, num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
-    """The branches of a network with these stages, for small images and for ImageNet alike.
+    """Build the branches of a network with these stages, for small images and for ImageNet alike.
 
     HSAKD's code has those of ResNet50 for small images and of the ImageNet networks. It has none that work for
     ResNet18 and 34 for small images, and none for ResNet10 and 101: these follow the same rule, with the network's own
@@ -147,12 +147,7 @@ def four_stage_branches(plan: Plan, num_outputs: int, divisor: int = 1) -> Auxil
     """
     plan = plan.divided(divisor)
     widths = plan.stage_widths
-    later = range(1, len(widths))
-    extractors = [
-        nn.Sequential(*(plan.stage(index, widths[index - 1], stride=2) for index in range(start, len(widths))))
-        for start in later
-    ]
-    extractors.append(nn.Sequential(plan.stage(later[-1], widths[-1], stride=1)))
+    extractors = [nn.Sequential(*stages) for stages in repeat_stages(plan.stage, widths)]
     return AuxiliaryBranches(extractors, widths[-1], num_outputs, "he_fan_out")
 
 

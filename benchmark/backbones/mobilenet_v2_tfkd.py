@@ -110,7 +110,7 @@ class MobileNetV2TfKD(Network):
 
 
 def mobilenet_v2_tfkd_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
-    """The branches of Tf-KD's MobileNetV2, each with a 1x1 convolution of its own at the end.
+    """Build the branches of Tf-KD's MobileNetV2, each with a 1x1 convolution of its own at the end.
 
     The public code has none; these follow HSAKD's rule (see `auxiliary`).
     """

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import Architecture
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Blocks in a row; the first one changes the width and has the stride."""
+    """Build a row of blocks; the first one changes the width and has the stride."""
     first = Block(in_channels, out_channels, stride)
     return nn.Sequential(first, *(Block(out_channels, out_channels, 1) for _ in range(BLOCKS - 1)))
 
@@ -89,18 +89,14 @@ class PreActResNet(Network):
 
 
 def preact_resnet18_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
-    """The branches of PreActResNet18; like the network, they average raw residual sums.
+    """Build the branches of PreActResNet18; like the network, they average raw residual sums.
 
     The public code has none; these follow HSAKD's rule (see `auxiliary`).
     """
-    first, second, third, fourth = stage_widths(WIDTH // divisor)
-    extractors = (
-        nn.Sequential(stage(first, second, stride=2), stage(second, third, stride=2), stage(third, fourth, stride=2)),
-        nn.Sequential(stage(second, third, stride=2), stage(third, fourth, stride=2)),
-        nn.Sequential(stage(third, fourth, stride=2)),
-        nn.Sequential(stage(fourth, fourth, stride=1)),
-    )
-    return AuxiliaryBranches(extractors, fourth, num_outputs)
+    widths = stage_widths(WIDTH // divisor)
+    repeated = repeat_stages(lambda index, width, stride: stage(width, widths[index], stride), widths)
+    extractors = [nn.Sequential(*stages) for stages in repeated]
+    return AuxiliaryBranches(extractors, widths[-1], num_outputs)
 
 
 NETWORKS = {"PreActResNet18": Architecture(PreActResNet, preact_resnet18_branches, "PreActResNet18")}

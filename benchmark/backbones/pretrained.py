@@ -1,4 +1,4 @@
-"""Weights that torchvision has released for ImageNet, as teachers that nobody has to train."""
+"""torchvision's released weights for ImageNet, as pretrained teachers."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ log = logging.getLogger(__name__)
 def torchvision_teacher(
     network: str, data_root: Path | None, say: Callable[[str], None] = log.warning, download: bool = True
 ) -> Path | None:
-    """The file of torchvision's weights for a network, as `load_released` reads it; None where it cannot be had.
+    """Find or fetch the file of torchvision's weights for a network; None if there is none or it cannot be fetched.
 
-    It is looked for in `weights/` in the data folder (`data` by default) and in the user's cache folder, and fetched to
-    the first of them that can be written. `say` is told in a line what is fetched, or why the teacher will be trained.
+    It is searched for in `weights/` of the data folder (`data` by default) and in the user's cache folder, and fetched
+    to the first of them that can be written. `say` gets a line on what is fetched, or why the teacher will be trained.
 
     Raises:
-        UserError: a file of that name is there, but is damaged.
+        UserError: the file exists, but is damaged.
     """
     url = URLS.get(network)
     if url is None:
         return None
     name = url.rpartition("/")[2]
-    places = [place / name for place in _places(DEFAULT_DATA_ROOT if data_root is None else data_root)]
-    for path in places:
+    folders = _list_folders(DEFAULT_DATA_ROOT if data_root is None else data_root)
+    for path in (folder / name for folder in folders):
         if path.is_file():
-            return _checked(path)
+            return _check_hash(path)
     if not download:
-        say(f"{network}: torchvision's weights ({name}) are not in {places[0].parent}; its teacher would be trained")
+        say(f"{network}: torchvision's weights ({name}) are not in {folders[0]}; its teacher would be trained")
         return None
     reasons = []
-    for path in places:
+    for path in (folder / name for folder in folders):
         lock = FileLock(path.with_name(f".{name}.lock"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def torchvision_teacher(
             if not path.is_file():
                 say(f"fetching {url} to {path.parent}")
                 _fetch(url, path)
-            return _checked(path)
+            return _check_hash(path)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
             reasons = [str(getattr(cause, "strerror", None) or cause)]
@@ -74,7 +74,7 @@ def torchvision_teacher(
             with contextlib.suppress(OSError):
                 Path(lock.lock_file).unlink(missing_ok=True)
                 path.parent.rmdir()
-    say(f"{network}: torchvision's weights cannot be had ({'; '.join(reasons)}); the teacher is trained instead")
+    say(f"{network}: torchvision's weights cannot be fetched ({'; '.join(reasons)}); the teacher is trained instead")
     return None
 
 
@@ -88,30 +88,30 @@ def _fetch(url: str, path: Path) -> None:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
     try:
-        torch.hub.download_url_to_file(url, str(path), _digits(path.name), progress=False)
+        torch.hub.download_url_to_file(url, str(path), _hash_digits(path.name), progress=False)
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _places(data_root: Path) -> tuple[Path, Path]:
+def _list_folders(data_root: Path) -> tuple[Path, Path]:
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return data_root / FOLDER, home / "kd-benchmark" / FOLDER
 
 
-def _digits(name: str) -> str:
+def _hash_digits(name: str) -> str:
     found = re.search(r"-([0-9a-f]{8,})\.", name)
     assert found
     return found[1]
 
 
-def _checked(path: Path) -> Path:
-    """The file, if its sha256 begins as its name says.
+def _check_hash(path: Path) -> Path:
+    """Check that the file's sha256 begins as its name says.
 
     Raises:
-        UserError: it does not, or the file cannot be read.
+        UserError: it begins otherwise, or the file cannot be read.
     """
     try:
-        whole = compute_sha256(path).startswith(_digits(path.name))
+        whole = compute_sha256(path).startswith(_hash_digits(path.name))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not whole:

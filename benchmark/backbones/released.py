@@ -61,7 +61,7 @@ class ReleasedWeights:
 
     @property
     def summary(self) -> str:
-        """What was found and how it was read, for the user."""
+        """Describe for the user what was found and how it was read."""
         parts = [
             self.layout,
             "with branches" if self.auxiliary is not None else "",
@@ -240,7 +240,7 @@ def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _rename_classifier(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, with a last layer called `classifier` or `classifier.0`, whichever is wanted."""
+    """Rename the last layer to `classifier` or `classifier.0`, whichever the network has."""
     renamed = {}
     for key, tensor in tensors.items():
         for ours, theirs in (("classifier.", "classifier.0."), ("classifier.0.", "classifier.")):
@@ -253,7 +253,7 @@ def _rename_classifier(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tenso
 
 
 def _listed(kind: str, names: Iterable[str]) -> str:
-    """The first few names and a count of the rest; empty if there are none."""
+    """List the first few names and count the rest; an empty text if there are none."""
     names = [escape_control_chars(name, 80) for name in names]
     more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
     return f"{kind}: {', '.join(names[:_NAMED_AT_MOST])}{more}" if names else ""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import NUMBER, Architecture, Family, blocks_per_stage
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
@@ -31,10 +31,10 @@ PUBLIC_BRANCHES = ("resnet20", "resnet56", "resnet8x4", "resnet32x4")
 
 
 class ActivatedBlock(nn.Module):
-    """A block whose last operation is a ReLU, so that its map before that ReLU can be asked for."""
+    """A block whose last operation is a ReLU, and which also gives its map before that ReLU."""
 
     def before_activation(self, maps: Tensor) -> Tensor:
-        """The block's map [batch, channels, height, width] before its last ReLU."""
+        """Compute the block's map [batch, channels, height, width] before its last ReLU."""
         raise NotImplementedError
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Stage(nn.Sequential):
     """`ActivatedBlock`s in a row."""
 
     def before_activation(self, maps: Tensor) -> Tensor:
-        """The stage's map before the last ReLU of its last block."""
+        """Compute the stage's map before the last ReLU of its last block."""
         *earlier, last = self
         for block in earlier:
             maps = block(maps)
@@ -64,7 +64,7 @@ class ResidualBlock(ActivatedBlock):
         self.skip_name = skip_name
 
     def residual(self, maps: Tensor) -> Tensor:
-        """What is added to the input or its projection."""
+        """Compute what is added to the input or its projection."""
         raise NotImplementedError
 
     def add_projection(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -98,7 +98,7 @@ class BasicBlock(ResidualBlock):
 
 
 def stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> Stage:
-    """Basic blocks in a row; the first one changes the width and has the stride."""
+    """Build a row of basic blocks; the first one changes the width and has the stride."""
     first = BasicBlock(in_channels, out_channels, stride)
     return Stage(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
 
@@ -133,7 +133,7 @@ class ResNet(Network):
 
 
 def run_stages(stages: tuple[Stage, ...], maps: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The maps of each stage in a row, after and before their last ReLU."""
+    """Compute the maps of each stage in turn, after and before their last ReLU."""
     after, before = [], []
     for part in stages:
         summed = part.before_activation(maps)
@@ -144,19 +144,16 @@ def run_stages(stages: tuple[Stage, ...], maps: Tensor) -> tuple[tuple[Tensor, .
 
 
 def resnet_branches(depth: int, widths: tuple[int, int, int, int], num_outputs: int) -> AuxiliaryBranches:
-    """The branches of a ResNet with these channels of stem and stages.
+    """Build the branches of a ResNet with these channels of stem and stages.
 
     HSAKD's code has those of ResNet20, 56, 8x4 and 32x4; for other depths they follow the same rule. The branches'
     linear biases start at zero, though the backbone's do not: so does the public code.
     """
     blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
-    _, first, second, third = widths
-    extractors = (
-        nn.Sequential(stage(first, second, blocks, stride=2), stage(second, third, blocks, stride=2)),
-        nn.Sequential(stage(second, third, blocks, stride=2)),
-        nn.Sequential(stage(third, third, blocks, stride=1)),
-    )
-    return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "zero_bias")
+    outputs = widths[1:]
+    repeated = repeat_stages(lambda index, width, stride: stage(width, outputs[index], blocks, stride), outputs)
+    extractors = [nn.Sequential(*stages) for stages in repeated]
+    return AuxiliaryBranches(extractors, outputs[-1], num_outputs, "he_fan_out", "zero_bias")
 
 
 def _architecture(match: re.Match[str]) -> Architecture:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import Architecture, divide_channels
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
@@ -54,7 +54,7 @@ class Bottleneck(ActivatedBlock):
 
 
 def stage(number: int, in_channels: int, out_channels: int, stride: int) -> Stage:
-    """Bottlenecks in a row, named after the stage's number; the first one changes the width and has the stride."""
+    """Build a row of bottlenecks, named after the stage's number; the first changes the width and has the stride."""
     blocks = OrderedDict[str, nn.Module]()
     for index in range(BLOCKS):
         first = index == 0
@@ -93,17 +93,14 @@ class ResNeXt(Network):
 
 
 def resnext29_8x64d_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
-    """The branches of ResNeXt29-8x64d, initialised as the network.
+    """Build the branches of ResNeXt29-8x64d, which are initialised as the network.
 
     The public code has none; these follow HSAKD's rule (see `auxiliary`).
     """
-    first, second, third = divide_channels(STAGE_WIDTHS, divisor)
-    extractors = (
-        nn.Sequential(stage(2, first, second, stride=2), stage(3, second, third, stride=2)),
-        nn.Sequential(stage(3, second, third, stride=2)),
-        nn.Sequential(stage(3, third, third, stride=1)),
-    )
-    return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "he_fan_in")
+    widths = divide_channels(STAGE_WIDTHS, divisor)
+    repeated = repeat_stages(lambda index, width, stride: stage(index + 1, width, widths[index], stride), widths)
+    extractors = [nn.Sequential(*stages) for stages in repeated]
+    return AuxiliaryBranches(extractors, widths[-1], num_outputs, "he_fan_out", "he_fan_in")
 
 
 NETWORKS = {"ResNeXt29": Architecture(ResNeXt, resnext29_8x64d_branches, "resnext29", grouped=True)}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import Architecture
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
@@ -25,7 +25,7 @@ def _depthwise(channels: int, stride: int) -> nn.Conv2d:
 
 
 def _residual(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """1x1 convolution, depthwise 3x3, 1x1 that changes the width, each with a norm; without the last ReLU."""
+    """Build a 1x1, a depthwise 3x3 and a 1x1 convolution that changes the width, with norms, without the last ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, in_channels, 1),
         nn.BatchNorm2d(in_channels),
@@ -72,7 +72,7 @@ class BasicUnit(ActivatedBlock):
 
 
 def stage(in_channels: int, out_channels: int, units: int, stride: int) -> Stage:
-    """A down unit with the stride, and basic units, `units` in all."""
+    """Build a down unit with the stride, and basic units, `units` in all."""
     return Stage(DownUnit(in_channels, out_channels, stride), *(BasicUnit(out_channels) for _ in range(units - 1)))
 
 
@@ -110,21 +110,15 @@ class ShuffleNetV2TfKD(Network):
 
 
 def shufflenet_v2_tfkd_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
-    """The branches of Tf-KD's ShuffleNet v2, each with a last 1x1 convolution of its own.
+    """Build the branches of Tf-KD's ShuffleNet v2, each with a last 1x1 convolution of its own.
 
     The public code has none; these follow HSAKD's for the other ShuffleNet v2.
     """
-    first, second, third, head = WIDTHS[divisor]
-    _, second_units, third_units = STAGE_UNITS
-    extractors = (
-        nn.Sequential(
-            stage(first, second, second_units, stride=2),
-            stage(second, third, third_units, stride=2),
-            *_head(third, head),
-        ),
-        nn.Sequential(stage(second, third, third_units, stride=2), *_head(third, head)),
-        nn.Sequential(stage(third, third, third_units, stride=1), *_head(third, head)),
+    *widths, head = WIDTHS[divisor]
+    repeated = repeat_stages(
+        lambda index, width, stride: stage(width, widths[index], STAGE_UNITS[index], stride), widths
     )
+    extractors = [nn.Sequential(*stages, *_head(widths[-1], head)) for stages in repeated]
     return AuxiliaryBranches(extractors, head, num_outputs)
 
 

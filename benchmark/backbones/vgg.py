@@ -41,7 +41,7 @@ class HalvingPool(nn.Module):
 
 
 def group(in_channels: int, out_channels: int, convolutions: int) -> nn.Sequential:
-    """3x3 convolutions in a row, each with a norm, and a ReLU between them; the last ReLU is left to the caller."""
+    """Build a row of 3x3 convolutions with norms and a ReLU between them; the caller adds the last ReLU."""
     layers: list[nn.Module] = []
     for channels in (in_channels, *[out_channels] * (convolutions - 1)):
         if layers:
@@ -94,7 +94,7 @@ class VGG(Network):
 
 
 def vgg_branches(depth: int, num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
-    """The branches of VGG: what is left of the backbone behind the stem and the first, second and fourth stage.
+    """Build the branches of VGG: the rest of the backbone behind the stem and the first, second and fourth stage.
 
     The last one repeats the last two groups, without a pool. Unlike the backbone's, their weights start by PyTorch's
     rule: the public code has another for them but never calls it.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import NUMBER, Architecture, Family, blocks_per_stage
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
@@ -77,7 +77,7 @@ class Stage(nn.Module):
 
 
 def _normalise(norm: nn.BatchNorm2d, maps: Tensor) -> Tensor:
-    """What `norm` makes of `maps` in its present mode, without touching its running statistics."""
+    """Apply `norm` in its present mode to `maps`, without changing its running statistics."""
     if norm.training:
         return F.batch_norm(maps, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
     return F.batch_norm(maps, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
@@ -126,16 +126,15 @@ class WideResNet(Network):
 
 
 def wide_resnet_branches(depth: int, widen_factor: int, num_outputs: int) -> AuxiliaryBranches:
-    """The branches of WRN-depth-widen_factor; the maps are raw sums, so each branch has a norm before its ReLU."""
+    """Build the branches of WRN-depth-widen_factor; maps are raw sums, so each branch has a norm before its ReLU."""
     blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
-    first, second, third = stage_widths(widen_factor)
-    extractors = (
-        nn.Sequential(Stage(first, second, blocks, stride=2), Stage(second, third, blocks, stride=2)),
-        nn.Sequential(Stage(second, third, blocks, stride=2)),
-        nn.Sequential(Stage(third, third, blocks, stride=1)),
+    widths = stage_widths(widen_factor)
+    repeated = repeat_stages(lambda index, width, stride: Stage(width, widths[index], blocks, stride), widths)
+    extractors = [nn.Sequential(*stages) for stages in repeated]
+    norms = [nn.BatchNorm2d(widths[-1]) for _ in extractors]
+    return AuxiliaryBranches(
+        extractors, widths[-1], num_outputs, "he_fan_out", "zero_bias", tail_name="bn", tails=norms
     )
-    norms = [nn.BatchNorm2d(third) for _ in extractors]
-    return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "zero_bias", tail_name="bn", tails=norms)
 
 
 def _architecture(match: re.Match[str]) -> Architecture:
