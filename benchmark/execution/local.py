@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -56,18 +57,18 @@ class Local:
         print_groups(console, plan.groups, store)
         gpu = GpuSpeed.from_store(store)
         images = {source: images for source, _, images in group_by_source(plan.groups)}
-        rows = [estimate_job(job, images[source], gpu) for source, jobs in plan.jobs.items() for job in jobs]
-        if not rows:
+        estimates = {job: estimate_job(job, images[source], gpu) for source, jobs in plan.jobs.items() for job in jobs}
+        if not estimates:
             console.print("Nothing is to be trained: every run has its record.")
             return
-        console.print(_list_jobs(rows) if plan.verbose else _sum_up_kinds(rows))
-        total = add_up(rows)
+        console.print(_list_jobs(estimates) if plan.verbose else _sum_up_kinds(estimates))
+        total = add_up(estimates.values())
         # No plan is faster than its longest job, however many processes there are.
-        seconds = max(total.seconds / self.workers, *(row.seconds for row in rows))
+        seconds = max(total.seconds / self.workers, *(job.seconds for job in estimates))
         processes = f"{self.workers} CPU {'process' if self.workers == 1 else 'processes'}"
         lines = [
             f"To train: {counted(total.runs, 'run')} (teachers and their heads included) in "
-            f"{counted(len(rows), 'job')}, {total.multiply_adds:.2e} multiply-adds.",
+            f"{counted(len(estimates), 'job')}, {total.multiply_adds:.2e} multiply-adds.",
             f"Roughly {format_hours(seconds)} with {processes}; {format_hours(total.gpu_seconds)} on one {gpu.name} "
             f"({describe_speed(total)}).",
             f"Nothing was started.{'' if plan.verbose else ' Pass --verbose to list each job.'}",
@@ -91,15 +92,13 @@ class Local:
         return ExecutionSummary.merge(summaries)
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """What one job or several cost.
 
     images: shown in training, over all runs; seconds: on one core; measured: runs of kinds whose speed on the GPU is
     known from records.
     """
 
-    jobs: tuple[Job, ...]
     runs: int
     images: int
     multiply_adds: int
@@ -113,7 +112,6 @@ def estimate_job(job: Job, images: Dataset, gpu: GpuSpeed) -> Estimate:
     size, count = images.image_size, len(images.train.labels)
     shown = {run: run.schedule.epochs * round(run.fraction * count) for run in job.runs}
     return Estimate(
-        jobs=(job,),
         runs=len(job.runs),
         images=sum(shown.values()),
         multiply_adds=sum(shown[run] * training_multiply_adds(run, size) for run in job.runs),
@@ -123,17 +121,9 @@ def estimate_job(job: Job, images: Dataset, gpu: GpuSpeed) -> Estimate:
     )
 
 
-def add_up(estimates: Sequence[Estimate]) -> Estimate:
+def add_up(estimates: Iterable[Estimate]) -> Estimate:
     """Add up what several jobs cost."""
-    return Estimate(
-        jobs=tuple(job for estimate in estimates for job in estimate.jobs),
-        runs=sum(estimate.runs for estimate in estimates),
-        images=sum(estimate.images for estimate in estimates),
-        multiply_adds=sum(estimate.multiply_adds for estimate in estimates),
-        seconds=sum(estimate.seconds for estimate in estimates),
-        gpu_seconds=sum(estimate.gpu_seconds for estimate in estimates),
-        measured=sum(estimate.measured for estimate in estimates),
-    )
+    return Estimate(*map(sum, zip(*estimates, strict=True)))
 
 
 def describe_speed(estimate: Estimate) -> str:
@@ -155,28 +145,27 @@ def format_hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
 
 
-def _sum_up_kinds(rows: Sequence[Estimate]) -> ScreenTable:
+def _sum_up_kinds(estimates: Mapping[Job, Estimate]) -> ScreenTable:
     """List jobs of the same methods in one line, with the networks and seeds that they are for."""
-    kinds: dict[str, list[Estimate]] = defaultdict(list)
-    for row in rows:
-        kinds[row.jobs[0].methods].append(row)
+    kinds: dict[str, list[Job]] = defaultdict(list)
+    for job in estimates:
+        kinds[job.methods].append(job)
     screen = ScreenTable("jobs that train", "for", "jobs", "one core", "one GPU", box=None, pad_edge=False)
-    for methods, each in kinds.items():
-        total = add_up(each)
-        networks = {job.networks for job in total.jobs}
-        seeds = {job.runs[0].seed for job in total.jobs}
+    for methods, jobs in kinds.items():
+        total = add_up(estimates[job] for job in jobs)
+        networks = {job.networks for job in jobs}
         what = counted(len(networks), "pair" if any(">" in name for name in networks) else "network")
-        extent = f"{what} x {counted(len(seeds), 'seed')}"
+        extent = f"{what} x {counted(len({job.runs[0].seed for job in jobs}), 'seed')}"
         hours = [format_hours(total.seconds), format_hours(total.gpu_seconds)]
-        screen.add_row(methods, extent, str(len(total.jobs)), *hours)
+        screen.add_row(methods, extent, str(len(jobs)), *hours)
     return screen
 
 
-def _list_jobs(rows: Sequence[Estimate]) -> ScreenTable:
+def _list_jobs(estimates: Mapping[Job, Estimate]) -> ScreenTable:
     """List each job in a line."""
     screen = ScreenTable("job", "runs", "epochs", "multiply-adds", "one core", "one GPU", box=None, pad_edge=False)
-    for row in rows:
-        epochs = max(run.schedule.epochs for run in row.jobs[0].runs)
-        hours = [format_hours(row.seconds), format_hours(row.gpu_seconds)]
-        screen.add_row(row.jobs[0].name, str(row.runs), str(epochs), f"{row.multiply_adds:.1e}", *hours)
+    for job, cost in estimates.items():
+        epochs = max(run.schedule.epochs for run in job.runs)
+        hours = [format_hours(cost.seconds), format_hours(cost.gpu_seconds)]
+        screen.add_row(job.name, str(cost.runs), str(epochs), f"{cost.multiply_adds:.1e}", *hours)
     return screen

@@ -132,10 +132,5 @@ def _job(cohort: CohortPlan) -> Job:
 
 def _folders_to_resume(store: Store, dataset: str) -> dict[str, Path]:
     """Find, by run id, the folder of the most advanced checkpoint that holds the run."""
-    cohorts = store.cohorts(dataset)
-    found: list[tuple[tuple[int, int], Path]] = []
-    for folder in cohorts.iterdir() if cohorts.is_dir() else []:
-        position = checkpoints.latest_position(folder)
-        if position is not None:
-            found.append((position, folder))
-    return {run_id: folder for _, folder in sorted(found) for run_id in checkpoints.members(folder)}
+    folders = checkpoints.folders_by_progress(store, dataset)
+    return {run_id: folder for folder in folders for run_id in checkpoints.members(folder)}

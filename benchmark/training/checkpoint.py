@@ -152,13 +152,15 @@ def cohort_folder(store: Store, runs: Sequence[Run]) -> Path:
     return store.cohorts(runs[0].dataset) / cohort_name(runs)
 
 
+def folders_by_progress(store: Store, dataset: str) -> list[Path]:
+    """List the folders of cohorts that have a checkpoint, the most advanced last."""
+    cohorts = store.cohorts(dataset)
+    folders = list(cohorts.iterdir()) if cohorts.is_dir() else []
+    positions = {folder: position for folder in folders if (position := latest_position(folder)) is not None}
+    return sorted(positions, key=lambda folder: (positions[folder], folder))
+
+
 def resume_folders(store: Store, runs: Sequence[Run]) -> list[Path]:
     """List the folders of checkpoints that hold all of the runs, the most advanced first."""
     wanted = {run.id for run in runs}
-    found: list[tuple[tuple[int, int], Path]] = []
-    cohorts = store.cohorts(runs[0].dataset)
-    for folder in sorted(cohorts.iterdir()) if cohorts.is_dir() else []:
-        position = latest_position(folder)
-        if position is not None and wanted <= set(members(folder)):
-            found.append((position, folder))
-    return [folder for _, folder in sorted(found, reverse=True)]
+    return [folder for folder in folders_by_progress(store, runs[0].dataset)[::-1] if wanted <= set(members(folder))]
