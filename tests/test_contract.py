@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
+import math
+import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +25,7 @@ from torch import Tensor, nn
 import benchmark.backbones as backbones
 from benchmark.backbones import build_network, network_names
 from benchmark.backbones.four_stage_resnet import FourStageResNet, ImageNetResNet, Plan, four_stage_branches
+from benchmark.backbones.shapes import trace_network
 from benchmark.core.devices import placed
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import STAGE_SCHEDULES
@@ -28,6 +33,7 @@ from benchmark.core.spec import LRSchedule, Protocol, Run
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, TrainingSource
 from benchmark.data.dataset import Dataset, ImageSet
+from benchmark.method.contract import Method
 from benchmark.planning.request import collect_dependencies
 from benchmark.plugins.registry import all_methods, method_class
 from benchmark.results.record import comparable_part
@@ -35,10 +41,11 @@ from benchmark.results.store import Store
 from benchmark.training import cohort as cohort_module
 from benchmark.training.cohort import Cohort
 from benchmark.training.inputs import TrainingData, load_teacher, recipe_for
-from benchmark.training.learner import Learner, head_key, network_shape
+from benchmark.training.learner import Learner, head_key
 from benchmark.training.teacher import Teacher
 from tests.engine import request, settings
 
+Pair = tuple[str, str | None]
 CPU = torch.device("cpu")
 IMAGES, BATCH_SIZE, CLASSES = 29, 8, 10
 """Three whole batches and one of another size."""
@@ -88,8 +95,29 @@ UNTAUGHT = {("AB-init", "ResNet18", "ResNet8"): ("layer4",)}
 RESUMED_PAIR = ("ResNet8", "WRN-16-2")
 
 
-def smallest_of_each_family() -> list[str]:
-    """The smallest network of each class, or the one that can be made narrow."""
+FAMILIES = (
+    "ResNet8",
+    "WRN-40-1",
+    "MobileNetV2-TFKD-x1/2",
+    "MobileNetV2",
+    "PreActResNet18-x1/4",
+    "ShuffleNetV1",
+    "ShuffleNetV2",
+    "ShuffleNetV2-TFKD",
+    "VGG8",
+    "ResNet18",
+    "ImageNet-ResNet18",
+    "ResNeXt29",
+)
+"""The network of each family that the tests use. It is written down, since finding it builds every network there is."""
+LEAST_PAIRS, LEAST_METHODS = 3, 5
+"""How many pairs each method is tested with at least, and how many methods each pair."""
+EVERY_PAIR = os.environ.get("KD_TEST_EVERY_PAIR") == "1"
+"""Whether to test every method with every pair instead, which takes twice as long."""
+
+
+def find_smallest_of_each_family() -> list[str]:
+    """Return the smallest network of each class, or the one that can be made narrow."""
     smallest: dict[type, tuple[bool, int, str]] = {}
     for name in network_names():
         with torch.device("meta"):
@@ -100,21 +128,41 @@ def smallest_of_each_family() -> list[str]:
     return [name for *_, name in sorted(smallest.values(), key=lambda entry: entry[1])]
 
 
-FAMILIES = smallest_of_each_family()
+def possible_pairs(cls: type[Method]) -> Sequence[Pair]:
+    """Return student and teacher: one of each family if a method has no teacher of its choice, else the pairs above."""
+    if not cls.needs_teacher or cls.teaches_itself:
+        return [(family, None) for family in FAMILIES]
+    if not cls.trains_student:
+        # The student of a head is its teacher.
+        return [(teacher, teacher) for _, teacher in PAIRS]
+    # In turn, so that any three neighbours have one of each kind.
+    return [pair for both in itertools.zip_longest(PAIRS, UNEQUAL_PAIRS) for pair in both if pair is not None]
 
 
-def pairs_for(method: str) -> Sequence[tuple[str, str | None]]:
-    """Student and teacher: of all families where a method has no teacher of its choice, else of the pairs above.
+def covering_pairs() -> list[tuple[str, str, str | None]]:
+    """Return cells (method, student, teacher) in which each method meets several pairs, and each pair several methods.
 
-    One is enough for a method that is another one with other options or another teacher.
+    A fault belongs to a method (it misreads maps, or moves what it should not), which shows with any few families, or
+    to a family (its maps or frozen parts are not as promised), which shows with any few methods; methods that have the
+    same pairs to choose from are dealt them in turn, like cards. What is peculiar to one method and one pair is named
+    in UNTAUGHT and always tested. A method that is another one with other options is tested with one pair.
     """
-    cls = method_class(method)
-    pairs: Sequence[tuple[str, str | None]] = [(family, None) for family in FAMILIES]
-    if cls.needs_teacher and not cls.teaches_itself:
-        # Of a head, the student is the teacher.
-        pairs = [*PAIRS, *UNEQUAL_PAIRS] if cls.trains_student else [(teacher, teacher) for _, teacher in PAIRS]
-    derived = any(issubclass(cls, other) for other in all_methods().values() if other is not cls)
-    return pairs[:1] if derived else pairs
+    classes = all_methods()
+    derived = {name for name, cls in classes.items() if issubclass(cls, tuple({*classes.values()} - {cls}))}
+    groups: dict[tuple[Pair, ...], list[str]] = {}
+    for name, cls in classes.items():
+        if name not in derived:
+            groups.setdefault(tuple(possible_pairs(cls)), []).append(name)
+    chosen = {(name, *possible_pairs(classes[name])[0]) for name in derived} | UNTAUGHT.keys()
+    for pairs, names in groups.items():
+        each = max(LEAST_PAIRS, math.ceil(LEAST_METHODS * len(pairs) / len(names)))
+        deal = itertools.cycle(pairs)
+        for name in names:
+            chosen |= {(name, *pair) for pair in (pairs if EVERY_PAIR else itertools.islice(deal, each))}
+    return [(name, *pair) for name, cls in classes.items() for pair in possible_pairs(cls) if (name, *pair) in chosen]
+
+
+CELLS = covering_pairs()
 
 
 def cell(method: str, student: str, teacher: str | None) -> Any:
@@ -137,10 +185,10 @@ def narrow_networks() -> Iterator[None]:
                 branches=functools.partial(four_stage_branches, plan),
             )
             patch.setitem(backbones._NETWORKS, name, entry)
-        network_shape.cache_clear()
+        trace_network.cache_clear()
         trained.cache_clear()
         yield
-    network_shape.cache_clear()
+    trace_network.cache_clear()
     trained.cache_clear()
 
 
@@ -270,9 +318,23 @@ def assert_plain_network_is_left(learner: Learner, images: Tensor) -> None:
             assert joint.shape == (len(images), 4 * CLASSES)
 
 
-@pytest.mark.parametrize(
-    ("method", "student", "teacher"), [cell(name, *pair) for name in all_methods() for pair in pairs_for(name)]
-)
+def test_every_family_of_networks_is_tested() -> None:
+    assert sorted(FAMILIES) == sorted(find_smallest_of_each_family())
+
+
+def test_each_method_meets_several_pairs_and_each_pair_several_methods() -> None:
+    classes = all_methods()
+    by_method = Counter(method for method, *_ in CELLS)
+    by_pair = Counter((student, teacher) for _, student, teacher in CELLS if student != teacher)
+    assert by_method.keys() == classes.keys()
+    for name, count in by_method.items():
+        derived = issubclass(classes[name], tuple({*classes.values()} - {classes[name]}))
+        assert count >= LEAST_PAIRS or (derived and count == 1), name
+    assert {(family, None) for family in FAMILIES} | {*PAIRS, *UNEQUAL_PAIRS} == by_pair.keys()
+    assert min(by_pair.values()) >= LEAST_METHODS, by_pair
+
+
+@pytest.mark.parametrize(("method", "student", "teacher"), [cell(*each) for each in CELLS])
 def test_a_method_learns_and_teaches_only_what_it_should(method: str, student: str, teacher: str | None) -> None:
     run = run_of(method, student, teacher, still=True)
     try:
@@ -322,9 +384,9 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cohort_of(runs: list[Run], folder: Path) -> Cohort:
     dataset = digits()
-    material = TrainingData(dataset, dataset.train, dataset.test)
+    data = TrainingData(dataset, dataset.train, dataset.test)
     place = settings(folder, checkpoint_seconds=0.0)
-    return Cohort(runs, material, load_teacher(runs, material, place, CPU), place)
+    return Cohort(runs, data, load_teacher(runs, data, place, CPU), place)
 
 
 def train_what_is_missing(run: Run, kept: Path) -> None:
@@ -382,19 +444,31 @@ def test_a_killed_and_resumed_run_gives_the_same_bits(method: str, kept: Path, t
     assert_same_bits(run, folder, kept)
 
 
+@pytest.fixture(scope="module")
+def together(kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of all methods are trained beside each other: in one cohort for each teacher that they have.
+
+    Methods without a teacher are in the largest one. A run whose teacher no other has is between two others.
+    """
+    folder = tmp_path_factory.mktemp("together")
+    cohorts: dict[Any, list[Run]] = {}
+    for run in map(run_to_resume, all_methods()):
+        train_what_is_missing(run, kept)
+        with_dependencies_of(run, kept, folder)
+        cohorts.setdefault((run.teacher, run.teacher_precision) if run.teacher else None, []).append(run)
+    untaught = cohorts.pop(None)
+    for runs in cohorts.values():
+        if len(runs) == 1:
+            shared = {"teacher": runs[0].teacher.model_dump(), "teacher_precision": runs[0].teacher_precision}
+            runs[:] = [untaught.pop(), *runs, run_to_resume("KD").replace(**shared)]
+    max(cohorts.values(), key=len).extend(untaught)
+    for runs in cohorts.values():
+        cohort = cohort_of(runs, folder)
+        assert cohort.train()
+        assert cohort.broken == []
+    return folder
+
+
 @pytest.mark.parametrize("method", all_methods())
-def test_a_run_gives_the_same_bits_alone_and_beside_others(method: str, kept: Path, tmp_path: Path) -> None:
-    run = run_to_resume(method)
-    others = [run_to_resume(name) for name in ("Baseline", "KD", "AT") if name != method][:2]
-    if run.teacher is not None:
-        # A cohort has one teacher.
-        shared = {"teacher": run.teacher.model_dump(), "teacher_precision": run.teacher_precision}
-        others = [other.replace(**shared) if other.teacher else other for other in others]
-    for each in (run, *others):
-        train_what_is_missing(each, kept)
-    folder = with_dependencies_of(run, kept, tmp_path)
-    for other in others:
-        with_dependencies_of(other, kept, folder)
-    assert cohort_of([others[0], run, *others[1:]], folder).train()
-    for each in (run, *others):
-        assert_same_bits(each, folder, kept)
+def test_a_run_gives_the_same_bits_alone_and_beside_others(method: str, kept: Path, together: Path) -> None:
+    assert_same_bits(run_to_resume(method), together, kept)
