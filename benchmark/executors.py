@@ -1,4 +1,4 @@
-"""The executors there are, by name: processes of this machine, this process alone, or a cluster."""
+"""Choose an executor by name: processes of this machine, this process alone, or a cluster."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ExecutorName = Literal["local", "debug", "slurm"]
 def make_executor(
     name: ExecutorName, device: str, workers: int | None, processes: int, profile: Path | None, waits: bool
 ) -> Executor:
-    """The executor that a command's options describe. processes: how many share each batch of a run.
+    """Make the executor that a command's options describe. processes: how many share each batch of a run.
 
     Raises:
-        UserError: an option speaks of another executor; the device is not there; the profile cannot be read.
+        UserError: an option belongs to another executor, the device is missing, or the profile cannot be read.
     """
     if name == "slurm":
         # Its library would make every other command start later.
@@ -27,7 +27,9 @@ def make_executor(
         from slurm.profile import EXAMPLE, load_profile
 
         if workers is not None:
-            raise UserError("--workers speaks of this machine; with --executor slurm the profile says what jobs get")
+            raise UserError(
+                "--workers does not apply to --executor slurm, where the profile says what jobs get; remove --workers"
+            )
         if profile is None:
             raise UserError(f"--executor slurm needs --profile FILE; {EXAMPLE} documents every field of one")
         cluster = Slurm(load_profile(profile), waits)
@@ -38,9 +40,13 @@ def make_executor(
             )
         return cluster
     if profile is not None:
-        raise UserError(f"--profile speaks of a cluster; pass --executor slurm, or leave it out of --executor {name}")
+        raise UserError(
+            f"--profile only applies to --executor slurm, not to {name}; pass --executor slurm, or remove --profile"
+        )
     if not waits:
-        raise UserError(f"--no-wait speaks of a cluster; pass --executor slurm, or leave it out of --executor {name}")
+        raise UserError(
+            f"--no-wait only applies to --executor slurm, not to {name}; pass --executor slurm, or remove --no-wait"
+        )
     if name == "debug" and (workers or 1) > 1:
         raise UserError("--executor debug trains in this process; leave --workers out, or use --executor local")
     here = resolve_device(device)

@@ -32,9 +32,9 @@ from tables.result import TableResult
 from tables.specification import Table, load_table, table_names
 from tables.terminal import describe_files
 
-Lost = Mapping[str, str]
+Failures = Mapping[str, str]
 """Why runs left no record, by run id."""
-Load = Callable[[str, str], Dataset | None]
+LoadDataset = Callable[[str, str], Dataset | None]
 """Gives the dataset of a source for what needs it; None where there is none and that is forgiven."""
 
 
@@ -53,7 +53,7 @@ class Target(Protocol):
         """
 
     def render(
-        self, store: Store, lost: Lost, reports: Path, console: Console, all_cells: bool = False
+        self, store: Store, failures: Failures, reports: Path, console: Console, all_cells: bool = False
     ) -> tuple[TableResult | FigureResult, list[Path]]:
         """Write its files from what the store holds, print it, and return both.
 
@@ -76,10 +76,8 @@ class TableTarget:
     """Of teachers that came from files, on this dataset's test images."""
 
     @classmethod
-    def planned(
-        cls, table: Table, options: RunOptions, source: str, images: Dataset, teachers: Teachers
-    ) -> TableTarget:
-        """The table as it was wished for.
+    def plan(cls, table: Table, options: RunOptions, source: str, images: Dataset, teachers: Teachers) -> TableTarget:
+        """Plan the runs of a table.
 
         Raises:
             UserError: a method, a pair, an option or the protocol is refused.
@@ -99,11 +97,11 @@ class TableTarget:
         """Try nothing: text needs nothing of the machine but the folder, which is checked already."""
 
     def render(
-        self, store: Store, lost: Lost, reports: Path, console: Console, all_cells: bool = False
+        self, store: Store, failures: Failures, reports: Path, console: Console, all_cells: bool = False
     ) -> tuple[TableResult | FigureResult, list[Path]]:
         """Write the table's files and print it; it is printed also where they cannot be written."""
         result = make_table_result(
-            self.grid, self.factory, look_up_exactly(store.record), store.record, self.accuracy, self.remarks, lost
+            self.grid, self.factory, look_up_exactly(store.record), store.record, self.accuracy, self.remarks, failures
         )
         written: list[Path] = []
         try:
@@ -123,8 +121,8 @@ class FigureTarget:
     remarks: tuple[str, ...] = ()
 
     @classmethod
-    def planned(cls, figure: Figure, options: RunOptions, load: Load) -> FigureTarget:
-        """The figure as it was wished for, as far as there is data for its panels.
+    def plan(cls, figure: Figure, options: RunOptions, load: LoadDataset) -> FigureTarget:
+        """Plan the runs of a figure's panels, as far as there is data for them.
 
         Raises:
             UserError: a method, an option, the protocol or a dataset is refused.
@@ -165,11 +163,11 @@ class FigureTarget:
         check_drawing()
 
     def render(
-        self, store: Store, lost: Lost, reports: Path, console: Console, all_cells: bool = False
+        self, store: Store, failures: Failures, reports: Path, console: Console, all_cells: bool = False
     ) -> tuple[TableResult | FigureResult, list[Path]]:
         """Write the figure's files and say where they are."""
         result = make_figure_result(
-            self.figure, self.points, look_up_exactly(store.record), store.record, self.remarks, lost
+            self.figure, self.points, look_up_exactly(store.record), store.record, self.remarks, failures
         )
         written = write_figure(result, reports)
         console.print(Text(f"Figure {self.figure.name}: {describe_files(written)}", overflow="fold"))
@@ -183,7 +181,7 @@ def select_targets(tables: Sequence[str], figures: Sequence[str], options: RunOp
     """The tables and figures by the names that were given, as they are at the scale.
 
     Raises:
-        UserError: none is named, a name is unknown, or an option is given that speaks of one table only.
+        UserError: none is named, a name is unknown, or an option that applies to a single table is given for several.
     """
     tables = table_names() if list(tables) == [ALL] else tables
     figures = figure_names() if list(figures) == [ALL] else figures
@@ -199,7 +197,7 @@ def select_targets(tables: Sequence[str], figures: Sequence[str], options: RunOp
             ("--dataset", options.dataset),
         ):
             if value:
-                raise UserError(f"{option} speaks of one table; name one table or figure, or leave {option} out")
+                raise UserError(f"{option} only applies to a single table or figure; name one, or remove {option}")
     return [
         *(load_table(name).at(options.scale) for name in dict.fromkeys(tables)),
         *(load_figure(name).at(options.scale) for name in dict.fromkeys(figures)),
@@ -255,7 +253,7 @@ def plan_targets(
     store: Store,
     console: Console,
 ) -> tuple[list[Target], Teachers]:
-    """The targets with their data and runs, and the teachers that came from files.
+    """Read the data and plan the runs of all targets; also return the teachers that came from files.
 
     Raises:
         UserError: something in it is refused, or no data is there for any of them.
@@ -265,7 +263,7 @@ def plan_targets(
         pretrained.files, [select_rows(entry, options.methods, options.pairs) for entry in tables]
     )
     if named and len(wanted) > 1:
-        raise UserError("--teacher-checkpoint speaks of one table; name one table")
+        raise UserError("--teacher-checkpoint only applies to a single table; name one, or remove it")
     targets: list[Target] = []
     all_teachers = Teachers()
     for entry in wanted:
@@ -282,10 +280,10 @@ def plan_targets(
             for name, figures in teachers.accuracy.items():
                 store.save_teacher_metrics(images.name, teachers.released[name].teacher.sha256, figures)
             all_teachers = all_teachers.merge(teachers)
-            targets.append(TableTarget.planned(entry, options, source, images, teachers))
+            targets.append(TableTarget.plan(entry, options, source, images, teachers))
         else:
-            drawn = FigureTarget.planned(entry, options, datasets.load)
-            targets += [drawn] if drawn.points else []
+            target = FigureTarget.plan(entry, options, datasets.load)
+            targets += [target] if target.points else []
     if not targets:
         missing = "; ".join(dict.fromkeys(datasets.missing.values()))
         raise UserError(missing or f"nothing is drawn at scale {options.scale}; choose another --scale or --pairs")
@@ -297,9 +295,9 @@ def find_released_files(table: Table, images: Dataset, datasets: DatasetCache, c
     if images.name != imagenet.NAME or images.num_classes != imagenet.NUM_CLASSES:
         return {}
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
     networks = dict.fromkeys(column.teacher for column in table.columns if column.teacher)
-    found = {name: torchvision_teacher(name, datasets.data_root, say, not datasets.dry_run) for name in networks}
+    found = {name: torchvision_teacher(name, datasets.data_root, log, not datasets.dry_run) for name in networks}
     return {name: path for name, path in found.items() if path}

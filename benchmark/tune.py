@@ -41,12 +41,13 @@ from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.protocols import get_protocol, get_scale
 from benchmark.core.spec import Run
 from benchmark.core.statistics import Summary, summarise
+from benchmark.core.text import counted
 from benchmark.data import load_dataset
 from benchmark.execution.executor import ExecutionPlan
-from benchmark.execution.progress import exit_code
+from benchmark.execution.progress import announce_if_slow, exit_code
 from benchmark.executors import make_executor
 from benchmark.io.files import check_writable, write_text
-from benchmark.planning.checks import check_methods, check_records
+from benchmark.planning.checks import MANY_RUNS, check_methods, check_records, confirm_size
 from benchmark.planning.overrides import parse_pair, parse_settings, parse_value, reject_unused_overrides
 from benchmark.planning.request import RunGroup, RunOptions, collect_dependencies
 from benchmark.plugins.registry import method_names
@@ -85,6 +86,7 @@ def main(
     threads: Threads = 1,
     runs: Runs = Path("runs"),
     reports: Reports = Path("reports"),
+    yes: Annotated[bool, typer.Option("--yes", help=f"Plan more than {MANY_RUNS:,} runs without being asked.")] = False,
 ) -> int:
     """Train every combination of the grid and rank them by held-out accuracy."""
     console = Console()
@@ -93,6 +95,8 @@ def main(
         raise unknown_name("method", method, method_names())
     combinations = parse_grid(grid)
     reject_grid_overlap(method, combinations, settings or ())
+    count = len(combinations) * seeds
+    confirm_size(count, yes)
     executor = make_executor("local", device, workers, processes=1, profile=None, waits=True)
     base_options = RunOptions(
         scale=get_scale(scale).name,
@@ -113,18 +117,19 @@ def main(
     usual = load_table("II").dataset_for(scale)
     source = dataset or usual
     images = load_dataset(source, data_root)
-    factories = [each.make_factory(protocol, images) for each in option_sets]
-    planned = [[factory.run(method, student, teacher, seed) for seed in range(seeds)] for factory in factories]
-    part = RunGroup(f"{method} on {images.name}", source, images, tuple(itertools.chain(*planned)))
-    reject_unused_overrides(settings or (), (run.method for run in collect_dependencies(part.runs)))
-    check_methods(part.runs, images)
-    executor.check_runs(part.runs)
-    store = Store(runs)
-    for line in check_records(store, collect_dependencies(part.runs)):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    plan = ExecutionPlan(
-        f"tune-{method}", [part], executor.plan_jobs([part], store, retry_failed=False), retry_failed=False
-    )
+    with announce_if_slow(f"planning {counted(count, 'run')} ..."):
+        factories = [each.make_factory(protocol, images) for each in option_sets]
+        planned = [[factory.run(method, student, teacher, seed) for seed in range(seeds)] for factory in factories]
+        group = RunGroup(f"{method} on {images.name}", source, images, tuple(itertools.chain(*planned)))
+        reject_unused_overrides(settings or (), (run.method for run in collect_dependencies(group.runs)))
+        check_methods(group.runs, images)
+        executor.check_runs(group.runs)
+        store = Store(runs)
+        for line in check_records(store, collect_dependencies(group.runs)):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        plan = ExecutionPlan(
+            f"tune-{method}", [group], executor.plan_jobs([group], store, retry_failed=False), retry_failed=False
+        )
     train_settings = TrainSettings(runs, "", data_root, str(executor.device), threads, command=format_command())
     summary = executor.train(plan, train_settings, store, console)
     if summary.stopped:
@@ -139,7 +144,7 @@ def main(
 
 
 def parse_grid(texts: Sequence[str]) -> list[Combination]:
-    """Every combination of the values in texts such as `alpha=0.3,0.8,beta=1,2`.
+    """List every combination of the values in texts such as `alpha=0.3,0.8,beta=1,2`.
 
     Raises:
         UserError: a text that does not begin with `option=value`, an option named twice, or too many combinations.
@@ -147,16 +152,16 @@ def parse_grid(texts: Sequence[str]) -> list[Combination]:
     values: dict[str, list[Any]] = {}
     for text in texts:
         option = None
-        for part in filter(None, map(str.strip, text.split(","))):
-            name, equals, value = part.partition("=")
+        for word in filter(None, map(str.strip, text.split(","))):
+            name, equals, value = word.partition("=")
             if equals:
-                option, part = name.strip(), value.strip()
+                option, word = name.strip(), value.strip()
                 if option in values:
                     raise UserError(f"--grid names {option!r} twice; write its values after one another: {option}=1,2")
                 values[option] = []
-            if option is None or not part:
+            if option is None or not word:
                 raise UserError(f"--grid {text!r} is not of the form option=value,value,option=value")
-            values[option].append(parse_value(part))
+            values[option].append(parse_value(word))
     if not values:
         raise UserError("--grid is empty; write option=value,value, such as alpha=0.3,0.8")
     if (count := math.prod(map(len, values.values()))) > MOST_COMBINATIONS:
@@ -165,19 +170,19 @@ def parse_grid(texts: Sequence[str]) -> list[Combination]:
 
 
 def reject_grid_overlap(method: str, combinations: Sequence[Combination], settings: Sequence[str]) -> None:
-    """Refuse options that stand both in the grid and beside it.
+    """Refuse options that both --grid and --set give.
 
     Raises:
         UserError: there is one.
     """
-    said = {assignment.partition("=")[0] for assignment in settings}
+    fields = {assignment.partition("=")[0] for assignment in settings}
     for option in combinations[0]:
-        if f"{method}.{option}" in said:
+        if f"{method}.{option}" in fields:
             raise UserError(f"--grid and --set both set {method}.{option}; remove one of them")
 
 
 def make_stem(run: Run, usual_dataset: str, combinations: Sequence[Combination], variant: str) -> str:
-    """What the file of a ranking is called, so that one of another pair, scale, dataset, grid or setting keeps its own.
+    """Name the file of a ranking, so that every pair, scale, dataset, grid and setting has a file of its own.
 
     run: any of those that are ranked; variant: other changed options (`benchmark.analysis.notes.variant_suffix`).
     """
@@ -191,17 +196,17 @@ def make_stem(run: Run, usual_dataset: str, combinations: Sequence[Combination],
 
 
 def to_assignments(method: str, combination: Combination) -> list[str]:
-    """A combination as `--set` would be given it."""
+    """Write a combination as values of `--set`."""
     return [f"{method}.{name}={format_value(value)}" for name, value in combination.items()]
 
 
 def format_value(value: Any) -> str:
-    """A value as it would be written on the command line."""
+    """Write a value as on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def rank(combinations: Sequence[Combination], planned: Sequence[Sequence[Run]], store: Store) -> list[Ranked]:
-    """Combinations with their held-out accuracy over finished seeds, best first; those without any (None) last."""
+    """Rank combinations by their held-out accuracy over finished seeds; those without any (None) come last."""
     ranked: list[Ranked] = []
     for combination, runs in zip(combinations, planned, strict=True):
         records = [record for run in runs if (record := store.record(run)) and record["status"] == "finished"]
@@ -211,7 +216,7 @@ def rank(combinations: Sequence[Combination], planned: Sequence[Sequence[Run]], 
 
 
 def to_csv(ranking: Sequence[Ranked]) -> str:
-    """The ranking as text: the options, the mean held-out accuracy in %, its standard deviation and n."""
+    """Write the ranking as CSV: the options, the mean held-out accuracy in %, its standard deviation and n."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*ranking[0][0], "held_out_top1", "std", "n"])

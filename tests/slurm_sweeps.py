@@ -108,7 +108,7 @@ def planned(
         precision="fp32",
     )
     table = load_table(str(small_table(place, list(methods))))
-    target = TableTarget.planned(table, wish, str(toml), images, Teachers())
+    target = TableTarget.plan(table, wish, str(toml), images, Teachers())
     runs = place / "runs"
     jobs = missing_jobs(target.group.runs, Store(runs), 2, images.image_size, len(images.train.labels))
     given = TrainSettings(runs=runs, dataset="", command="a test", checkpoint_seconds=1)

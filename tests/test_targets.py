@@ -46,8 +46,8 @@ def test_a_figure_whose_data_is_there_for_one_panel_only_says_how_to_draw_that_o
 
     figure, wish = load_figure("5").at("quick"), RunOptions("quick", torch.device("cpu"), methods=("Baseline",))
     with pytest.raises(UserError, match=r"; get it; or leave this panel out: --pairs CIFAR-100$"):
-        FigureTarget.planned(figure, wish, load)
-    drawn = FigureTarget.planned(figure, dataclasses.replace(wish, pairs=("CIFAR-100",)), load)
+        FigureTarget.plan(figure, wish, load)
+    drawn = FigureTarget.plan(figure, dataclasses.replace(wish, pairs=("CIFAR-100",)), load)
     assert list(drawn.points) == ["CIFAR-100"]
     with pytest.raises(UserError, match=r"^no Tiny-ImageNet in data; get it$"):
-        FigureTarget.planned(figure, dataclasses.replace(wish, pairs=("Tiny-ImageNet",)), load)
+        FigureTarget.plan(figure, dataclasses.replace(wish, pairs=("Tiny-ImageNet",)), load)

@@ -47,7 +47,7 @@ class Frozen(BaseModel):
     def replace_unchecked(self, **parts: Any) -> Self:
         """A copy with other values that are known to be valid: parts of another value of this kind, or frozen ones.
 
-        It shares the parts of this one and is made in a hundredth of the time that `changed` takes.
+        It shares the parts of this one and is made in a hundredth of the time that `replace` takes.
         """
         return self._with_values(self._values() | parts)
 

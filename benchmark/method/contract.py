@@ -45,6 +45,7 @@ __all__ = [
     "UserError",
     "View",
     "full_precision",
+    "joint_labels",
     "outside_autocast",
     "statistics_kept",
     "upright",
@@ -221,7 +222,7 @@ class Method(nn.Module):
         """The weighted sum of the terms, a scalar with a graph, and the terms by name.
 
         Raises:
-            BrokenContract: the terms are not those that have a weight, or one is no scalar.
+            ContractError: the terms are not those that have a weight, or one is no scalar.
         """
         terms = self(step)
         weights = self.weights

@@ -85,7 +85,7 @@ def check_weights(method: Method) -> None:
     """Refuse weights that are not numbers by the names of terms.
 
     Raises:
-        BrokenContract: they are something else. Whatever the method itself raises.
+        ContractError: they are something else. Whatever the method itself raises.
     """
     own = inspect.getattr_static(type(method), "weights")
     # Asked of the module, a property that raises an AttributeError would be said not to be there.
