@@ -79,6 +79,13 @@ def test_many_runs_are_refused_where_nobody_can_be_asked(
     assert run_here(*command, "--yes").returncode == 0
 
 
+def test_a_large_grid_is_refused_where_nobody_can_be_asked() -> None:
+    values = ",".join(f"{number / 20}" for number in range(11))
+    ended = run_here("--method", "LSSKD", "--grid", f"alpha={values}", "--seeds", "1000", module="benchmark.tune")
+    assert ended.returncode == 2
+    assert "11,000 runs are more than 10,000; pass --yes to plan them" in ended.stderr
+
+
 def test_a_terminal_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     answers = iter((True, False))

@@ -28,6 +28,7 @@ MANY_RUNS = 10_000
 """Runs of tables and figures above which a command asks before it plans them; the whole paper has 500 of them."""
 MOST_RUNS = 500_000
 """More are never planned; so many take a gigabyte of memory and a minute."""
+FEWER = "choose fewer seeds, methods, columns or values"
 
 
 def confirm_size(count: int, confirmed: bool) -> None:
@@ -37,13 +38,13 @@ def confirm_size(count: int, confirmed: bool) -> None:
         UserError: they are not meant, there is nobody to ask, or they are more than can be planned.
     """
     if count > MOST_RUNS:
-        raise UserError(f"{count:,} runs are too many for one command; allowed: {MOST_RUNS:,}; choose fewer --seeds")
+        raise UserError(f"{count:,} runs are too many for one command; allowed: {MOST_RUNS:,}; {FEWER}")
     if count <= MANY_RUNS or confirmed:
         return
     if not sys.stdin.isatty():
-        raise UserError(f"{count:,} runs are more than {MANY_RUNS:,}; pass --yes to plan them, or choose fewer --seeds")
+        raise UserError(f"{count:,} runs are more than {MANY_RUNS:,}; pass --yes to plan them, or {FEWER}")
     if not typer.confirm(f"{count:,} runs are to be planned. Go on?"):
-        raise UserError("nothing was planned; choose fewer --seeds, --methods or --pairs")
+        raise UserError(f"nothing was planned; {FEWER}")
 
 
 def check_records(store: Store, runs: Sequence[Run], heal: bool = True) -> list[str]:
