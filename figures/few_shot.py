@@ -1,4 +1,4 @@
-"""Accuracy over the share of the training images that students learn from, a line a method."""
+"""Draw accuracy over the share of the training images that students learn from, a line a method."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tables.specification import get_number
 HEIGHT, UNDER = 2.45, 0.44
 """Inches of the axes, and of what is written under them."""
 LEAST_SPAN = 10.0
-"""Points of accuracy that the vertical axis spans at least, so that it magnifies no noise."""
+"""Points of accuracy that the vertical axis spans at least, so that it does not magnify noise."""
 STEP = 5.0
 CLUSTER, NEIGHBOUR = 0.42, 0.045
 """Of the distance to the next share: how far apart all marks of one share may stand, and two neighbours, so that error
@@ -39,7 +39,7 @@ bars do not hide each other."""
 
 
 def draw(result: FigureResult) -> Drawing:
-    """The figure; call it and save it within `figures.style.settings`."""
+    """Draw the figure; call and save it within `figures.style.settings`."""
     styles = choose_styles(result.methods, result.figure.highlight)
     published = _published(result)
     measured = [(_handle(styles[method]), result.figure.title(method)) for method in _measured(result)]
@@ -95,7 +95,7 @@ def _draw_method(
         cell = panel.cell(method, fraction)
         values = select_by_seed(cell).values()
         summary = summarise(values) if values else None
-        # A point that is not there leaves a gap in the line.
+        # A missing point leaves a gap in the line.
         points.append((x, summary.mean if summary else math.nan, summary.std if summary else None))
         if cell.status == "failed":
             ax.plot([x], [bottom + 0.03 * (top - bottom)], linestyle="none", **make_failure_marker(style))
@@ -146,24 +146,24 @@ def _handle(style: Style, published: bool = False) -> Artist:
 
 
 def _measured(result: FigureResult) -> list[str]:
-    """The methods of which there is anything to draw."""
-    found = {
+    """List the methods that have something to draw."""
+    measured = {
         method
         for panel in result.panels
         for (method, _), cell in panel.cells.items()
         if cell.values or cell.status == "failed"
     }
-    return [method for method in result.methods if method in found]
+    return [method for method in result.methods if method in measured]
 
 
 def _published(result: FigureResult) -> list[PublishedMarks]:
-    """The published series of all panels, each name once, of the methods that are shown."""
-    found = {one.name: one for panel in result.panels for one in panel.published if one.method in result.methods}
-    return list(found.values())
+    """List the published series of the methods that are shown, each name once."""
+    marks = {one.name: one for panel in result.panels for one in panel.published if one.method in result.methods}
+    return list(marks.values())
 
 
 def _limits(result: FigureResult, panel: PanelResult) -> tuple[float, float]:
-    """The ends of the vertical axis: all values with their errors, in steps of 5, and not less than 10 points."""
+    """Choose the ends of the vertical axis: around all values with their errors, in steps of 5, 10 points at least."""
     ends: list[float] = []
     for number in result.numbers():
         if number.panel is not panel:

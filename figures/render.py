@@ -18,7 +18,7 @@ from tables.escaping import plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-__all__ = ["DPI", "check_drawing", "save_drawing", "to_csv", "to_markdown", "write_figure"]
+__all__ = ["DPI", "check_drawing", "make_metadata", "save_drawing", "to_csv", "to_markdown", "write_figure"]
 
 DPI = 200
 FORMATS = ("png", "pdf", "svg")
@@ -36,7 +36,9 @@ def write_figure(result: FigureResult, folder: Path) -> list[Path]:
         from figures import few_shot, stages
 
     draw = few_shot.draw if result.figure.kind == "few-shot" else stages.draw
-    paths = save_drawing(folder, result.stem, lambda: draw(result), _metadata(result))
+    title = f"Figure {result.figure.name}, scale {result.scale}"
+    metadata = make_metadata(title, f"{result.figure.caption} {result.statement}")
+    paths = save_drawing(folder, result.stem, lambda: draw(result), metadata)
     for ending, text in (("csv", to_csv(result)), ("md", to_markdown(result))):
         paths.append(folder / f"{result.stem}.{ending}")
         write_text(paths[-1], text)
@@ -108,12 +110,11 @@ def import_matplotlib() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _metadata(result: FigureResult) -> dict[str, dict[str, Any]]:
-    """By ending, what a file says of itself: its title and caption, and no date, which would make each time another."""
-    title = f"Figure {result.figure.name}, scale {result.scale}"
-    said = plain(f"{result.figure.caption} {result.statement}")
+def make_metadata(title: str, caption: str) -> dict[str, dict[str, Any]]:
+    """Make what each file says of itself, by ending: title and caption, and no date, so that bytes do not change."""
+    caption = plain(caption)
     return {
-        "png": {"Title": title, "Description": said, "Software": None},
-        "pdf": {"Title": title, "Subject": said, "CreationDate": None, "Creator": None, "Producer": None},
-        "svg": {"Title": title, "Description": said, "Date": None, "Creator": None},
+        "png": {"Title": title, "Description": caption, "Software": None},
+        "pdf": {"Title": title, "Subject": caption, "CreationDate": None, "Creator": None, "Producer": None},
+        "svg": {"Title": title, "Description": caption, "Date": None, "Creator": None},
     }

@@ -1,4 +1,4 @@
-"""What was measured for a figure, as the drawings and their tables take it."""
+"""What was measured for a figure, as drawings and files need it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS: dict[StageMetric, str] = {
     "stages": "the class, on upright images (a branch's joint logits summed over the rotations)",
     "stages_joint": "class and rotation together, on the four rotated views",
 }
-"""What each of them is the accuracy of."""
+"""What each of these metrics is the accuracy of."""
 FINAL = "final"
 """The place of the backbone's own classifier, behind the last stage."""
 
@@ -85,7 +85,7 @@ class PanelResult:
 
     @property
     def heading(self) -> str:
-        """What stands over it: the title, of which it may be a stand-in."""
+        """The heading: the title, or what the panel stands in for."""
         return f"In place of {self.panel.title}" if self.stands_in else self.panel.title
 
     @property
@@ -121,7 +121,7 @@ class PanelResult:
         return max(counts, default=0)
 
     def numbered_stages(self, method: str, metric: StageMetric, count: int) -> dict[int, BySeed]:
-        """Accuracy by the number of the stage, 1 to `count`; whoever has fewer classifiers has those of the deepest."""
+        """Accuracy by the number of the stage, 1 to `count`; fewer classifiers are those of the deepest stages."""
         values = self.stages(method, metric)
         return {count - len(values) + place + 1: by_seed for place, by_seed in enumerate(values)}
 
@@ -215,7 +215,7 @@ class FigureResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What must be said of it apart from its footnotes: whom the teachers learnt from, failures, what stands in."""
+        """The footnotes, what the teachers learnt from, what stands in for what, and failures."""
         texts = [*self.figure.footnotes]
         if self.figure.kind == "few-shot":
             data = "all the images" if self.teacher_data == "all" else "the same part of the images as their students"
@@ -257,7 +257,7 @@ class FigureResult:
 
 
 def select_by_seed(cell: Cell) -> BySeed:
-    """The values of a cell by seed; by their place where nothing tells the seeds."""
+    """Select the values of a cell by seed, or by position where the seeds are not known."""
     return cell.by_seed() or dict(enumerate(cell.values))
 
 

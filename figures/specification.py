@@ -199,12 +199,12 @@ class Figure(FrozenModel):
 
 
 def figure_names() -> list[str]:
-    """The names of the figures that come with the suite."""
+    """List the figures that come with the suite."""
     return list_names(FOLDER, "figure")
 
 
 def load_figure(name_or_path: str | Path) -> Figure:
-    """A figure by name (`5` or `figure_5`), or from the TOML file at a path.
+    """Load a figure by name (`5` or `figure_5`), or from the TOML file at a path.
 
     Raises:
         UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.

@@ -1,4 +1,4 @@
-"""Accuracy of the classifier after every stage, bars from 0: of the class, and of class and rotation together."""
+"""Draw the accuracy of the classifier after every stage, as bars: of the class, and of class and rotation together."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TITLES: dict[StageMetric, str] = {
 
 
 def draw(result: FigureResult) -> Drawing:
-    """The figure; call it and save it within `figures.style.settings`."""
+    """Draw the figure; call and save it within `figures.style.settings`."""
     styles = choose_styles(result.methods, result.figure.highlight)
     entries: list[tuple[Artist, str]] = [
         (_patch(styles[method]), result.figure.title(method)) for method in result.methods
@@ -113,7 +113,7 @@ def _patch(style: Style) -> Patch:
 
 
 def _bars(result: FigureResult, panel: PanelResult, method: str, metric: StageMetric) -> dict[int, BySeed]:
-    """Values by the place of their bar: the stages from 1 on, and behind them the backbone's classifier."""
+    """Collect the values by the place of their bar: the stages from 1 on, then the backbone's classifier."""
     count = panel.stage_count(result.methods)
     bars = panel.numbered_stages(method, metric, count)
     final = select_by_seed(panel.cell(method))
@@ -121,7 +121,7 @@ def _bars(result: FigureResult, panel: PanelResult, method: str, metric: StageMe
 
 
 def _ends(result: FigureResult, panel: PanelResult, metric: StageMetric) -> list[float]:
-    """The upper ends of all bars and their error bars."""
+    """Compute the upper ends of all bars with their error bars."""
     summaries = [
         summarise(by_seed.values())
         for method in result.methods

@@ -1,9 +1,13 @@
-"""What the drawings share: colours and shapes, the page with its panels, legends, caption and watermark."""
+"""What the drawings share: colours and shapes, the page with its panels, legends, caption and watermark.
+
+A page is laid out in inches, because panels are of one size in every figure and the page is as high as its legend and
+caption need. (matplotlib's constrained layout does the reverse: it fits the panels into a page of a given height.)
+"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +18,6 @@ import seaborn
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from matplotlib.textpath import TextPath
 
 from figures.result import FigureResult, PanelResult
 from tables.escaping import plain
@@ -28,6 +31,8 @@ WIDTHS = {1: 4.8, 2: 7.0}
 """Inches, by panels in a row: a report's text is 7 inches wide."""
 LEFT, RIGHT, BETWEEN, HEADING = 0.52, 0.1, 0.5, 0.46
 """Inches: margins, between panels, over a panel for its heading."""
+CHARACTER = 0.053
+"""Inches of a character in small print; more than most of them need."""
 LINE, LEGEND_LINE = 0.135, 0.2
 """Inches from a line of the caption, or of the legend, to the next."""
 EDGE, INDENT = 0.22, 0.72
@@ -52,7 +57,7 @@ _COLOURS = (_BLUE, _ORANGE, _GREEN, _VERMILION, _PINK, _BROWN, _SKY)
 
 @dataclass(frozen=True)
 class Style:
-    """How one method is drawn; no two methods of a figure share marker, line or hatch, so grey tells them apart."""
+    """How one method is drawn. No two methods of a figure share marker, line or hatch, so they differ in grey too."""
 
     colour: str
     marker: str
@@ -106,9 +111,9 @@ _OTHERS = tuple(
 
 
 def choose_styles(methods: Sequence[str], highlight: str | None = None) -> dict[str, Style]:
-    """A style for each method: its own where it has one, else the next of the others.
+    """Choose a style for each method: its own where it has one, else the next of the others.
 
-    More methods than there are others take these again, in another colour.
+    Where there are more methods than others, these are used again in another colour.
     """
     others = [method for method in methods if method not in _KNOWN]
     styles = {}
@@ -160,20 +165,20 @@ def settings(name: str = "kd-benchmark") -> Iterator[None]:
         "savefig.facecolor": "white",
     }
     with mpl.rc_context(chosen), warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes; the table beside the drawing has it in full.
+        # A name in a script that the font lacks is drawn as boxes; the Markdown file has it in full.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         yield
 
 
 def shorten(text: str, limit: int = 200) -> str:
-    """Text on one line, without what would turn or break it, and no longer than the limit."""
+    """Reduce text to one line that is no longer than the limit."""
     line = plain(text)
     return line if len(line) <= limit else f"{line[: limit - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
 
 
 @dataclass(frozen=True)
 class Page:
-    """A drawing with empty axes, by row and panel, and what lies under them: legend lines and the caption's lines."""
+    """A drawing with empty axes by row and panel, the caption, and room for the lines of the legend."""
 
     drawing: Drawing
     axes: tuple[tuple[Axes, ...], ...]
@@ -181,7 +186,7 @@ class Page:
     """Inches from the lower edge up to where the legend begins."""
 
     def legend(self, line: int, name: str, entries: Sequence[tuple[Artist, str]]) -> None:
-        """Entries in one line of the legend, counted from 0, after the name of them all."""
+        """Draw one line of the legend, counted from 0: a name for the line, and its entries."""
         width, height = self.drawing.get_size_inches()
         y = (self.bottom - (line + 0.5) * LEGEND_LINE) / height
         indent = INDENT if name else 0.0
@@ -208,7 +213,7 @@ class Page:
 
 
 def split_legend(entries: Sequence[tuple[Artist, str]], panels: int, named: bool) -> list[list[tuple[Artist, str]]]:
-    """The entries of a legend in lines that the drawing has room for."""
+    """Split the entries of a legend into lines that fit the page."""
     room = WIDTHS[min(panels, 2)] - EDGE - RIGHT - (INDENT if named else 0.0)
     lines: list[list[tuple[Artist, str]]] = [[]]
     used = 0.0
@@ -225,14 +230,14 @@ def split_legend(entries: Sequence[tuple[Artist, str]], panels: int, named: bool
 def make_page(
     result: FigureResult, heights: Sequence[tuple[float, float]], legend_lines: int, sentences: Sequence[str]
 ) -> Page:
-    """A page with the panels, two in a row, and a caption under the legend.
+    """Make a page with the panels, two in a row, and a caption under the legend.
 
     heights: of the axes of a panel, which stand over one another, and of what is written under each, in inches.
     """
     panels = len(result.panels)
     columns = min(panels, 2)
     width = WIDTHS[columns]
-    caption = _balanced(shorten(" ".join(sentences), 2000), width - 2 * EDGE)
+    caption = _wrap(shorten(" ".join(sentences), 2000), width - 2 * EDGE)
     under = legend_lines * LEGEND_LINE + 0.08 + len(caption) * LINE + 0.08
     bands = -(-panels // columns)
     band = HEADING + sum(map(sum, heights))
@@ -261,7 +266,7 @@ def make_page(
 
 
 def compute_inner_width(result: FigureResult) -> float:
-    """Inches of the axes of one panel."""
+    """Compute the width of the axes of one panel, in inches."""
     columns = min(len(result.panels), 2)
     return (WIDTHS[columns] - LEFT - RIGHT - (columns - 1) * BETWEEN) / columns
 
@@ -272,32 +277,12 @@ def _head(ax: Axes, panel: PanelResult, height: float) -> None:
     ax.text(0, 1 + 0.1 / height, shorten(panel.subject, 58), fontsize=SMALL, color=GREY, **place)
 
 
-def _balanced(text: str, inches: float) -> list[str]:
-    """The text in as few lines as fit in so many inches, the last of them not much shorter than the others."""
-    least = len(_wrapped(text, inches))
-    widths = (inches * share / 20 for share in range(14, 20))
-    return next((lines for width in widths if len(lines := _wrapped(text, width)) == least), _wrapped(text, inches))
-
-
-def _wrapped(text: str, inches: float) -> list[str]:
-    """The text in lines no wider than this, in small print; a word that is wider is broken."""
-    lines, used, space = [""], 0.0, _breadth("a a") - _breadth("aa")
-    for word in text.split():
-        for part in [word] if _breadth(word) <= inches else [word[at : at + 60] for at in range(0, len(word), 60)]:
-            breadth = _breadth(part)
-            if lines[-1] and used + space + breadth > inches:
-                lines.append(part)
-                used = breadth
-            else:
-                lines[-1] = f"{lines[-1]} {part}" if lines[-1] else part
-                used += breadth + (space if used else 0.0)
-    return lines
-
-
-@functools.lru_cache(maxsize=4096)
-def _breadth(text: str) -> float:
-    """Inches of a text in small print."""
-    return float(TextPath((0, 0), text, size=SMALL).get_extents().width) / 72
+def _wrap(text: str, inches: float) -> list[str]:
+    """Break text in small print into as few lines as fit, the last not much shorter than the others."""
+    most = int(inches / CHARACTER)
+    least = len(textwrap.wrap(text, most))
+    widths = (most * share // 20 for share in range(14, 21))
+    return next(lines for width in widths if len(lines := textwrap.wrap(text, width)) == least)
 
 
 def watermark(ax: Axes, text: str, gid: str) -> None:
@@ -318,7 +303,7 @@ def watermark(ax: Axes, text: str, gid: str) -> None:
 
 
 def describe_seeds(result: FigureResult) -> str:
-    """What stands behind the values, in a sentence; "" if there are none."""
+    """Say how many seeds stand behind the values; "" if there are none."""
     counts = result.seeds
     if not counts:
         return ""
@@ -330,7 +315,7 @@ def describe_seeds(result: FigureResult) -> str:
 
 
 def describe_gaps(result: FigureResult) -> str:
-    """How many points are missing, in a sentence; "" if none is."""
+    """Say how many points are missing; "" if none is."""
     missing = any(cell.status not in ("done", *NEVER) for cell in result.cells)
     failed = any(cell.status == "failed" for cell in result.cells)
     text = result.counts[:1].upper() + result.counts[1:] if missing and result.has_values() else ""
@@ -338,5 +323,5 @@ def describe_gaps(result: FigureResult) -> str:
 
 
 def make_failure_marker(style: Style) -> dict[str, Any]:
-    """How a point that failed is marked on the axis."""
+    """Make the marker of a point that failed, which stands on the axis."""
     return {"marker": "x", "color": style.colour, "markersize": 6, "markeredgewidth": 1.6, "zorder": 6}

@@ -1,4 +1,4 @@
-"""A figure in words and numbers: Markdown for whoever cannot see the drawing, CSV for whoever draws it anew."""
+"""Write a figure as Markdown, for whoever cannot see the drawing, and as CSV, for whoever draws it anew."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DASH = "\N{EN DASH}"
 
 
 def to_csv(result: FigureResult) -> str:
-    """Long form, a line for each number, with full precision.
+    """Write a line for each number, with full precision.
 
     metric: top1, stages or stages_joint; place: the share of the training images, or the number of the stage (`final`:
     the backbone's classifier); seeds and values: as many as n, in the same order. Where more than one number was
@@ -67,7 +67,7 @@ def to_csv(result: FigureResult) -> str:
 
 
 def to_markdown(result: FigureResult) -> str:
-    """The caption, the numbers of every panel as tables, and all that must be said of them."""
+    """Write the caption, the numbers of every panel as tables, and the notes."""
     figure = result.figure
     picture = f"![Figure {figure.name}; its numbers stand in the tables below]({quote(result.stem)}.png)"
     parts = [

@@ -1,4 +1,4 @@
-"""A table's results as Markdown, LaTeX, CSV and on the terminal."""
+"""Write a table's results as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _LATEX = make_environment(TEMPLATES, escape_latex)
 
 
 def to_markdown(result: TableResult) -> str:
-    """The page in Markdown with pipe tables, aligned so that it also reads well as plain text."""
+    """Render the page in Markdown, its tables aligned so that it also reads well as plain text."""
     page = make_page(result)
     return _MARKDOWN.get_template("table.md.j2").render(
         page=page,
@@ -59,7 +59,7 @@ def to_markdown(result: TableResult) -> str:
 
 
 def to_latex(result: TableResult) -> str:
-    """A float for a document that loads booktabs: a line for each method, the printed number beside the measured one.
+    """Render a float for a document that loads booktabs: a line for each method, printed beside measured numbers.
 
     Best in bold, second underlined. A table that has no printed or published numbers has no columns for them.
     """
@@ -81,7 +81,7 @@ def to_latex(result: TableResult) -> str:
 
 
 def to_csv(result: TableResult) -> str:
-    """Long form, a line for each cell, with full precision; `difference` only where the numbers may be compared."""
+    """Write a line for each cell, with full precision; `difference` only where the numbers may be compared."""
     table = result.table
     written = io.StringIO()
     writer = csv.DictWriter(written, CSV_FIELDS, lineterminator="\n")
@@ -110,9 +110,9 @@ def to_csv(result: TableResult) -> str:
 
 
 def write_reports(result: TableResult, folder: Path, stem: str = "") -> list[Path]:
-    """Write `table_<name>_<scale>.md`, `.tex` and `.csv`, each whole or not at all, and say where they are.
+    """Write `table_<name>_<scale>.md`, `.tex` and `.csv`, each whole or not at all, and return their paths.
 
-    stem: what the files are called instead, where two results would have one name.
+    stem: another name for the files, where two results would have the same.
 
     Raises:
         UserError: the folder cannot be written.
@@ -179,12 +179,12 @@ def _latex_marks(marks: Marks) -> str:
 
 
 def _latex_columns(page: Page, beside: bool) -> Markup:
-    """What each column is set like; a number stands under its decimal point, because all have two decimals."""
+    """Make the column specification; decimal points align by themselves, because all numbers have two decimals."""
     return Markup(f"@{{}}l*{{{len(page.columns)}}}{{{'rl' if beside else 'l'}}}@{{}}")
 
 
 def _latex_heading(page: Page, beside: bool) -> list[Markup]:
-    """The lines of the head: the columns' names over `printed` and `measured`, where there is anything printed."""
+    """Make the lines of the head: the columns' names, over `printed` and `measured` where anything is printed."""
 
     def over_both(text: str) -> str:
         name = escape_latex(text)
@@ -206,7 +206,7 @@ def _latex_heading(page: Page, beside: bool) -> list[Markup]:
 
 
 def _latex_row(row: PageRow, beside: bool, usual: str) -> Markup:
-    """A method: what was printed and what was measured, and behind a number its seeds where they are not the usual."""
+    """Make the line of a method, with the number of seeds behind a value where it is not the usual one."""
     cells = [escape_latex(row.name) + _latex_marks(row.marks)]
     for entry in row.entries:
         if beside:
@@ -229,13 +229,13 @@ def _latex_measured(entry: PageCell, usual: str) -> str:
 
 
 def _usual_count(rows: Sequence[PageRow]) -> str:
-    """How many seeds stand behind most numbers, in the words of an entry."""
+    """Find how many seeds stand behind most numbers, in the words of an entry."""
     counts = Counter(entry.seeds for row in rows for entry in row.entries if entry.summary)
     return counts.most_common(1)[0][0] if counts else ""
 
 
 def _latex_seeds(rows: Sequence[PageRow]) -> str:
-    """What is said under the table of the seeds behind its numbers."""
+    """Say how many seeds stand behind the numbers."""
     usual = _usual_count(rows)
     others = any(entry.summary and entry.seeds != usual for row in rows for entry in row.entries)
     return f"Seeds: {usual}{', unless a cell says otherwise' if others else ''}." if usual else ""

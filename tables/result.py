@@ -1,4 +1,4 @@
-"""What was measured for a table, as the renderers take it."""
+"""What was measured for a table, as the renderers need it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tables.specification import Table
 
 Status = Literal["done", "partial", "failed", "not run yet", "runs when named", "not in the suite", "no teacher"]
 ABSENT: tuple[Status, ...] = ("not in the suite", "runs when named")
-"""Of cells for which there is nothing to say but what others printed."""
+"""Statuses of cells that can only show what others printed."""
 NEVER: tuple[Status, ...] = (*ABSENT, "no teacher")
-"""Of cells that no run will fill, unless its method is named."""
+"""Statuses of cells that no run will fill, unless its method is named."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands behind one number of a table.
+    """A cell of a table, and what stands behind its number.
 
     values: accuracy in % after the last epoch, one for each finished seed;
     best: the same at the epoch that was best on the test set, shown apart, never mixed;

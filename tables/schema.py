@@ -1,4 +1,4 @@
-"""What the TOML files of tables and figures have in common: their fields, and how they are found by name."""
+"""Check and find the TOML files of tables and figures: what both kinds have in common."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 def check_file_name(value: str) -> str:
-    """A name that is part of the names of files.
+    """Check a name that is part of the names of files.
 
     Raises:
         ValueError: it cannot be.
@@ -28,10 +28,10 @@ def check_file_name(value: str) -> str:
 
 
 def check_scales(scales: Iterable[str]) -> None:
-    """Refuse a scale that is not there.
+    """Refuse an unknown scale.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: a scale is unknown.
     """
     for scale in scales:
         if scale not in SCALES:
@@ -39,7 +39,7 @@ def check_scales(scales: Iterable[str]) -> None:
 
 
 def locate_datasets(value: Any, info: ValidationInfo) -> Any:
-    """A dataset's name or path, or one for each scale, with paths made relative to the file's folder.
+    """Check a dataset's name or path, or one for each scale, and make paths relative to the file's folder.
 
     Raises:
         ValueError: it is none of these.
@@ -55,7 +55,7 @@ def locate_datasets(value: Any, info: ValidationInfo) -> Any:
 
 
 def list_names(folder: Path, kind: str) -> list[str]:
-    """The names of the files `<kind>_<name>.toml` in a folder."""
+    """List the names of the files `<kind>_<name>.toml` in a folder."""
     return sorted(path.stem.removeprefix(f"{kind}_") for path in folder.glob(f"{kind}_*.toml"))
 
 
@@ -67,7 +67,7 @@ def load_by_name(
     owners: Owners,
     example: str,
 ) -> Model:
-    """What the file of a name (`II` or `table_II`) in a folder says, or the TOML file at a path.
+    """Load the file of a name (`II` or `table_II`) in a folder, or the TOML file at a path.
 
     kind: what it is, in words and in the files' names; owners: the models of its parts, by the name of the field that
     holds them; example: a file that shows the format.
@@ -84,6 +84,6 @@ def load_by_name(
     loaded = load_toml(path, f"{kind} file", model, example, owners, {"folder": path.parent})
     taken = getattr(loaded, "name", "")
     if taken in known and path.resolve().parent != folder.resolve():
-        # Its files would take the place of those of the suite's own.
+        # Its reports would overwrite those of the suite's own.
         raise UserError(f"{kind} file {path}: the name {taken!r} is taken by the suite's own {kind}; choose another")
     return loaded

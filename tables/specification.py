@@ -77,7 +77,7 @@ class Column(FrozenModel):
 class Published(FrozenModel):
     """Numbers from elsewhere than the table's own paper, one for each column (nan: none), in %.
 
-    printed: whether the table's own paper prints them too, which of teachers cannot be said otherwise.
+    printed: whether the table's own paper prints them too (for teachers, which are no rows).
     """
 
     source: Name
@@ -209,19 +209,19 @@ class Table(FrozenModel):
 
 
 def get_number(numbers: Sequence[float], position: int) -> float | None:
-    """The number of a column; None where there is none."""
+    """Get the number of a column; None where there is none."""
     if not numbers or math.isnan(numbers[position]):
         return None
     return numbers[position]
 
 
 def table_names() -> list[str]:
-    """The names of the tables that come with the suite."""
+    """List the tables that come with the suite."""
     return list_names(FOLDER, "table")
 
 
 def load_table(name_or_path: str | Path) -> Table:
-    """A table by name (`II` or `table_II`), or from the TOML file at a path.
+    """Load a table by name (`II` or `table_II`), or from the TOML file at a path.
 
     Raises:
         UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.

@@ -1,4 +1,4 @@
-"""A table's results for the terminal: each cell measured over printed, in as many panels as the width needs."""
+"""Print a table on the terminal: each measured number over the printed one, in as many panels as the width needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RANK_STYLES = {1: "bold green", 2: "underline"}
 
 
 def superscript(marks: Sequence[int]) -> str:
-    """The numbers of footnotes as superscript digits."""
+    """Write the numbers of footnotes as superscript digits."""
     return "˒".join(str(mark).translate(_SUPERSCRIPTS) for mark in marks)
 
 
@@ -38,7 +38,7 @@ def to_terminal(
     written: Sequence[Path] = (),
     selected: Collection[tuple[str, str]] | None = None,
 ) -> RenderableType:
-    """The table for a terminal so many characters wide, and a few lines under it.
+    """Render the table for a terminal of some width in characters, with a few lines under it.
 
     written: the table's files, where all cells and notes stand; selected: the cells that are shown, by row and column,
     all of them for None.
@@ -57,9 +57,9 @@ def to_terminal(
 
 
 def _choose_notes(page: Page, seeds: str, width: int) -> tuple[list[str], set[int]]:
-    """The lines between the table and its counts, and the numbers of the footnotes among them.
+    """Choose the lines of notes under the table, and say which footnotes are among them.
 
-    What went wrong has a line each as long as there is room. The rest is shown whole or left to the files.
+    Each failure has one line while there is room. Other notes are shown whole or left to the files.
     """
     lines = [*_wrap(_legend(page, seeds), width), *_wrap(plain(page.scale_note), width)]
     problems = {mark for entry in page.entries for mark in entry.marks}
@@ -75,7 +75,7 @@ def _choose_notes(page: Page, seeds: str, width: int) -> tuple[list[str], set[in
 
 
 def _describe_counts(page: Page, written: Sequence[Path]) -> Text:
-    """How many cells are done, and where everything about the table stands."""
+    """Say how many cells are done, and in which files everything about the table stands."""
     text = Text(page.counts, style="bold", overflow="fold")
     return text.append(f" All cells and notes: {describe_files(written)}", style="not bold") if written else text
 
@@ -91,7 +91,7 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 class _Layout:
-    """The grid, its columns spread evenly over as few panels as fit the width; no cell is broken.
+    """The grid, with its columns spread evenly over as few panels as the width allows; no cell is broken.
 
     seeds: what is left out of the cells because it is said once for all of them; marks: the footnotes that are shown.
     """
@@ -106,10 +106,10 @@ class _Layout:
         columns = [[heading, *column] for heading, column in zip(self.headings, self.cells, strict=True)]
         widest = [max(map(_widest_line, column)) for column in columns]
         firsts = [min(max(map(measure, self.names)), max(width // 3, 1)) for measure in (_widest_line, _widest_word)]
-        # Names are broken between words where that saves a panel.
+        # Break names between words where that saves a panel.
         self.first = min(firsts, key=lambda first: len(_split(widest, width - first)))
         self.spans = _split(widest, width - self.first)
-        # Where a single cell is wider than a terminal it is folded after all.
+        # A single cell that is wider than the terminal is folded all the same.
         self.widths = [min(least, max(width - self.first - 1, 1)) for least in widest]
 
     def panels(self) -> Iterator[Grid]:
@@ -129,15 +129,15 @@ class _Layout:
 
 
 def _usual_seeds(page: Page) -> str:
-    """What most cells say of the number of their seeds; empty where none says anything."""
+    """Find the number of seeds of most cells, in their words; empty where nothing was measured."""
     found = Counter(entry.seeds for entry in page.entries if entry.seeds)
     return found.most_common(1)[0][0] if found else ""
 
 
 def _split(widths: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """Consecutive columns, each with a gap of one before it, in the fewest even groups no wider than the room.
+    """Split columns, each with a gap of one before it, into the fewest even groups that are no wider than the room.
 
-    A column that is wider than the room by itself makes a group of its own.
+    A column that is wider than the room is a group of its own.
     """
     for size in range(len(widths), 0, -1):
         groups = -(-len(widths) // size)
@@ -165,7 +165,7 @@ def _mark(marks: Sequence[int], shown: Collection[int]) -> tuple[str, str]:
 
 
 def _cell(entry: PageCell, usual_seeds: str, shown: Collection[int]) -> Text:
-    """Measured over printed; on one line for a method that the suite lacks. shown: the footnotes that are."""
+    """Make a cell: measured over printed, and one line where there is only one. shown: the footnotes that are."""
     reference = Text.assemble((entry.reference, "cyan"), _mark(entry.reference_marks, shown))
     if entry.status in ABSENT:
         return Text.assemble(("\N{EN DASH} ", "dim"), reference)
@@ -184,7 +184,7 @@ def _value(entry: PageCell) -> str:
 
 
 def _legend(page: Page, seeds: str) -> str:
-    """What the cells hold, in a line or two."""
+    """Say what the cells hold, in a line or two."""
     spread = " \N{PLUS-MINUS SIGN} standard deviation" if any(entry.std for entry in page.entries) else ""
     others = any(entry.seeds not in ("", seeds) for entry in page.entries)
     usual = f", {seeds}{' unless a cell says otherwise' if others else ''}" if seeds else ""

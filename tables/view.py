@@ -1,4 +1,4 @@
-"""What all renderings of a table say: entries, ranks, footnotes, and whether the numbers may be compared."""
+"""Make the page of a table, which all formats render: entries, ranks, footnotes, and what the numbers are worth."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PageCell:
 
 @dataclass(frozen=True)
 class PageRow:
-    """A row: its name, its footnotes, and an entry for each column."""
+    """A row, with its footnotes and an entry for each column."""
 
     name: str
     marks: Marks
@@ -131,7 +131,7 @@ class _Footnotes:
 
 
 def make_page(result: TableResult, selected: Collection[tuple[str, str]] | None = None) -> Page:
-    """What the renderings of a result say.
+    """Make the page of a result.
 
     selected: the cells that are shown, by row and column name; all of them for None. Ranks and the numbers of footnotes
     are those of the whole table.
@@ -172,7 +172,7 @@ def make_page(result: TableResult, selected: Collection[tuple[str, str]] | None 
 
 
 def _select_cells(page: Page, result: TableResult, selected: Collection[tuple[str, str]]) -> Page:
-    """The page with the rows and columns of some cells, and only the footnotes on what is left."""
+    """Reduce a page to the rows and columns of some cells, and to the footnotes on these."""
     names = {row for row, _ in selected} | ({TEACHER} if page.has_teachers else set())
     positions = [
         position for position, column in enumerate(page.columns) if column.name in {name for _, name in selected}
@@ -199,7 +199,7 @@ def _select_cells(page: Page, result: TableResult, selected: Collection[tuple[st
 
 
 def _renamed(columns: Iterable[Column]) -> list[str]:
-    """What networks stand behind columns that are called otherwise."""
+    """Name the networks behind columns whose title names others."""
     texts = []
     for column in columns:
         pair = f"{column.teacher}>{column.student}" if column.teacher else column.student
@@ -209,7 +209,7 @@ def _renamed(columns: Iterable[Column]) -> list[str]:
 
 
 def describe_result(result: TableResult) -> str:
-    """In one line: where the numbers come from, and whether they may be compared with the paper's."""
+    """Say in one line where the numbers come from, and whether they may be compared with the paper's."""
     epochs = f"{result.epochs} epoch" if result.epochs == "1" else f"{result.epochs} epochs"
     origin = f"scale {result.scale}, on dataset {result.dataset}, after {epochs}"
     if result.reproduces:
@@ -220,19 +220,19 @@ def describe_result(result: TableResult) -> str:
 
 
 def describe_counts(result: TableResult, selected: Collection[tuple[str, str]] | None = None) -> str:
-    """How many cells are done, partial, failed, not run yet, and how many are of methods that the suite lacks.
+    """Count the cells that are done, partial, failed, not run yet, or of methods that the suite lacks.
 
     selected: the cells that count, all for None.
     """
     cells = selected or [(row.name, column.name) for row in result.table.rows for column in result.table.columns]
-    found = Counter(result.cell(*cell).status for cell in cells)
-    absent = found.pop("not in the suite", 0)
-    untaught = found.pop("no teacher", 0)
-    parts = [f"{found['done']} of {found.total()} cells done"]
+    counts = Counter(result.cell(*cell).status for cell in cells)
+    absent = counts.pop("not in the suite", 0)
+    untaught = counts.pop("no teacher", 0)
+    parts = [f"{counts['done']} of {counts.total()} cells done"]
     for status in ("partial", "failed", "not run yet"):
-        if found[status]:
-            parts.append(f"{found[status]} {status}")
-    named = found.pop("runs when named", 0)
+        if counts[status]:
+            parts.append(f"{counts[status]} {status}")
+    named = counts.pop("runs when named", 0)
     ending = f"; {absent} are of methods that are not in the suite" if absent else ""
     ending += f"; {named} are of methods that run when they are named" if named else ""
     ending += f"; {untaught} are of methods that need a teacher, in columns without one" if untaught else ""
@@ -259,7 +259,7 @@ def _entry(cell: Cell, rank: int, row: Row, position: int, reproduces: bool, foo
 
 
 def _reference(row: Row, position: int, footnotes: _Footnotes) -> tuple[str, str, Marks]:
-    """The printed number, or else the published one with its standard deviation and a footnote on its source."""
+    """Find the printed number, or else the published one with its standard deviation and a footnote on its source."""
     printed = get_number(row.printed, position)
     if printed is not None:
         return f"{printed:.2f}", "", ()
@@ -292,14 +292,14 @@ def _teacher_row(result: TableResult, footnotes: _Footnotes) -> PageRow:
 
 
 def _ranks(result: TableResult) -> dict[tuple[str, str], int]:
-    """1 for the best and 2 for the second-best cells of each column that has at least two measured ones."""
+    """Rank the best (1) and second-best (2) cells of each column that has at least two measured ones."""
     ranks = {}
     for column in result.table.columns:
         means = {}
         for row in result.table.rows:
             values = result.cell(row.name, column.name).values
             if values:
-                # What looks equal on the page ranks as equal.
+                # Numbers that look equal on the page rank as equal.
                 means[row.name] = round(summarise(values).mean, 2)
         distinct = sorted(set(means.values()), reverse=True)
         if len(means) > 1:

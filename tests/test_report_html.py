@@ -126,7 +126,7 @@ def test_all_that_is_measured_is_in_the_page_without_a_script(filled: tuple[str,
         "cells at paper scale",
         "minus the other rows",
         "Price of each method",
-        "All figures of the last epoch",
+        "All metrics of the last epoch",
     ):
         assert words in page.text
     assert "loss not finite at epoch 3" in page.text

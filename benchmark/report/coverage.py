@@ -1,4 +1,4 @@
-"""How much of the tables is measured, and at which scale: what a reader must know before any number."""
+"""Count how much of the tables is measured, at which scale, and say what can be concluded from it."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def make_coverage(result: TableResult, rows: Collection[str]) -> Coverage:
 
 
 def write_headline(counted: Sequence[Coverage]) -> str:
-    """In one line, how many cells are measured as the paper's protocol asks: `7 of 90 cells at paper scale`."""
+    """Say in one line how many cells are measured by the paper's protocol: `7 of 90 cells at paper scale`."""
     done, cells = count_paper_cells(counted)
     return f"{done} of {cells} cells at paper scale"
 
 
 def count_paper_cells(counted: Iterable[Coverage]) -> tuple[int, int]:
-    """Cells done in the best comparable setting of each table, and all cells that could be."""
+    """Count the cells that are done in the best comparable setting of each table, and all that could be."""
     best: dict[str, tuple[int, int]] = {}
     for coverage in counted:
         if base_scale(coverage.scale) != PAPER:
@@ -72,7 +72,7 @@ def count_paper_cells(counted: Iterable[Coverage]) -> tuple[int, int]:
 
 
 def write_sentences(counted: Sequence[Coverage]) -> list[str]:
-    """What is measured here and what may be concluded of it."""
+    """Say how much is measured by the paper's protocol, and what follows."""
     done, cells = count_paper_cells(counted)
     said = []
     if not any(coverage.done + coverage.partial for coverage in counted):
@@ -88,7 +88,7 @@ def write_sentences(counted: Sequence[Coverage]) -> list[str]:
 
 
 def write_limits(results: Iterable[TableResult]) -> list[str]:
-    """What can and what cannot be concluded from the numbers that do not follow the paper's protocol, by setting."""
+    """Say for each setting that is not the paper's what can and what cannot be concluded from its numbers."""
     settings: dict[tuple[str, str, str], list[TableResult]] = {}
     for result in results:
         if not result.reproduces and any(cell.values for cell in result.cells.values()):
@@ -113,7 +113,7 @@ def write_limits(results: Iterable[TableResult]) -> list[str]:
 
 
 def _describe_chance(seeds: int) -> str:
-    """What so many seeds say of differences between methods."""
+    """Say what a number of seeds tells of differences between methods."""
     if seeds == 1:
         return (
             "One seed does not show how much a number varies, so no difference between two methods can be told from "
@@ -125,7 +125,7 @@ def _describe_chance(seeds: int) -> str:
 
 
 def list_coverage(counted: Sequence[Coverage]) -> ReportTable:
-    """A line for each table and setting."""
+    """List the coverage of each table and setting."""
     headings = (
         ReportColumn("table", numeric=False),
         ReportColumn("scale", numeric=False),

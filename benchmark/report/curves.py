@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.io.files import write_text
 from benchmark.results.record import Record
-from figures.render import import_matplotlib, save_drawing
+from figures.render import import_matplotlib, make_metadata, save_drawing
 from tables.escaping import plain
 from tables.result import Cell, TableResult
 from tables.view import TEACHER, describe_result
@@ -110,12 +110,7 @@ def write_curves(curves: PairCurves, folder: Path, stem: str) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    title, caption = f"Curves, Table {curves.result.table.name}, {curves.column}", plain(curves.caption)
-    metadata: dict[str, dict[str, Any]] = {
-        "png": {"Title": title, "Description": caption, "Software": None},
-        "pdf": {"Title": title, "Subject": caption, "CreationDate": None, "Creator": None, "Producer": None},
-        "svg": {"Title": title, "Description": caption, "Date": None, "Creator": None},
-    }
+    metadata = make_metadata(f"Curves, Table {curves.result.table.name}, {curves.column}", curves.caption)
     paths = save_drawing(folder, stem, lambda: draw(curves), metadata)
     write_text(folder / f"{stem}.csv", to_csv(curves))
     return [*paths, folder / f"{stem}.csv"]

@@ -1,4 +1,4 @@
-"""Everything that a report says, collected from a store of records once, before any format is written."""
+"""Collect everything that a report says from a store of records, once, before any format is written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OWN_METHOD = "LSSKD"
 
 @dataclass(frozen=True)
 class TableReport:
-    """One table in one setting: its page, and what stands behind its cells where that was asked for."""
+    """One table in one setting: its page, and the differences, metrics and costs behind it where they are wanted."""
 
     result: TableResult
     page: Page
@@ -53,7 +53,7 @@ class TableReport:
 
     @property
     def title(self) -> str:
-        """The table and the setting in a few words."""
+        """The table and its scale."""
         return f"Table {self.page.name}, {self.page.scale}" if self.measured else f"Table {self.page.name}"
 
     @property
@@ -66,9 +66,8 @@ class TableReport:
 class Report:
     """All that is reported.
 
-    method: whose differences are shown; scale: the only one that was asked for, "" for all; tables: in the order in
-    which they are shown; damaged: a line on each file that could not be read; curves: what is drawn of each run, by its
-    key on the page; written: when, UTC.
+    method: the one that is compared with all others; scale: the only one that is shown, "" for all; query: the records;
+    damaged: a line on each file that could not be read; curves: by the key of their run; written: when, UTC.
     """
 
     method: str
@@ -96,7 +95,7 @@ class Report:
 
     @property
     def sentences(self) -> list[str]:
-        """What may be concluded."""
+        """What can be concluded."""
         limits = coverage.write_limits(table.result for table in self.tables)
         return [*coverage.write_sentences(self.covered), *limits]
 
@@ -187,7 +186,7 @@ def _reports(results: Sequence[TableResult], method: str, edges: runs.Edges) -> 
 
 
 def _covered(tables: Sequence[Table], results: Sequence[TableResult]) -> list[Coverage]:
-    """Each result's coverage, with a line at paper scale also for tables that were run at others only."""
+    """Compute each result's coverage, with a line at paper scale also for tables that were only run at others."""
     covered = []
     for table in tables:
         names = {row.name for row in table.rows}
@@ -199,7 +198,7 @@ def _covered(tables: Sequence[Table], results: Sequence[TableResult]) -> list[Co
 
 
 def _order(setting: ExperimentSetting) -> tuple[int, str, str, str]:
-    """Paper scale first."""
+    """Order settings with paper scale first."""
     names = [*reversed(SCALES)]
     base = base_scale(setting.scale.name)
     place = names.index(base) if base in names else len(names)

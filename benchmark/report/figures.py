@@ -1,4 +1,4 @@
-"""The figures and the audit of a report, from the records that it was collected from."""
+"""Draw the figures of a report and make its audit, from the records that it was collected from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Drawing:
 
 
 def describe_drawing(result: FigureResult, paths: Iterable[Path]) -> Drawing:
-    """A figure of the paper with the files that were written of it."""
+    """Describe a figure of the paper, with the files that were written of it."""
     name, files = f"Figure {result.figure.name}", {path.suffix.removeprefix("."): path for path in paths}
     return Drawing(
         stem=result.stem,
@@ -100,14 +100,14 @@ def draw_curves(report: Report, folder: Path) -> list[Drawing]:
 
 
 def audit_report(report: Report, drawings: Sequence[Drawing]) -> Audit:
-    """The paper's text against its own tables and the runs of the report."""
+    """Judge the paper's text by its own tables and by the runs of the report."""
     claims = load_claims()
     results = (drawing.result for drawing in drawings if drawing.result)
     return make_audit(claims, [*_tables(report, claims), *make_panel_tables(results)])
 
 
 def _tables(report: Report, claims: ClaimSet) -> Iterable[TableResult]:
-    """The report's results of the tables that claims are about; collected now where the report has others."""
+    """Find the results of the tables that claims are about; collect them now where the report has others."""
     found = {table.page.name for table in report.tables}
     for table in report.tables:
         if table.page.name in claims.loaded:

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no other file, and no script to be read."""
+"""Render the report as one HTML page that needs nothing else: no network, no other file, no script to be read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SECTIONS = {
 
 
 def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
-    """The page. Whatever text comes from users is escaped, by Jinja in HTML and here in JSON."""
+    """Render the page. Text from users is escaped, by Jinja in HTML and by `as_json` in JSON."""
     ledger = prose.read_ledger()
     return render_page(
         SECTIONS,
@@ -61,7 +61,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
 
 
 def render_page(sections: Mapping[str, str], curves: Mapping[str, dict[str, Any]], **values: Any) -> str:
-    """A page of some sections, in which pressing a number draws the curves of its runs.
+    """Render a page of some sections, in which pressing a number draws the curves of its runs.
 
     sections: the names of their templates and what they are called; curves: by the key of their run.
     """
@@ -90,11 +90,11 @@ def render_page(sections: Mapping[str, str], curves: Mapping[str, dict[str, Any]
 
 
 def as_json(value: Any) -> Markup:
-    """JSON that no browser takes for the end of the script that it stands in."""
+    """Write JSON so that no browser takes a part of it for the end of the script around it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _hash(text: str) -> str:
-    """What a content security policy names an inline script or style by."""
+    """Hash an inline script or style as a content security policy names it."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""What stands behind a table's cells: paired differences, further figures, and the price of every row."""
+"""List what stands behind a table's cells: paired differences, all metrics, and the price of every row."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOUR = 3600.0
 
 
 def find_measured_cells(result: TableResult, teachers: bool = True) -> Iterator[Cell]:
-    """The cells that have a finished run, the teachers' first; of columns that share their runs only the first."""
+    """Find the cells with a finished run, the teachers' first; of columns that share their runs only the first."""
     seen = set()
     rows: list[Callable[[str], Cell]] = [result.teacher] if teachers else []
     rows += [functools.partial(result.cell, row.name) for row in result.table.rows]
@@ -42,7 +42,7 @@ def find_measured_cells(result: TableResult, teachers: bool = True) -> Iterator[
 
 
 def list_differences(result: TableResult, row: str) -> ReportTable | None:
-    """A row minus every other one, paired by seed, in each column and over columns; None where nothing can be paired.
+    """List a row minus every other one, paired by seed, by column and over columns; None where nothing can be paired.
 
     (Pairing and pooling are those of `benchmark.core.statistics`.)
     """
@@ -115,7 +115,7 @@ def _pooled(pairs: list[tuple[dict[int, float], dict[int, float]]], columns: int
 
 
 def list_metrics(result: TableResult) -> ReportTable | None:
-    """Every figure of the last epoch, mean and standard deviation over seeds; None where nothing was measured."""
+    """List every metric of the last epoch, mean and standard deviation over seeds; None where nothing was measured."""
     lines = []
     cells = list(find_measured_cells(result))
     staged = any(_stages(cell, name) is not EMPTY for cell in cells for name in ("stages", "stages_joint"))
@@ -145,11 +145,11 @@ def list_metrics(result: TableResult) -> ReportTable | None:
             ),
             ReportColumn("stages, joint, %", "the same for class and rotation at once, over the four rotated views"),
         ]
-    return ReportTable("All figures of the last epoch", tuple(headings), tuple(lines))
+    return ReportTable("All metrics of the last epoch", tuple(headings), tuple(lines))
 
 
 def _stages(cell: Cell, name: str) -> ReportCell:
-    """The accuracy of every stage, the mean over the seeds that record it."""
+    """Compute the accuracy of every stage, the mean over the seeds that record it."""
     known = [seed.metrics[name] for seed in cell.finished if seed.metrics.get(name)]
     if not known or len({len(stages) for stages in known}) > 1:
         return EMPTY
@@ -158,9 +158,9 @@ def _stages(cell: Cell, name: str) -> ReportCell:
 
 
 def list_costs(result: TableResult, edges: Mapping[str, Mapping[str, Any]] | None = None) -> ReportTable | None:
-    """The price of every measured cell, the mean over seeds; None where nothing was measured.
+    """List the price of every measured cell, the mean over seeds; None where nothing was measured.
 
-    edges: by run id, what `benchmark.export` measured; where there is some, latencies stand in the table too.
+    edges: by run id, what `benchmark.export` measured; latencies are listed where there is some.
     """
     lines = []
     totals = {cell.column: _total(cell) for cell in find_measured_cells(result) if cell.row == BASELINE}
@@ -198,7 +198,7 @@ def list_costs(result: TableResult, edges: Mapping[str, Mapping[str, Any]] | Non
 
 
 def _latencies(cell: Cell, edges: Mapping[str, Mapping[str, Any]]) -> tuple[ReportCell, ReportCell]:
-    """Median milliseconds for one image, in fp32 and in int8: the mean over the seeds that were exported."""
+    """Compute median milliseconds for one image, in fp32 and int8: the mean over the seeds that were exported."""
     found = [edges[seed.run] for seed in cell.finished if seed.run in edges]
     fp32, int8 = (
         compute_mean([edge[kind]["latency"]["1"]["median_ms"] for edge in found]) for kind in ("fp32", "int8")
@@ -207,7 +207,7 @@ def _latencies(cell: Cell, edges: Mapping[str, Mapping[str, Any]]) -> tuple[Repo
 
 
 def list_prices(result: TableResult) -> ReportTable | None:
-    """What each method costs and gives, as multiples of Baseline's and averages over the columns that have both.
+    """List the cost and gain of each method, as multiples of Baseline's, averaged over the columns that have both.
 
     None where nothing was measured.
     """
@@ -239,9 +239,9 @@ def list_prices(result: TableResult) -> ReportTable | None:
     return ReportTable("Price of each method", _PRICE_HEADINGS, tuple(lines), _PRICE_NOTES) if lines else None
 
 
-def _times(pairs: list[tuple[Cell, Cell]], figure: Callable[[Cell], float | None]) -> ReportCell:
-    """The mean over columns of a figure as a multiple of Baseline's."""
-    ratios = [(figure(cell), figure(base)) for cell, base in pairs]
+def _times(pairs: list[tuple[Cell, Cell]], price: Callable[[Cell], float | None]) -> ReportCell:
+    """Average a price as a multiple of Baseline's over columns."""
+    ratios = [(price(cell), price(base)) for cell, base in pairs]
     known = [own / base if own is not None and base else None for own, base in ratios]
     return format_number(compute_mean(known), 2, "\N{MULTIPLICATION SIGN}")
 

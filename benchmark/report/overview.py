@@ -1,4 +1,4 @@
-"""The page of one command: its tables and figures, the curves of its runs, and links to the files it wrote."""
+"""Write the page of one command: its tables and figures, the curves of its runs, and links to its files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_overview(
     store: Store,
     folder: Path,
 ) -> Path:
-    """Write `index.html`, which needs no other file to be read, and say where it is.
+    """Write `index.html`, which needs no other file to be read, and return its path.
 
     rendered: tables and figures with the files that were written of them; runs: those whose curves it can draw.
 

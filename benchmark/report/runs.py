@@ -1,4 +1,4 @@
-"""All runs of a store: one line each, their curves, what made them, and what was measured of exported ones."""
+"""List all runs of a store, their curves, what made them, and what was measured of exported ones."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Edges = dict[str, dict[str, Any]]
 
 
 def make_key(run_id: str) -> str:
-    """What names a run on the page: the digits that its id ends with."""
+    """Make the key of a run on the page: the digits that its id ends with."""
     return run_id.rpartition("-")[2]
 
 
 def describe_run(run: Run) -> str:
-    """The method of a run with all that is not usual about it; of a method that is no longer there, its name alone."""
+    """Describe a run by its method and what differs from the default; by the name alone if the method is gone."""
     try:
         return describe_planned_run(run)
     except UserError:
@@ -46,14 +46,14 @@ def describe_run(run: Run) -> str:
 
 
 def describe_protocol_changes(protocol: Protocol) -> str:
-    """What was changed of a named protocol: `weight_decay = 0.0001`; empty for nothing."""
+    """Describe what was changed of a named protocol: `weight_decay = 0.0001`; empty for nothing."""
     usual = PROTOCOLS.get(protocol.name, protocol)
     changes = {name: value for name, value in protocol.changes_from(usual).items() if name in CHANGEABLE}
     return ", ".join(f"{name} = {value}" for name, value in changes.items())
 
 
 def list_runs(pairs: Pairs) -> ReportTable:
-    """Every record, newest last as they are stored, with what is not usual about it."""
+    """List every record, with what differs from the default."""
     headings = (
         ReportColumn("run", numeric=False),
         ReportColumn("student", numeric=False),
@@ -94,7 +94,7 @@ def _line(run: Run, record: Record) -> tuple[ReportCell, ...]:
 
 
 def _status(record: Record) -> tuple[str, str]:
-    """How a run ended, with what differed between its pieces; and why, or how many pieces it was trained in."""
+    """Describe how a run ended and what differed between its pieces; then why, or in how many pieces."""
     pieces = record["provenance"].get("pieces")
     pieces = [part for part in pieces if isinstance(part, dict)] if isinstance(pieces, list) else []
     mixed = [name.replace("_", " ") for name in changed_settings(pieces)]
@@ -108,7 +108,7 @@ def has_curves(record: Record) -> bool:
 
 
 def collect_curves(pairs: Pairs) -> dict[str, dict[str, Any]]:
-    """By run, what is drawn of it: its name `n`, and for every epoch the loss `l` and the test accuracy `a` in %.
+    """Collect by run what is drawn of it: its name `n`, and by epoch the loss `l` and the test accuracy `a` in %.
 
     Numbers are rounded to what a drawing can show.
     """
@@ -118,9 +118,9 @@ def collect_curves(pairs: Pairs) -> dict[str, dict[str, Any]]:
             continue
         epochs = record["epochs"]
         name = f"{describe_run(run)}, {run.student}, {run.scale.name}, seed {run.seed}"
-        curve: dict[str, Any] = {"n": plain(name), "l": [_rounded(figures.get("loss")) for figures in epochs]}
-        if any("top1" in figures for figures in epochs):
-            curve["a"] = [_hundredths(figures.get("top1")) for figures in epochs]
+        curve: dict[str, Any] = {"n": plain(name), "l": [_rounded(epoch.get("loss")) for epoch in epochs]}
+        if any("top1" in epoch for epoch in epochs):
+            curve["a"] = [_hundredths(epoch.get("top1")) for epoch in epochs]
         drawn[make_key(run.id)] = curve
     return drawn
 
@@ -134,7 +134,7 @@ def _hundredths(value: float | None) -> float | None:
 
 
 def list_provenance(records: Iterable[Record]) -> ReportTable:
-    """What made the runs, a line for each different environment. Hosts and commands stay in the records."""
+    """List what made the runs, a line for each different environment. Hosts and commands stay in the records."""
     fields = ("version", "commit", "torch", "cuda", "python", "device_name", "threads", "precision")
     found: Counter[tuple[str, ...]] = Counter()
     times: dict[tuple[str, ...], list[str]] = {}
@@ -174,7 +174,7 @@ def list_provenance(records: Iterable[Record]) -> ReportTable:
 
 
 def load_edges(pairs: Pairs, folders: Mapping[str, Path]) -> tuple[Edges, list[str]]:
-    """What `benchmark.export` measured, by run id, and a line on each of its files that cannot be read.
+    """Load what `benchmark.export` measured, by run id, and a line on each of its files that cannot be read.
 
     folders: of the runs, by id.
     """
@@ -200,7 +200,7 @@ def load_edges(pairs: Pairs, folders: Mapping[str, Path]) -> tuple[Edges, list[s
 
 
 def list_edges(pairs: Pairs, found: Edges) -> ReportTable | None:
-    """A line for each exported run; None for none."""
+    """List the exported runs; None if there are none."""
     lines = [_edge_line(run, found[run.id]) for run, _ in pairs if run.id in found]
     return ReportTable("Exported networks", _EDGE_HEADINGS, tuple(lines)) if lines else None
 

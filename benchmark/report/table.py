@@ -1,4 +1,4 @@
-"""Tables as every format of the report draws them: headings, rows of words and digits, and what each is sorted by."""
+"""Tables as every format of the report shows them: headings, rows of formatted cells, and what each is sorted by."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 @dataclass(frozen=True)
 class ReportCell:
-    """What stands in one place of a table.
+    """A cell of a table.
 
-    key: what it is sorted by, None for what has nothing to say; below: smaller lines under it; run: the run whose
+    key: what it is sorted by, None for an empty cell; below: smaller lines under it; run: the run whose
     curves it can show, by what names it on the page (`benchmark.report.runs.make_key`).
     """
 
@@ -32,9 +32,9 @@ EMPTY = ReportCell(NOTHING)
 
 @dataclass(frozen=True)
 class ReportColumn:
-    """Of a column.
+    """The heading of a column.
 
-    title: in one line or several; hint: what it is, where that needs to be said; numeric: set flush right.
+    title: in one line or several; hint: an explanation where one is needed; numeric: set flush right.
     """
 
     title: str
@@ -64,22 +64,22 @@ class ReportTable:
 
     @property
     def hints(self) -> tuple[ReportColumn, ...]:
-        """The headings that need a word of explanation."""
+        """The headings with an explanation."""
         return tuple(heading for heading in self.headings if heading.hint)
 
 
 def format_word(text: str, below: str = "") -> ReportCell:
-    """Text that is sorted by what it says."""
+    """Format text, which is sorted alphabetically."""
     return ReportCell(text, text.casefold(), below) if text else EMPTY
 
 
 def format_number(value: float | None, decimals: int = 2, unit: str = "") -> ReportCell:
-    """A number with a fixed number of decimals; a dash for None."""
+    """Format a number with a fixed number of decimals; a dash for None."""
     return EMPTY if value is None else ReportCell(format_minus(f"{value:,.{decimals}f}") + unit, float(value))
 
 
 def format_spread(values: Sequence[float], decimals: int = 2) -> ReportCell:
-    """Mean and standard deviation of a figure over seeds; a dash for no values."""
+    """Format the mean and standard deviation of a metric over seeds; a dash for no values."""
     if not values:
         return EMPTY
     summary = summarise(values)
@@ -87,13 +87,13 @@ def format_spread(values: Sequence[float], decimals: int = 2) -> ReportCell:
 
 
 def format_with_std(summary: Summary, decimals: int = 2) -> str:
-    """`71.25 ± 0.31`, or the mean alone where there is no deviation."""
+    """Format a summary: `71.25 ± 0.31`, or the mean alone where there is no deviation."""
     mean = format_minus(f"{summary.mean:.{decimals}f}")
     return mean if summary.std is None else f"{mean} ± {summary.std:.{decimals}f}"
 
 
 def format_power(value: float | None) -> ReportCell:
-    """A large count as a number times a power of ten."""
+    """Format a large count as a number times a power of ten."""
     if value is None:
         return EMPTY
     if abs(value) < 1e5:
@@ -106,7 +106,7 @@ def format_power(value: float | None) -> ReportCell:
 
 
 def format_count(value: float | None) -> ReportCell:
-    """A count of parameters: in thousands or millions where it is that large."""
+    """Format a count of parameters, in thousands or millions where it is that large."""
     if value is None:
         return EMPTY
     for size, letter in ((1e6, "M"), (1e3, "k")):
@@ -116,11 +116,11 @@ def format_count(value: float | None) -> ReportCell:
 
 
 def format_mebibytes(value: float | None) -> ReportCell:
-    """Bytes as MiB."""
+    """Format bytes as MiB."""
     return EMPTY if value is None else ReportCell(f"{value / 2**20:,.0f} MiB", float(value))
 
 
 def compute_mean(values: Sequence[float | None]) -> float | None:
-    """The mean; None where any of them, or all, are unknown."""
+    """Compute the mean; None where a value is unknown, or where there is none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None

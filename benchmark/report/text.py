@@ -1,4 +1,4 @@
-"""The report in Markdown, for a code host, and in LaTeX, for a paper: both lead to the files beside them."""
+"""Render the report in Markdown, for a code host, and in LaTeX, for a paper; both refer to the files beside them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def to_markdown(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
-    """A page with the coverage, links to the tables' files, the pictures, and what was found of the claims."""
+    """Render a page with the coverage, links to the tables' files, the pictures, and the verdicts on claims."""
     return _render("report.md.j2", escape_markdown, report, drawings, audit, listing=format_table)
 
 
 def to_latex(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
-    """A document that inputs the tables' files; it compiles where these and the figures lie beside it."""
+    """Render a document that inputs the tables' files; it compiles where these and the figures lie beside it."""
     return _render("tables.tex.j2", escape_latex, report, drawings, audit, brief=shorten_answer)
 
 

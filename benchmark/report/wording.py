@@ -1,4 +1,4 @@
-"""What several formats of the report say in the same words."""
+"""Sentences that several formats of the report share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AUDIT = (
 
 
 def describe_records(report: Report) -> str:
-    """How many records the report was made of."""
+    """Say how many records the report was made from."""
     parts = [f"{number:,} {status}" for status, number in sorted(report.counts.items(), reverse=True)]
     total = len(report.records)
     by_status = f": {', '.join(parts)}" if len(parts) > 1 else ""
