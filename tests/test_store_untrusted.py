@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmark.core.errors import UserError
 from benchmark.export import load_edge
+from benchmark.io.files import compute_sha256, save_tensors
 from benchmark.results import index, leases
 from benchmark.results.leases import Lease, LeaseManager
 from benchmark.results.owners import LeaseHolder, this_owner
 from benchmark.results.record import MAX_RECORD_BYTES, CorruptRun, compute_checksum
 from benchmark.results.store import Store, load
-from benchmark.training.checkpoint import read_checkpoint
+from benchmark.training.checkpoint import members, read_checkpoint
 from slurm.states import Submission
 from tests.damage import RUN
 from tests.merges import rewritten
@@ -72,6 +74,14 @@ def test_weights_that_are_no_file_of_the_record_are_not_waited_for(tmp_path: Pat
 
 def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / f"checkpoint-000001-00000001-{'0' * 64}.safetensors")
+    with pytest.warns(UserWarning, match="damaged checkpoint"):
+        assert read_checkpoint(tmp_path) is None
+
+
+def test_the_notes_of_a_checkpoint_stop_no_reader_however_deep_they_are(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "new", {"a": torch.zeros(1)}, {"notes": "[" * 100_000})
+    (tmp_path / "new").rename(tmp_path / f"checkpoint-000001-00000001-{compute_sha256(tmp_path / 'new')}.safetensors")
+    assert members(tmp_path) == ()
     with pytest.warns(UserWarning, match="damaged checkpoint"):
         assert read_checkpoint(tmp_path) is None
 

@@ -96,7 +96,7 @@ def members(folder: Path) -> tuple[str, ...]:
             # With "pt", torch would open the file again, which may have gone by then.
             with safetensors.safe_open(path, "np") as opened:
                 return tuple(json.loads((opened.metadata() or {})["notes"])["runs"])
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError):
             continue
     return ()
 
