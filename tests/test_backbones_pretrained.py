@@ -118,7 +118,7 @@ def test_without_a_network_one_line_says_that_the_teacher_is_trained(
     said = Lines()
     assert torchvision_teacher(NETWORK, tmp_path / "data", said) is None
     assert said[1:] == [
-        f"{NETWORK}: torchvision's weights cannot be had (Connection refused); the teacher is trained instead"
+        f"{NETWORK}: torchvision's weights cannot be fetched (Connection refused); the teacher is trained instead"
     ]
     assert files(tmp_path) == []
 

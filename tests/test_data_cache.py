@@ -103,7 +103,7 @@ def test_a_cache_that_a_disk_spoils_as_it_is_written_is_refused(
     place: CacheLocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmark.data.cache.content_hash", lambda array: "another")
-    with pytest.raises(UserError, match=r"is damaged as it is written \(.*; mend that disk$"):
+    with pytest.raises(UserError, match=r"is damaged as it is written \(.*; check that disk$"):
         read_or_build(place, "set", "source", content)
 
 

@@ -58,7 +58,9 @@ def test_a_dry_run_tells_the_cost_without_the_data_and_says_that_it_is_not_there
     where = ["--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports"), "--data-root", str(tmp_path)]
     asked = ["--table", "II", "--scale", "paper", "--methods", "KD", "--pairs", "WRN-40-2>WRN-16-2", "--seeds", "1"]
     ended = run_here(*where, *asked, "--dry-run")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.returncode == 0
+    # A slow machine says after a second that it is still planning.
+    assert all(line.startswith("planning ") for line in ended.stderr.splitlines())
     assert "Table II on cifar100: 1 run asked for, 0 done." in ended.stdout
     assert "To train: 2 runs (teachers and their heads included) in 2 jobs, " in ended.stdout
     assert f"cifar100 is not in {tmp_path}: planned for 50,000 training images of 32x32 pixels" in ended.stdout

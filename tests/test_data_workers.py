@@ -188,7 +188,7 @@ def test_a_worker_that_dies_is_replaced(dataset: Dataset, two_workers: None) -> 
     found = [source.batch(plan, 0).view("plain")]
     for worker in children() - before:
         os.kill(worker, signal.SIGKILL)
-    with pytest.warns(UserWarning, match="a process that decodes images died; others take over its work"):
+    with pytest.warns(UserWarning, match="a process that decodes images died; other processes do its work"):
         found += shown(source, plan, first=1)
     assert all(torch.equal(left, right) for left, right in zip(expected, found, strict=True))
     assert not children() - before

@@ -1,4 +1,4 @@
-"""Datasets by name, or from a TOML file that describes class folders of one's own."""
+"""Datasets by name, or from a TOML file that describes the user's class folders."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ LOADERS = {module.NAME: module.load for module in (digits, cifar100, tiny_imagen
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The datasets that are known by name."""
+    """List the names of the suite's datasets."""
     return tuple(LOADERS)
 
 
 def load_dataset(
     name_or_toml: str, data_root: Path | None = None, cache_root: Path | None = None, download: bool = True
 ) -> Dataset:
-    """The dataset of that name, or that the TOML file of that path describes (see `benchmark.data.custom`).
+    """Load the dataset of a name, or the one that a TOML file describes (see `benchmark.data.custom`).
 
-    data_root: the folder that holds the dataset; cache_root: where its decoded images are kept, `<data_root>/.kd-cache`
-    by default (or the user's cache folder, where that cannot be written); download: whether it may be fetched.
+    data_root: the folder that holds the dataset; cache_root: the folder for its decoded images, `<data_root>/.kd-cache`
+    by default (or the user's cache folder, if that cannot be written); download: whether it may be fetched.
 
     Raises:
-        UserError: the name is unknown, or the dataset is missing, damaged or ill described.
+        UserError: the name is unknown, or the dataset is missing or damaged, or its description is wrong.
     """
     if name_or_toml.endswith(".toml"):
         return load_custom(Path(name_or_toml), data_root, cache_root, reserved=dataset_names())

@@ -93,7 +93,7 @@ class Batch:
         return set(self._views)
 
     def view(self, name: View) -> Tensor:
-        """The normalised images of a view, float32 in channels_last, made at the first call and kept.
+        """Get the normalised images of a view, float32 in channels_last, made at the first call and kept.
 
         `plain`: [batch, 3, height, width]. `rotated`: [4 * batch, 3, height, width], image-major; rows 4i to 4i+3 are
         image i turned by 0, 90, 180 and 270 degrees counter-clockwise, and rows 0, 4, 8, ... are the plain view.
@@ -122,7 +122,7 @@ class Batch:
         return images if self._mix is None else mixed(images, self._mix, turns)
 
     def _crops(self, name: View, turns: int) -> Tensor:
-        """Normalised images [turns * batch, 3, height, width] of a view before holes and mixes."""
+        """Make the normalised images [turns * batch, 3, height, width] of a view before holes and mixes."""
         return self._source.view(self._plan, name, self._places, turns)
 
 
@@ -152,7 +152,7 @@ class Source(ABC):
         self.size = images.image_size
         self.labels = images.labels.to(self.device)
         self.rows: Callable[[int], slice] = slice
-        """Which rows of a batch of so many images are learned from here: all, unless other processes have the rest."""
+        """The rows of a batch of a given size that this process trains on: all, unless others have the rest."""
         self._choices = self.device if choices is None else torch.device(choices)
         self._normalise = Normalisation(recipe, self.size, self.size, self.device)
         sizes = torch.bincount(images.labels)
@@ -162,11 +162,11 @@ class Source(ABC):
 
     @abstractmethod
     def draw_offsets(self, crops: int, stream: torch.Generator) -> Tensor:
-        """Where so many random crops of each image are, int64 [images, crops, ...]; see `EpochPlan.offsets`."""
+        """Draw the positions of random crops of each image, int64 [images, crops, ...]; see `EpochPlan.offsets`."""
 
     @abstractmethod
     def crops(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
-        """Normalised crops [turns * batch, 3, height, width] of the images `index`, int64 [batch].
+        """Make normalised crops [turns * batch, 3, height, width] of the images `index`, int64 [batch].
 
         offsets: [batch, turns, ...], one crop an image, or one for each of its rotations, which is then turned;
         flips: whether the image is mirrored, bool [batch].
@@ -184,7 +184,7 @@ class Source(ABC):
         return math.ceil(count / self.batch_size) - alone
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The random choices of an epoch, counted from 0."""
+        """Draw the random choices of an epoch, counted from 0."""
         count, recipe = len(self.labels), self.recipe
         crops = ROTATIONS if recipe.rotated_crop == "per_rotation" else 1
         order = torch.randperm(count, generator=generator(*self.names, epoch, "order"))
@@ -195,7 +195,7 @@ class Source(ABC):
         return EpochPlan(epoch, order.to(self._choices), offsets.to(self._choices), flips.to(self._choices))
 
     def batch(self, plan: EpochPlan, step: int) -> Batch:
-        """The batch of a step, counted from 0.
+        """Make the batch of a step, counted from 0.
 
         Raises:
             IndexError: the epoch has no such step.
@@ -203,9 +203,9 @@ class Source(ABC):
         return Batch(self, plan, self.members(plan, step), self.mix(plan, step))
 
     def members(self, plan: EpochPlan, step: int) -> Tensor:
-        """Positions of the images that a step needs here, int64: its `rows` of the batch, and then their partners.
+        """Get the positions of the images that a step needs here, int64: its `rows` of the batch, then their partners.
 
-        Partners are listed only where a batch is mixed of which other processes have a part.
+        Partners are listed only if the batch is mixed and other processes have a part of it.
 
         Raises:
             IndexError: the epoch has no such step.
@@ -218,7 +218,7 @@ class Source(ABC):
         return torch.cat((whole[rows], whole[mix.partner[rows].to(whole.device)]))
 
     def whole(self, plan: EpochPlan, step: int) -> Tensor:
-        """Positions of the images of a step's batch, whoever learns from them, int64 [images].
+        """Get the positions of the images of a step's batch over all processes, int64 [images].
 
         Raises:
             IndexError: the epoch has no such step.
@@ -229,7 +229,7 @@ class Source(ABC):
         return plan.order[start : None if step == self.batches - 1 else start + self.batch_size]
 
     def mix(self, plan: EpochPlan, step: int) -> Mix | None:
-        """How the images of a step are mixed, partners by their place in `members`; None where they are left alone."""
+        """Get how the images of a step are mixed, with partners by their index in `members`; None if they are not."""
         images = len(self.whole(plan, step))
         mix, rows = self._mix_of_whole(plan, step, images), self.rows(images)
         if mix is None or rows == slice(images):
@@ -244,7 +244,7 @@ class Source(ABC):
         return sample_mix(images, self.size, self.recipe.cutmix, stream, self.device)
 
     def view(self, plan: EpochPlan, name: View, index: Tensor, turns: int) -> Tensor:
-        """Normalised images [turns * batch, 3, height, width] of a view before holes and mixes; `index`: [batch].
+        """Make normalised images [turns * batch, 3, height, width] of a view before holes and mixes; `index`: [batch].
 
         Raises:
             ValueError: there is no such view.
@@ -252,7 +252,7 @@ class Source(ABC):
         return self.crops(*self.choices(plan, name, index, turns))
 
     def choices(self, plan: EpochPlan, name: View, index: Tensor, turns: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Which images a view shows, where their crops are and which are mirrored: what `crops` takes.
+        """Get which images a view shows, where their crops are and which are mirrored: the arguments of `crops`.
 
         Raises:
             ValueError: there is no such view.
@@ -271,14 +271,14 @@ class Source(ABC):
         return shown, offsets[index], flips[index]
 
     def holes(self, plan: EpochPlan, name: View, index: Tensor) -> Tensor:
-        """Row and column of the centre of each image's hole in an upright view, int64 [batch, 2]."""
+        """Get row and column of the centre of each image's hole in an upright view, int64 [batch, 2]."""
         kind = name if name in ("second", "same_class") else "plain"
         shape = (len(self.labels), 2)
         drawn = self._drawn(plan, f"{kind} hole", lambda stream: torch.randint(self.size, shape, generator=stream))
         return drawn[index].to(self.device)
 
     def _partners(self, plan: EpochPlan, index: Tensor) -> Tensor:
-        """For each image of `index`, int64 [batch], the position of one of its class, int64 [batch]."""
+        """Choose an image of the same class for each image of `index`, int64 [batch]: its position, int64 [batch]."""
         uniform = self._drawn(
             plan, "partner", lambda stream: torch.rand(len(self.labels), generator=stream, dtype=torch.float64)
         )
@@ -309,7 +309,7 @@ class TrainingSource(Source):
         self._lines = torch.arange(height, device=self.device)
 
     def draw_offsets(self, crops: int, stream: torch.Generator) -> Tensor:
-        """Row and column of each crop's corner in the padded image, int64 [images, crops, 2]."""
+        """Draw row and column of each crop's corner in the padded image, int64 [images, crops, 2]."""
         return torch.randint(2 * self.recipe.padding + 1, (len(self.labels), crops, 2), generator=stream)
 
     def crops(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
@@ -330,7 +330,7 @@ class TrainingSource(Source):
         return self._normalise(pixels.view(-1, self.size, self.size, 3))
 
     def _before_turn(self, row: Tensor, column: Tensor, turn: int, flips: Tensor) -> tuple[Tensor, Tensor]:
-        """Where pixels of the mirrored, then turned, padded image stand in the padded image itself."""
+        """Find where pixels of the mirrored, then turned, padded image are in the padded image itself."""
         last = self.padded_size - 1
         row, column = ((row, column), (column, last - row), (last - row, last - column), (last - column, row))[turn]
         return row, torch.where(flips, last - column, column)
@@ -347,14 +347,14 @@ class Normalisation:
         self._white = torch.tensor(float(WHITE), device=device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [batch, height, width, 3] to float32 [batch, 3, height, width] in channels_last."""
+        """Normalise images, uint8 [batch, height, width, 3], to float32 [batch, 3, height, width] in channels_last."""
         flat = images.reshape(len(images), -1).float()
         flat.div_(self._white).sub_(self._mean).div_(self._std)
         return flat.view(images.shape).permute(0, 3, 1, 2)
 
 
 def rotations(images: Tensor) -> Tensor:
-    """Images [batch, 3, size, size] turned by 0, 90, 180, 270 degrees counter-clockwise: [4 * batch, 3, size, size].
+    """Turn images [batch, 3, size, size] by 0, 90, 180, 270 degrees counter-clockwise: [4 * batch, 3, size, size].
 
     Image-major: the four rotations of an image are neighbours. The result is in channels_last.
     """
@@ -369,7 +369,7 @@ def rotations(images: Tensor) -> Tensor:
 def evaluation_batches(
     image_set: Images, recipe: Recipe, batch_size: int, device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images, float32 [batch, 3, height, width] in channels_last, and labels, in order.
+    """Iterate over normalised images, float32 [batch, 3, height, width] in channels_last, and labels, in order.
 
     Images in memory are shown as they are; of those on disk see `benchmark.data.streamed.ImageFiles.batches`.
     """

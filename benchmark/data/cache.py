@@ -1,7 +1,8 @@
-"""Decoded datasets on disk: read once, memory-mapped from then on, and checked every time.
+"""The cache of decoded datasets on disk: memory-mapped, and checked every time that it is read.
 
-A cached dataset is a folder of arrays, each named by its content, and an index that is written last. Whoever reads
-the index sees arrays that are whole and belong together, whatever another process is doing meanwhile.
+A cached dataset is a folder of arrays, each named by its content, and an index that is written last. A process that
+reads the index sees arrays that are whole and belong together, whatever another process is doing meanwhile. A file of
+safetensors would give the mapping, but neither this nor the checksums, and every user's caches would be built again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ import torch
 from filelock import FileLock
 
 from benchmark.core.errors import UserError
-from benchmark.data.dataset import Colour, ImageSet, content_hash, measured_normalisation, splits_hashes
+from benchmark.data.dataset import (
+    Colour,
+    Dataset,
+    ImageSet,
+    check_deviation,
+    content_hash,
+    fingerprint_of,
+    measured_normalisation,
+    splits_hashes,
+)
 from benchmark.io.files import replacing, write_text
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 
@@ -38,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Content:
-    """What a dataset's source holds: class names and both splits, in canonical order."""
+    """The content of a dataset's source: class names and both splits, in canonical order."""
 
     classes: tuple[str, ...]
     train: ImageSet
@@ -47,7 +57,7 @@ class Content:
 
 @dataclass(frozen=True)
 class CachedContent:
-    """A source's content as the cache gives it: memory-mapped, with its hashes and measured normalisation."""
+    """A source's content from the cache: memory-mapped, with its hashes and measured normalisation."""
 
     content: Content
     hashes: dict[str, str]
@@ -57,10 +67,33 @@ class CachedContent:
 
 @dataclass(frozen=True)
 class CacheLocation:
-    """Where caches are kept: in `preferred`, or in `fallback` (if there is one) where `preferred` cannot be written."""
+    """The folder for caches: `preferred`, or `fallback` (if there is one) if `preferred` cannot be written."""
 
     preferred: Path
     fallback: Path | None
+
+
+def make_dataset(
+    name: str, cached: CachedContent, padding: int, flip: bool, mean: Colour | None = None, std: Colour | None = None
+) -> Dataset:
+    """Make the dataset of a cached source; its normalisation is the measured one unless another is given.
+
+    Raises:
+        UserError: a channel's standard deviation is 0.
+    """
+    content, mean, std = cached.content, mean or cached.mean, std or cached.std
+    check_deviation(name, std)
+    return Dataset(
+        name=name,
+        classes=content.classes,
+        train=content.train,
+        test=content.test,
+        mean=mean,
+        std=std,
+        padding=padding,
+        flip=flip,
+        fingerprint=fingerprint_of(cached.hashes, content.classes, mean, std, padding, flip),
+    )
 
 
 class CorruptCache(Exception):
@@ -68,7 +101,7 @@ class CorruptCache(Exception):
 
 
 def locate_cache(data_root: Path, cache_root: Path | None) -> CacheLocation:
-    """The caches of a data folder: in `cache_root` if given, else beside the data or in the user's cache folder."""
+    """Choose the folders for the caches of a data folder: `cache_root` if given, else beside the data or the user's."""
     if cache_root is not None:
         return CacheLocation(cache_root, None)
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -77,45 +110,45 @@ def locate_cache(data_root: Path, cache_root: Path | None) -> CacheLocation:
     return CacheLocation(data_root / FOLDER, home / "kd-benchmark" / own)
 
 
-def read_or_build(place: CacheLocation, key: str, source: str, build: Callable[[], Content]) -> CachedContent:
-    """The content cached under `key`, built first if it is not there or was built from another source.
+def read_or_build(location: CacheLocation, key: str, source: str, build: Callable[[], Content]) -> CachedContent:
+    """Read the content cached under `key`; build it first if it is missing or was built from another source.
 
     `source` identifies the state of what it is built from (see `folders.ClassFolders.state`). One process builds while
-    others wait. A damaged cache is built again: the source is the truth.
+    others wait. A damaged cache is built again.
 
     Raises:
         UserError: what was written cannot be read back, or no folder can be written.
     """
-    for folder in filter(None, (place.preferred, place.fallback)):
+    for folder in filter(None, (location.preferred, location.fallback)):
         # Reading needs no lock, so a finished cache also serves from a disk that cannot be written. A cache that is
         # being replaced can look damaged for a moment; the second look below is under the lock.
         with contextlib.suppress(CorruptCache):
-            found = _read(folder / key, source)
-            if found is not None:
-                return found
-    with _locked(place, key) as folder:
+            cached = _read(folder / key, source)
+            if cached is not None:
+                return cached
+    with _locked(location, key) as folder:
         try:
-            found = _read(folder, source)
+            cached = _read(folder, source)
         except CorruptCache as error:
             log.warning("the dataset cache %s is damaged (%s); it is built again", folder, error)
-            found = None
-        if found is None:
+            cached = None
+        if cached is None:
             _write(folder, source, build())
             try:
-                found = _read(folder, source)
+                cached = _read(folder, source)
             except CorruptCache as error:
                 raise UserError(
-                    f"the dataset cache {folder} is damaged as it is written ({error}); mend that disk"
+                    f"the dataset cache {folder} is damaged as it is written ({error}); check that disk"
                 ) from error
-    assert found is not None
-    return found
+    assert cached is not None
+    return cached
 
 
 @contextlib.contextmanager
-def _locked(place: CacheLocation, key: str) -> Iterator[Path]:
-    """The first folder for `key` that can be written, held against other processes."""
+def _locked(location: CacheLocation, key: str) -> Iterator[Path]:
+    """Lock the first folder for `key` that can be written against other processes."""
     refusals = []
-    for folder in filter(None, (place.preferred, place.fallback)):
+    for folder in filter(None, (location.preferred, location.fallback)):
         lock = FileLock(folder / f"{key}.lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -170,10 +203,10 @@ def _remove_all_but(folder: Path, names: set[str]) -> None:
 
 
 def _read(folder: Path, source: str) -> CachedContent | None:
-    """The cached content; None if there is none of this source.
+    """Read the cached content; None if there is none of this source.
 
     Raises:
-        DamagedCache: it is not what was written.
+        CorruptCache: it is not what was written.
     """
     try:
         checked: dict[str, Any] = json.loads(read_text_limited(folder / INDEX, LARGEST_INDEX))
@@ -183,7 +216,9 @@ def _read(folder: Path, source: str) -> CachedContent | None:
         if index["format"] != FORMAT or index["source"] != source:
             return None
         # A data folder may come from elsewhere: what is a path in it is not used as one.
-        arrays = {name: _mapped(folder / _file_name(name, sha256), sha256) for name, sha256 in index["sha256"].items()}
+        arrays = {
+            name: _map_array(folder / _file_name(name, sha256), sha256) for name, sha256 in index["sha256"].items()
+        }
         train, test = (ImageSet(arrays[f"{split}-images"], arrays[f"{split}-labels"]) for split in SPLITS)
         content = Content(tuple(index["classes"]), train, test)
         if not all(0 <= label < len(content.classes) for part in (train, test) for label in part.labels.unique()):
@@ -194,14 +229,14 @@ def _read(folder: Path, source: str) -> CachedContent | None:
             return None
         raise CorruptCache(f"{Path(error.filename).name} is missing") from error
     except PermissionError:
-        # Somebody else's: as good as none, and another place is found for one's own.
+        # It belongs to somebody else; another folder is used.
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UntrustedInputError) as error:
         raise CorruptCache(f"{INDEX} cannot be read") from error
 
 
 def _file_name(name: str, sha256: str) -> str:
-    """The file of an array, named by its content.
+    """Name the file of an array by its content.
 
     Raises:
         ValueError: these are not the names of an array and its content.
@@ -211,8 +246,8 @@ def _file_name(name: str, sha256: str) -> str:
     return f"{name}-{sha256[:16]}.npy"
 
 
-def _mapped(path: Path, sha256: str) -> torch.Tensor:
-    """An array as a tensor on memory-mapped pages, after its content was compared with its sha256."""
+def _map_array(path: Path, sha256: str) -> torch.Tensor:
+    """Map an array into memory as a tensor, after comparing its content with its sha256."""
     if path.exists() and not path.is_file():
         raise CorruptCache(f"{path.name} is no plain file")
     try:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import Content, locate_cache, read_or_build
-from benchmark.data.dataset import Dataset, fingerprint_of
+from benchmark.data.cache import Content, locate_cache, make_dataset, read_or_build
+from benchmark.data.dataset import Dataset
 from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_unpacked, lock_data_folder
 from benchmark.data.folders import canonical, list_class_folders, read_class_folders
 from benchmark.data.torchvision_operators import import_torchvision
@@ -35,10 +35,10 @@ STD = (0.2675, 0.2565, 0.2761)
 
 
 def load(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
-    """CIFAR-100 from `data_root` (`data` by default), through its cache.
+    """Load CIFAR-100 from `data_root` (`data` by default), through its cache.
 
-    Class folders `cifar100/` are taken before torchvision's `cifar-100-python/` where both exist, because somebody laid
-    them out on purpose. Where neither exists and `download` allows it, the archive is fetched.
+    If both exist, class folders `cifar100/` are preferred to torchvision's `cifar-100-python/`, because they were made
+    on purpose. If neither exists and `download` allows it, the archive is fetched.
 
     Raises:
         UserError: there is no dataset, it is damaged or incomplete, or its cache is damaged or cannot be written.
@@ -46,22 +46,11 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
     root = DEFAULT_DATA_ROOT if data_root is None else data_root
     state, build = _source(root, download)
     cached = read_or_build(locate_cache(root, cache_root), NAME, state, build)
-    content = cached.content
-    return Dataset(
-        name=NAME,
-        classes=content.classes,
-        train=content.train,
-        test=content.test,
-        mean=MEAN,
-        std=STD,
-        padding=PADDING,
-        flip=True,
-        fingerprint=fingerprint_of(cached.hashes, content.classes, MEAN, STD, PADDING, flip=True),
-    )
+    return make_dataset(NAME, cached, PADDING, flip=True, mean=MEAN, std=STD)
 
 
 def _source(root: Path, download: bool) -> tuple[str, Callable[[], Content]]:
-    """The state of the source that there is, and what reads it."""
+    """Find the source, and return its state and a function that reads it."""
     if (root / NAME).is_dir():
         folders = list_class_folders(root / NAME)
         _check_classes(root / NAME, folders.classes)
@@ -87,7 +76,7 @@ def _check_classes(folder: Path, classes: tuple[str, ...]) -> None:
 
 
 def _archive_state(folder: Path) -> str:
-    """Changes when a file of the unpacked archive does."""
+    """Compute a hash that changes when a file of the unpacked archive does."""
     status = []
     for name in ARCHIVE_FILES:
         try:
@@ -99,7 +88,7 @@ def _archive_state(folder: Path) -> str:
 
 
 def _read_archive(root: Path) -> Content:
-    """Both splits out of the unpacked archive, with labels that count in alphabetical order."""
+    """Read both splits of the unpacked archive; labels are in alphabetical order of the class names."""
     cifar = import_torchvision("datasets").CIFAR100
     splits = []
     classes: tuple[str, ...] = ()

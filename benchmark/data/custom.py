@@ -1,4 +1,4 @@
-"""A dataset of one's own: class folders, and a TOML file that describes them.
+"""A user's dataset: class folders, and a TOML file that describes them.
 
     name = "leaves"
     folder = "leaves"        # holds {train,test}/<class>/*.{png,jpg,jpeg,bmp,webp}
@@ -21,8 +21,8 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import locate_cache, read_or_build
-from benchmark.data.dataset import Dataset, check_deviation, fingerprint_of
+from benchmark.data.cache import locate_cache, make_dataset, read_or_build
+from benchmark.data.dataset import Dataset
 from benchmark.data.folders import list_class_folders, read_class_folders
 from benchmark.io.toml import load_toml
 
@@ -31,7 +31,7 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
 class DatasetDescription(BaseModel):
-    """What the TOML file of a dataset may say."""
+    """The fields of a dataset's TOML file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,10 +53,10 @@ class DatasetDescription(BaseModel):
 
 
 def read_description(path: Path, reserved: Iterable[str] = ()) -> DatasetDescription:
-    """The description in a TOML file.
+    """Read the description in a TOML file.
 
     Raises:
-        UserError: there is no such file, it is no TOML, a value is refused, or its name is one of `reserved`.
+        UserError: there is no such file, it is no TOML, a value is not allowed, or its name is one of `reserved`.
     """
     description = load_toml(path, "dataset file", DatasetDescription, "docs/own-files.md")
     if description.name in reserved:
@@ -65,38 +65,26 @@ def read_description(path: Path, reserved: Iterable[str] = ()) -> DatasetDescrip
 
 
 def load_custom(path: Path, data_root: Path | None, cache_root: Path | None, reserved: Iterable[str]) -> Dataset:
-    """The dataset that a TOML file describes, through its cache.
+    """Load the dataset that a TOML file describes, through its cache.
 
     Raises:
-        UserError: the description, the folders, an image or the cache is not right.
+        UserError: the description, the folders, an image or the cache is wrong.
     """
     description = read_description(path, reserved)
-    name, padding, flip = description.name, description.padding, description.flip
     folder = _folder(path, description.folder, data_root)
     found = list_class_folders(folder)
     if len(found.classes) < 2:
         raise UserError(f"{folder} has a single class, {found.classes[0]!r}; there must be two or more to tell apart")
     # Two datasets of one name may share a data folder; and another size makes other images of the same files.
-    key = f"{name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+    key = f"{description.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
     cached = read_or_build(
         locate_cache(data_root or path.parent, cache_root),
         key,
         f"{found.state} {description.image_size}",
         lambda: read_class_folders(found, description.image_size),
     )
-    mean, std = description.mean or cached.mean, description.std or cached.std
-    check_deviation(name, std)
-    content = cached.content
-    return Dataset(
-        name=name,
-        classes=content.classes,
-        train=content.train,
-        test=content.test,
-        mean=mean,
-        std=std,
-        padding=padding,
-        flip=flip,
-        fingerprint=fingerprint_of(cached.hashes, content.classes, mean, std, padding, flip),
+    return make_dataset(
+        description.name, cached, description.padding, description.flip, description.mean, description.std
     )
 
 

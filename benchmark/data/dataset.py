@@ -1,4 +1,4 @@
-"""Labelled images in memory, and what identifies them."""
+"""Labelled images in memory, and their fingerprint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Images(Protocol):
         """The images at the positions `index`, int64 [images]."""
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images as they are evaluated, uint8 [batch, height, width, 3], and their labels, in order."""
+        """Iterate over the images as evaluated, uint8 [batch, height, width, 3], and their labels, in order."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class ImageSet:
         return ImageSet(self.images[index], self.labels[index])
 
     def to(self, device: torch.device) -> ImageSet:
-        """The same images on a device."""
+        """Copy the images to a device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images as they are, uint8 [batch, height, width, 3], and their labels, in order."""
+        """Iterate over the images, uint8 [batch, height, width, 3], and their labels, in order."""
         return zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)
 
 
@@ -130,7 +130,7 @@ def content_hash(images: Tensor | np.ndarray) -> str:
 def fingerprint_of(
     hashes: dict[str, str], classes: tuple[str, ...], mean: Colour, std: Colour, padding: int, flip: bool
 ) -> str:
-    """The sha256, in hex, of everything in a dataset that decides a result.
+    """Compute the sha256, in hex, of everything in a dataset that affects a result.
 
     `hashes` holds the `content_hash` of the images and labels of both splits. The normalisation and augmentation count
     too: a run is identified by its dataset's fingerprint, and would otherwise be taken for one with other settings.
@@ -140,7 +140,7 @@ def fingerprint_of(
 
 
 def splits_hashes(train: ImageSet, test: ImageSet) -> dict[str, str]:
-    """The `content_hash` of the images and labels of both splits, by the names that `fingerprint_of` counts on."""
+    """Compute the `content_hash` of images and labels of both splits, by the names that `fingerprint_of` expects."""
     return {
         "train-images": content_hash(train.images),
         "train-labels": content_hash(train.labels),
@@ -150,9 +150,9 @@ def splits_hashes(train: ImageSet, test: ImageSet) -> dict[str, str]:
 
 
 def measured_normalisation(images: Tensor) -> tuple[Colour, Colour]:
-    """Mean and standard deviation (of the population) of each channel over all pixels, scaled to 0..1.
+    """Compute mean and standard deviation (of the population) of each channel over all pixels, scaled to 0..1.
 
-    Reckoned from whole numbers, so that they do not depend on the order of the images or the machine.
+    Computed from integers, so that they do not depend on the order of the images or the machine.
     """
     counts = np.zeros((3, LEVELS), dtype=np.int64)
     # In pieces, because counting widens every pixel to eight bytes.
@@ -170,7 +170,7 @@ def measured_normalisation(images: Tensor) -> tuple[Colour, Colour]:
 
 
 def check_deviation(name: str, std: Colour) -> None:
-    """Refuse a standard deviation that cannot be divided by.
+    """Check that no channel's standard deviation is 0.
 
     Raises:
         UserError: a channel has the same value everywhere.

@@ -1,8 +1,12 @@
 """Decoding image files of any size into square crops, in worker processes and ahead of their use.
 
 A crop is, pixel for pixel, what torchvision makes of a Pillow image: `RandomResizedCrop` in training, `Resize` and
-`CenterCrop` in evaluation, bilinear with Pillow's antialiasing. What decides it is in the task (the file, a seed, a
-flip), never in who decodes it or when, so any number of workers gives the same bits.
+`CenterCrop` in evaluation, bilinear with Pillow's antialiasing. It depends on the task alone (the file, a seed, a
+flip), so any number of workers gives the same bits.
+
+The workers are those of PyTorch's DataLoader. It stops when one of them dies, with `persistent_workers` too; here the
+crops that are missing are decoded again by new workers, because one process that the system killed for want of memory
+must not end a training of several days.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 """Boxes that are drawn until one lies inside the image; after that it is one in the middle."""
 MARGIN = 256 / 224
-"""In evaluation the shorter side is made so many times as long as the crop from the middle."""
+"""The shorter side of a scaled image over the side of the crop from its middle, in evaluation."""
 MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr", "RGBA", "LA")
 """Pillow's names of the 8-bit kinds that are turned into colour; ImageNet has some grey and CMYK ones."""
 
@@ -54,9 +58,9 @@ WORKERS = "KD_DATA_WORKERS"
 """The environment variable that sets the number of workers."""
 MOST_WORKERS = 32
 RESTARTS = 3
-"""So many times dead worker processes are replaced."""
+"""How many times dead worker processes are replaced."""
 DEATHS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
-"""What torch raises for a dead worker, and what fetching crops that it had announced runs into."""
+"""What torch raises for a dead worker, and when it fetches crops that a dead worker had announced."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ Box = tuple[int, int, int, int]
 
 
 def random_box(width: int, height: int, seed: int) -> Box:
-    """The box of a training crop: a uniform share of the area, a log-uniform ratio, anywhere inside the image.
+    """Draw the box of a training crop: uniform share of the area, log-uniform ratio, anywhere inside the image.
 
     It is the box that torchvision's `RandomResizedCrop` draws after `torch.manual_seed(seed)`.
     """
@@ -104,13 +108,13 @@ def random_box(width: int, height: int, seed: int) -> Box:
 
 
 def training_crop(image: Image.Image, seed: int, size: int) -> Image.Image:
-    """The random crop of an image, [size, size]."""
+    """Cut the random crop out of an image, [size, size]."""
     box = random_box(image.width, image.height, seed)
     return image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
 
 
 def evaluation_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle of an image whose shorter side is `MARGIN` times the crop's, [size, size]."""
+    """Scale the shorter side of an image to `MARGIN` times the crop's, and cut out the middle, [size, size]."""
     short = round(size * MARGIN)
     width, height = image.size
     if width <= height:
@@ -123,7 +127,7 @@ def evaluation_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def read_image(path: str) -> Image.Image:
-    """An image file in colour.
+    """Read an image file in colour.
 
     Raises:
         UserError: it cannot be read, is damaged, or is of a kind that is not taken.
@@ -157,7 +161,7 @@ _ALLOWED = (
 
 
 def decode(task: DecodeTask) -> Tensor:
-    """The crops of a task, uint8 [files, crops, size, size, 3].
+    """Decode the crops of a task, uint8 [files, crops, size, size, 3].
 
     Raises:
         UserError: see `read_image`.
@@ -177,14 +181,14 @@ def decode(task: DecodeTask) -> Tensor:
 
 
 def decode_workers() -> int:
-    """How many processes or threads decode beside this one; 0: none, images are decoded where they are needed.
+    """Choose how many processes or threads decode beside this one; 0 means that this one decodes.
 
-    As many as `KD_DATA_WORKERS` says; else all processors but one, and at most 32; processes that share a batch share
-    the processors too. A process that may have no children trains one of several jobs: it leaves the processors to the
+    `KD_DATA_WORKERS` sets the number; the default is all processors but one, and at most 32, shared by the processes
+    that share a batch. A process that may have no children trains one of several jobs: it leaves the processors to the
     others, unless it trains on a GPU.
 
     Raises:
-        UserError: the environment variable holds no such number.
+        UserError: the environment variable is not a number.
     """
     asked = os.environ.get(WORKERS)
     if asked is not None:
@@ -199,9 +203,9 @@ def decode_workers() -> int:
 
 
 def decode_in_workers(tasks: Iterable[DecodeTask], ahead: int, pinned: bool = False) -> Iterator[Tensor]:
-    """What `decode` makes of each task, in order, with about so many tasks decoded `ahead` of their use.
+    """Decode the tasks in order, about `ahead` of them before they are used.
 
-    pinned: in memory from which a GPU copies while it computes. Tasks are asked for as late as that allows.
+    pinned: put crops into memory from which a GPU copies while it computes. Each task is requested as late as possible.
 
     Raises:
         UserError: an image cannot be decoded, or worker processes die again and again.
@@ -209,7 +213,7 @@ def decode_in_workers(tasks: Iterable[DecodeTask], ahead: int, pinned: bool = Fa
     workers = decode_workers()
     results: Generator[Tensor | str]
     if workers == 0:
-        results = (_attempt(task) for task in tasks)
+        results = (_decode_or_explain(task) for task in tasks)
     elif _may_have_children():
         results = _by_processes(tasks, workers, ahead, pinned)
     else:
@@ -223,7 +227,7 @@ def decode_in_workers(tasks: Iterable[DecodeTask], ahead: int, pinned: bool = Fa
 
 
 def decode_here(tasks: Iterable[DecodeTask]) -> list[Tensor]:
-    """What `decode` makes of a few tasks, by threads of this process.
+    """Decode a few tasks by threads of this process.
 
     Raises:
         UserError: an image cannot be decoded.
@@ -236,8 +240,8 @@ def _may_have_children() -> bool:
     return not multiprocessing.current_process().daemon
 
 
-def _attempt(task: DecodeTask) -> Tensor | str:
-    """The crops, or in a line why there are none: an error would lose its type and its line on the way here."""
+def _decode_or_explain(task: DecodeTask) -> Tensor | str:
+    """Decode a task, or return the error as a line: an exception would lose its type between processes."""
     try:
         return decode(task)
     except UserError as error:
@@ -251,7 +255,7 @@ def _by_threads(tasks: Iterable[DecodeTask], workers: int, ahead: int) -> Genera
     try:
         while True:
             wanted = max(ahead, workers) - len(waiting)
-            waiting.extend(threads.submit(_attempt, task) for task in itertools.islice(tasks, wanted))
+            waiting.extend(threads.submit(_decode_or_explain, task) for task in itertools.islice(tasks, wanted))
             if not waiting:
                 return
             yield waiting.popleft().result()
@@ -263,7 +267,7 @@ class _Attempts(TorchDataset):
     """Tasks in place of positions: a worker process is handed one and sends back its crops."""
 
     def __getitem__(self, task: DecodeTask) -> Tensor | str:
-        return _attempt(task)
+        return _decode_or_explain(task)
 
 
 def _by_processes(tasks: Iterable[DecodeTask], workers: int, ahead: int, pinned: bool) -> Generator[Tensor | str]:
@@ -290,7 +294,7 @@ def _by_processes(tasks: Iterable[DecodeTask], workers: int, ahead: int, pinned:
             generator=torch.Generator(),
         )
         try:
-            for result in _started(loader):
+            for result in _start_quietly(loader):
                 unanswered.popleft()
                 yield result
             return
@@ -298,18 +302,18 @@ def _by_processes(tasks: Iterable[DecodeTask], workers: int, ahead: int, pinned:
             if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
                 raise
             if restart < RESTARTS:
-                warnings.warn("a process that decodes images died; others take over its work", stacklevel=2)
+                warnings.warn("a process that decodes images died; other processes do its work", stacklevel=2)
     raise UserError(
         f"processes that decode images died {RESTARTS + 1} times, perhaps for want of (shared) memory; set {WORKERS} "
         "to a smaller number (0: none), and run the command again"
     )
 
 
-def _started(loader: DataLoader) -> Iterator[Any]:
-    """The loader's results, without the alarm that torch sets for the death of a worker.
+def _start_quietly(loader: DataLoader) -> Iterator[Any]:
+    """Start the loader without the signal handler that torch sets for the death of a worker.
 
-    It would raise an error wherever the main thread then is, in the middle of a checkpoint, say. A dead worker is
-    noticed without it when its crops are waited for.
+    The handler would raise an error anywhere in the main thread, for instance while it writes a checkpoint. Without it,
+    a dead worker is noticed when its crops are needed.
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)

@@ -10,6 +10,7 @@ import os
 import struct
 import sys
 import zlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,23 +53,17 @@ class ClassFolders:
 
 
 def list_class_folders(root: Path) -> ClassFolders:
-    """Look through `root`; names that begin with a dot and files that are no images are passed over.
+    """List the images below `root`, without names that begin with a dot and files that are no images.
 
     Raises:
         UserError: a split is missing, the splits differ in their classes, or a class has no images.
     """
     classes: dict[str, list[str]] = {}
     for split in SPLITS:
-        classes[split] = _subfolders(root / split)
+        classes[split] = list_subfolders(root / split)
         if not classes[split]:
             raise UserError(f"no class folders in {root / split}; images belong in {root}/{{train,test}}/<class>/")
-    if classes["train"] != classes["test"]:
-        only_one = sorted(set(classes["train"]) ^ set(classes["test"]))
-        split = "train" if only_one[0] in classes["train"] else "test"
-        raise UserError(
-            f"train and test classes of {root} differ: {only_one[0]!r} is only in {split} "
-            f"({len(only_one)} such); both need the same class folders"
-        )
+    check_same_classes(root, classes)
     files: dict[str, list[str]] = {}
     labels: dict[str, list[int]] = {}
     lines = []
@@ -86,8 +81,26 @@ def list_class_folders(root: Path) -> ClassFolders:
     return ClassFolders(root, tuple(classes["train"]), files, labels, state)
 
 
+def check_same_classes(root: Path, classes: Mapping[str, Sequence[str]]) -> None:
+    """Check that two splits have the same classes.
+
+    classes: the names of each split's class folders, by the name of the split.
+
+    Raises:
+        UserError: a class is only in one of them.
+    """
+    (first, first_classes), (second, second_classes) = classes.items()
+    if list(first_classes) != list(second_classes):
+        only_one = sorted(set(first_classes) ^ set(second_classes))
+        split = first if only_one[0] in first_classes else second
+        raise UserError(
+            f"{first} and {second} classes of {root} differ: {only_one[0]!r} is only in {split} "
+            f"({len(only_one)} such); both need the same class folders"
+        )
+
+
 def read_class_folders(folders: ClassFolders, image_size: int) -> Content:
-    """All images, decoded, in canonical order.
+    """Decode all images, in canonical order.
 
     Raises:
         UserError: an image is damaged, or not of this size, or of a kind that is not taken.
@@ -100,7 +113,7 @@ def read_class_folders(folders: ClassFolders, image_size: int) -> Content:
 
 
 def canonical(images: np.ndarray, labels: np.ndarray) -> ImageSet:
-    """Images, uint8 [images, height, width, 3], and labels, sorted by label and then by the sha256 of the pixels.
+    """Sort images, uint8 [images, height, width, 3], and labels by label and then by the sha256 of the pixels.
 
     The order depends on no file name, so every way to store a dataset gives the same one.
     """
@@ -111,7 +124,7 @@ def canonical(images: np.ndarray, labels: np.ndarray) -> ImageSet:
 
 
 def decode_images(files: list[str], image_size: int) -> np.ndarray:
-    """The pixels of image files in the given order, uint8 [images, size, size, 3].
+    """Decode image files in the given order, uint8 [images, size, size, 3].
 
     Many files are shared among one process per core; Pillow decodes small images under the interpreter's lock, so
     threads would not help.
@@ -152,7 +165,7 @@ def _decode(path: str, image_size: int) -> bytes:
 
 
 def read_image_bytes(path: str) -> bytes:
-    """The content of an image file.
+    """Read the content of an image file.
 
     Raises:
         UserError: it is larger than any image may be.
@@ -189,7 +202,12 @@ def _check_png(data: bytes) -> None:
         position += 12 + length
 
 
-def _subfolders(folder: Path) -> list[str]:
+def list_subfolders(folder: Path) -> list[str]:
+    """List the names of the folders in a folder, in order; those that begin with a dot are left out.
+
+    Raises:
+        UserError: there is no such folder, or it cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
@@ -200,10 +218,10 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> list[tuple[str, int, int]]:
-    """Path, size in bytes and time of writing in ns of each image file, by name.
+    """List path, size in bytes and time of writing in ns of each image file, in the order of the names.
 
     Raises:
-        UserError: the folder is not there or cannot be read.
+        UserError: there is no such folder, or it cannot be read.
     """
     found = []
     try:

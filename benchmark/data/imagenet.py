@@ -38,6 +38,7 @@ from benchmark.data.cache import CacheLocation, locate_cache
 from benchmark.data.dataset import Dataset
 from benchmark.data.decoding import MARGIN, RATIO, SCALE
 from benchmark.data.download import DEFAULT_DATA_ROOT
+from benchmark.data.folders import check_same_classes
 from benchmark.data.streamed import ImageFiles
 from benchmark.io.files import replacing
 
@@ -54,13 +55,13 @@ NUM_CLASSES = 1000
 SCANNERS = 16
 """Folders that are read at a time: on a network disk each answer is waited for."""
 SETTLED = 10.0
-"""Seconds after which a folder's time of change is trusted to be followed by another one at the next change."""
+"""Seconds after which the next change of a folder surely gives it another time of change."""
 
 log = logging.getLogger(__name__)
 
 
 def load(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
-    """ImageNet from `data_root` (`data` by default). Only the list of its files is read; it cannot be fetched.
+    """Load ImageNet from `data_root` (`data` by default). Only the list of its files is read; it cannot be fetched.
 
     Classes are named by their WordNet ids and stand in the ids' order.
 
@@ -70,35 +71,35 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
     root = DEFAULT_DATA_ROOT if data_root is None else data_root
     folder = root / NAME
     _check_layout(root, folder)
-    found = _listing(folder, locate_cache(root, cache_root))
+    listing = _list_files(folder, locate_cache(root, cache_root))
     if multiprocessing.parent_process() is None:
-        _warn_of_a_part(folder, found)
+        _warn_of_a_part(folder, listing)
     train, val = (
         ImageFiles(
             folder / split,
-            found.classes,
-            found.names[split],
-            torch.arange(len(found.classes)).repeat_interleave(torch.from_numpy(found.counts[split])),
+            listing.classes,
+            listing.names[split],
+            torch.arange(len(listing.classes)).repeat_interleave(torch.from_numpy(listing.counts[split])),
             IMAGE_SIZE,
         )
         for split in SPLITS
     )
     return Dataset(
         name=NAME,
-        classes=found.classes,
+        classes=listing.classes,
         train=train,
         test=val,
         mean=MEAN,
         std=STD,
         padding=0,
         flip=True,
-        fingerprint=fingerprint(found),
+        fingerprint=fingerprint(listing),
     )
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of both splits, by class and then by name.
+    """The files of both splits, sorted by class and then by name.
 
     counts: files of each class, int64 [classes]; names: bytes [files]; sizes: in bytes, int64 [files].
     """
@@ -110,7 +111,7 @@ class Listing:
 
 
 def fingerprint(listing: Listing) -> str:
-    """The sha256, in hex, of the list of files and of how images are cropped and normalised."""
+    """Compute the sha256, in hex, of the list of files and of how images are cropped and normalised."""
     settings = [listing.classes, IMAGE_SIZE, MEAN, STD, SCALE, RATIO, MARGIN, "flip"]
     digest = hashlib.sha256(json.dumps(settings, separators=(",", ":")).encode())
     for split in SPLITS:
@@ -136,36 +137,38 @@ def _check_layout(root: Path, folder: Path) -> None:
             raise UserError(f"no folder {folder / split}; images belong in {layout}")
 
 
-def _warn_of_a_part(folder: Path, found: Listing) -> None:
-    whole = len(found.classes) == NUM_CLASSES and all(len(found.names[split]) == WHOLE[split] for split in SPLITS)
+def _warn_of_a_part(folder: Path, listing: Listing) -> None:
+    whole = len(listing.classes) == NUM_CLASSES and all(len(listing.names[split]) == WHOLE[split] for split in SPLITS)
     if not whole:
-        train, val = (len(found.names[split]) for split in SPLITS)
+        train, val = (len(listing.names[split]) for split in SPLITS)
         log.warning(
             "%s is a part of ImageNet: %d classes, %d training and %d validation images (of 1000, 1281167 and 50000)",
             folder,
-            len(found.classes),
+            len(listing.classes),
             train,
             val,
         )
 
 
-def _listing(folder: Path, place: CacheLocation) -> Listing:
-    """The files of both splits: as they were listed before, if no folder has changed since.
+def _list_files(folder: Path, location: CacheLocation) -> Listing:
+    """List the files of both splits; take the kept list if no folder has changed since.
 
     Raises:
         UserError: a folder cannot be read, the splits differ in their classes, or a class has no images.
     """
     folders = {split: _class_folders(folder / split) for split in SPLITS}
     classes = {split: tuple(name for name, _ in found) for split, found in folders.items()}
-    _check_classes(folder, classes["train"], classes["val"])
+    check_same_classes(folder, classes)
+    if len(classes["train"]) < 2:
+        raise UserError(f"{folder} has {len(classes['train'])} classes; there must be two or more to tell apart")
     # A folder's time changes when a file in it appears, disappears or is renamed, but not when one is overwritten.
     state = hashlib.sha256(json.dumps([str(folder.resolve()), folders]).encode()).hexdigest()
-    kept = [where / f"{NAME}-files.npz" for where in (place.preferred, place.fallback) if where is not None]
+    kept = [root / f"{NAME}-files.npz" for root in (location.preferred, location.fallback) if root is not None]
     for path in kept:
         listing = _read_listing(path, state, classes["train"])
         if listing is not None:
             return listing
-    listing = _scanned(folder, classes["train"])
+    listing = _scan(folder, classes["train"])
     newest = max(changed for found in folders.values() for _, changed in found)
     if time.time() - newest / 1e9 > SETTLED:
         _keep_listing(kept, state, listing)
@@ -173,7 +176,7 @@ def _listing(folder: Path, place: CacheLocation) -> Listing:
 
 
 def _class_folders(folder: Path) -> list[tuple[str, int]]:
-    """Name and time of change, in ns, of each class folder, by name."""
+    """List name and time of change, in ns, of each class folder, in the order of the names."""
     try:
         with os.scandir(folder) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]
@@ -188,19 +191,7 @@ def _class_folders(folder: Path) -> list[tuple[str, int]]:
     return folders
 
 
-def _check_classes(folder: Path, train: Sequence[str], val: Sequence[str]) -> None:
-    if train != val:
-        only_one = sorted(set(train) ^ set(val))
-        split = "train" if only_one[0] in train else "val"
-        raise UserError(
-            f"train and val classes of {folder} differ: {only_one[0]!r} is only in {split} ({len(only_one)} such); "
-            "both need the same class folders"
-        )
-    if len(train) < 2:
-        raise UserError(f"{folder} has {len(train)} classes; there must be two or more to tell apart")
-
-
-def _scanned(folder: Path, classes: tuple[str, ...]) -> Listing:
+def _scan(folder: Path, classes: tuple[str, ...]) -> Listing:
     counts, names, sizes = {}, {}, {}
     with ThreadPoolExecutor(SCANNERS) as threads:
         for split in SPLITS:
@@ -213,7 +204,7 @@ def _scanned(folder: Path, classes: tuple[str, ...]) -> Listing:
 
 
 def _images(folder: Path) -> list[tuple[bytes, int]]:
-    """Name and size in bytes of each image file, by name."""
+    """List name and size in bytes of each image file, in the order of the names."""
     found = []
     try:
         with os.scandir(os.fsencode(folder)) as entries:
@@ -229,7 +220,7 @@ def _images(folder: Path) -> list[tuple[bytes, int]]:
 
 
 def _read_listing(path: Path, state: str, classes: tuple[str, ...]) -> Listing | None:
-    """A listing that was kept of this state of the folders; None if there is none, or it is damaged."""
+    """Read the list that was kept of this state of the folders; None if there is none, or it is damaged."""
     damage = (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile)
     with contextlib.suppress(*damage):
         if not _is_stored(path):
@@ -245,7 +236,7 @@ def _read_listing(path: Path, state: str, classes: tuple[str, ...]) -> Listing |
 
 
 def _is_stored(path: Path) -> bool:
-    """Whether a file is an archive that does not grow when it is read."""
+    """Tell whether a file is an archive that does not grow when it is read."""
     if not path.is_file():
         return False
     with zipfile.ZipFile(path) as archive:
@@ -253,7 +244,7 @@ def _is_stored(path: Path) -> bool:
 
 
 def _is_sound(listing: Listing) -> bool:
-    """Whether a listing that was kept says as many things of each file, and no name leads out of its class's folder."""
+    """Tell whether the parts of a kept list have equal lengths, and no name leads out of its class's folder."""
     for split in SPLITS:
         counts, names, sizes = listing.counts[split], listing.names[split], listing.sizes[split]
         if (counts.shape, counts.dtype.kind) != ((len(listing.classes),), "i") or (counts < 1).any():
@@ -266,7 +257,7 @@ def _is_sound(listing: Listing) -> bool:
 
 
 def _keep_listing(paths: Sequence[Path], state: str, listing: Listing) -> None:
-    """Write a listing to the first place that can be written, if there is one: it only saves time."""
+    """Write a list to the first folder that can be written, if there is one: it only saves time."""
     arrays = {"state": np.array(state)}
     for split in SPLITS:
         arrays[f"{split}-counts"] = listing.counts[split]

@@ -45,7 +45,7 @@ class Mix:
 def sample_mix(
     batch: int, size: int, probability: float, generator: torch.Generator, device: torch.device
 ) -> Mix | None:
-    """A mix for a batch of square images, or None where the batch is left alone.
+    """Draw how a batch of square images is mixed, or None if it is not.
 
     The share left to the first image is uniform (Beta(1, 1)) before the box is cut off at the edge; `Mix.share` is what
     it then really is.
@@ -64,12 +64,12 @@ def sample_mix(
 
 
 def _turned(masks: Tensor, turns: int) -> Tensor:
-    """Masks [batch, size, size] at the first `turns` rotations, image-major: [turns * batch, 1, size, size]."""
+    """Turn masks [batch, size, size] by the first `turns` rotations, image-major: [turns * batch, 1, size, size]."""
     return torch.stack([masks.rot90(turn, (1, 2)) for turn in range(turns)], dim=1).flatten(0, 1)[:, None]
 
 
 def mixed(images: Tensor, mix: Mix, turns: int) -> Tensor:
-    """Images [turns * batch, channels, size, size], image-major, with the box replaced by the partner's pixels.
+    """Replace the box in images [turns * batch, channels, size, size], image-major, by the partner's pixels.
 
     images: [turns * (batch or more), ...]; those after the batch are there as partners only.
     """
@@ -80,7 +80,7 @@ def mixed(images: Tensor, mix: Mix, turns: int) -> Tensor:
 
 
 def cut_out(images: Tensor, centres: Tensor, side: int, turns: int) -> Tensor:
-    """Images [turns * batch, channels, size, size], image-major, with a square of zeros in each.
+    """Put a square of zeros into each of the images [turns * batch, channels, size, size], image-major.
 
     centres: row and column in the upright image, int64 [batch, 2]; side: of the square, in pixels.
     """

@@ -41,16 +41,16 @@ class ImageFiles:
         return len(self.labels)
 
     def paths(self, index: Tensor) -> tuple[str, ...]:
-        """The files at the positions `index`, int64 [images]."""
+        """Get the files at the positions `index`, int64 [images]."""
         places = zip(self.labels[index].tolist(), self.names[index.numpy()].tolist(), strict=True)
         return tuple(os.path.join(self.root, self.folders[label], os.fsdecode(name)) for label, name in places)
 
     def subset(self, index: Tensor) -> ImageFiles:
-        """The images at the positions `index`, int64 [images]."""
+        """Select the images at the positions `index`, int64 [images]."""
         return ImageFiles(self.root, self.folders, self.names[index.numpy()], self.labels[index], self.image_size)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The middle of each image (`decoding.evaluation_crop`), uint8 [batch, size, size, 3], and its label, in order.
+        """Decode the middle of each image (`evaluation_crop`), uint8 [batch, size, size, 3]; with labels, in order.
 
         Raises:
             UserError: an image cannot be decoded.

@@ -1,4 +1,4 @@
-"""Training on images that stay on disk: every batch is decoded by workers while the ones before it are learned."""
+"""Training on images that stay on disk: workers decode every batch while the ones before it are trained on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Decoded = dict[View, Tensor]
 def training_source(
     images: Images, recipe: Recipe, batch_size: int, device: torch.device | str, names: tuple[Name, ...]
 ) -> Source:
-    """The source of training batches for images in memory or on disk; the arguments are those of `Source`."""
+    """Make the source of training batches for images in memory or on disk; the arguments are those of `Source`."""
     if isinstance(images, ImageFiles):
         return StreamedSource(images, recipe, batch_size, device, names)
     assert isinstance(images, ImageSet)
@@ -49,7 +49,7 @@ class StreamedSource(Source):
     def __init__(
         self, images: ImageFiles, recipe: Recipe, batch_size: int, device: torch.device | str, names: tuple[Name, ...]
     ) -> None:
-        # What is to be decoded is told to the workers, so it is chosen on the CPU.
+        # The workers need to know what to decode, so it is chosen on the CPU.
         super().__init__(images, recipe, batch_size, device, names, choices="cpu")
         self.images = images
         self._views: tuple[View, ...] = ("plain",)
@@ -57,11 +57,11 @@ class StreamedSource(Source):
         self._coming: tuple[EpochPlan, int] | None = None
 
     def draw_offsets(self, crops: int, stream: torch.Generator) -> Tensor:
-        """A seed for the box of each crop, int64 [images, crops]."""
+        """Draw a seed for the box of each crop, int64 [images, crops]."""
         return torch.randint(SEEDS, (len(self.images), crops), generator=stream)
 
     def batch(self, plan: EpochPlan, step: int) -> Batch:
-        """The batch of a step, counted from 0. Steps that follow each other are decoded ahead.
+        """Make the batch of a step, counted from 0. Steps that follow each other are decoded ahead.
 
         Raises:
             IndexError: the epoch has no such step.
@@ -69,7 +69,7 @@ class StreamedSource(Source):
         """
         index = self.members(plan, step)
         if self._coming is None or self._coming[0] is not plan or self._coming[1] != step:
-            # The source must not be held by its own stream: who drops it wants the workers gone at once.
+            # Its own stream must not keep the source alive: without the source, the workers must end at once.
             self._stream = _read_ahead(weakref.proxy(self), plan, step)
         self._coming = None
         crops = next(self._stream)
@@ -81,21 +81,23 @@ class StreamedSource(Source):
 
     def crops(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         """See `Source.crops`; offsets: seeds, [batch, turns]."""
-        return self.finished(torch.cat(decode_here(self._cut(index, offsets, _each(flips, offsets)))))
+        return self.normalise_crops(
+            torch.cat(decode_here(self._make_tasks(index, offsets, _repeat_flips(flips, offsets))))
+        )
 
-    def finished(self, crops: Tensor) -> Tensor:
-        """Normalised images [turns * batch, 3, size, size] of crops, uint8 [batch, turns, size, size, 3]."""
+    def normalise_crops(self, crops: Tensor) -> Tensor:
+        """Turn and normalise crops, uint8 [batch, turns, size, size, 3], to images [turns * batch, 3, size, size]."""
         crops = crops.to(self.device)
         if crops.shape[1] == ROTATIONS:
             crops = torch.stack([crops[:, turn].rot90(turn, (1, 2)) for turn in range(ROTATIONS)], dim=1)
         return self._normalise(crops.flatten(0, 1))
 
     def remember(self, view: View) -> None:
-        """Have this view decoded ahead from now on: somebody asked for it, and will again."""
+        """Decode this view ahead from now on, because it was asked for once."""
         self._views = tuple(dict.fromkeys((*self._views, view)))
 
     def tasks(self, plan: EpochPlan, step: int) -> list[tuple[DecodeTask, dict[View, slice]]]:
-        """The tasks of a batch, and which of a task's crops belong to which view."""
+        """List the tasks of a batch, and which of a task's crops belong to which view."""
         index = self.members(plan, step)
         # Views of the same images are cut from one decoded image.
         of_itself: list[View] = [view for view in self._views if view != "same_class"]
@@ -106,21 +108,21 @@ class StreamedSource(Source):
             ends = list(itertools.accumulate(self._turns(view) for view in views))
             places = {view: slice(end - self._turns(view), end) for view, end in zip(views, ends, strict=True)}
             offsets = torch.cat([offsets for _, offsets, _ in choices], dim=1)
-            flips = torch.cat([_each(flips, offsets) for _, offsets, flips in choices], dim=1)
-            found += [(task, places) for task in self._cut(choices[0][0], offsets, flips)]
+            flips = torch.cat([_repeat_flips(flips, offsets) for _, offsets, flips in choices], dim=1)
+            found += [(task, places) for task in self._make_tasks(choices[0][0], offsets, flips)]
         return found
 
     def _turns(self, view: View) -> int:
         return ROTATIONS if view == "rotated" else 1
 
-    def _cut(self, index: Tensor, seeds: Tensor, flips: Tensor) -> list[DecodeTask]:
-        """The tasks for crops of the images `index` [batch]; seeds and flips: [batch, crops]."""
+    def _make_tasks(self, index: Tensor, seeds: Tensor, flips: Tensor) -> list[DecodeTask]:
+        """Make the tasks for crops of the images `index` [batch]; seeds and flips: [batch, crops]."""
         parts = zip(index.split(CHUNK), seeds.split(CHUNK), flips.split(CHUNK), strict=True)
         return [DecodeTask(self.images.paths(part), box.numpy(), flip.numpy(), self.size) for part, box, flip in parts]
 
 
-def _each(flips: Tensor, offsets: Tensor) -> Tensor:
-    """The flip of an image, bool [batch], for each of its crops: [batch, crops]."""
+def _repeat_flips(flips: Tensor, offsets: Tensor) -> Tensor:
+    """Repeat the flip of each image, bool [batch], for its crops: [batch, crops]."""
     return flips[:, None].expand(offsets.shape)
 
 
@@ -134,14 +136,14 @@ class _StreamedBatch(Batch):
     def _crops(self, name: View, turns: int) -> Tensor:
         source = cast(StreamedSource, self._source)
         if name in self._decoded:
-            return source.finished(self._decoded.pop(name))
+            return source.normalise_crops(self._decoded.pop(name))
         images = super()._crops(name, turns)
         source.remember(name)
         return images
 
 
 def _read_ahead(source: StreamedSource, plan: EpochPlan, first: int) -> Iterator[Decoded]:
-    """The crops of each batch of an epoch from the step `first` on, on the source's device."""
+    """Decode the crops of each batch of an epoch from the step `first` on, on the source's device."""
     asked: deque[tuple[dict[View, slice], bool]] = deque()
 
     def tasks() -> Iterator[DecodeTask]:

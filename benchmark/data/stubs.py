@@ -1,4 +1,4 @@
-"""The form of the suite's own datasets, for reckoning what runs cost where the images are not there."""
+"""The form of the suite's own datasets, to estimate what runs cost without the images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmark.data.dataset import Dataset
 from benchmark.data.download import DEFAULT_DATA_ROOT
 
 UNREAD = ""
-"""The fingerprint of images that nobody has read; nothing is kept of runs on them (`benchmark.core.spec.Run.kept`)."""
+"""The fingerprint of images that were not read; nothing is kept of runs on them (`benchmark.core.spec.Run.kept`)."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class UnreadImages:
         return len(self.labels)
 
     def subset(self, index: Tensor) -> Self:
-        """There are no images to choose from."""
+        """Raise ValueError: there are no images to choose from."""
         self._refuse()
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """There are no images to show."""
+        """Raise ValueError: there are no images to show."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        raise ValueError("these images were never read; only what they cost can be reckoned")
+        raise ValueError("these images were never read; only their cost can be estimated")
 
 
 def find_stub(name: str, data_root: Path | None = None) -> Dataset | None:
-    """A dataset of the suite without its images, where there are none in `data_root` (`data` by default).
+    """Make a dataset of the suite without its images, if there are none in `data_root` (`data` by default).
 
     Its fingerprint is `UNREAD`, so none of its runs is one that was ever trained. None where there is a folder for it,
     whatever is in it, or where it has no known form.
@@ -85,7 +85,7 @@ def find_stub(name: str, data_root: Path | None = None) -> Dataset | None:
 
 
 def describe_unread(unread: Dataset, data_root: Path | None) -> str:
-    """What was planned with instead of images, for people."""
+    """Describe for the user what was planned with instead of images."""
     size, root = unread.image_size, data_root or DEFAULT_DATA_ROOT
     return (
         f"{unread.name} is not in {root}: planned for {len(unread.train):,} training images of {size}x{size} pixels in "

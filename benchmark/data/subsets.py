@@ -12,7 +12,7 @@ from benchmark.core.rng import Name, generator
 
 
 def stratified_fraction(labels: Tensor, fraction: float, *names: Name) -> Tensor:
-    """Positions, ascending int64, of a part of the images that holds the same share of each class.
+    """Choose the positions, ascending int64, of a part of the images with the same share of each class.
 
     A class of n images keeps `fraction` * n of them, rounded to the nearest, and at least one. Parts drawn with the
     same names are nested: those of a smaller fraction are all in that of a larger one, and fraction 1 keeps all.
@@ -28,7 +28,7 @@ def stratified_fraction(labels: Tensor, fraction: float, *names: Name) -> Tensor
 
 
 def split_held_out(labels: Tensor, share: float, *names: Name) -> tuple[Tensor, Tensor]:
-    """Positions of the images that stay and of those that are held out, both ascending int64.
+    """Choose the positions of the images that stay and of those that are held out, both ascending int64.
 
     Of a class of n images `share` * n are held out, rounded to the nearest, but at least one is held out and one stays.
     labels: int64 [images].
@@ -50,7 +50,7 @@ def split_held_out(labels: Tensor, share: float, *names: Name) -> tuple[Tensor, 
 
 
 def _shuffled_classes(labels: Tensor, names: tuple[Name, ...]) -> Iterator[Tensor]:
-    """For each class its images' positions in an order of its own, so no class moves another's draw."""
+    """Shuffle the positions of each class's images by a stream of its own, so no class affects another."""
     for label in labels.unique().tolist():
         positions = torch.nonzero(labels == label).squeeze(1)
         yield positions[torch.randperm(len(positions), generator=generator(*names, label))]

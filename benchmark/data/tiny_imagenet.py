@@ -25,10 +25,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import locate_cache, read_or_build
-from benchmark.data.dataset import Dataset, check_deviation, fingerprint_of
+from benchmark.data.cache import locate_cache, make_dataset, read_or_build
+from benchmark.data.dataset import Dataset
 from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_unpacked, lock_data_folder
-from benchmark.data.folders import ClassFolders, image_files, read_class_folders
+from benchmark.data.folders import ClassFolders, image_files, list_subfolders, read_class_folders
 
 NAME = "tiny-imagenet"
 FOLDER = "tiny-imagenet-200"
@@ -45,7 +45,7 @@ PADDING = 8
 
 
 def load(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
-    """Tiny-ImageNet from `data_root` (`data` by default), through its cache.
+    """Load Tiny-ImageNet from `data_root` (`data` by default), through its cache.
 
     Classes are named by their WordNet ids and stand in the ids' order. The normalisation is measured on the training
     images. Where there is no `tiny-imagenet-200/` and `download` allows it, the archive is fetched.
@@ -68,19 +68,7 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
     cached = read_or_build(
         locate_cache(root, cache_root), NAME, found.state, lambda: read_class_folders(found, IMAGE_SIZE)
     )
-    check_deviation(NAME, cached.std)
-    content = cached.content
-    return Dataset(
-        name=NAME,
-        classes=content.classes,
-        train=content.train,
-        test=content.test,
-        mean=cached.mean,
-        std=cached.std,
-        padding=PADDING,
-        flip=True,
-        fingerprint=fingerprint_of(cached.hashes, content.classes, cached.mean, cached.std, PADDING, flip=True),
-    )
+    return make_dataset(NAME, cached, PADDING, flip=True)
 
 
 def _not_found(root: Path, why: str) -> str:
@@ -92,7 +80,7 @@ def _not_found(root: Path, why: str) -> str:
 
 
 def list_images(folder: Path) -> ClassFolders:
-    """Look through a folder `tiny-imagenet-200`; its validation images are the split `test`.
+    """List the images of a folder `tiny-imagenet-200`; its validation images are the split `test`.
 
     Raises:
         UserError: a file is missing or malformed, a class has no images, or the validation images and their annotations
@@ -130,7 +118,7 @@ def _without_folder(found: Iterable[tuple[str, int, int]]) -> list[tuple[str, in
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers."""
+    """Read the lines of a text file that are not blank, with their numbers."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -141,7 +129,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _classes(path: Path) -> tuple[str, ...]:
-    """The class ids in ascending order."""
+    """Read the class ids in ascending order."""
     found = []
     for number, line in _lines(path):
         if not re.fullmatch(r"n[0-9]{8}", line):
@@ -157,18 +145,14 @@ def _classes(path: Path) -> tuple[str, ...]:
 
 
 def _check_training_folders(folder: Path, classes: tuple[str, ...]) -> None:
-    """Refuse images of a class that is not listed: they would be left out without a word."""
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"cannot read folder {folder}: {error.strerror}") from error
-    unlisted = sorted(set(names) - set(classes))
+    """Refuse images of a class that is not listed: they would be left out silently."""
+    unlisted = sorted(set(list_subfolders(folder)) - set(classes))
     if unlisted:
         raise UserError(f"{folder / unlisted[0]} is no class of {WNIDS} ({len(unlisted)} such); remove it")
 
 
 def _annotations(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
-    """The label of each validation image by its file's name."""
+    """Read the label of each validation image, by the name of its file."""
     labels = {wnid: label for label, wnid in enumerate(classes)}
     annotated: dict[str, int] = {}
     for number, line in _lines(path):

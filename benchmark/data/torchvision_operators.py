@@ -21,10 +21,9 @@ _declarations: list[torch.library.Library] = []
 
 
 def import_torchvision(submodule: str = "") -> ModuleType:
-    """The module `torchvision`, or a submodule of it (`datasets`, `transforms.functional`).
+    """Import `torchvision`, or a submodule of it (`datasets`, `transforms.functional`).
 
-    The missing operators are declared only if the import fails for want of them; a torchvision that imports by itself
-    is left as it is.
+    The missing operators are declared only if the import fails because of them.
 
     Raises:
         ImportError, RuntimeError: torchvision cannot be imported for another reason.
@@ -40,7 +39,7 @@ def import_torchvision(submodule: str = "") -> ModuleType:
 
 
 def declare_missing_operators() -> tuple[str, ...]:
-    """Declare those of the operators that nobody declared, without an implementation; their names."""
+    """Declare the operators that are missing, without an implementation, and return their names."""
     missing = tuple(name for name in OPERATORS if not hasattr(torch.ops.torchvision, name))
     if missing:
         library = torch.library.Library("torchvision", "FRAGMENT")
