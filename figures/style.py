@@ -31,7 +31,7 @@ WIDTHS = {1: 4.8, 2: 7.0}
 """Inches, by panels in a row: a report's text is 7 inches wide."""
 LEFT, RIGHT, BETWEEN, HEADING = 0.52, 0.1, 0.5, 0.46
 """Inches: margins, between panels, over a panel for its heading."""
-CHARACTER = 0.053
+CHARACTER = 0.05
 """Inches of a character in small print; more than most of them need."""
 LINE, LEGEND_LINE = 0.135, 0.2
 """Inches from a line of the caption, or of the legend, to the next."""

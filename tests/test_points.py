@@ -74,7 +74,7 @@ def test_points_at_fraction_1_are_the_very_runs_of_table_II(scale: str) -> None:
 def test_lsskd_in_figure_6_is_the_very_run_of_table_IV() -> None:
     found = points(SIX)
     columns = load_table("IV").at("demo").columns
-    place = next(column.name for column in columns if column.student == "ResNet18-x1/4")
+    place = next(column.name for column in columns if column.student == found.panel.student)
     grid = plan_table(load_table("IV").at("demo"), found.factory, (0, 1))
     assert found.runs["LSSKD", 1.0] == grid.runs["LSSKD", place]
 
@@ -110,7 +110,7 @@ def test_every_run_of_figure_6_has_a_classifier_after_each_stage_and_learns_from
     assert set(found.runs) == {(method, 1.0) for method in ("HSSAKD", "LSSKD", "HSSAKD-teacher")}
     assert {run.fraction for runs in found.runs.values() for run in runs} == {1.0}
     (hssakd, _) = found.runs["HSSAKD", 1.0]
-    assert (hssakd.teacher_network, hssakd.student) == ("ResNet34-x1/4", "ResNet18-x1/4")
+    assert (hssakd.teacher_network, hssakd.student) == ("ResNet18-x1/4", "ResNet10-x1/4")
     assert isinstance(hssakd.head, Run)
     assert hssakd.head.method == "HSSAKD-branches"
     assert {run.teacher for method in ("LSSKD", "HSSAKD-teacher") for run in found.runs[method, 1.0]} == {None}

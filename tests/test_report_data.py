@@ -108,7 +108,7 @@ def test_runs_that_tables_share_are_counted_in_each_of_them(filled: tuple[Path, 
 
 
 def test_another_scale_is_covered_apart_and_reproduces_nothing(tmp_path: Path) -> None:
-    fill(tmp_path, scale="demo", dataset="digits", seeds=1, methods=METHODS, pairs=PAIRS[:1], epochs=2)
+    fill(tmp_path, scale="demo", dataset="digits", seeds=1, methods=METHODS, pairs=("WRN-40-2>ShuffleNetV1",), epochs=2)
     report = collect_report(tmp_path)
     scales = [(covered.scale, covered.done) for covered in report.covered if covered.table == "II"]
     assert scales == [("paper", 0), ("demo", 3)]
