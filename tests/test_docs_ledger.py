@@ -78,7 +78,7 @@ def test_the_protocols_page_states_the_values_of_the_code() -> None:
 
 
 def test_the_protocols_page_states_what_each_scale_makes_of_each_schedule() -> None:
-    header, *rows = table_after(PROTOCOLS_PAGE, "What that makes of the schedules, as epochs (milestones):")
+    header, *rows = table_after(PROTOCOLS_PAGE, "The schedules at each scale, as epochs (milestones):")
     assert [cell.strip("`") for cell in header[1:]] == list(SCALES)
     schedules = {name: protocol.schedule for name, protocol in PROTOCOLS.items()}
     usual = PROTOCOLS["lsskd"].method_schedules
