@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Group, RenderableType
-from rich.markdown import Markdown
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -149,6 +148,9 @@ def describe_method(name: str) -> RenderableType:
     Raises:
         UserError: there is no such method.
     """
+    # Only this command needs it.
+    from rich.markdown import Markdown
+
     method_class(name)
     entry = next(entry for entry in entries() if entry.method.name == name)
     lines = list(_section(entry))

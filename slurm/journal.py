@@ -59,7 +59,7 @@ class Journal:
         """Why a job failed; empty if it did not."""
         for ending in ENDINGS:
             with contextlib.suppress(OSError):
-                return self._ending(job, ending).read_text(encoding="utf-8").strip()
+                return self._ending(job, ending).read_text(encoding="utf-8", errors="replace").strip()
         return ""
 
     def write_ending(self, job: int, ending: JobState, reason: str = "") -> None:
@@ -104,7 +104,7 @@ class Journal:
     def read_refusal(self) -> str:
         """Why SLURM last refused jobs that are ready; empty if it took all of them."""
         with contextlib.suppress(OSError):
-            return (self.folder / "refused").read_text(encoding="utf-8").strip()
+            return (self.folder / "refused").read_text(encoding="utf-8", errors="replace").strip()
         return ""
 
     def write_refusal(self, reason: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 from rich.cells import cell_len
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 class Markup(str):
@@ -138,11 +141,15 @@ def format_pipe_table(lines: Sequence[Sequence[str]], numeric: Collection[int] =
     return Markup("\n".join(f"| {line} |" for line in padded))
 
 
+@functools.cache
 def make_environment(templates: Path, escape: Callable[[str], Markup] | None = None) -> jinja2.Environment:
     """Make the Jinja environment of a folder of templates, in which every value is escaped unless it is markup.
 
     escape: the target format, `escape_markdown` or `escape_latex`; Jinja's own escaping of HTML if None.
     """
+    # Commands that write no file start sooner without it.
+    import jinja2
+
     options: dict[str, Any] = dict(_LATEX_DELIMITERS) if escape is escape_latex else {}
     if escape is not None:
         # Jinja's own autoescaping knows HTML only.

@@ -41,20 +41,22 @@ CSV_FIELDS = (
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
-_MARKDOWN = make_environment(TEMPLATES, escape_markdown)
-_LATEX = make_environment(TEMPLATES, escape_latex)
 
 
 def to_markdown(result: TableResult) -> str:
     """Render the page in Markdown, its tables aligned so that it also reads well as plain text."""
     page = make_page(result)
-    return _MARKDOWN.get_template("table.md.j2").render(
-        page=page,
-        table=_markdown_table(page.columns, page.rows),
-        best=_markdown_table(page.columns, page.best),
-        best_title=BEST_TITLE,
-        best_explanation=BEST_EXPLANATION,
-        superscript=superscript,
+    return (
+        make_environment(TEMPLATES, escape_markdown)
+        .get_template("table.md.j2")
+        .render(
+            page=page,
+            table=_markdown_table(page.columns, page.rows),
+            best=_markdown_table(page.columns, page.best),
+            best_title=BEST_TITLE,
+            best_explanation=BEST_EXPLANATION,
+            superscript=superscript,
+        )
     )
 
 
@@ -64,19 +66,23 @@ def to_latex(result: TableResult) -> str:
     Best in bold, second underlined. A table that has no printed or published numbers has no columns for them.
     """
     page = make_page(result)
-    return _LATEX.get_template("table.tex.j2").render(
-        page=page,
-        label=Markup(page.name),
-        columns=_latex_columns(page, page.has_references),
-        heading=_latex_heading(page, page.has_references),
-        rows=[_latex_row(row, page.has_references, _usual_count(page.rows)) for row in page.rows],
-        seeds=_latex_seeds(page.rows),
-        best_columns=_latex_columns(page, False),
-        best_heading=_latex_heading(page, False),
-        best=[_latex_row(row, False, _usual_count(page.best)) for row in page.best],
-        best_seeds=_latex_seeds(page.best),
-        best_title=BEST_TITLE,
-        best_explanation=BEST_EXPLANATION,
+    return (
+        make_environment(TEMPLATES, escape_latex)
+        .get_template("table.tex.j2")
+        .render(
+            page=page,
+            label=Markup(page.name),
+            columns=_latex_columns(page, page.has_references),
+            heading=_latex_heading(page, page.has_references),
+            rows=[_latex_row(row, page.has_references, _usual_count(page.rows)) for row in page.rows],
+            seeds=_latex_seeds(page.rows),
+            best_columns=_latex_columns(page, False),
+            best_heading=_latex_heading(page, False),
+            best=[_latex_row(row, False, _usual_count(page.best)) for row in page.best],
+            best_seeds=_latex_seeds(page.best),
+            best_title=BEST_TITLE,
+            best_explanation=BEST_EXPLANATION,
+        )
     )
 
 
