@@ -74,7 +74,7 @@ def main(folder: Path) -> None:
             patch.object(owner, attribute, replacement),
             patch.object(faults, "_spoil", spoil),
         ):
-            verdict = harness.disturb(folder / name.replace(" ", "-"), count, seconds=60, damages=damages)
+            verdict = harness.disturb(folder / name.replace(" ", "-"), count, seconds=300, damages=damages)
         print(json.dumps([name, verdict.counted.total(), verdict.problems]), flush=True)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.__main__ import KINDS
 from tests.chaos.compare import wrong_figure
 from tests.chaos.faults import DAMAGES, Damage, Files, rounds
 from tests.chaos.tracing import Pen, Seen
@@ -25,14 +26,15 @@ def program(module: str, *given: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT, check=False)
 
 
-def test_two_hundred_faults_cost_nothing(tmp_path: Path) -> None:
+def test_sixty_faults_cost_nothing(tmp_path: Path) -> None:
+    """Faults go on until sixty and some of each kind have counted; hundreds would be of the same kinds."""
     ended = program("tests.chaos", str(tmp_path / "kept"))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     rows = {line[:16].strip(): [int(text) for text in line[16:].split()] for line in ended.stdout.splitlines()[1:13]}
     injected, counted = rows["total"]
-    assert injected >= counted >= 200
+    assert injected >= counted >= 60
     # Every kind of fault that can count did.
-    for kind in ("kill", "terminate", "kill all", "record", "checkpoint", "weights", "cache", "claim"):
+    for kind in KINDS:
         assert rows[kind][1] > 0, ended.stdout
     assert "9 records: 0 lost, 0 wrong, 0 duplicated, 0 failed" in ended.stdout
     assert len(list((tmp_path / "kept").glob("disturbed/runs/*/*/record.json"))) == 9

@@ -1,6 +1,7 @@
-"""Kill workers and damage files of a small sweep, and compare what comes out: `python -m tests.chaos [NEW_FOLDER]`.
+"""Kill workers and damage files of a small sweep, and compare what comes out.
 
-The folder is kept; without one a temporary folder is used, which is kept only where something is wrong. Exit code 0:
+`python -m tests.chaos [NEW_FOLDER [FAULTS]]` disturbs it until so many faults, some of each kind, have counted. The
+folder is kept; without one a temporary folder is used, which is kept only where something is wrong. Exit code 0:
 nothing was lost, wrong or duplicated, and enough faults counted; 1 otherwise.
 """
 
@@ -15,22 +16,25 @@ from tests.chaos.compare import Verdict
 from tests.chaos.faults import DAMAGES, KILLS
 from tests.chaos.harness import Harness
 
-FAULTS = 200
+FAULTS = 60
 """How many faults must count."""
+KINDS = ("kill", "terminate", "kill all", "record", "checkpoint", "weights", "cache", "claim")
+"""Kinds of faults of which each must count at least once."""
 MAX_SECONDS = 500.0
 """When the harness stops although too few faults have counted."""
 
 
-def main(folder: Path | None) -> int:
+def main(folder: Path | None, faults: int = FAULTS) -> int:
     """Run the harness, print its verdict and return the exit code."""
     work = (folder or Path(tempfile.mkdtemp(prefix="chaos-"))).absolute()
     harness = Harness(work)
     harness.train_undisturbed()
-    verdict = harness.disturb(work / "disturbed", FAULTS, MAX_SECONDS)
+    verdict = harness.disturb(work / "disturbed", faults, MAX_SECONDS, kinds=KINDS)
     print_verdict(verdict)
-    enough = verdict.counted.total() >= FAULTS
+    missing = [kind for kind in KINDS if not verdict.counted[kind]]
+    enough = verdict.counted.total() >= faults and not missing
     if not enough:
-        print(f"only {verdict.counted.total()} of {FAULTS} faults counted")
+        print(f"only {verdict.counted.total()} of {faults} faults counted, and none of: {', '.join(missing) or '-'}")
     clean = enough and verdict.is_clean
     if folder is None and clean:
         shutil.rmtree(work, ignore_errors=True)
@@ -53,4 +57,4 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else None))
+    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, *map(int, sys.argv[2:3])))

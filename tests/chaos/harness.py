@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ LOOK_SECONDS = 0.008
 """How often the harness looks what the workers have done."""
 PATIENCE_SECONDS = 3.0
 """How long it waits for steps that do not come."""
-LEAVING_SECONDS = 60.0
+LEAVING_SECONDS = 300.0
 """How long a worker may take to leave when it was asked to, or to finish the sweep when nobody disturbs it."""
 STOPPED_SECONDS = 0.1
 """How long a stopped worker stays so before it is killed."""
@@ -87,16 +87,19 @@ class Harness:
         seed: int = 0,
         workers: int = 2,
         damages: Mapping[str, int] = DAMAGES,
+        kinds: Collection[str] = (),
     ) -> Verdict:
         """Disturb a sweep in a folder until so many faults have counted or so many seconds have passed; compare it.
 
-        damages: how often each kind of file is drawn.
+        damages: how often each kind of file is drawn; kinds: of faults, each of which is to count at least once.
         """
         disturbance = _Disturbance(self, folder)
         began = time.monotonic()
         for intent in rounds(seed, workers, len(self.sweep.runs), damages):
             disturbance.round(intent)
-            if disturbance.count() >= faults or time.monotonic() - began > seconds:
+            counted = disturbance.counted()
+            enough = counted.total() >= faults and counted.keys() >= set(kinds)
+            if enough or time.monotonic() - began > seconds:
                 break
         return disturbance.end(time.monotonic() - began)
 
@@ -141,10 +144,12 @@ class _Disturbance:
         self.verdict = Verdict()
         self.kills: Counter[str] = Counter()
 
-    def count(self) -> int:
-        """The faults that have counted so far."""
+    def counted(self) -> Counter[str]:
+        """Count the faults so far that hit a worker at work or a file that was read afterwards, by kind."""
         self.seen.look()
-        return self.kills.total() + len(self.files.damaged.keys() & self.seen.read)
+        read = self.files.damaged.keys() & self.seen.read
+        # A sum of counters leaves out what is zero.
+        return self.kills + Counter(self.files.damaged[stamp][0] for stamp in read)
 
     def round(self, intent: Round) -> None:
         """Start workers, do to them and to their files what is intended, and end those that are left."""
@@ -243,15 +248,11 @@ class _Disturbance:
             self.verdict.problems[FAILED].append(f"{worker.name} does not finish the sweep; see {worker.said}")
             self._end([worker], "kill")
         self._judge(worker)
-        self.count()
         self.verdict.seconds = seconds
-        self.verdict.counted = self.kills + Counter(self.files.damaged[stamp][0] for stamp in self._read())
+        self.verdict.counted = self.counted()
         self.verdict.records = compare(self.sweep, self.harness.calm, self.runs, self.verdict.problems)
         self._look_for_duplicates()
         return self.verdict
-
-    def _read(self) -> set[int]:
-        return self.files.damaged.keys() & self.seen.read
 
     def _look_for_duplicates(self) -> None:
         problems = self.verdict.problems[DUPLICATED]
