@@ -88,7 +88,7 @@ def join_plainly(groups: dict[CohortKey, list[Run]]) -> dict[CohortKey, list[Run
 PLACES = st.builds(
     CohortKey,
     depth=st.just(0),
-    needed=st.booleans(),
+    has_dependents=st.booleans(),
     cohort=st.sampled_from("ab"),
     folder=st.none(),
     teacher=st.sampled_from([None, "first", "second"]),
