@@ -235,6 +235,12 @@ def named_streams(seed: int, changed: str = "") -> Callable[[str], torch.Generat
 
 
 def initialised(build: Callable[[str, int], Network | AuxiliaryBranches], name: str, *seeds: object) -> nn.Module:
-    module = build(name, 20)
+    with torch.device("meta"):
+        module = build(name, 20)
+    # PyTorch's own first weights would be drawn only to be replaced.
+    module.to_empty(device="cpu")
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.reset_running_stats()
     module.initialise(named_streams(*seeds))  # type: ignore[arg-type]
     return module

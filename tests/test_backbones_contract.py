@@ -7,6 +7,7 @@ their code with the heavy ones.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 
@@ -42,40 +43,61 @@ from tests.test_backbones import (
     NAMES as LISTED,
 )
 
-FROM_PATTERNS = [
-    "WRN-10-1",
-    "WRN-16-1",
-    "ResNet14",
-    "ResNet14x4",
-    "VGG8-x1/4",
-    "VGG11-x1/4",
-    "ShuffleNetV1-x1/2",
-    "ShuffleNetV1-x1/4",
-    "ShuffleNetV2-x1/2",
-    "ShuffleNetV2-x1/4",
-    "ShuffleNetV2-TFKD-x1/4",
-    "MobileNetV2-x1/4",
-    "MobileNetV2-s1-x1/2",
-    "MobileNetV2-TFKD-x1/4",
-    "ResNeXt29-x1/4",
-    "ImageNet-ResNet18-x1/4",
-]
-"""Some of the networks that no list names."""
-NAMES = [*LISTED, *FROM_PATTERNS]
-DRY = {name: dry(name) for name in NAMES}
-FAMILY = {name: type(network).__name__ for name, (network, _) in DRY.items()}
-SIZE = {name: parameters(network) + parameters(branches) for name, (network, branches) in DRY.items()}
-SMALLEST = {FAMILY[name]: name for name in sorted(NAMES, key=SIZE.__getitem__, reverse=True)}
-LIGHT = [name for name in NAMES if SIZE[name] < 3e7]
-LIGHT_OR_SMALLEST = [name for name in NAMES if name in LIGHT or name in SMALLEST.values()]
-"""Light networks, and of a family that has none the smallest."""
-WIDE = [name for name in NAMES if FAMILY[name] == "WideResNet"]
+FAMILIES = {
+    "WideResNet": ("WRN-10-1", "WRN-16-1", "WRN-40-1", "WRN-16-2", "WRN-40-2"),
+    "ResNet": (
+        *("ResNet8", "ResNet14", "ResNet20", "ResNet32", "ResNet56", "ResNet8x4", "ResNet110", "ResNet14x4"),
+        "ResNet32x4",
+    ),
+    "ShuffleNetV1": ("ShuffleNetV1-x1/4", "ShuffleNetV1-x1/2", "ShuffleNetV1"),
+    "ShuffleNetV2": ("ShuffleNetV2-x1/4", "ShuffleNetV2-x1/2", "ShuffleNetV2"),
+    "FourStageResNet": (
+        *("ResNet18-x1/4", "ResNet34-x1/4", "ResNet50-x1/4", "ResNet101-x1/4"),
+        *("ResNet18", "ResNet34", "ResNet50", "ResNet101"),
+    ),
+    "VGG": ("VGG8-x1/4", "VGG11-x1/4", "VGG8", "VGG13"),
+    "ImageNetResNet": ("ImageNet-ResNet18-x1/4", "ImageNet-ResNet18", "ImageNet-ResNet34"),
+    "MobileNetV2": ("MobileNetV2-x1/4", "MobileNetV2-s1-x1/2", "MobileNetV2", "MobileNetV2-s1"),
+    "MobileNetV2TfKD": ("MobileNetV2-TFKD-x1/4", "MobileNetV2-TFKD-x1/2", "MobileNetV2-TFKD"),
+    "ShuffleNetV2TfKD": ("ShuffleNetV2-TFKD-x1/4", "ShuffleNetV2-TFKD"),
+    "PreActResNet": ("PreActResNet18-x1/4", "PreActResNet18"),
+    "ResNeXt": ("ResNeXt29-x1/4", "ResNeXt29"),
+}
+"""By class, all listed networks and some that only follow a pattern, the smallest first.
+
+They are written down, since to build them all takes seconds, in every process that collects tests.
+"""
+FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
+NAMES = list(FAMILY)
+HEAVY = (
+    *("ResNet18", "ResNet34", "ResNet50", "ResNet101", "VGG13", "ImageNet-ResNet18", "ImageNet-ResNet34"),
+    *("PreActResNet18", "ResNeXt29"),
+)
+"""Those that have at least HEAVY_PARAMETERS with their branches."""
+HEAVY_PARAMETERS = 3e7
+LIGHT = [name for name in NAMES if name not in HEAVY]
+SMALLEST = {family: names[0] for family, names in FAMILIES.items()}
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def fresh(request: pytest.FixtureRequest) -> tuple[str, Network, AuxiliaryBranches]:
-    """A network of 10 classes and its branches with PyTorch's initial weights; not to be changed."""
-    return request.param, build_network(request.param, 10).eval(), build_branches(request.param, 40).eval()
+def test_the_networks_are_what_these_tests_take_them_for() -> None:
+    assert set(LISTED) <= set(NAMES)
+    built = {name: dry(name) for name in NAMES}
+    size = {name: parameters(network) + parameters(branches) for name, (network, branches) in built.items()}
+    assert {name: type(network).__name__ for name, (network, _) in built.items()} == FAMILY
+    assert {name for name in NAMES if size[name] >= HEAVY_PARAMETERS} == set(HEAVY)
+    for family, names in FAMILIES.items():
+        assert min(names, key=size.__getitem__) == SMALLEST[family]
+        assert SMALLEST[family] in LIGHT
+
+
+OF_EACH_FAMILY = list(SMALLEST.values())
+"""The smallest network of each family, whose code the others share."""
+
+
+@functools.cache
+def fresh(name: str) -> tuple[Network, AuxiliaryBranches]:
+    """Build a network of 10 classes and its branches with PyTorch's initial weights; not to be changed."""
+    return build_network(name, 10).eval(), build_branches(name, 40).eval()
 
 
 # By which number the height and width of a stage map is smaller than the image's, for images of 8 and of 64 rows.
@@ -91,9 +113,19 @@ DIVISORS = {
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OF_EACH_FAMILY])
+def test_every_network_has_maps_that_its_branches_read(name: str) -> None:
+    network, branches = dry(name)
+    outputs = network.eval()(torch.empty(1, 3, 8, 8, device="meta"))
+    pooled = [branch.pooled for branch in branches.eval()(outputs.branch_maps)]
+    assert [vectors.shape for vectors in pooled] == [outputs.pooled.shape] * len(outputs.branch_maps)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("size", [8, 64])
-def test_other_image_sizes_work_with_the_branches_too(fresh: tuple[str, Network, AuxiliaryBranches], size: int) -> None:
-    name, network, branches = fresh
+@pytest.mark.parametrize("name", OF_EACH_FAMILY)
+def test_other_image_sizes_work_with_the_branches_too(name: str, size: int) -> None:
+    network, branches = fresh(name)
     outputs = network(torch.randn(1, 3, size, size, generator=rng.generator("images")), preactivations=True)
     shape = shape_of(name, network, size)
     if FAMILY[name] in DIVISORS:
@@ -126,10 +158,9 @@ def test_branches_of_vgg_read_the_stem_and_the_first_second_and_fourth_stage() -
 
 
 @torch.no_grad()
-def test_asking_for_preactivations_changes_neither_outputs_nor_statistics(
-    fresh: tuple[str, Network, AuxiliaryBranches],
-) -> None:
-    asked, plain = copy.deepcopy(fresh[1]).train(), copy.deepcopy(fresh[1]).train()
+@pytest.mark.parametrize("name", OF_EACH_FAMILY)
+def test_asking_for_preactivations_changes_neither_outputs_nor_statistics(name: str) -> None:
+    asked, plain = (copy.deepcopy(fresh(name)[0]).train() for _ in range(2))
     images = torch.randn(4, 3, 8, 8, generator=rng.generator("images"))
     with_maps, without = asked(images, preactivations=True), plain(images)
     assert without.preactivations is None
@@ -141,7 +172,7 @@ def test_asking_for_preactivations_changes_neither_outputs_nor_statistics(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("name", FAMILIES["WideResNet"][:2])
 def test_wide_resnet_preactivations_use_batch_statistics_in_training_mode(name: str) -> None:
     network = build_network(name, 10).train()
     fill(network)
@@ -156,7 +187,7 @@ ACTIVATED = ("ResNet", "ShuffleNetV1", "FourStageResNet", "ImageNetResNet", "VGG
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in LIGHT_OR_SMALLEST if FAMILY[name] in ACTIVATED])
+@pytest.mark.parametrize("name", [SMALLEST[family] for family in ACTIVATED])
 def test_a_stage_map_is_the_relu_of_its_preactivation(name: str) -> None:
     outputs = build_network(name, 10)(torch.randn(4, 3, 8, 8), preactivations=True)
     assert outputs.preactivations is not None
@@ -165,7 +196,7 @@ def test_a_stage_map_is_the_relu_of_its_preactivation(name: str) -> None:
         assert torch.equal(stage, before.relu())
 
 
-@pytest.mark.parametrize("name", LIGHT_OR_SMALLEST)
+@pytest.mark.parametrize("name", OF_EACH_FAMILY)
 def test_every_parameter_receives_a_gradient(name: str) -> None:
     network, branches = build_network(name, 10), build_branches(name, 40)
     outputs = network(torch.randn(4, 3, 8, 8), preactivations=True)
@@ -178,7 +209,7 @@ def test_every_parameter_receives_a_gradient(name: str) -> None:
         assert parameter.grad.isfinite().all(), key
 
 
-@pytest.mark.parametrize("name", LIGHT_OR_SMALLEST)
+@pytest.mark.parametrize("name", OF_EACH_FAMILY)
 def test_after_stages_names_all_that_the_last_stage_map_does_not_depend_on(name: str) -> None:
     network = build_network(name, 10)
     network(torch.randn(4, 3, 8, 8)).stages[-1].sum().backward()
@@ -203,7 +234,7 @@ def test_counting_multiply_adds_leaves_the_module_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("build", [build_network, build_branches])
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", OF_EACH_FAMILY)
 def test_initial_weights_depend_on_seed_and_parameter_name_alone(
     name: str, build: Callable[[str, int], Network | AuxiliaryBranches]
 ) -> None:
@@ -234,7 +265,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in LIGHT_OR_SMALLEST if FAMILY[name] in RULES])
+@pytest.mark.parametrize("name", [SMALLEST[family] for family in RULES])
 def test_initial_weights_follow_the_rule_of_the_family(name: str) -> None:
     for build, (convolution, linear) in zip((build_network, build_branches), RULES[FAMILY[name]], strict=True):
         for layer in initialised(build, name, 0).modules():  # type: ignore[arg-type]
@@ -338,7 +369,7 @@ def test_a_name_from_a_pattern_builds_what_it_says(name: str, convolutions: int,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_grouped_convolutions_are_declared_as_they_are(name: str) -> None:
-    network, _ = DRY[name]
+    network, _ = dry(name)
     grouped = any(layer.groups > 1 for layer in network.modules() if isinstance(layer, nn.Conv2d))
     assert uses_grouped_convolutions(name) == grouped
 

@@ -110,7 +110,7 @@ class Forward:
 @pytest.fixture(scope="module", params=PUBLIC)
 def forward(request: pytest.FixtureRequest) -> Forward:
     public = PUBLIC[request.param]
-    network = build_network(request.param, 100)
+    network, _ = dry(request.param)
     fill(network)
     kept: list[Tensor] = []
     with torch.no_grad():
@@ -162,19 +162,19 @@ def test_a_stage_map_is_its_preactivation_or_the_relu_of_it(forward: Forward) ->
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_state_dict_keys_shapes_and_order_are_the_public_ones(name: str) -> None:
-    assert shapes_of(build_network(name, 100)) == list(FACTS[PUBLIC[name].name]["state_dict"].items())
+    assert shapes_of(dry(name)[0]) == list(FACTS[PUBLIC[name].name]["state_dict"].items())
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_cost_equals_the_public_counts(name: str) -> None:
-    network, facts = build_network(name, 100), FACTS[PUBLIC[name].name]
+    network, facts = dry(name)[0], FACTS[PUBLIC[name].name]
     assert parameters(network) == facts["parameters"]
-    assert multiply_adds(network, torch.empty(2, 3, 32, 32)) == facts["multiply_adds"]
+    assert multiply_adds(network, torch.empty(2, 3, 32, 32, device="meta")) == facts["multiply_adds"]
 
 
 @torch.no_grad()
 def test_branches_of_mobilenet_v2_equal_the_public_implementation() -> None:
-    network, branches = build_network("MobileNetV2-s1", 100), build_branches("MobileNetV2-s1", 400)
+    network, branches = dry("MobileNetV2-s1")
     fill(network, "backbone.")
     fill(branches, "auxiliary_classifier.")
     public = "mobilenetV2_aux"
@@ -190,12 +190,12 @@ def test_branches_of_mobilenet_v2_equal_the_public_implementation() -> None:
 
 @pytest.mark.parametrize("name", ["MobileNetV2", "MobileNetV2-s1"])
 def test_branches_of_mobilenet_v2_are_the_public_ones_whatever_the_stem(name: str) -> None:
-    assert shapes_of(build_branches(name, 400)) == list(FACTS["mobilenetV2_aux"]["branches"].items())
+    assert shapes_of(dry(name)[1]) == list(FACTS["mobilenetV2_aux"]["branches"].items())
 
 
 def test_cost_of_mobilenet_v2_with_branches_equals_the_public_counts() -> None:
-    network, branches = build_network("MobileNetV2-s1", 100), build_branches("MobileNetV2-s1", 400)
-    images = torch.empty(1, 3, 32, 32)
+    network, branches = dry("MobileNetV2-s1")
+    images = torch.empty(1, 3, 32, 32, device="meta")
     with torch.no_grad():
         maps = network.eval()(images).branch_maps
     facts = FACTS["mobilenetV2_aux"]
@@ -259,8 +259,8 @@ def test_branches_end_at_the_size_of_the_last_stage_map_and_the_width_of_the_net
 @pytest.mark.parametrize("name", NARROW)
 def test_a_narrow_network_has_that_fraction_of_the_channels_everywhere(name: str) -> None:
     full, divisor = NARROW[name]
-    for build, outputs in ((build_network, 10), (build_branches, 40)):
-        narrow, wide = shapes_of(build(name, outputs)), shapes_of(build(full, outputs))
+    for narrow_module, wide_module, outputs in zip(dry(name), dry(full), (100, 400), strict=True):
+        narrow, wide = shapes_of(narrow_module), shapes_of(wide_module)
         assert [key for key, _ in narrow] == [key for key, _ in wide]
         kept = {1, 3, outputs}  # Kernel sides, image channels, inputs of depthwise convolutions, and outputs.
         for (key, actual), (_, expected) in zip(narrow, wide, strict=True):
