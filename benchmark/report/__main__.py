@@ -41,12 +41,12 @@ def main(
 ) -> int:
     """Write index.html, report.md, tables.tex, every table and figure, the audit, and all records."""
     console = Console()
-    if runs == DEFAULT_RUNS and not runs.is_dir() and RESULTS.is_dir():
-        console.print(Text(f"There is no folder {runs} here, so this is the report of {RESULTS}."), soft_wrap=True)
-        runs = RESULTS
     check_exists(runs)
     check_writable(reports, "--reports")
     check_drawing()
+    if not runs.is_dir() and RESULTS.is_dir():
+        console.print(Text(f"There is no folder {runs} here, so this is the report of {RESULTS}."), soft_wrap=True)
+        runs = RESULTS
     with console.status("reading records"):
         report = collect_report(runs, method, scale, table or (), without_host)
     written = []
