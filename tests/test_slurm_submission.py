@@ -19,7 +19,7 @@ from slurm.profile import Profile
 from slurm.sweep import Sweep
 from tests.commands import ROOT, environment
 from tests.devcluster import Cluster, devcluster
-from tests.slurm_cluster import needs_slurm, until
+from tests.slurm_cluster import PATIENCE, needs_slurm, until
 from tests.slurm_sweeps import Planned, at_cluster, clear, jobs_in, planned, wrapped
 
 pytestmark = needs_slurm
@@ -251,7 +251,7 @@ def test_a_submitter_that_is_killed_loses_nothing_and_doubles_nothing(
     with monkeypatch.context() as patch:
         patch.setenv("PATH", wrapped(tmp_path / "bin", {"sbatch": ONCE + kills + 'exec $REAL "$@"'}))
         killed = tending(sweep)
-        assert killed.wait(60) == -signal.SIGKILL
+        assert killed.wait(PATIENCE) == -signal.SIGKILL
     assert len(jobs_in(cluster)) == (6 if is_answered else 3)
     assert len(noted(sweep)) == 3
     reconcile(sweep)
@@ -267,7 +267,7 @@ def test_a_submitter_that_is_killed_loses_nothing_and_doubles_nothing(
 def test_of_two_that_look_after_a_sweep_at_once_one_submits(plan: Planned, cluster: Cluster, tmp_path: Path) -> None:
     sweep = fresh(plan, tmp_path)
     both = [tending(sweep), tending(sweep)]
-    assert [process.wait(60) for process in both] == [0, 0]
+    assert [process.wait(PATIENCE) for process in both] == [0, 0]
     assert noted(sweep) == list(range(7))
     assert arrays(cluster) == [1, 3, 3]
 
