@@ -76,6 +76,11 @@ def assert_same_outcome(place: Path, undisturbed: Path) -> None:
         assert comparable_part(record) == comparable_part(expected[run_id]), run_id
 
 
+def warnings_of(ended: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return what a command wrote to stderr, without the line that a busy machine brings about while it plans."""
+    return [line for line in ended.stderr.splitlines() if not line.startswith("planning ")]
+
+
 def first_epoch_written(place: Path, method: str) -> bool:
     return any((place / "runs" / "blocks").glob(f"{method}_*/epochs.jsonl"))
 
@@ -83,7 +88,7 @@ def first_epoch_written(place: Path, method: str) -> bool:
 def test_a_table_is_trained_to_its_end_and_reported(trained) -> None:
     place, ended = trained
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == ""
+    assert warnings_of(ended) == []
     assert "3 of 3 cells done" in ended.stdout
     assert ended.stdout.splitlines()[-1] == f"Open {place / 'reports' / 'index.html'}"
     assert "<h2>Tables</h2>" in (place / "reports" / "index.html").read_text(encoding="utf-8")
@@ -192,7 +197,7 @@ def assert_a_worker_tells_of_damage(command: list[str], runs: Path) -> None:
     (line,) = (line for line in ended.stdout.splitlines() if "damaged checkpoint" in line)
     assert "LSSKD: warning:" in line
     assert str(checkpoint) in line
-    assert ended.stderr == ""
+    assert warnings_of(ended) == []
 
 
 def test_a_killed_worker_fails_its_job_only_and_the_next_call_finishes(trained, table, tmp_path) -> None:
