@@ -356,7 +356,7 @@ def test_branches_in_a_teachers_file_are_its_head(folder, tmp_path) -> None:
     torch.save({"net": net, "acc": 12.5}, file)
     ended = run_here(*arguments(table, tmp_path, "--teacher-checkpoint", f"ResNet20={file}"))
     assert ended.returncode == 0, ended.stdout
-    assert f"teacher ResNet20 from {file} (net, with branches)" in ended.stdout
+    assert f"teacher ResNet20 from {file} (net, with branches, without the prefix module.)" in ended.stdout
     assert len(records_in(tmp_path)) == 1, "neither a teacher nor a head is trained"
     run = Run.model_validate(record_of(tmp_path, "HSSAKD")["run"])
     assert isinstance(run.head, ReleasedTeacher)

@@ -69,13 +69,14 @@ class ProgressDisplay(Display, JobCallback):
     """Shows the progress of a plan on a terminal (live) or in a log (plain lines)."""
 
     def __init__(self, jobs: Sequence[Job], console: Console) -> None:
-        super().__init__(console, refresh_per_second=4, get_renderable=self._picture)
         self.total = len(jobs)
         self.work = sum(job.seconds for job in jobs) or 1.0
         self.running: dict[int, tuple[Job, Progress | None]] = {}
         self.done, self.done_work, self.failed = 0, 0.0, 0
         self.began = time.perf_counter()
         self.last_line: dict[int, float] = {}
+        # Last, because a live display asks for its picture as it is made.
+        super().__init__(console, refresh_per_second=4, get_renderable=self._picture)
 
     def on_start(self, job: Job) -> None:
         self.running[id(job)] = (job, None)
