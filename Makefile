@@ -1,8 +1,8 @@
 # Everything runs in .venv, made from constraints.txt the first time a target needs it.
 PYTHON ?= python3
 BIN := .venv/bin
-# One of them runs the tests of sweeps (tests/conftest.py), which mostly wait for SLURM: so one more than processors.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Tests of sweeps (tests/conftest.py) and of kills mostly wait: so two more than processors.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 
 .PHONY: demo test test-all lint format clean
 

@@ -113,7 +113,7 @@ def test_files_are_listed_once_until_a_folder_changes(root: Path, monkeypatch: p
     first = load_dataset("imagenet", root)
     assert (root / ".kd-cache" / "imagenet-files.npz").is_file()
     with monkeypatch.context() as patch:
-        patch.setattr(imagenet, "_scanned", refuse_to_scan)
+        patch.setattr(imagenet, "_scan", refuse_to_scan)
         again = load_dataset("imagenet", root)
     assert again.fingerprint == first.fingerprint
     assert isinstance(again.train, ImageFiles)
@@ -150,7 +150,7 @@ def test_a_data_folder_that_cannot_be_written_is_no_obstacle(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     load_dataset("imagenet", root)
     assert len(list((tmp_path / "home").rglob("imagenet-files.npz"))) == 1
-    monkeypatch.setattr(imagenet, "_scanned", refuse_to_scan)
+    monkeypatch.setattr(imagenet, "_scan", refuse_to_scan)
     load_dataset("imagenet", root)
     monkeypatch.undo()
     (tmp_path / "blocked").write_text("")

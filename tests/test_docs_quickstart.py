@@ -17,6 +17,7 @@ from PIL import Image
 from benchmark import data
 from benchmark.backbones import build_network
 from benchmark.data.dataset import Dataset
+from benchmark.training.inputs import load_run_dataset
 from slurm.profile import load_profile
 from tests.commands import run_command, run_here
 from tests.documents import QUICKSTART, ROOT, blocks, example_method
@@ -62,7 +63,13 @@ def shortened(line: str) -> tuple[str, list[str]]:
 def small_digits() -> Dataset:
     """A hundred training and fifty test images of the digits."""
     digits = data.load_dataset("digits")
-    return replace(digits, train=digits.train.subset(torch.arange(100)), test=digits.test.subset(torch.arange(50)))
+    # With a fingerprint of its own, so that nothing takes it for the digits.
+    return replace(
+        digits,
+        train=digits.train.subset(torch.arange(100)),
+        test=digits.test.subset(torch.arange(50)),
+        fingerprint=digits.fingerprint[::-1],
+    )
 
 
 def write_cifar100(root: Path) -> None:
@@ -83,8 +90,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_cifar100(tmp_path / "data")
     torch.save({"model": build_network("ResNet56", 100).state_dict()}, tmp_path / "teacher.pth")
     (tmp_path / "cluster.toml").write_text(SMALL_PROFILE)
+    load_run_dataset.cache_clear()
     with example_method(tmp_path):
         yield tmp_path
+    load_run_dataset.cache_clear()
 
 
 @pytest.mark.parametrize("walk", WALKS)
