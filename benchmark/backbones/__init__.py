@@ -18,7 +18,7 @@ from benchmark.backbones import (
     wrn,
 )
 from benchmark.backbones.auxiliary import AuxiliaryBranches, BranchOutputs
-from benchmark.backbones.family import Architecture, with_fractions, with_units
+from benchmark.backbones.family import Architecture, with_sizes
 from benchmark.backbones.network import Network, Outputs, Shape, shape_of
 from benchmark.core.errors import UserError, nearest, unknown_name
 
@@ -45,28 +45,25 @@ __all__ = [
 _FAMILIES = (
     wrn.FAMILY,
     resnet.FAMILY,
-    with_fractions(
+    with_sizes(
         four_stage_resnet.NETWORKS
         | vgg.NETWORKS
-        | shufflenet_v1.NETWORKS
-        | shufflenet_v2.NETWORKS
         | shufflenet_v2_tfkd.NETWORKS
-        | mobilenet_v2.NETWORKS
         | mobilenet_v2_tfkd.NETWORKS
         | preact_resnet.NETWORKS
         | resnext.NETWORKS,
-        "VGG<8, 11, 13, 16 or 19>, and -x1/2 or -x1/4 behind the name of any network that is not one of these WRN and "
-        "ResNet",
+        "ResNet10, VGG<8, 11, 13, 16 or 19>, and -x1/2 or -x1/4 behind the name of any network that is not one of "
+        "these WRN and ResNet",
     ),
-    with_units(
+    with_sizes(
         shufflenet_v1.NETWORKS | shufflenet_v2.NETWORKS,
-        2,
-        "ShuffleNetV<1 or 2>-u<units in every stage, 2 to 9>, with -x1/2 or -x1/4 or without",
+        "ShuffleNetV<1 or 2>-u<units in every stage, 2 to 9>, also with -x1/2 or -x1/4",
+        fewest_units=2,
     ),
-    with_units(
+    with_sizes(
         mobilenet_v2.NETWORKS,
-        1,
-        "MobileNetV2-u<units in every group, 1 to 9> and MobileNetV2-s1-u<units>, with -x1/2 or -x1/4 or without",
+        "MobileNetV2-u<units in every group, 1 to 9> and MobileNetV2-s1-u<units>, also with -x1/2 or -x1/4",
+        fewest_units=1,
     ),
 )
 

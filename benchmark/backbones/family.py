@@ -49,41 +49,21 @@ class Family:
     architecture: Callable[[re.Match[str]], Architecture]
 
 
-def with_fractions(named: Mapping[str, Architecture], form: str) -> Family:
-    """Make the family of these networks and of the same with a half or a quarter of the channels.
+def with_sizes(named: Mapping[str, Architecture], form: str, fewest_units: int | None = None) -> Family:
+    """Make the family of these networks and of the same in other sizes.
 
-    Their builders take the number that the channels are divided by as `divisor`. The narrow networks are this suite's
-    own, for quick demonstrations; no published number comes from them.
+    `-x1/2` and `-x1/4` behind a name divide the channels, which its builders take as `divisor`. `-u3` gives every stage
+    three units, which they take as `units`; from `fewest_units` to 9 are possible, and none where that is None. The
+    small networks are this suite's own, for quick demonstrations; no published number comes from them.
     """
     names = "|".join(map(re.escape, named))
+    units = "" if fewest_units is None else f"(?:-u(?P<units>[{fewest_units}-9]))?"
 
     def architecture(match: re.Match[str]) -> Architecture:
-        whole = named[match[1]]
-        if match[2] is None:
+        whole = named[match["name"]]
+        sizes = {size: int(match[size]) for size in match.re.groupindex if size != "name" and match[size]}
+        if not sizes:
             return whole
-        divisor = int(match[2])
-        return replace(
-            whole,
-            network=partial(whole.network, divisor=divisor),
-            branches=partial(whole.branches, divisor=divisor),
-            public=None,
-            public_branches=None,
-        )
-
-    return Family(form, re.compile(f"({names})(?:-x1/([24]))?"), architecture)
-
-
-def with_units(named: Mapping[str, Architecture], fewest: int, form: str) -> Family:
-    """Make the family of these networks with as many units in every stage as the name says, from `fewest` to 9.
-
-    Their builders take that number as `units`, and `divisor` as in `with_fractions`. The short
-    networks are this suite's own: they learn in a hundred steps, which the published depth does not.
-    """
-    names = "|".join(map(re.escape, named))
-
-    def architecture(match: re.Match[str]) -> Architecture:
-        whole = named[match[1]]
-        sizes = {"units": int(match[2]), "divisor": int(match[3] or 1)}
         return replace(
             whole,
             network=partial(whole.network, **sizes),
@@ -92,7 +72,7 @@ def with_units(named: Mapping[str, Architecture], fewest: int, form: str) -> Fam
             public_branches=None,
         )
 
-    return Family(form, re.compile(f"({names})-u([{fewest}-9])(?:-x1/([24]))?"), architecture)
+    return Family(form, re.compile(f"(?P<name>{names}){units}(?:-x1/(?P<divisor>[24]))?"), architecture)
 
 
 def blocks_per_stage(depth: int, outside: int) -> int:
