@@ -43,7 +43,7 @@ from benchmark.io.files import check_writable
 from benchmark.planning.checks import MANY_RUNS, check_methods, check_records, confirm_size
 from benchmark.planning.datasets import DatasetCache
 from benchmark.planning.overrides import reject_unused_overrides
-from benchmark.planning.request import RunOptions, collect_dependencies
+from benchmark.planning.request import RunGroup, RunOptions, collect_dependencies
 from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.targets import (
@@ -152,16 +152,9 @@ def main(
 ) -> int:
     """Regenerate tables and figures: plan their runs, train those that are missing, and render them."""
     console = Console()
-    if catalogue:
-        if others := [option for option in list_given_options(context) if option not in ("--list", "listed")]:
-            raise UserError(f"--list cannot be combined with {others[0]}; remove one of them")
-        if listed is None:
-            _print_catalogue(console)
-        else:
-            console.print(describe_method(listed))
+    if catalogue or listed is not None:
+        _print_list(context, catalogue, listed, console)
         return 0
-    if listed is not None:
-        raise UserError(f"unexpected argument {listed!r}; only --list takes a name, such as --list LSSKD")
     executor = make_executor(executor_name, device, workers, processes_per_run, profile, wait)
     options = RunOptions(
         scale=get_scale(scale).name,
@@ -198,13 +191,7 @@ def main(
     with announce_if_slow(f"planning {counted(count, 'run')} ..."):
         targets, teachers = plan_targets(entries, options, pretrained, datasets, store, console)
         groups = [group for target in targets for group in target.groups]
-        everything = collect_dependencies(run for group in groups for run in group.runs)
-        reject_unused_overrides(options.settings, (run.method for run in everything))
-        for group in groups:
-            check_methods(group.runs, group.images)
-            executor.check_runs(group.runs)
-        for line in check_records(store, everything, heal=not dry_run):
-            console.print(Text(line, style="yellow"), soft_wrap=True)
+        _check_plan(groups, options, executor, store, dry_run, console)
         jobs = executor.plan_jobs(groups, store, retry_failed)
         plan = ExecutionPlan(make_title([*tables, *figures], scale), groups, jobs, retry_failed, verbose)
     if dry_run:
@@ -227,6 +214,35 @@ def main(
     except Detached as leaving:
         return leaving.code
     return exit_code(summary, console) or datasets.report_missing(console)
+
+
+def _print_list(context: typer.Context, catalogue: bool, method: str | None, console: Console) -> None:
+    """Print what `--list` asks for: everything in brief, or all of one method."""
+    if not catalogue:
+        raise UserError(f"unexpected argument {method!r}; only --list takes a name, such as --list LSSKD")
+    if others := [option for option in list_given_options(context) if option not in ("--list", "listed")]:
+        raise UserError(f"--list cannot be combined with {others[0]}; remove one of them")
+    if method is None:
+        _print_catalogue(console)
+    else:
+        console.print(describe_method(method))
+
+
+def _check_plan(
+    groups: Sequence[RunGroup], options: RunOptions, executor: Executor, store: Store, dry_run: bool, console: Console
+) -> None:
+    """Check what can be checked of a plan before anything is trained, and print which records are damaged.
+
+    Raises:
+        UserError: an option changes nothing, a method does not work on these networks, or the executor refuses a run.
+    """
+    everything = collect_dependencies(run for group in groups for run in group.runs)
+    reject_unused_overrides(options.settings, (run.method for run in everything))
+    for group in groups:
+        check_methods(group.runs, group.images)
+        executor.check_runs(group.runs)
+    for line in check_records(store, everything, heal=not dry_run):
+        console.print(Text(line, style="yellow"), soft_wrap=True)
 
 
 def train_and_render(

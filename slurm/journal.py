@@ -15,7 +15,18 @@ from pathlib import Path
 
 from benchmark.core.errors import UserError
 from benchmark.io.files import write_text
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from slurm.states import ENDINGS, JobState, State, Submission
+
+LARGEST_NOTE = 2**24
+"""Bytes of a note; that of an array of ten thousand jobs has some hundred kB."""
+
+
+def _read(path: Path) -> str:
+    """The text of a note; empty if it is missing or damaged, and of a file that no journal writes, such as a pipe."""
+    with contextlib.suppress(OSError, UnicodeDecodeError, UntrustedInputError):
+        return read_text_limited(path, LARGEST_NOTE)
+    return ""
 
 
 class Journal:
@@ -35,8 +46,10 @@ class Journal:
 
     def read_state(self, job: int) -> State:
         """What a job says of itself; an empty state if it never ran or its file is damaged."""
-        with contextlib.suppress(OSError, ValueError):
-            return State.model_validate_json(self._state(job).read_text(encoding="utf-8"))
+        with contextlib.suppress(ValueError):
+            state = State.model_validate_json(_read(self._state(job)))
+            if state.job == job:
+                return state
         return State(job=job)
 
     def write_state(self, state: State) -> None:
@@ -51,15 +64,15 @@ class Journal:
         endings: dict[int, JobState] = {}
         for name in self._list("ended"):
             number, _, ending = name.partition(".")
-            if number.isdigit() and ending in ENDINGS:
+            if number.isdecimal() and ending in ENDINGS:
                 endings[int(number)] = ending
         return endings
 
     def read_reason(self, job: int) -> str:
         """Why a job failed; empty if it did not."""
         for ending in ENDINGS:
-            with contextlib.suppress(OSError):
-                return self._ending(job, ending).read_text(encoding="utf-8", errors="replace").strip()
+            if reason := _read(self._ending(job, ending)).strip():
+                return reason
         return ""
 
     def write_ending(self, job: int, ending: JobState, reason: str = "") -> None:
@@ -79,9 +92,9 @@ class Journal:
         """All calls of sbatch, the oldest first."""
         submissions = []
         for name in self._list("submissions"):
-            with contextlib.suppress(OSError, ValueError):
-                if name.endswith(".json"):
-                    text = (self.folder / "submissions" / name).read_text(encoding="utf-8")
+            if name.endswith(".json"):
+                with contextlib.suppress(ValueError):
+                    text = _read(self.folder / "submissions" / name)
                     submissions.append(Submission.model_validate_json(text))
         # By SLURM's own numbers: the clocks of the nodes that submit differ.
         return sorted(submissions, key=lambda submission: (int(submission.array or 10**12), submission.when))
@@ -103,9 +116,7 @@ class Journal:
 
     def read_refusal(self) -> str:
         """Why SLURM last refused jobs that are ready; empty if it took all of them."""
-        with contextlib.suppress(OSError):
-            return (self.folder / "refused").read_text(encoding="utf-8", errors="replace").strip()
-        return ""
+        return _read(self.folder / "refused").strip()
 
     def write_refusal(self, reason: str) -> None:
         """Note why SLURM refuses jobs, for `slurm.status`; empty: it takes all of them."""

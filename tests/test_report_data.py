@@ -115,7 +115,7 @@ def test_another_scale_is_covered_apart_and_reproduces_nothing(tmp_path: Path) -
     assert report.headline.startswith("0 of ")
     assert any("confirms or refutes" in sentence for sentence in report.sentences)
     (limit,) = (sentence for sentence in report.sentences if sentence.startswith("Scale demo on digits: "))
-    assert "It cannot be concluded which of them is better by the paper's protocol (240 epochs" in limit
+    assert "They do not show which of them is better by the paper's protocol (240 epochs" in limit
 
 
 def test_only_the_scale_that_is_asked_for_is_shown(tmp_path: Path) -> None:

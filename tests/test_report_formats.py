@@ -73,7 +73,7 @@ def test_the_command_says_in_short_what_there_is(trained) -> None:  # type: igno
     _, reported = trained
     assert "0 of 2 cells at paper scale." in reported.stdout
     assert "Table small, demo-2-epochs, blocks, lsskd: 2 of 2 cells done" in reported.stdout
-    assert "It can be concluded that these 2 methods train" in reported.stdout
+    assert "These numbers show that 2 methods train" in reported.stdout
 
 
 def test_a_damaged_record_is_named_and_costs_nothing_else(trained) -> None:  # type: ignore[no-untyped-def]

@@ -104,10 +104,10 @@ def write_limits(results: Iterable[TableResult]) -> list[str]:
         schedule = f"{epochs} epochs instead of {whole}" if whole != epochs else f"{whole} epochs"
         noun = "seed" if counts == [1] else "seeds"
         said.append(
-            f"Scale {scale} on {dataset}: {schedule}, {seeds} {noun} a cell. It can be concluded that these "
-            f"{len({cell.row for cell in cells})} methods train, and how far each comes in this schedule. It cannot be "
-            f"concluded which of them is better by the paper's protocol ({whole} epochs on the paper's images): a "
-            f"short schedule favours methods that learn fast at first. {_describe_chance(counts[0])}"
+            f"Scale {scale} on {dataset}: {schedule}, {seeds} {noun} a cell. These numbers show that "
+            f"{len({cell.row for cell in cells})} methods train, and how far each comes in this schedule. They do not "
+            f"show which of them is better by the paper's protocol ({whole} epochs on the paper's images): a short "
+            f"schedule favours methods that learn fast at first. {_describe_chance(counts[0])}"
         )
     return said
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmark.core.statistics import summarise
 from benchmark.io.files import replacing, write_text
@@ -13,8 +10,6 @@ from benchmark.report.coverage import write_limits
 from benchmark.report.curves import PairCurves, collect_pair_curves, draw
 from benchmark.report.data import collect_report
 from benchmark.report.table import format_with_std
-from benchmark.results.record import Record
-from benchmark.results.store import Store
 from figures.render import import_matplotlib
 from tables.escaping import escape_markdown, format_pipe_table
 from tables.result import Cell
@@ -27,8 +22,6 @@ README = ROOT / "README.md"
 PICTURE = "docs/images/measured.svg"
 BEGIN, END = "<!-- measured:start -->\n", "<!-- measured:end -->\n"
 NOTHING = "Nothing yet on CIFAR-100.\n"
-MARKED = re.compile(r"(?P<number>\d[\d,.]*\d)(?: ?%)?<!-- measured (?P<run>\S+) (?P<metric>\w+) -->")
-"""A number with the run and the metric that it is, in a comment that no reader sees."""
 
 
 def main() -> None:
@@ -67,27 +60,6 @@ def make_block(curves: PairCurves | None) -> str:
     picture = f"![Test accuracy over epochs of {column}, one line a method]({PICTURE})"
     parts = [f"Table {result.table.name}, {escape_markdown(column)}:", table, picture, *write_limits([result])]
     return "\n\n".join(parts) + "\n"
-
-
-def find_wrong_numbers(text: str, records: Mapping[str, Record]) -> list[str]:
-    """The numbers in a document that are marked as measured and are not what their records say.
-
-    records: by run id.
-    """
-    wrong = []
-    for match in MARKED.finditer(text):
-        measured = records.get(match["run"], {}).get("final", {}).get(match["metric"])
-        shown = match["number"].replace(",", "")
-        decimals = len(shown.partition(".")[2])
-        if measured is None or f"{measured:.{decimals}f}" != shown:
-            wrong.append(f"{match['number']} of {match['run']}, {match['metric']}: {measured}")
-    return wrong
-
-
-def read_records(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """The records that come with the repository, by run id."""
-    records: Iterable[Record] = Store(results).read_all()[0] if results.is_dir() else []
-    return {record["id"]: record for record in records}
 
 
 if __name__ == "__main__":
