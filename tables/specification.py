@@ -58,8 +58,13 @@ class Column(FrozenModel):
 
     @property
     def name(self) -> str:
-        """The title, or else the pair as people write it."""
-        return self.title or (f"{self.teacher}>{self.student}" if self.teacher else self.student)
+        """The title, or else the pair."""
+        return self.title or self.pair
+
+    @property
+    def pair(self) -> str:
+        """The networks as people write them."""
+        return f"{self.teacher}>{self.student}" if self.teacher else self.student
 
     @property
     def heading(self) -> tuple[str, str]:

@@ -75,6 +75,7 @@ def test_the_pair_with_the_most_rows_is_drawn_the_best_row_first(curves: PairCur
     assert curves.teacher is not None
     assert curves.seeds == "n=2"
     assert "are not comparable with the paper's" in curves.caption
+    assert curves.title == f"{PAIR} on cifar100"
 
 
 def test_a_curve_is_the_mean_over_seeds_of_what_the_records_say(curves: PairCurves, results: Path) -> None:
@@ -97,6 +98,14 @@ def test_the_drawing_names_every_row_and_the_scale_and_the_csv_has_its_numbers(
     rows = list(csv.DictReader(io.StringIO(to_csv(curves))))
     assert len(rows) == 4 * 12
     assert all(float(row["lowest"]) <= float(row["mean"]) <= float(row["highest"]) for row in rows)
+
+
+def test_a_column_that_has_other_networks_at_a_scale_names_those_that_were_trained(tmp_path: Path) -> None:
+    fill(tmp_path, scale="demo", seeds=1, methods=METHODS, pairs=(PAIR,))
+    (table,) = (table.result for table in collect_report(tmp_path, scale="demo", tables=("II",)).tables)
+    curves = collect_pair_curves(table, read_records(tmp_path))
+    assert curves is not None
+    assert curves.title == f"ResNet20>ResNet8 on cifar100 (column {PAIR})"
 
 
 def test_a_table_of_which_one_row_is_measured_has_no_drawing(tmp_path: Path) -> None:

@@ -66,11 +66,18 @@ class PairCurves:
         return f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]} to {counts[-1]}"
 
     @property
+    def title(self) -> str:
+        """The networks that were trained and on what; a column keeps its name where a scale has other networks."""
+        column = next(column for column in self.result.table.columns if column.name == self.column)
+        place = "" if column.name == column.pair else f" (column {column.name})"
+        return f"{column.pair} on {self.result.dataset}{place}"
+
+    @property
     def caption(self) -> str:
         """What is drawn, and where it comes from."""
         spread = "" if self.seeds == "n=1" else ", the mean over seeds and the range from the lowest to the highest"
         return (
-            f"Test accuracy after each epoch, {self.column}, every row of Table {self.result.table.name} that has "
+            f"Test accuracy after each epoch, {self.title}, every row of Table {self.result.table.name} that has "
             f"curves, {self.seeds}{spread}. {describe_result(self.result)}"
         )
 
@@ -152,7 +159,7 @@ def draw(curves: PairCurves) -> Figure:
         _draw_curve(ax, curve, styles[curve.name], shorten(curve.name, 24))
     ax.set_xlabel("epoch")
     ax.set_ylabel(f"test accuracy, % ({curves.seeds})")
-    ax.set_title(shorten(curves.column, 44), fontsize=NORMAL, fontweight="bold", loc="left")
+    ax.set_title(shorten(curves.title, 60), fontsize=NORMAL, fontweight="bold", loc="left")
     ax.grid(True, linewidth=0.5, color="0.9", zorder=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)
