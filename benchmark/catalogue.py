@@ -220,6 +220,8 @@ def _section(entry: MethodEntry) -> Iterator[str]:
             yield f"- under protocol {protocol.name}: {_assignments(own)}"
     for network, options in cls.network_options.items():
         yield f"- for {network}: {_assignments(options)}"
+    if cls.pair_options:
+        yield f"- for pairs: {_pair_settings(cls.pair_options)}"
     if base := _base_with_same_options(cls):
         fields = base.Options.model_fields
         other = {
@@ -277,6 +279,14 @@ def _sentence(text: str) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*")
+def _pair_settings(options: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+    """The settings of pairs in one line; pairs with equal ones stand together."""
+    pairs: dict[str, list[str]] = defaultdict(list)
+    for (teacher, student), values in options.items():
+        pairs[_assignments(values)].append(f"{teacher}>{student}")
+    return "; ".join(f"{values} ({', '.join(names)})" for values, names in pairs.items())
+
+
 
 
 def _anchor(name: str) -> str:

@@ -62,6 +62,11 @@ def test_a_file_is_found_by_itself_and_the_shipped_names_could_be_names_of_files
             "needs_teacher",
             "has the view 'turned'; a",
         ),
+        (
+            ("    needs_teacher", "    pair_options = {'ResNet20>ResNet8': {}}\n    needs_teacher"),
+            "needs_teacher",
+            "has pair_options for 'ResNet20>ResNet8'; write (teacher, student), two names",
+        ),
         (("class Options(MethodOptions)", "class Options"), "class Follower", "class Options(MethodOptions)"),
     ],
 )

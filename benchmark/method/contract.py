@@ -178,6 +178,8 @@ class Method(nn.Module):
     view: ClassVar[View] = "plain"
     """The view the student is run on; the cost of a run is reckoned from it."""
     student_passes: ClassVar[float] = 1.0
+    pair_options: ClassVar[Mapping[tuple[str, str], Mapping[str, Any]]] = {}
+    """Defaults that differ for some pairs, by the names of teacher and student; they come before `network_options`."""
     """What a step costs in forward and backward passes of the student on `view`, those of peers included (a forward
     alone is a third); the cost of a run is reckoned from it."""
     needs_teacher: ClassVar[bool] = False

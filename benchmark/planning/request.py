@@ -161,6 +161,7 @@ class RunFactory:
         key = (method, student, teacher_network, share[0], augmentation)
         if key not in self._siblings or seed < 0:
             cls = method_class(method)
+            chosen = self.options.get(method, {})
             first = Run(
                 dataset=self.dataset,
                 fingerprint=self.fingerprint,
@@ -170,7 +171,7 @@ class RunFactory:
                 student=student,
                 method=method,
                 method_version=cls.version,
-                options=resolve_options(cls, self.protocol, student, self.options.get(method, {})).model_dump(),
+                options=resolve_options(cls, self.protocol, student, chosen, teacher=teacher_network).model_dump(),
                 teacher=teacher,
                 head=head,
                 start=start,
@@ -216,7 +217,7 @@ def collect_dependencies(runs: Iterable[Run]) -> list[Run]:
 def describe_run(run: Run) -> str:
     """Name the method of a run, with what differs from its protocol: `LSSKD (alpha=0.3)`."""
     protocol = PROTOCOLS.get(run.protocol.name, run.protocol)
-    usual = resolve_options(method_class(run.method), protocol, run.student).model_dump()
+    usual = resolve_options(method_class(run.method), protocol, run.student, teacher=run.teacher_network).model_dump()
     changed: list[str] = [] if run.augmentation == "standard" else [run.augmentation]
     changed += [] if run.fraction == 1 else [f"{run.fraction:.0%} of the images"]
     if run.protocol.schedule != protocol.schedule:

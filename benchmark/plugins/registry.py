@@ -90,6 +90,9 @@ def _check_class(cls: type[Method]) -> None:
         raise refused("version", f"has the version {cls.version!r}; use 1, 2, 3 and so on")
     if not (isinstance(cls.Options, type) and issubclass(cls.Options, MethodOptions)):
         raise refused("Options", "has Options that are no MethodOptions; write class Options(MethodOptions)")
+    for pair in cls.pair_options:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(network, str) for network in pair)):
+            raise refused("pair_options", f"has pair_options for {pair!r}; write (teacher, student), two names")
     if cls.view not in get_args(View):
         raise refused("view", f"has the view {cls.view!r}; allowed: {', '.join(get_args(View))}")
 
@@ -111,15 +114,23 @@ def method_class(name: str) -> type[Method]:
 
 
 def resolve_options(
-    method: type[Method], protocol: Protocol, student: str | None = None, overrides: Mapping[str, Any] | None = None
+    method: type[Method],
+    protocol: Protocol,
+    student: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    teacher: str | None = None,
 ) -> MethodOptions:
-    """A method's options: its defaults, then those for the student's network, then the protocol's, then the user's.
+    """A method's options: its defaults, then those for the student's network, the pair, the protocol, and the user's.
+
+    Where two of them set an option, the later one holds. student, teacher: names of networks.
 
     Raises:
         UserError: an option is unknown or its value is out of range.
     """
     chosen = {
         **method.network_options.get(student or "", {}),
+        **method.pair_options.get((teacher or "", student or ""), {}),
         **protocol.method_options.get(method.name, {}),
         **(overrides or {}),
     }
