@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,12 +10,9 @@ import pandas as pd
 from benchmark.core.spec import Run
 from benchmark.planning.cost import cohort_seconds, run_seconds, training_multiply_adds
 from benchmark.planning.jobs import Grouping, Job, critical_path_lengths
+from benchmark.planning.timed import Kind, kind_of, measure_kinds, select_timed, to_numbers
 from slurm.profile import Profile
 
-Kind = tuple[str, str, str | None, int, str]
-"""What decides how long an image takes: method, student, teacher, image size, precision."""
-KIND = ["method", "student", "teacher", "cost_image_size", "precision"]
-"""The columns of records that name the kind of a run."""
 OVERHEAD_SECONDS = 60.0
 """What each job spends before its first step: Python, libraries, the dataset."""
 
@@ -39,26 +35,15 @@ class Rates:
         records: as `benchmark.results.load` gives them.
         """
         try:
-            rows = records[(records["status"] == "finished") & (records["provenance_device"] == profile.device)]
-            seconds = rows["provenance_seconds_of_its_own"] + rows["provenance_seconds_of_its_teacher"]
-            if profile.gpus:
-                # The host's clock cannot tell the runs of a cohort apart there: each gets an equal share.
-                members = rows["provenance_cohort"].map(lambda ids: len(json.loads(ids)))
-                # Of no rows, pandas would keep the type of text.
-                seconds = rows["provenance_seconds"] / members.astype(float)
-            shown, multiply_adds = rows["cost_images"] * rows["epochs"], rows["cost_training_multiply_adds"]
+            timed = select_timed(records, profile.device)
+            multiply_adds = to_numbers(timed["cost_training_multiply_adds"])
         except KeyError:
             # No run has finished: the columns of times and costs are missing.
             return cls(profile, {})
-        usable = (shown > 0) & (seconds > 0) & (multiply_adds > 0)
-        if not usable.any():
+        usable, multiply_adds = timed[multiply_adds > 0], multiply_adds[multiply_adds > 0]
+        if usable.empty:
             return cls(profile, {})
-        per_image = (seconds / shown)[usable].groupby([rows[name] for name in KIND], dropna=False).median()
-        measured = {
-            (method, student, teacher if isinstance(teacher, str) else None, int(size), precision): each
-            for method, student, teacher, size, precision, each in per_image.reset_index().itertuples(index=False)
-        }
-        return cls(profile, measured, float((seconds / multiply_adds)[usable].median()))
+        return cls(profile, measure_kinds(usable), float((usable["own_seconds"] / multiply_adds).median()))
 
     def is_measured(self, run: Run, image_size: int) -> bool:
         """Whether a run of this kind was timed on such a device."""
@@ -80,11 +65,6 @@ class Rates:
         alone = sum(run_seconds(run, image_size, images) for run in runs)
         shared = cohort_seconds(runs, image_size, images) / alone if alone else 1.0
         return OVERHEAD_SECONDS + shared * sum(self.run_seconds(run, image_size, images) for run in runs)
-
-
-def kind_of(run: Run, image_size: int) -> Kind:
-    """The kind of a run: what decides how long an image takes."""
-    return (run.method, run.student, run.teacher_network, image_size, run.precision)
 
 
 def price_jobs(jobs: Sequence[Job], rates: Rates, image_size: int, images: int) -> list[Job]:

@@ -16,6 +16,7 @@ from benchmark.core.spec import Run
 from benchmark.execution.executor import ExecutionPlan, Executor
 from benchmark.execution.local import Local
 from benchmark.planning.cost import run_seconds, training_multiply_adds
+from benchmark.planning.gpu import GpuSpeed
 from benchmark.planning.jobs import Grouping, Job, all_jobs
 from benchmark.results.store import Store
 from slurm import client
@@ -88,6 +89,24 @@ def test_what_was_not_timed_goes_at_the_speed_of_what_was() -> None:
 def test_times_of_another_kind_of_device_and_of_failed_runs_do_not_count() -> None:
     rows = [row(KD, 1.0, provenance_device="cuda"), row(KD, 1.0, status="failed", cost_images=None)]
     assert Rates.of(CPU, pd.DataFrame(rows)) == Rates(CPU, {})
+
+
+HOSTILE = ("text", "", None, True, -1.0, float("nan"), float("inf"), 10**4000, 1e300, [1], {"a": 1}, "[[", "{}", "[]")
+READ_COLUMNS = tuple(name for name in row(KD, 1.0) if name != "status")
+
+
+@pytest.mark.parametrize("name", READ_COLUMNS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_columns_of_other_types_change_no_estimate_and_stop_none(name: str, device: str) -> None:
+    profile = GPU if device == "cuda" else CPU
+    sound = row(KD, 40.0, provenance_device=device, provenance_device_name="card")
+    hostile = [sound | {name: value} for value in HOSTILE]
+    records = pd.DataFrame([sound, *hostile, *hostile])
+    rates = Rates.of(profile, records)
+    assert rates.run_seconds(KD, SIZE, IMAGES) == pytest.approx(40.0)
+    assert rates.run_seconds(CRD, SIZE, IMAGES) > 0
+    if device == "cuda":
+        assert GpuSpeed.from_records(records).seconds(KD, SIZE, IMAGES) == pytest.approx(40.0)
 
 
 def test_on_a_graphics_card_the_runs_of_a_cohort_share_its_time() -> None:

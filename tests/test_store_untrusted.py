@@ -15,6 +15,7 @@ from benchmark.core.errors import UserError
 from benchmark.export import load_edge
 from benchmark.io.files import compute_sha256, save_tensors
 from benchmark.results import index, leases
+from benchmark.results.frame import to_row
 from benchmark.results.leases import Lease, LeaseManager
 from benchmark.results.owners import LeaseHolder, this_owner
 from benchmark.results.record import MAX_RECORD_BYTES, CorruptRun, compute_checksum
@@ -122,6 +123,52 @@ def test_an_index_from_elsewhere_is_used_only_if_it_has_the_form_of_one(tmp_path
     text = json.dumps({f"{RUN.dataset}/{RUN.id}": entry})
     (tmp_path / index.NAME).write_text(f"{index._compute_checksum(text)}\n{text}")
     assert load(tmp_path)["status"].tolist() == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("provenance", 3),
+        ("provenance.seconds", "long"),
+        ("provenance.seconds_of_its_own", [1.0]),
+        ("provenance.seconds_of_its_teacher", None),
+        ("provenance.processes", {"a": 1}),
+        ("provenance.cohort", 7),
+        ("final", None),
+        ("final", "70 %"),
+        ("final.top1", "70"),
+        ("final.top1", True),
+        ("final.stages", 3),
+        ("best_on_test", None),
+        ("cost", [1]),
+        ("cost.images", "many"),
+        ("cost.training_multiply_adds", -1),
+        ("epochs", {"1": 70.0}),
+        ("epochs", [3]),
+    ],
+)
+def test_a_record_of_other_types_than_the_suite_computes_with_is_damaged(
+    tmp_path: Path, place: str, value: Any
+) -> None:
+    folder = write(tmp_path, RUN, 2)
+    *parts, last = place.split(".")
+
+    def change(record: dict[str, Any]) -> None:
+        for part in parts:
+            record = record.setdefault(part, {})
+        record[last] = value
+
+    rewritten(folder, change)
+    with pytest.raises(CorruptRun, match="is damaged"):
+        Store(tmp_path).record(RUN)
+    with pytest.raises(UserError, match="is damaged"):
+        load(tmp_path)
+
+
+def test_results_do_not_change_what_run_a_row_is_of() -> None:
+    run = RUN.replace(seed=3)
+    record = {"run": run.model_dump(), "status": "finished", "final": {"seed": 9, "top1": 1.0}, "provenance": {}}
+    assert to_row(record) | {"seed": 3, "top1": 1.0} == to_row(record)
 
 
 # Leases.

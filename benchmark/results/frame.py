@@ -28,7 +28,7 @@ def to_dataframe(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def to_row(record: Mapping[str, Any]) -> Row:
     """The row of one record, see `to_dataframe`."""
     run = Run.model_validate(record["run"])
-    row = {
+    own = {
         "id": run.id,
         "status": record["status"],
         "dataset": run.dataset,
@@ -45,10 +45,15 @@ def to_row(record: Mapping[str, Any]) -> Row:
         "seed": run.seed,
         "options": run.options,
         "reason": record.get("reason"),
+    }
+    row = {
+        **own,
         **record.get("final", {}),
         **{f"best_{key}": value for key, value in record.get("best_on_test", {}).items()},
         **{f"cost_{key}": value for key, value in record.get("cost", {}).items()},
         **{f"provenance_{key}": value for key, value in record["provenance"].items()},
+        # Last, so that no figure takes the place of what the run is.
+        **own,
     }
     return {key: _flat(value) for key, value in row.items()}
 

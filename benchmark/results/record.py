@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
@@ -38,6 +38,42 @@ WEIGHT_FILES = ("student", "method")
 RETRAIN_HINT = "the command that trained it puts it aside and trains the run again"
 
 Record = dict[str, Any]
+Real = Annotated[float, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=0, le=2**63)]
+Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+
+
+class _Figures(BaseModel):
+    """The figures of an epoch that tables and plots are made of."""
+
+    epoch: Count | None = None
+    top1: Real | None = None
+    top5: Real | None = None
+    nll: Real | None = None
+    ece: Real | None = None
+    loss: Real | None = None
+    stages: list[Real] | None = None
+    stages_joint: list[Real] | None = None
+
+
+class _Provenance(BaseModel):
+    """The facts of a training that the suite computes with."""
+
+    seconds: Amount | None = None
+    seconds_of_its_own: Amount | None = None
+    seconds_of_its_teacher: Amount = 0.0
+    processes: Count = 1
+    cohort: list[str] = []
+
+
+class _ReadFields(BaseModel):
+    """The types of what the suite computes with; what else a record holds, of whatever version, is not looked at."""
+
+    epochs: list[_Figures] = []
+    final: _Figures = _Figures()
+    best_on_test: _Figures = _Figures()
+    cost: dict[str, Amount] = {}
+    provenance: _Provenance
 
 
 class CorruptRecord(UserError):
@@ -93,6 +129,7 @@ def parse_record(text: str) -> Record:
             record[part]
         if not set(record["weights"]) <= set(WEIGHT_FILES):
             raise ValueError("unknown weights")
+        _ReadFields.model_validate(record)
         run = Run.model_validate(record["run"])
         if has_no_checksum and run.digest != record["digest"]:
             raise ValueError("the specification is not that of the digest")

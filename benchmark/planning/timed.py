@@ -1,0 +1,83 @@
+"""Training times by records, for estimates: seconds for an image, by what decides how long an image takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from benchmark.core.spec import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = tuple[str, str, str | None, int, str]
+"""What decides how long an image takes: method, student, teacher, image size, precision."""
+_KIND_COLUMNS = ["method", "student", "teacher", "cost_image_size", "precision"]
+_TEXTS = ("method", "student", "teacher", "precision")
+LARGEST = 1e18
+"""Of a number of seconds, images or multiply-adds. The longest run of the paper has 3e17 multiply-adds."""
+
+
+def kind_of(run: Run, image_size: int) -> Kind:
+    """The kind of a run: what decides how long an image takes."""
+    return (run.method, run.student, run.teacher_network, image_size, run.precision)
+
+
+def select_timed(records: pd.DataFrame, device: str) -> pd.DataFrame:
+    """The finished runs of a device ("cpu" or "cuda") whose times can be used, with two more columns.
+
+    own_seconds: the seconds that a run took on its own, of a GPU an equal share of its cohort's, because the host's
+    clock cannot tell its runs apart; shown: the images that it was trained on, repetitions counted.
+    records: as `benchmark.results.load` gives them. Rows of records from elsewhere may hold anything; rows with columns
+    of another type than training writes are left out.
+
+    Raises:
+        KeyError: no run has finished, so that columns are missing.
+    """
+    rows = records[(records["status"] == "finished") & (records["provenance_device"] == device)]
+    if device == "cuda":
+        seconds = to_numbers(rows["provenance_seconds"]) / to_numbers(rows["provenance_cohort"].map(_count_members))
+    else:
+        seconds = to_numbers(rows["provenance_seconds_of_its_own"]) + to_numbers(
+            rows["provenance_seconds_of_its_teacher"]
+        )
+    rows = rows.assign(
+        own_seconds=seconds,
+        shown=to_numbers(rows["cost_images"]) * to_numbers(rows["epochs"]),
+        cost_image_size=to_numbers(rows["cost_image_size"]),
+        **{name: rows[name].map(_to_text) for name in _TEXTS},
+    )
+    return rows[(rows["own_seconds"] > 0) & (rows["shown"] > 0) & (rows["cost_image_size"] > 0)]
+
+
+def measure_kinds(timed: pd.DataFrame) -> Mapping[Kind, float]:
+    """The median seconds for an image of each kind of run. timed: as `select_timed` gives them."""
+    by_kind = (timed["own_seconds"] / timed["shown"]).groupby([timed[name] for name in _KIND_COLUMNS], dropna=False)
+    return {
+        (method, student, teacher if isinstance(teacher, str) else None, int(size), precision): each
+        for method, student, teacher, size, precision, each in by_kind.median().reset_index().itertuples(index=False)
+    }
+
+
+def to_numbers(column: pd.Series[Any]) -> pd.Series[float]:
+    """A column as floats: what is no number, below 0 or beyond all that training writes becomes nan."""
+    return column.map(_to_number).astype(float)
+
+
+def _to_number(value: object) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= LARGEST else float("nan")  # type: ignore[arg-type, operator]
+
+
+def _to_text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _count_members(cohort: object) -> float:
+    """The number of runs in a cohort, from the JSON list of their ids."""
+    try:
+        ids = json.loads(cohort)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RecursionError):
+        return float("nan")
+    return float(len(ids)) if isinstance(ids, list) and ids else float("nan")
