@@ -87,6 +87,40 @@ def test_the_notes_of_a_checkpoint_stop_no_reader_however_deep_they_are(tmp_path
         assert read_checkpoint(tmp_path) is None
 
 
+NOTES: dict[str, Any] = {
+    "runs": {"a": {"figures": [], "seconds": 1.0, "teacher_seconds": 0.0}},
+    "seconds": 1.0,
+    "images": 4,
+    "resumed": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"runs": {"a": {"figures": 3, "seconds": 1.0, "teacher_seconds": 0.0}}},
+        {"runs": {"a": {"figures": [], "seconds": "long", "teacher_seconds": 0.0}}},
+        {"runs": {**NOTES["runs"], "b": NOTES["runs"]["a"]}},
+        {"runs": ["a"]},
+        {"seconds": None},
+        {"images": -1},
+        {"resumed": "twice"},
+        {"pieces": {"0": 1}},
+    ],
+)
+def test_notes_of_a_checkpoint_of_other_types_are_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
+    save_tensors(tmp_path / "new", {"a/weight": torch.zeros(1)}, {"notes": json.dumps(NOTES | changes)})
+    (tmp_path / "new").rename(tmp_path / f"checkpoint-000001-00000001-{compute_sha256(tmp_path / 'new')}.safetensors")
+    if not changes:
+        found = read_checkpoint(tmp_path, ["a"])
+        assert found is not None
+        assert (found.epoch, found.step, list(found.tensors["a"])) == (1, 1, ["weight"])
+        return
+    with pytest.warns(UserWarning, match="damaged checkpoint"):
+        assert read_checkpoint(tmp_path, list((NOTES | changes)["runs"])) is None
+
+
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_figures_of_an_export_that_are_no_plain_file_are_refused(tmp_path: Path, kind: str) -> None:
     folder = write(tmp_path, RUN, 2)

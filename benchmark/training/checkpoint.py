@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+from pydantic import BaseModel
 from torch import Tensor
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.files import compute_sha256, quarantine_file, replacing, save_tensors
+from benchmark.results.record import Amount, Count
 from benchmark.results.store import Store
 
-FILE_NAME = re.compile(r"checkpoint-(\d{6})-(\d{8})-([0-9a-f]{64})\.safetensors")
+FILE_NAME = re.compile(r"checkpoint-([0-9]{6})-([0-9]{8})-([0-9a-f]{64})\.safetensors")
 KEPT = 2
 KEEP = "keep"
 
@@ -40,6 +42,25 @@ class Checkpoint:
     step: int
     tensors: dict[str, dict[str, Tensor]]
     notes: dict[str, Any]
+
+
+class _RunNotes(BaseModel):
+    """What a checkpoint notes of a run."""
+
+    figures: list[dict[str, Any]]
+    seconds: Amount
+    teacher_seconds: Amount
+    code: str = ""
+
+
+class _Notes(BaseModel):
+    """The notes of a checkpoint, as far as training goes on from them."""
+
+    runs: dict[str, _RunNotes]
+    seconds: Amount
+    images: Count
+    resumed: Count
+    pieces: list[dict[str, Any]] = []
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -137,8 +158,11 @@ def _read(path: Path, epoch: int, step: int, run_ids: Collection[str] | None) ->
             run_id, _, name = key.partition("/")
             if run_ids is None or run_id in run_ids:
                 tensors.setdefault(run_id, {})[name] = opened.get_tensor(key)
+    _Notes.model_validate(notes)
     if run_ids is not None and not set(run_ids) <= set(notes["runs"]):
         raise UserError(f"checkpoint {path} does not hold all of {', '.join(run_ids)}")
+    if missing := set(run_ids or notes["runs"]) - tensors.keys():
+        raise ValueError(f"it holds no weights of {min(missing)}")
     return Checkpoint(epoch, step, tensors, notes)
 
 
