@@ -172,7 +172,8 @@ INTRODUCTION = f"""# Methods
 any table whose columns have what the method needs.
 
 - **needs**: what one training step of the method asks for, besides plain images, labels and the student's own logits.
-- **extra parameters** are trained beside the student's. Only the plain student remains after training.
+- **extra parameters** are trained beside the student's. Only the plain student remains after training,
+  unless the method's remark says otherwise.
 - **cost**: multiply-adds of the forward and backward passes of a training step, divided by Baseline's, for one image of
   a batch of {BATCH}. They include the teacher's forward, which the runs of a cohort share.
 - **weights** are those of the loss terms.
@@ -238,6 +239,12 @@ def _section(entry: MethodEntry) -> Iterator[str]:
         for name, field in cls.Options.model_fields.items():
             default = "none" if field.default is None else field.default
             yield f"| `{name}` | {default} | {_allowed(cls, name)} | {_cell(field.description or '')} |"
+    if cls.differences:
+        yield ""
+        yield "| subject | paper | public code | here |"
+        yield "|---|---|---|---|"
+        for subject, sources in cls.differences.items():
+            yield f"| {' | '.join(map(_cell, (subject, *sources)))} |"
 
 
 def _base_with_same_options(cls: type[Method]) -> type[Method] | None:
@@ -273,12 +280,6 @@ def _assignments(values: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}` = {value}" for name, value in values.items())
 
 
-def _sentence(text: str) -> str:
-    return _cell(text if text.endswith(".") else f"{text}.")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*")
 def _pair_settings(options: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
     """The settings of pairs in one line; pairs with equal ones stand together."""
     pairs: dict[str, list[str]] = defaultdict(list)
@@ -287,6 +288,12 @@ def _pair_settings(options: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
     return "; ".join(f"{values} ({', '.join(names)})" for values, names in pairs.items())
 
 
+def _sentence(text: str) -> str:
+    return _cell(text if text.endswith(".") else f"{text}.")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
 
 
 def _anchor(name: str) -> str:

@@ -168,6 +168,16 @@ def all_gather_rows(values: Tensor) -> Tensor:
     return rows.view(values.dtype).view(-1, *values.shape[1:])
 
 
+def select_own_rows(values: Tensor) -> Tensor:
+    """Of values of a whole batch, maybe an earlier one, [batch, ...], those that are this process's share now.
+
+    Where no batch is shared these are all values.
+    """
+    if _share is None or _share.counts is None:
+        return values
+    return values[_share.group.rows(len(values))]
+
+
 @torch.no_grad()
 def all_reduce_mean(mean: Tensor) -> Tensor:
     """Of a mean over this process's rows, of any shape, the mean over the whole batch, the same on all processes.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.network import Network, Outputs, Shape, statistics_kept
 from benchmark.core.errors import UserError
-from benchmark.data.augmentation import ROTATIONS, View
+from benchmark.data.augmentation import ROTATIONS, View, rotations
 from benchmark.data.mixing import Mixture
 from benchmark.method.history import PastNetwork, PredictionHistory
 
@@ -47,6 +47,7 @@ __all__ = [
     "full_precision",
     "joint_labels",
     "outside_autocast",
+    "rotations",
     "statistics_kept",
     "upright",
 ]
@@ -172,14 +173,16 @@ class Method(nn.Module):
     """Name of the file of golden cases that its losses are tested against."""
     remark: ClassVar[str] = ""
     """What a reader of a table must know of the row, such as where it is our own reading of a paper."""
+    differences: ClassVar[Mapping[str, tuple[str, str, str]]] = {}
+    """Where they differ, by subject: what the paper says, what the public code does, and what is done here."""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     network_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Defaults that differ from those of `Options` for some students, by the network's name."""
+    pair_options: ClassVar[Mapping[tuple[str, str], Mapping[str, Any]]] = {}
+    """Defaults that differ for some pairs, by the names of teacher and student; they come before `network_options`."""
     view: ClassVar[View] = "plain"
     """The view the student is run on; the cost of a run is reckoned from it."""
     student_passes: ClassVar[float] = 1.0
-    pair_options: ClassVar[Mapping[tuple[str, str], Mapping[str, Any]]] = {}
-    """Defaults that differ for some pairs, by the names of teacher and student; they come before `network_options`."""
     """What a step costs in forward and backward passes of the student on `view`, those of peers included (a forward
     alone is a third); the cost of a run is reckoned from it."""
     needs_teacher: ClassVar[bool] = False
@@ -252,6 +255,17 @@ class Method(nn.Module):
         They tell class and rotation at once (see `joint_labels`); a method without branches has none.
         """
         return ()
+
+    def receive_teacher(self, teacher: Network) -> None:
+        """Called once before the first step with the frozen teacher, for methods that keep a part of it."""
+
+    def predictor(self, student: Network) -> nn.Module:
+        """What predicts after training: a module from images [batch, 3, height, width] to `Outputs`.
+
+        It is evaluated, counted and exported. Where it is not the student alone, the state of the method is kept
+        beside the student's weights, and `student` may be a network that was just built.
+        """
+        return student
 
     def end_step(self, student: Network) -> None:
         """Called after each step of the optimiser, with the student as it left it."""

@@ -18,7 +18,7 @@ from benchmark.method.contract import ContractError, Method
 
 LONGEST = 300
 """Characters of what an exception says that are shown in a line; its traceback has them all."""
-DESCRIPTIONS = ("paper", "equation", "remark", "golden")
+DESCRIPTIONS = ("paper", "equation", "remark", "differences", "golden")
 """Attributes of a method that are for readers and decide nothing."""
 
 

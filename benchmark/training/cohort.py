@@ -98,6 +98,10 @@ class Cohort:
             )
             for run in runs
         ]
+        if teacher is not None:
+            for learner in self.learners:
+                if learner.run.teacher is not None:
+                    learner.method.receive_teacher(teacher.network)
         self.members = [run.id for run in runs]
         self.folder = cohort_folder(self.store, runs)
         self.epoch, self.step = 0, 0
@@ -269,11 +273,11 @@ class Cohort:
         """Evaluate all students in one pass over the images."""
         evaluations = {
             learner: Evaluation(
-                learner.student, learner.run.precision, learner.method, rotated=self.epoch + 1 == learner.epochs
+                predictor, learner.run.precision, learner.method, rotated=self.epoch + 1 == learner.epochs
             )
             for learner in self.learners
             # A stage that trains no classifier has nothing to evaluate.
-            if learner.student is not None and learner.method.trains == "student"
+            if (predictor := learner.predictor()) is not None
         }
         if not evaluations:
             return {}

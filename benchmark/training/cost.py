@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmark.backbones import build_network
 from benchmark.backbones.cost import multiply_adds, parameters
 from benchmark.core.spec import Run
 from benchmark.data.streaming import training_source
@@ -27,9 +26,9 @@ CPU = torch.device("cpu")
 class StepCost:
     """Parameters, and multiply-adds for one image.
 
-    parameters, multiply_adds: of the student alone, as it is used after training; parameters_in_training: of all that
-    learns, the method's modules included; training_multiply_adds: of a training step, forward and backward, with the
-    forwards of the teacher and its head as if no other run shared them.
+    parameters, multiply_adds: of what predicts after training, which is the student alone unless its method says
+    otherwise; parameters_in_training: of all that learns, the method's modules included; training_multiply_adds: of a
+    training step, forward and backward, with the forwards of the teacher and its head as if no other run shared them.
     """
 
     parameters: int
@@ -84,7 +83,7 @@ def step_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> St
         learning = sum(weight.numel() for weight in probe.learner.parameters)
         alone = (0, 0)
         if probe.learner.student is not None:
-            network = build_network(run.student, num_classes)
-            alone = (parameters(network), multiply_adds(network, torch.empty(1, 3, image_size, image_size)))
+            predictor = probe.learner.method.predictor(probe.learner.student)
+            alone = (parameters(predictor), multiply_adds(predictor, torch.empty(1, 3, image_size, image_size)))
         _known[key] = StepCost(alone[0], learning, alone[1], probe.multiply_adds())
     return _known[key]

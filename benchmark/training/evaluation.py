@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmark.backbones.network import Network
 from benchmark.core.devices import autocast
@@ -32,9 +32,12 @@ class Evaluation:
     """
 
     def __init__(
-        self, network: Network, precision: Precision, method: Method | None = None, rotated: bool = False
+        self, network: nn.Module, precision: Precision, method: Method | None = None, rotated: bool = False
     ) -> None:
-        """Put network and method in evaluation mode, so that they learn nothing, not even statistics."""
+        """Put network and method in evaluation mode, so that they learn nothing, not even statistics.
+
+        network: gives `Outputs` of images.
+        """
         self.network = network.eval()
         self.method = None if method is None else method.eval()
         self.precision = precision

@@ -306,13 +306,21 @@ class Learner:
         return ddp.remark(self.group, self.method, self.student, self._draws)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """What a finished run leaves: the plain student, and the method's modules where another run reads them."""
+        """What a finished run leaves: the plain student, and the method's modules where they are read or predict."""
         weights = {}
         if self.student is not None:
             weights["student"] = self.student.state_dict()
-        if is_head(self.method):
+        if is_head(self.method) or (self.student is not None and predicts_itself(self.method, self.student)):
             weights["method"] = self.method.state_dict()
         return weights
+
+    def predictor(self) -> nn.Module | None:
+        """What predicts after training, in evaluation mode; None for a run that trains no classifier."""
+        if self.student is None:
+            return None
+        predictor = self.method.predictor(self.student.eval())
+        trained = self.method.trains == "student" or predictor is not self.student
+        return predictor.eval() if trained else None
 
     def timed_step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> None:
         """`step`, with the host time it took added to `seconds` and `teacher_seconds`."""
@@ -335,3 +343,8 @@ def head_key(run: Run) -> str:
 def is_head(method: Method) -> bool:
     """Whether other runs read this method's trained modules."""
     return type(method).represent is not Method.represent
+
+
+def predicts_itself(method: Method, student: Network) -> bool:
+    """Whether the method's modules predict beside the student's, or instead of some of them."""
+    return method.predictor(student) is not student
