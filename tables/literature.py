@@ -7,8 +7,6 @@ share their teachers and their baseline, whose accuracies are the lines `Teacher
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -83,10 +81,6 @@ class Literature(FrozenModel):
         """How far a publication is above the baseline of its own lineage, by column."""
         base = self.baseline(publication.lineage)
         return {column: number - base[column] for column, number in publication.numbers.items() if column in base}
-
-    def in_columns(self, numbers: dict[str, float], columns: Sequence[str]) -> tuple[float, ...]:
-        """Numbers in the order of some columns, nan where there is none."""
-        return tuple(numbers.get(column, math.nan) for column in columns)
 
 
 _FIELDS = tuple(name for name in Publication.model_fields if name != "numbers")

@@ -12,9 +12,23 @@ from benchmark.core.statistics import summarise
 from benchmark.io.files import write_text
 from tables.escaping import Markup, escape_latex, escape_markdown, format_pipe_table, make_environment, plain
 from tables.result import ABSENT, Cell, TableResult
-from tables.specification import Column, Row, get_number
+from tables.specification import Column, Published, Row, get_number
 from tables.terminal import superscript, to_terminal
-from tables.view import BEST_EXPLANATION, BEST_TITLE, TEACHER, Marks, Page, PageCell, PageRow, make_page
+from tables.tiers import GAIN
+from tables.view import (
+    BEST_EXPLANATION,
+    BEST_TITLE,
+    TEACHER,
+    Marks,
+    Page,
+    PageCell,
+    PageReference,
+    PageRow,
+    make_page,
+    measured_gain,
+    printed_gain,
+    published_gain,
+)
 
 __all__ = ["Cell", "TableResult", "to_csv", "to_latex", "to_markdown", "to_terminal", "write_reports"]
 
@@ -38,6 +52,9 @@ CSV_FIELDS = (
     "published",
     "published_std",
     "published_source",
+    *("epoch", "gain", "printed_n", "printed_epoch", "printed_gain"),
+    *("published_n", "published_epoch", "published_lineage", "published_gain"),
+    *("reproduced", "reproduced_source", "reproduced_n", "reproduced_epoch", "reproduced_lineage", "reproduced_gain"),
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -99,7 +116,7 @@ def to_csv(result: TableResult) -> str:
         for position, column in enumerate(table.columns):
             is_teacher = row.method == TEACHER
             cell = result.teacher(column.name) if is_teacher else result.cell(row.name, column.name)
-            measured = _csv_fields(cell, row, position, result.reproduces)
+            measured = _csv_fields(cell, row, position, result)
             place = {
                 "table": table.name,
                 "row": plain(row.name),
@@ -130,10 +147,10 @@ def write_reports(result: TableResult, folder: Path, stem: str = "") -> list[Pat
     return paths
 
 
-def _csv_fields(cell: Cell, row: Row, position: int, reproduces: bool) -> dict[str, object]:
+def _csv_fields(cell: Cell, row: Row, position: int, result: TableResult) -> dict[str, object]:
     summary = summarise(cell.values) if cell.values else None
     printed = get_number(row.printed, position)
-    published = get_number(row.published.mean, position) if row.published else None
+    gains = result.table.gains
     return {
         "n": len(cell.values),
         "mean": summary.mean if summary else None,
@@ -141,12 +158,32 @@ def _csv_fields(cell: Cell, row: Row, position: int, reproduces: bool) -> dict[s
         "values": " ".join(map(str, cell.values)),
         "best_on_test_mean": summarise(cell.best).mean if cell.best else None,
         "printed": printed,
-        "difference": summary.mean - printed if reproduces and summary and printed is not None else None,
+        "difference": summary.mean - printed if result.reproduces and summary and printed is not None else None,
         "status": cell.status,
         "notes": "; ".join(plain(note) for note in cell.notes),
-        "published": published,
         "published_std": get_number(row.published.std, position) if row.published else None,
-        "published_source": plain(row.published.source) if row.published and published is not None else None,
+        "epoch": "last" if summary else None,
+        "gain": measured_gain(result, cell) if gains else None,
+        "printed_n": result.table.printed_runs if printed is not None else None,
+        "printed_epoch": result.table.printed_epoch if printed is not None else None,
+        "printed_gain": printed_gain(result.table, row, position) if gains else None,
+        **_csv_published("published", row.published, position, gains),
+        **_csv_published("reproduced", row.reproduced, position, gains),
+    }
+
+
+def _csv_published(tier: str, found: Published | None, position: int, gains: bool) -> dict[str, object]:
+    """The fields of a number from elsewhere; none where there is none."""
+    number = get_number(found.mean, position) if found else None
+    if found is None or number is None:
+        return {}
+    return {
+        tier: number,
+        f"{tier}_source": plain(found.source),
+        f"{tier}_n": found.runs,
+        f"{tier}_epoch": found.epoch,
+        f"{tier}_lineage": plain(found.lineage),
+        f"{tier}_gain": published_gain(found, position) if gains else None,
     }
 
 
@@ -167,13 +204,18 @@ def _markdown_cell(entry: PageCell) -> str:
         measured = f"{f'**{text}**' if entry.rank == 1 else text} ({entry.seeds})"
     else:
         measured = "\N{EN DASH}" if entry.status in ("", *ABSENT) else entry.status
-    measured += superscript(entry.marks)
-    if not entry.reference:
-        return measured
-    reference = f"{entry.reference} ± {entry.reference_std}" if entry.reference_std else entry.reference
-    marks: Marks = entry.reference_marks
-    difference = f" ({entry.difference})" if entry.difference else ""
-    return f"{measured} · *{reference}*{superscript(marks)}{difference}"
+    measured += f"{superscript(entry.marks)}{_gain(entry.gain)}"
+    return " · ".join([measured, *map(_markdown_reference, entry.references)])
+
+
+def _markdown_reference(found: PageReference) -> str:
+    number = f"{found.mean} ± {found.std}" if found.std else found.mean
+    difference = f" ({found.difference})" if found.difference else ""
+    return f"*{number}*{found.sign}{superscript(found.marks)}{_gain(found.gain)}{difference}"
+
+
+def _gain(gain: str) -> str:
+    return f" {GAIN}{gain}" if gain else ""
 
 
 def _latex_line(cells: Sequence[str]) -> Markup:
@@ -216,7 +258,7 @@ def _latex_row(row: PageRow, beside: bool, usual: str) -> Markup:
     cells = [escape_latex(row.name) + _latex_marks(row.marks)]
     for entry in row.entries:
         if beside:
-            cells.append(f"{entry.reference}{_latex_marks(entry.reference_marks)}")
+            cells.append(_latex_stack([_latex_reference(found) for found in entry.references]))
         cells.append(_latex_measured(entry, usual))
     return _latex_line(cells)
 
@@ -231,7 +273,25 @@ def _latex_measured(entry: PageCell, usual: str) -> str:
     mean = f"{command}{{{entry.mean}}}" if command else entry.mean
     spread = f" $\\pm$ {entry.std}" if entry.std else ""
     seeds = f" {{\\tiny {entry.seeds.replace(' of ', '/')}}}" if entry.seeds != usual else ""
-    return f"{mean}{spread}{seeds}{marks}"
+    return _latex_stack([f"{mean}{spread}{seeds}{marks}", *([_latex_gain(entry.gain)] if entry.gain else [])])
+
+
+def _latex_reference(found: PageReference) -> str:
+    sign = {"†": r"\textsuperscript{\dag}", "‡": r"\textsuperscript{\ddag}", "": ""}[found.sign]
+    gain = f" {_latex_gain(found.gain)}" if found.gain else ""
+    return f"{found.mean}{sign}{_latex_marks(found.marks)}{gain}"
+
+
+def _latex_gain(gain: str) -> str:
+    return f"{{\\tiny $\\Delta${escape_latex(gain)}}}"
+
+
+def _latex_stack(lines: Sequence[str]) -> str:
+    """Set lines under each other in one cell."""
+    if len(lines) < 2:
+        return "".join(lines)
+    stacked = r" \\ ".join(lines)
+    return rf"\shortstack[l]{{{stacked}}}"
 
 
 def _usual_count(rows: Sequence[PageRow]) -> str:

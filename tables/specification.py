@@ -20,7 +20,9 @@ from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
 from benchmark.core.protocols import PROTOCOLS
 from benchmark.core.spec import Augmentation
+from tables.literature import Literature, load_literature
 from tables.schema import Name, check_file_name, check_scales, list_names, load_by_name, locate_datasets
+from tables.tiers import Epoch, Tier
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "tables/table_II.toml"
@@ -82,7 +84,9 @@ class Column(FrozenModel):
 class Published(FrozenModel):
     """Numbers from elsewhere than the table's own paper, one for each column (nan: none), in %.
 
-    printed: whether the table's own paper prints them too (for teachers, which are no rows).
+    printed: whether the table's own paper prints them too (for teachers, which are no rows); runs, epoch: how many are
+    behind a number and which epoch it is of, None where the source does not say; lineage: whose teachers they had;
+    baseline: the lineage's student without distillation.
     """
 
     source: Name
@@ -90,10 +94,15 @@ class Published(FrozenModel):
     mean: Percentages
     std: Percentages = ()
     runs: int | None = Field(None, ge=1)
+    epoch: Epoch | None = None
+    lineage: str = ""
+    baseline: Percentages = ()
 
 
 class Row(FrozenModel):
     """A method, with what was printed for it (one number for each column, nan: none) in %, or published elsewhere.
+
+    published: by its authors, or as others quote them; reproduced: by others, from runs of their own.
 
     title: what the row is called where the method's name is not enough; augment: added to the images of its runs;
     as_long_as: a method whose training multiply-adds its runs take too, by a longer schedule; scales: where the row is
@@ -107,7 +116,14 @@ class Row(FrozenModel):
     scales: tuple[Name, ...] = ()
     printed: Percentages = ()
     published: Published | None = None
+    reproduced: Published | None = None
     footnotes: tuple[str, ...] = ()
+
+    @property
+    def from_elsewhere(self) -> dict[Tier, Published]:
+        """The numbers that the table's own paper does not print, by tier."""
+        found: dict[Tier, Published | None] = {"published": self.published, "reproduced": self.reproduced}
+        return {tier: numbers for tier, numbers in found.items() if numbers}
 
     @property
     def name(self) -> str:
@@ -124,7 +140,9 @@ class Row(FrozenModel):
 class Table(FrozenModel):
     """A table as its TOML file says; the format is told at the top of `table_II.toml`.
 
-    scale_notes: by scale, one line that is shown there with the table, also on the terminal.
+    scale_notes: by scale, one line that is shown there with the table, also on the terminal; printed_runs,
+    printed_epoch: of the printed numbers, where the paper says it; gains: whether the gain over the own baseline stands
+    beside every number; literature: a CSV file, from which rows have their published and reproduced numbers.
     """
 
     name: Annotated[str, AfterValidator(check_file_name)]
@@ -137,6 +155,15 @@ class Table(FrozenModel):
     footnotes: tuple[str, ...] = ()
     scale_notes: dict[Name, str] = Field(default={})
     teachers: Published | None = None
+    printed_runs: int | None = Field(None, ge=1)
+    printed_epoch: Epoch | None = None
+    gains: bool = False
+    literature: Name | None = None
+
+    @field_validator("literature")
+    @classmethod
+    def _locate_literature(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return value and str((info.context or {}).get("folder", Path()) / value)
 
     @field_validator("scale_notes")
     @classmethod
@@ -174,11 +201,15 @@ class Table(FrozenModel):
         return self
 
     def _numbers(self) -> Iterator[tuple[str, Percentages]]:
-        sources = [(f"published numbers of row {row.name}", row.published) for row in self.rows]
-        for field, published in (*sources, ("teachers", self.teachers)):
-            if published:
-                yield f"{field}: mean", published.mean
-                yield f"{field}: std", published.std
+        sources = [
+            (f"{tier} numbers of row {row.name}", numbers)
+            for row in self.rows
+            for tier, numbers in row.from_elsewhere.items()
+        ]
+        for field, numbers in (*sources, *([("teachers", self.teachers)] if self.teachers else [])):
+            yield f"{field}: mean", numbers.mean
+            yield f"{field}: std", numbers.std
+            yield f"{field}: baseline", numbers.baseline
         for row in self.rows:
             yield f"row {row.name}: printed", row.printed
 
@@ -231,10 +262,55 @@ def load_table(name_or_path: str | Path) -> Table:
     Raises:
         UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
     """
-    return load_by_name(FOLDER, "table", name_or_path, Table, _OWNERS, EXAMPLE)
+    table = load_by_name(FOLDER, "table", name_or_path, Table, _OWNERS, EXAMPLE)
+    return table if table.literature is None else _fill_rows(table, load_literature(Path(table.literature)))
+
+
+def _fill_rows(table: Table, literature: Literature) -> Table:
+    """Give rows their numbers from a file, where the table's own file has none.
+
+    Raises:
+        UserError: the file has none of the table's columns.
+    """
+    names = [column.name for column in table.columns]
+    if not set(names) & set(literature.columns):
+        raise UserError(
+            f"published numbers {table.literature}: none of its columns is one of table {table.name}; allowed: "
+            f"{', '.join(names)}"
+        )
+    rows = []
+    for row in table.rows:
+        found = {tier: _find_numbers(literature, row.name, tier, names) for tier in ("published", "reproduced")}
+        rows.append(row.model_copy(update={tier: numbers for tier, numbers in found.items() if not getattr(row, tier)}))
+    return table.model_copy(update={"rows": tuple(rows)})
+
+
+def _find_numbers(literature: Literature, row: str, tier: Tier, columns: Sequence[str]) -> Published | None:
+    """Find the numbers of a row in one tier; None where the file has none for any of the columns."""
+    entry = literature.find(row, tier)
+    if entry is None or not set(columns) & entry.numbers.keys():
+        return None
+    quoted = ", as a later paper quotes them" if entry.kind == "quoted by a later paper" else ""
+    note = f"; {entry.note}" if entry.note else ""
+    baseline = literature.baseline(entry.lineage)
+    return Published(
+        source=f"{entry.source}{quoted}{note}",
+        mean=tuple(entry.numbers.get(column, math.nan) for column in columns),
+        runs=entry.n,
+        epoch=entry.epoch,
+        lineage=entry.lineage,
+        baseline=tuple(baseline.get(column, math.nan) for column in columns),
+    )
 
 
 _OWNERS = cast(
     dict[int | str, type[BaseModel]],
-    {"at_scale": Networks, "columns": Column, "rows": Row, "published": Published, "teachers": Published},
+    {
+        "at_scale": Networks,
+        "columns": Column,
+        "rows": Row,
+        "published": Published,
+        "reproduced": Published,
+        "teachers": Published,
+    },
 )

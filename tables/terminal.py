@@ -17,7 +17,8 @@ from rich.text import Text
 
 from tables.escaping import plain
 from tables.result import ABSENT, TableResult
-from tables.view import Page, PageCell, PageRow, make_page
+from tables.tiers import GAIN, NAMES, SIGNS
+from tables.view import Page, PageCell, PageReference, PageRow, make_page
 
 WIDEST_GAP = 3
 USUAL_LINES, MOST_LINES = 3, 5
@@ -165,18 +166,27 @@ def _mark(marks: Sequence[int], shown: Collection[int]) -> tuple[str, str]:
 
 
 def _cell(entry: PageCell, usual_seeds: str, shown: Collection[int]) -> Text:
-    """Make a cell: measured over printed, and one line where there is only one. shown: the footnotes that are."""
-    reference = Text.assemble((entry.reference, "cyan"), _mark(entry.reference_marks, shown))
+    """Make a cell: measured over what was printed and published, a line each. shown: the footnotes that are."""
+    references = [_reference(found, shown) for found in entry.references]
     if entry.status in ABSENT:
-        return Text.assemble(("\N{EN DASH} ", "dim"), reference)
+        return Text.assemble(("\N{EN DASH} ", "dim"), Text("\n").join(references))
     marks = _mark(entry.marks, shown)
     if entry.summary:
-        measured = Text.assemble((_value(entry), _RANK_STYLES.get(entry.rank, "")), marks)
+        measured = Text.assemble((_value(entry), _RANK_STYLES.get(entry.rank, "")), marks, _gain(entry.gain))
     else:
         measured = Text.assemble((entry.status.removesuffix(" yet"), _STYLES.get(entry.status, "")), marks)
     seeds = "" if entry.seeds == usual_seeds else entry.seeds.replace(" of ", "/")
-    below = Text(" ").join(part for part in (Text(seeds, style="dim"), reference) if part)
-    return Text.assemble(measured, "\n", below) if below else measured
+    first, *others = references or [Text()]
+    below = Text(" ").join(part for part in (Text(seeds, style="dim"), first) if part)
+    return Text("\n").join(line for line in (measured, below, *others) if line)
+
+
+def _reference(found: PageReference, shown: Collection[int]) -> Text:
+    return Text.assemble((f"{found.mean}{found.sign}", "cyan"), _mark(found.marks, shown), _gain(found.gain))
+
+
+def _gain(gain: str) -> Text:
+    return Text(f" {GAIN}{gain}" if gain else "", style="dim")
 
 
 def _value(entry: PageCell) -> str:
@@ -188,8 +198,11 @@ def _legend(page: Page, seeds: str) -> str:
     spread = " \N{PLUS-MINUS SIGN} standard deviation" if any(entry.std for entry in page.entries) else ""
     others = any(entry.seeds not in ("", seeds) for entry in page.entries)
     usual = f", {seeds}{' unless a cell says otherwise' if others else ''}" if seeds else ""
-    measured = f"Measured {plain(page.metric)}{spread}{usual}"
-    sentences = [f"{measured}, over printed." if page.has_references else f"{measured}."]
+    tiers = " and ".join(f"{NAMES[tier]}{SIGNS[tier]}" for tier in page.tiers)
+    measured = f"Measured {plain(page.metric)}{spread}, last epoch{usual}"
+    sentences = [f"{measured}, over {tiers}." if tiers else f"{measured}."]
+    if page.has_gains:
+        sentences.append(f"{GAIN}: gain over the own baseline.")
     if page.has_ranks:
         sentences.append("Bold: best; underlined: second.")
     if page.has_absent:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmark.core.protocols import base_scale
-from benchmark.core.statistics import Summary, summarise
+from benchmark.core.statistics import Summary, common_seeds, paired_difference, summarise
 from benchmark.core.text import format_signed
 from tables.result import ABSENT, Cell, Status, TableResult
-from tables.specification import Column, Row, get_number
+from tables.specification import Column, Published, Row, Table, get_number
+from tables.tiers import GAIN, GAIN_MEANING, MEANINGS, NAMES, SIGNS, Tier, describe_origin
 
 TEACHER = "Teacher"
+BASELINE = "Baseline"
 BEST_TITLE = "Best epoch on the test set"
 BEST_EXPLANATION = (
     "The epoch of these was chosen by looking at the test set. They are kept apart from the numbers above, "
@@ -24,14 +26,35 @@ Marks = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class PageReference:
+    """A number that was not measured here, of one tier, with its footnotes.
+
+    gain: over the baseline of its own, where the table shows gains; difference: measured minus this one, where the two
+    may be compared.
+    """
+
+    tier: Tier
+    mean: str
+    std: str = ""
+    marks: Marks = ()
+    gain: str = ""
+    difference: str = ""
+
+    @property
+    def sign(self) -> str:
+        """What tells its tier apart from the others in a cell."""
+        return SIGNS[self.tier]
+
+
+@dataclass(frozen=True)
 class PageCell:
     """One cell, in words and digits.
 
     status, summary: what was measured, in % (no summary: no finished seed; no status: nothing to say);
     seeds: how many stand behind it;
     rank: 1 for the best of the column among the methods measured, 2 for the second, else 0; marks: its footnotes;
-    reference, reference_std: the printed number, or else the published one, with its own footnotes;
-    difference: measured minus printed, only where the numbers may be compared.
+    gain: of the measured number over Baseline of the same seeds, where the table shows gains; references: the printed
+    number and those from elsewhere.
     """
 
     status: Status | Literal[""]
@@ -39,10 +62,8 @@ class PageCell:
     seeds: str
     rank: int
     marks: Marks
-    reference: str
-    reference_std: str
-    reference_marks: Marks
-    difference: str
+    gain: str = ""
+    references: tuple[PageReference, ...] = ()
 
     @property
     def mean(self) -> str:
@@ -93,6 +114,7 @@ class Page:
     counts: str
     generated_from: str
     reproduces: bool
+    printed_origin: str
 
     @property
     def entries(self) -> tuple[PageCell, ...]:
@@ -106,8 +128,33 @@ class Page:
 
     @property
     def has_references(self) -> bool:
-        """Whether any number is printed or published."""
-        return any(entry.reference for entry in self.entries)
+        """Whether any number is not measured here."""
+        return any(entry.references for entry in self.entries)
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers of the numbers that are not measured here, in their order."""
+        shown = {reference.tier for entry in self.entries for reference in entry.references}
+        return tuple(tier for tier in NAMES if tier in shown)
+
+    @property
+    def has_gains(self) -> bool:
+        """Whether any number has its gain beside it."""
+        return any(entry.gain or any(found.gain for found in entry.references) for entry in self.entries)
+
+    @property
+    def tier_note(self) -> str:
+        """What the tiers of the page are, and which epoch and how many runs their numbers are of."""
+        words = []
+        for tier in self.tiers:
+            origin = f", {self.printed_origin}" if tier == "printed" else ""
+            words.append(f"{NAMES[tier].capitalize()}{SIGNS[tier]}: {MEANINGS[tier]}{origin}.")
+        return " ".join(words)
+
+    @property
+    def gain_note(self) -> str:
+        """What a gain is; empty where none is shown."""
+        return f"{GAIN}: {GAIN_MEANING}." if self.has_gains else ""
 
     @property
     def has_absent(self) -> bool:
@@ -147,7 +194,7 @@ def make_page(result: TableResult, selected: Collection[tuple[str, str]] | None 
         for position, column in enumerate(table.columns):
             cell = result.cell(row.name, column.name)
             rank = ranks.get((row.name, column.name), 0)
-            entries.append(_entry(cell, rank, row, position, result.reproduces, footnotes))
+            entries.append(_entry(cell, rank, row, position, result, footnotes))
         rows.append(PageRow(row.name, marks, tuple(entries)))
     scale_note = table.scale_notes.get(base_scale(result.scale), "")
     page = Page(
@@ -167,6 +214,7 @@ def make_page(result: TableResult, selected: Collection[tuple[str, str]] | None 
         counts=describe_counts(result),
         generated_from=result.generated_from,
         reproduces=result.reproduces,
+        printed_origin=describe_origin(table.printed_runs, table.printed_epoch),
     )
     return page if selected is None else _select_cells(page, result, selected)
 
@@ -187,7 +235,8 @@ def _select_cells(page: Page, result: TableResult, selected: Collection[tuple[st
 
     rows = keep(page.rows)
     marks = {mark for row in rows for mark in row.marks}
-    marks |= {mark for row in rows for entry in row.entries for mark in (*entry.marks, *entry.reference_marks)}
+    for entry in (entry for row in rows for entry in row.entries):
+        marks |= {*entry.marks, *(mark for reference in entry.references for mark in reference.marks)}
     return dataclasses.replace(
         page,
         columns=tuple(page.columns[position] for position in positions),
@@ -239,39 +288,73 @@ def describe_counts(result: TableResult, selected: Collection[tuple[str, str]] |
     return f"{', '.join(parts)}{ending}."
 
 
-def _entry(cell: Cell, rank: int, row: Row, position: int, reproduces: bool, footnotes: _Footnotes) -> PageCell:
+def _entry(cell: Cell, rank: int, row: Row, position: int, result: TableResult, footnotes: _Footnotes) -> PageCell:
     marks = footnotes.marks(cell.notes)
     summary = summarise(cell.values) if cell.values else None
-    printed = get_number(row.printed, position)
-    difference = format_signed(summary.mean - printed) if reproduces and summary and printed is not None else ""
-    reference, reference_std, reference_marks = _reference(row, position, footnotes)
+    gain = measured_gain(result, cell) if result.table.gains else None
     return PageCell(
         status=cell.status,
         summary=summary,
         seeds=_seeds(cell),
         rank=rank,
         marks=marks,
-        reference=reference,
-        reference_std=reference_std,
-        reference_marks=reference_marks,
-        difference=difference,
+        gain="" if gain is None else format_signed(gain),
+        references=tuple(_references(row, position, result, summary, footnotes)),
     )
 
 
-def _reference(row: Row, position: int, footnotes: _Footnotes) -> tuple[str, str, Marks]:
-    """Find the printed number, or else the published one with its standard deviation and a footnote on its source."""
+def measured_gain(result: TableResult, cell: Cell) -> float | None:
+    """How far a cell is above Baseline in its column, a mean over the seeds that both have.
+
+    None for Baseline itself and for teachers, and where no seed is shared.
+    """
+    base = result.cell(BASELINE, cell.column).by_seed()
+    if cell.row in (BASELINE, TEACHER) or not common_seeds((cell.by_seed(), base)):
+        return None
+    return paired_difference(cell.by_seed(), base).mean
+
+
+def printed_gain(table: Table, row: Row, position: int) -> float | None:
+    """How far a row's printed number is above the printed Baseline of the same table; None where one is missing."""
+    base = next((other.printed for other in table.rows if other.name == BASELINE), ())
+    number, below = get_number(row.printed, position), get_number(base, position)
+    return None if row.name == BASELINE or number is None or below is None else number - below
+
+
+def published_gain(published: Published, position: int) -> float | None:
+    """How far a number from elsewhere is above the baseline of its own lineage; None where one is missing."""
+    number, below = get_number(published.mean, position), get_number(published.baseline, position)
+    return None if number is None or below is None else number - below
+
+
+def _references(
+    row: Row, position: int, result: TableResult, summary: Summary | None, footnotes: _Footnotes
+) -> Iterable[PageReference]:
+    """The printed number, then those from elsewhere, each with a footnote on its source, its runs and its epoch."""
+
+    def describe_gain(gain: float | None) -> str:
+        return format_signed(gain) if result.table.gains and gain is not None else ""
+
     printed = get_number(row.printed, position)
     if printed is not None:
-        return f"{printed:.2f}", "", ()
-    published = row.published
-    mean = get_number(published.mean, position) if published else None
-    if published is None or mean is None:
-        return "", "", ()
-    std = get_number(published.std, position)
-    runs = f", mean of {published.runs} runs" if published.runs else ""
-    origin = "Printed" if published.printed else "Not printed in this table, but published"
-    marks = footnotes.marks([f"{origin}: {published.source}{runs}."])
-    return f"{mean:.2f}", "" if std is None else f"{std:.2f}", marks
+        difference = format_signed(summary.mean - printed) if result.reproduces and summary else ""
+        gain = describe_gain(printed_gain(result.table, row, position))
+        yield PageReference("printed", f"{printed:.2f}", gain=gain, difference=difference)
+    for tier, published in row.from_elsewhere.items():
+        mean = get_number(published.mean, position)
+        if mean is None:
+            continue
+        tier = "printed" if published.printed else tier
+        std = get_number(published.std, position)
+        lineage = f"; teachers and baseline of {published.lineage}" if published.lineage else ""
+        origin = f"{published.source}; {describe_origin(published.runs, published.epoch)}{lineage}"
+        yield PageReference(
+            tier,
+            f"{mean:.2f}",
+            "" if std is None else f"{std:.2f}",
+            footnotes.marks([f"{NAMES[tier].capitalize()}: {origin}."]),
+            describe_gain(published_gain(published, position)),
+        )
 
 
 def _seeds(cell: Cell) -> str:
@@ -285,7 +368,7 @@ def _seeds(cell: Cell) -> str:
 def _teacher_row(result: TableResult, footnotes: _Footnotes) -> PageRow:
     row = Row(method=TEACHER, published=result.table.teachers)
     entries = [
-        _entry(result.teacher(column.name), 0, row, position, result.reproduces, footnotes)
+        _entry(result.teacher(column.name), 0, row, position, result, footnotes)
         for position, column in enumerate(result.table.columns)
     ]
     return PageRow(TEACHER, (), tuple(entries))
@@ -316,6 +399,6 @@ def _best_rows(result: TableResult) -> Iterable[PageRow]:
             cell = result.cell(row.name, column.name)
             summary = summarise(cell.best) if cell.best else None
             seeds = f"n={len(cell.best)}" if cell.best else ""
-            entries.append(PageCell("", summary, seeds, 0, (), "", "", (), ""))
+            entries.append(PageCell("", summary, seeds, 0, ()))
         if any(entry.summary for entry in entries):
             yield PageRow(row.name, (), tuple(entries))
