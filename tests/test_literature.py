@@ -108,5 +108,5 @@ def test_a_wrong_line_is_refused_in_one_line(tmp_path: Path, line: int, new: str
 
 
 def test_a_file_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none.csv cannot be read: No such file or directory; check the path"):
+    with pytest.raises(UserError, match=r"none\.csv cannot be read: No such file or directory; check the path"):
         load_literature(tmp_path / "none.csv")
