@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmark.cli.app import run_app
-from benchmark.cli.options import Runs, check_exists
+from benchmark.cli.options import A_DAY, Runs, check_exists
 from benchmark.core.errors import UserError
 from slurm import client
 from slurm.client import SchedulerError
@@ -28,7 +28,7 @@ def main(
     wait_seconds: Annotated[
         float,
         typer.Option(
-            "--wait-seconds", min=0.0, max=86_400.0, help="How long to wait for running jobs to write a checkpoint."
+            "--wait-seconds", min=0.0, max=A_DAY, help="How long to wait for running jobs to write a checkpoint."
         ),
     ] = 120.0,
 ) -> int:

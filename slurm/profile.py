@@ -8,12 +8,21 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from benchmark.cli.options import A_DAY, MOST_PROCESSES
 from benchmark.core.spec import Frozen
 from benchmark.io.toml import load_toml
 from benchmark.planning.jobs import Grouping
 
 EXAMPLE = Path(__file__).parent / "profiles" / "example.toml"
-TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
+TIME = re.compile(r"(?:([0-9]{1,9})-)?([0-9]{1,9})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?")
+A_YEAR = 366 * 24 * 60
+"""In minutes."""
+MOST_JOBS = 1_000_000
+"""With the cluster at once; a SLURM takes 4,000,001 in one array at most, and 10,000 in all by default."""
+MOST_MULTIPLY_ADDS = 1e18
+"""In a second; a GPU of 2024 reaches 1e15."""
+LARGEST = 2**31 - 1
+"""Of the numbers of other options of sbatch."""
 RESERVED = (
     "array",
     "begin",
@@ -62,8 +71,8 @@ def minutes(value: object) -> object:
 
 def amount(value: str) -> str:
     """An amount of memory as SLURM writes it."""
-    if not re.fullmatch(r"\d+[KMGT]?B?", value):
-        raise ValueError("give a number and K, M, G or T, such as 16G")
+    if not re.fullmatch(r"[0-9]{1,12}[KMGT]?B?", value):
+        raise ValueError("give a number of at most 12 digits and K, M, G or T, such as 16G")
     return value
 
 
@@ -79,17 +88,17 @@ class Profile(Frozen):
     reservation: str = ""
     exclude: tuple[str, ...] = ()
     """Nodes to avoid."""
-    time: Annotated[int, BeforeValidator(minutes), Field(ge=1)] = 240
+    time: Annotated[int, BeforeValidator(minutes), Field(ge=1, le=A_YEAR)] = 240
     """Minutes after which the cluster ends a job; it goes on in the next one."""
-    gpus: int = Field(1, ge=0)
+    gpus: int = Field(1, ge=0, le=MOST_PROCESSES)
     """Graphics cards of each job; 0 trains on the processors."""
     gres: str = ""
     """How the cluster wants graphics cards to be requested, if not by `gpus`: `gpu:a100:1`."""
-    cpus: int = Field(4, ge=1)
+    cpus: int = Field(4, ge=1, le=MOST_PROCESSES)
     memory: Annotated[str, AfterValidator(amount)] | None = None
-    array: int = Field(64, ge=1)
+    array: int = Field(64, ge=1, le=MOST_JOBS)
     """How many jobs of one array run at once."""
-    max_submitted: int = Field(1000, ge=1)
+    max_submitted: int = Field(1000, ge=1, le=MOST_JOBS)
     """How many jobs of a sweep may be in the queue at once; the others are submitted as jobs end."""
     setup: tuple[str, ...] = ()
     """Lines of shell that each job begins with."""
@@ -99,9 +108,9 @@ class Profile(Frozen):
     """How jobs start Python; empty: as the command that submits was started."""
     grouping: Grouping = "student"
     """What one job trains: one run; all methods of a student network; or all runs that share a pass over the data."""
-    grace_seconds: int = Field(120, ge=5)
+    grace_seconds: int = Field(120, ge=5, le=A_DAY)
     """How long before its time limit a job writes a checkpoint and asks to be started again."""
-    resubmissions: int = Field(3, ge=0)
+    resubmissions: int = Field(3, ge=0, le=1000)
     """How often a job that ended without progress is submitted again."""
     submit_from_jobs: bool = True
     """Whether jobs may submit others when they end: ready jobs and lost ones."""
@@ -109,7 +118,7 @@ class Profile(Frozen):
     """Where the watchdog runs; empty: as the other jobs."""
     bf16: bool = True
     """Whether the graphics cards compute in bf16 (Ampere and later)."""
-    multiply_adds_per_second: float = Field(2e12, gt=0)
+    multiply_adds_per_second: float = Field(2e12, gt=0, le=MOST_MULTIPLY_ADDS)
     """The speed of a job, to estimate the cost of runs of which no similar one was timed."""
     options: dict[str, str | int | bool] = Field(default_factory=dict)
     """Any other option of sbatch, by its long name: `mail-type = "FAIL"`."""
@@ -121,7 +130,9 @@ class Profile(Frozen):
                 f"grace_seconds = {self.grace_seconds} is more than half of time = {self.time} min; "
                 "give jobs more time, or less grace"
             )
-        for name in self.options:
+        for name, value in self.options.items():
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(f"options.{name} is a number beyond {LARGEST:,}; give a smaller one, or a text")
             if name.replace("_", "-") in RESERVED:
                 raise ValueError(f"options.{name} is set by the suite itself; leave it out")
         return self

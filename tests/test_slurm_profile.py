@@ -20,24 +20,44 @@ WRONG = {
     "constraint": ["['a100']"],
     "reservation": ["3"],
     "exclude": ['"n1"', "[3]"],
-    "time": ["0", "-5", '"soon"', '"1:2:3:4"', '"1:60x"', "1.5", "[]", "nan"],
-    "gpus": ["-1", '"two"', "1.5"],
+    "time": [
+        "0",
+        "-5",
+        '"soon"',
+        '"1:2:3:4"',
+        '"1:60x"',
+        "1.5",
+        "[]",
+        "nan",
+        "527041",
+        '"9999-0"',
+        '"٣"',
+        f'"{"9" * 5000}"',
+    ],
+    "gpus": ["-1", '"two"', "1.5", "1025", "9" * 400],
     "gres": ["1"],
-    "cpus": ["0", '"many"', "2.5"],
-    "memory": ["16", '"16 G"', '"much"', '"-4G"', '""'],
-    "array": ["0", "-1", '"all"'],
-    "max_submitted": ["0", "inf"],
+    "cpus": ["0", '"many"', "2.5", "1025"],
+    "memory": [f'"{"9" * 13}G"', "16", '"16 G"', '"much"', '"-4G"', '""'],
+    "array": ["0", "-1", '"all"', "1000001"],
+    "max_submitted": ["0", "inf", "1000001"],
     "setup": ['"module load x"', "[1]"],
     "shared": ["1"],
     "python": ["3.11"],
     "grouping": ['"students"', "1"],
-    "grace_seconds": ["4", "-1", '"a minute"', "100000"],
-    "resubmissions": ["-1", '"never"'],
+    "grace_seconds": ["4", "-1", '"a minute"', "86401", "100000"],
+    "resubmissions": ["-1", '"never"', "1001"],
     "submit_from_jobs": ['"perhaps"', "3"],
     "keeper_partition": ["1"],
     "bf16": ['"some"', "2"],
-    "multiply_adds_per_second": ["0", "-1.0", "inf", "nan", '"fast"'],
-    "options": ["3", "{ mail-type = ['FAIL'] }", "{ time = '1:00' }", "{ job-name = 'x' }", "{ job_name = 'x' }"],
+    "multiply_adds_per_second": ["0", "-1.0", "inf", "nan", '"fast"', "1.1e18"],
+    "options": [
+        "3",
+        "{ nice = 3000000000 }",
+        "{ mail-type = ['FAIL'] }",
+        "{ time = '1:00' }",
+        "{ job-name = 'x' }",
+        "{ job_name = 'x' }",
+    ],
 }
 
 
@@ -60,6 +80,15 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_the_field(tmp_path: Pat
     assert "\n" not in message
     assert name in message
     assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [("gpus", "1025", "less than or equal to 1024"), ("time", "'367-0'", "less than or equal to 527040")],
+)
+def test_the_bound_of_a_number_is_told(tmp_path: Path, name: str, value: str, allowed: str) -> None:
+    with pytest.raises(UserError, match=rf"field '{name}' = .* is refused: input should be {allowed}$"):
+        load_profile(written(tmp_path, f"{name} = {value}\n"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,10 @@ import typer
 
 from benchmark.core.errors import UserError
 
+MOST_PROCESSES = 1024
+"""Of one command or job; also of its GPUs and its processor cores."""
+A_DAY = 86_400
+"""The longest time, in seconds, between two things that one command does."""
 ScaleName = Annotated[str, typer.Option(help="demo, quick or paper: how much of the protocol is spent.")]
 Epochs = Annotated[int | None, typer.Option(min=1, max=10_000, help="Scale to so many epochs instead.")]
 ProtocolName = Annotated[str, typer.Option(help="The training recipe (docs/protocols.md).")]
@@ -16,7 +20,7 @@ DatasetName = Annotated[str, typer.Option(help="A dataset by name or TOML file. 
 DataRoot = Annotated[Path | None, typer.Option(help="The folder that holds the dataset.")]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 PrecisionName = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Precision of forwards.")]
-Workers = Annotated[int | None, typer.Option(min=1, max=1024, help="Processes. [CPU: one a core; CUDA: 1]")]
+Workers = Annotated[int | None, typer.Option(min=1, max=MOST_PROCESSES, help="Processes. [CPU: one a core; CUDA: 1]")]
 Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of each process.")]
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="LSSKD.alpha=0.3 or protocol.weight_decay=1e-4 (repeatable).")
