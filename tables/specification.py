@@ -290,11 +290,11 @@ def _find_numbers(literature: Literature, row: str, tier: Tier, columns: Sequenc
     entry = literature.find(row, tier)
     if entry is None or not set(columns) & entry.numbers.keys():
         return None
-    quoted = ", as a later paper quotes them" if entry.kind == "quoted by a later paper" else ""
+    quoted = "quoted by " if entry.kind == "quoted by a later paper" else ""
     note = f"; {entry.note}" if entry.note else ""
     baseline = literature.baseline(entry.lineage)
     return Published(
-        source=f"{entry.source}{quoted}{note}",
+        source=f"{quoted}{entry.source}{note}",
         mean=tuple(entry.numbers.get(column, math.nan) for column in columns),
         runs=entry.n,
         epoch=entry.epoch,

@@ -109,6 +109,6 @@ def select_rows(table: Table, methods: Sequence[str] = (), pairs: Sequence[str] 
 
 
 def _has_numbers(row: Row) -> bool:
-    """Return whether anything was printed or published for a row."""
-    published = row.published.mean if row.published else ()
-    return not all(math.isnan(number) for number in (*row.printed, *published))
+    """Return whether anything was printed, published or reproduced elsewhere for a row."""
+    others = [number for numbers in row.from_elsewhere.values() for number in numbers.mean]
+    return not all(math.isnan(number) for number in (*row.printed, *others))
