@@ -15,18 +15,22 @@ from methods.dkd import is_class, log_softmax_over
 
 
 @full_precision
-def normalised_by_row(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def normalised_by_row(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float, label_kept: bool = False
+) -> Tensor:
     """Cross entropy of the label's class and T^2 times the one among the others, of each row: [2, rows].
 
     logits: [rows, classes]; labels: [rows]. The first is -p log q of the label at temperature 1, p the teacher's and q
-    the student's probability; the second is that of the other classes' probabilities among themselves at temperature T.
-    They are no divergences: of equal logits they are not 0. (Yang et al., ICCV 2023, equation 6.)
+    the student's probability; the second is that of the other classes' probabilities among themselves at temperature T,
+    or, with label_kept, among all classes. They are no divergences: of equal logits they are not 0. (Yang et al., ICCV
+    2023, equation 6.)
     """
     label = is_class(student_logits, labels)
     own, trust = F.log_softmax(student_logits, dim=1), F.softmax(teacher_logits, dim=1)
     target = -torch.where(label, trust * own, 0.0).sum(1)
-    among = [log_softmax_over(logits / temperature, ~label) for logits in (student_logits, teacher_logits)]
-    others = -torch.where(label, 0.0, among[1].exp() * among[0]).sum(1)
+    kept = torch.ones_like(label) if label_kept else ~label
+    among = [log_softmax_over(logits / temperature, kept) for logits in (student_logits, teacher_logits)]
+    others = -torch.where(kept, among[1].exp() * among[0], 0.0).sum(1)
     return torch.stack((target, others * temperature**2))
 
 

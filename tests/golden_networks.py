@@ -52,7 +52,15 @@ class StagedNetwork(Network):
             maps = F.relu(before[-1])
             after.append(maps)
         pooled = maps.mean((2, 3))
-        return Outputs(self.fc(pooled), pooled, stem, tuple(after), tuple(before) if preactivations else None)
+        return Outputs(
+            self.fc(pooled),
+            pooled,
+            stem,
+            tuple(after),
+            tuple(before) if preactivations else None,
+            averaged=maps,
+            classifier=self.fc,
+        )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         raise NotImplementedError("its weights are stored")

@@ -108,8 +108,16 @@ class FourStageResNet(Network):
         stem = self._stem(images)
         stages, before = run_stages((self.layer1, self.layer2, self.layer3, self.layer4), stem)
         pooled = stages[-1].mean((2, 3))
-        logits = self.get_submodule(self.after_stages[-1])(pooled)
-        return Outputs(logits, pooled, stem, stages, before if preactivations else None)
+        classifier = self.get_submodule(self.after_stages[-1])
+        return Outputs(
+            classifier(pooled),
+            pooled,
+            stem,
+            stages,
+            before if preactivations else None,
+            averaged=stages[-1],
+            classifier=classifier,
+        )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         fill_parameters(self, generator, convolution="he_fan_out")

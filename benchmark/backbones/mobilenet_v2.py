@@ -154,9 +154,18 @@ class MobileNetV2(Network):
             maps = group(maps)
             if number in STAGE_ENDS:
                 stages.append(maps)
-        pooled = self.conv2(maps).mean((2, 3))
+        averaged = self.conv2(maps)
+        pooled = averaged.mean((2, 3))
         linear_maps = tuple(stages)
-        return Outputs(self.classifier(pooled), pooled, stem, linear_maps, linear_maps if preactivations else None)
+        return Outputs(
+            self.classifier(pooled),
+            pooled,
+            stem,
+            linear_maps,
+            linear_maps if preactivations else None,
+            averaged=averaged,
+            classifier=self.classifier,
+        )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         fill_parameters(self, generator, convolution="he_fan_out", linear="normal")

@@ -101,9 +101,18 @@ class MobileNetV2TfKD(Network):
             maps = self.get_submodule(f"stage{number}")(maps)
             if number in STAGE_ENDS:
                 stages.append(maps)
-        pooled = self.conv1(maps).mean((2, 3))
+        averaged = self.conv1(maps)
+        pooled = averaged.mean((2, 3))
         linear_maps = tuple(stages)
-        return Outputs(self.conv2(pooled), pooled, stem, linear_maps, linear_maps if preactivations else None)
+        return Outputs(
+            self.conv2(pooled),
+            pooled,
+            stem,
+            linear_maps,
+            linear_maps if preactivations else None,
+            averaged=averaged,
+            classifier=self.conv2,
+        )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         fill_parameters(self, generator)

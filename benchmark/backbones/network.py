@@ -22,7 +22,9 @@ class Outputs:
     logits: [batch, classes]; pooled: [batch, width], the vector entering the classifier;
     stem: [batch, channels, height, width], before the first stage; stages: one such map a stage;
     preactivations: the stage maps before their last activation, only when they were asked for;
-    tapped: the maps that auxiliary branches read, where those are not the stages (see `branch_maps`).
+    tapped: the maps that auxiliary branches read, where those are not the stages (see `branch_maps`);
+    averaged: [batch, width, height, width], the map whose mean over its places is `pooled`;
+    classifier: makes logits [rows, classes] of vectors like `pooled`, [rows, width].
     """
 
     logits: Tensor
@@ -31,6 +33,8 @@ class Outputs:
     stages: tuple[Tensor, ...]
     preactivations: tuple[Tensor, ...] | None = None
     tapped: tuple[Tensor, ...] | None = None
+    averaged: Tensor | None = None
+    classifier: Callable[[Tensor], Tensor] | None = None
 
     @property
     def branch_maps(self) -> tuple[Tensor, ...]:
@@ -51,6 +55,7 @@ class Outputs:
             stages=tuple(stage.detach() for stage in self.stages),
             preactivations=cut(self.preactivations),
             tapped=cut(self.tapped),
+            averaged=None if self.averaged is None else self.averaged.detach(),
         )
 
 

@@ -82,7 +82,15 @@ class PreActResNet(Network):
         fourth = self.layer4(third)
         pooled = fourth.mean((2, 3))
         sums = (first, second, third, fourth)
-        return Outputs(self.linear(pooled), pooled, stem, sums, sums if preactivations else None)
+        return Outputs(
+            self.linear(pooled),
+            pooled,
+            stem,
+            sums,
+            sums if preactivations else None,
+            averaged=fourth,
+            classifier=self.linear,
+        )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         fill_parameters(self, generator)

@@ -126,7 +126,15 @@ class ResNet(Network):
         stem = F.relu(self.bn1(self.conv1(images)), inplace=True)
         stages, before = run_stages((self.layer1, self.layer2, self.layer3), stem)
         pooled = stages[-1].mean((2, 3))
-        return Outputs(self.fc(pooled), pooled, stem, stages, before if preactivations else None)
+        return Outputs(
+            self.fc(pooled),
+            pooled,
+            stem,
+            stages,
+            before if preactivations else None,
+            averaged=stages[-1],
+            classifier=self.fc,
+        )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         fill_parameters(self, generator, convolution="he_fan_out")

@@ -86,7 +86,15 @@ class ResNeXt(Network):
         stem = F.relu(self.bn_1(self.conv_1_3x3(images)), inplace=True)
         stages, before = run_stages((self.stage_1, self.stage_2, self.stage_3), stem)
         pooled = stages[-1].mean((2, 3))
-        return Outputs(self.classifier(pooled), pooled, stem, stages, before if preactivations else None)
+        return Outputs(
+            self.classifier(pooled),
+            pooled,
+            stem,
+            stages,
+            before if preactivations else None,
+            averaged=stages[-1],
+            classifier=self.classifier,
+        )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         fill_parameters(self, generator, convolution="he_fan_out", linear="he_fan_in")

@@ -136,8 +136,17 @@ class ShuffleNetV2(Network):
             stages.append(maps)
             if preactivations:
                 before.append(torch.cat([passed, transformed], dim=1))
-        pooled = F.relu(self.bn2(self.conv2(maps)), inplace=True).mean((2, 3))
-        return Outputs(self.linear(pooled), pooled, stem, tuple(stages), tuple(before) if preactivations else None)
+        averaged = F.relu(self.bn2(self.conv2(maps)), inplace=True)
+        pooled = averaged.mean((2, 3))
+        return Outputs(
+            self.linear(pooled),
+            pooled,
+            stem,
+            tuple(stages),
+            tuple(before) if preactivations else None,
+            averaged=averaged,
+            classifier=self.linear,
+        )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         fill_parameters(self, generator)

@@ -102,8 +102,17 @@ class ShuffleNetV2TfKD(Network):
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = self.pre(images)
         stages, before = run_stages((self.stage2, self.stage3, self.stage4), stem)
-        pooled = self.conv5(stages[-1]).mean((2, 3))
-        return Outputs(self.fc(pooled), pooled, stem, stages, before if preactivations else None)
+        averaged = self.conv5(stages[-1])
+        pooled = averaged.mean((2, 3))
+        return Outputs(
+            self.fc(pooled),
+            pooled,
+            stem,
+            stages,
+            before if preactivations else None,
+            averaged=averaged,
+            classifier=self.fc,
+        )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         fill_parameters(self, generator)

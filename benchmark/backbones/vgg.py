@@ -87,6 +87,8 @@ class VGG(Network):
             tuple(stages),
             tuple(before[1:]) if preactivations else None,
             tapped=(stem, stages[0], stages[1], stages[3]),
+            averaged=maps,
+            classifier=self.classifier,
         )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:

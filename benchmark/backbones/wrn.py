@@ -109,7 +109,8 @@ class WideResNet(Network):
         second = self.block2(first)
         third = self.block3(second)
         normalised = self.bn1(third)
-        pooled = F.relu(normalised).mean((2, 3))
+        averaged = F.relu(normalised)
+        pooled = averaged.mean((2, 3))
         before = None
         if preactivations:
             # The stages have already passed these maps through the same norms once. Calling the modules again would
@@ -119,7 +120,15 @@ class WideResNet(Network):
                 _normalise(self.block3.first_norm, second),
                 normalised,
             )
-        return Outputs(self.fc(pooled), pooled, stem, (first, second, third), before)
+        return Outputs(
+            self.fc(pooled),
+            pooled,
+            stem,
+            (first, second, third),
+            before,
+            averaged=averaged,
+            classifier=self.fc,
+        )
 
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         fill_parameters(self, generator, convolution="he_fan_out", linear="zero_bias")

@@ -219,6 +219,11 @@ class Method(nn.Module):
     def weights(self) -> dict[str, float]:
         """The weight of each term that `forward` returns, by the term's name."""
 
+    @property
+    def longest_gradient(self) -> float | None:
+        """The length that a step's gradient, of all parameters together, is cut to; None leaves it as it is."""
+        return None
+
     @abstractmethod
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The unweighted loss terms of one step, each a scalar with a graph, by name."""

@@ -34,6 +34,8 @@ _READ = {
     "stem": "maps",
     "stages": "maps",
     "branch_maps": "maps",
+    "averaged": "maps",
+    "classifier": "classifier",
     "preactivations": "maps before the activation",
 }
 _VIEWS = {"rotated": "four rotations", "second": "a second augmentation", "same_class": "images of the same class"}

@@ -167,6 +167,8 @@ class Learner:
         with autocast(self.device, self.run.precision):
             loss, terms = self._loss_of(self._make_step(batch, teacher, epoch, step))
         weight_mean(loss).backward()
+        if (longest := self.method.longest_gradient) is not None:
+            nn.utils.clip_grad_norm_(self.parameters, longest)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.student is not None:
