@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from benchmark.method import ROTATIONS, Context, Method, MethodOptions, Network, Outputs, Step, rotations, upright
+from benchmark.method import ROTATIONS, Context, Method, MethodOptions, Network, Outputs, Step, upright
 from methods.baseline import label_loss
 from methods.hssakd import joint_cross_entropy
 from methods.kd import distillation_loss
@@ -34,7 +34,13 @@ def aggregate(joint_logits: Tensor) -> Tensor:
     inference.)
     """
     by_view = joint_logits.unflatten(0, (-1, ROTATIONS)).unflatten(2, (-1, ROTATIONS))
-    return by_view.diagonal(dim1=1, dim2=3).mean(2)
+    return torch.stack([by_view[:, turn, :, turn] for turn in range(ROTATIONS)]).mean(0)
+
+
+def four_views(images: Tensor) -> Tensor:
+    """The view `rotated` of images [batch, 3, size, size], made of what can be exported: [4 * batch, ...]."""
+    turned = images.transpose(2, 3)
+    return torch.stack((images, turned.flip(2), images.flip((2, 3)), turned.flip(3)), dim=1).flatten(0, 1)
 
 
 class JointOptions(MethodOptions):
@@ -74,7 +80,7 @@ class AggregatedPredictor(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Outputs for images [batch, 3, size, size]: those of the upright views, but for the aggregated logits."""
-        seen = self.student(rotations(images))
+        seen = self.student(four_views(images))
         logits = aggregate(self.method.joint(seen))
         return Outputs(logits, upright(seen.pooled), upright(seen.stem), tuple(map(upright, seen.stages)))
 

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from benchmark.backbones.network import Outputs
-from benchmark.method.contract import Mixture, joint_labels, rotations, upright
-from methods.sla import SLA, AggregatedPredictor, SLASelfDistilled, aggregate, joint_scores
+from benchmark.data.augmentation import rotations
+from benchmark.method.contract import Mixture, joint_labels, upright
+from methods.sla import SLA, AggregatedPredictor, SLASelfDistilled, aggregate, four_views, joint_scores
 from tests.golden_networks import StagedNetwork, assert_state, optimiser_of
 from tests.support import (
     Case,
@@ -110,7 +111,8 @@ def test_two_steps_and_both_predictions_equal_the_public_ones() -> None:
 
 def test_the_rotated_view_has_the_public_order() -> None:
     case = Case("sla", "transforms")
-    assert_close(rotations(case.input("images")), case.expected("rotation"))
+    for views in (rotations, four_views):
+        assert_close(views(case.input("images")), case.expected("rotation"))
 
 
 @pytest.mark.parametrize("cls", [SLA, SLASelfDistilled])

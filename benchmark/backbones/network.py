@@ -75,6 +75,16 @@ class Network(nn.Module, ABC):
         """Fill every parameter by the rule of this family, each from the stream of its own name."""
 
 
+def without_classifier(network: Network) -> Network:
+    """A network of the same modules up to the last stage map; what lies behind it passes on what it is given.
+
+    Only the maps of its outputs mean something, and it has no parameters but those that make them.
+    """
+    view = copy.copy(network)
+    view._modules = {**network._modules, **{name: nn.Identity() for name in network.after_stages}}
+    return view
+
+
 @dataclass(frozen=True)
 class Shape:
     """What a method may know of a network before it exists: its name and the sizes of its maps.

@@ -17,7 +17,7 @@ from benchmark.core.devices import make_deterministic
 from benchmark.core.errors import UserError
 from benchmark.export.edge import FIGURES, INPUT, OUTPUT, TIMED_BATCHES, TOLERANCE, Edge, WrongFile
 from benchmark.export.exporting import CPU, PROGRAM, export, name_int8_file, select_images
-from benchmark.export.finished import load_finished_run, load_trained_network
+from benchmark.export.finished import load_finished_run, load_predictor
 from benchmark.io.files import check_writable
 
 CHECK_FAILED = 1
@@ -52,7 +52,7 @@ def main(
     check_target(target)
     make_deterministic(CPU, threads)
     images = select_images(finished.run, dataset, data_root, image_size)
-    network = load_trained_network(finished, images.dataset.num_classes)
+    network = load_predictor(finished, images.dataset.num_classes, images.dataset.image_size)
     try:
         edge = export(finished, network, images, target, seconds, threads, console)
     except WrongFile as error:
@@ -101,8 +101,11 @@ def print_edge(edge: Edge, console: Console) -> None:
     line(f"{edge['run']}: {edge['network']}, {edge['num_classes']} classes of {edge['dataset']}")
     line(f"{INPUT}: float32 [batch, 3, {size}, {size}], pixels scaled to 0..1, less ({mean}), over ({std})")
     line(f"{OUTPUT}: float32 [batch, {edge['num_classes']}]")
-    line(f"parameters: {edge['parameters']:,} in the file, exactly as in the Baseline {edge['network']}")
-    line(f"multiply-adds of an image: {edge['multiply_adds']:,} in the file, exactly as in the Baseline's")
+    for key, title in (("parameters", "parameters"), ("multiply_adds", "multiply-adds of an image")):
+        baseline = f"the Baseline {edge['network']}"
+        # Where more than the student predicts, the file holds all of it.
+        whose = f"{edge['baseline'][key]:,} in {baseline}" if "baseline" in edge else f"exactly as in {baseline}"
+        line(f"{title}: {edge[key]:,} in the file, {whose}")
     line(
         f"logits: at most {logits['difference']:.1e} from the training network's, on {logits['images']} "
         f"{edge['evaluated_on']}; {format_agreement(logits)}"

@@ -25,7 +25,6 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from benchmark.backbones.network import Network
 from benchmark.core.errors import UserError
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.results.record import MAX_RECORD_BYTES
@@ -54,7 +53,7 @@ class WrongFile(Exception):
 class _Logits(nn.Module):
     """A network whose forward returns the logits alone, because an exported graph can return only tensors."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.eval()
 
@@ -62,7 +61,7 @@ class _Logits(nn.Module):
         return self.network(images).logits
 
 
-def to_onnx(network: Network, image_size: int) -> onnx.ModelProto:
+def to_onnx(network: nn.Module, image_size: int) -> onnx.ModelProto:
     """Make an ONNX graph of the network in evaluation mode: `images` [batch, 3, size, size] to logits [batch, classes].
 
     The batch may have any length, the size is fixed. Weights and statistics are written as they are: nothing is folded
@@ -137,7 +136,7 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(network: Network, session: onnxruntime.InferenceSession, images: Tensor) -> Comparison:
+def compare(network: nn.Module, session: onnxruntime.InferenceSession, images: Tensor) -> Comparison:
     """Compare the logits of a file and of the network it was made of on images [batch, 3, size, size], all in float32.
 
     The limit is 1e-5. If the network is so deep or its logits so large that float32 itself is less exact (its own

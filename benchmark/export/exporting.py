@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 import benchmark
 from benchmark.backbones import build_network
@@ -115,7 +115,7 @@ def name_int8_file(target: Path) -> Path:
 
 def export(
     finished: FinishedRun,
-    network: Network,
+    network: nn.Module,
     images: ExportSubject,
     target: Path,
     seconds: float,
@@ -132,7 +132,7 @@ def export(
     name = finished.run.student
     with console.status(f"checking {name}"):
         plain = to_onnx(network, images.size)
-        counts = check_counts(plain, name, images)
+        counts = check_counts(plain, network, name, images)
         content = {"fp32": add_notes(plain, notes | {"precision": "fp32"}).SerializeToString()}
         some = images.some(images.evaluation, CHECKED_IMAGES, "check")
         checked = compare(network, open_session(content["fp32"], threads), some)
@@ -165,25 +165,31 @@ def export(
     return edge
 
 
-def check_counts(model: onnx.ModelProto, name: str, images: ExportSubject) -> dict[str, int]:
+def check_counts(model: onnx.ModelProto, network: nn.Module, name: str, images: ExportSubject) -> dict[str, Any]:
     """Count the parameters and the multiply-adds of one image in the file.
 
+    They must be those of the Baseline network `name`, or of what predicts where that is more than the student; the
+    Baseline's are then in `baseline`.
+
     Raises:
-        WrongFile: they are not those of the Baseline network `name`.
+        WrongFile: they are not.
     """
-    baseline = build_network(name, images.dataset.num_classes)
+
+    def count(module: nn.Module) -> dict[str, int]:
+        image = torch.zeros(1, 3, images.size, images.size)
+        return {"parameters": parameters(module), "multiply_adds": multiply_adds(module, image)}
+
+    baseline = count(build_network(name, images.dataset.num_classes))
+    plain = isinstance(network, Network)
+    owner, expected = (name, baseline) if plain else (f"what predicts with {name}", count(network))
     in_file = {"parameters": count_parameters(model), "multiply_adds": count_multiply_adds(model, images.size)}
-    expected = {
-        "parameters": parameters(baseline),
-        "multiply_adds": multiply_adds(baseline, torch.zeros(1, 3, images.size, images.size)),
-    }
-    for key, count in in_file.items():
-        if count != expected[key]:
+    for key, found in in_file.items():
+        if found != expected[key]:
             what = key.replace("_", "-")
             raise WrongFile(
-                f"the ONNX file has {count:,} {what}, and {name} has {expected[key]:,}; nothing was written"
+                f"the ONNX file has {found:,} {what}, and {owner} has {expected[key]:,}; nothing was written"
             )
-    return in_file
+    return in_file if plain else {**in_file, "baseline": baseline}
 
 
 def measure_files(

@@ -6,15 +6,19 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from benchmark.backbones import build_network
 from benchmark.backbones.network import Network
 from benchmark.core.errors import UserError, nearest
 from benchmark.core.spec import Run
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
+from benchmark.method.contract import Method
+from benchmark.plugins.registry import method_class
 from benchmark.results.record import MAX_RECORD_BYTES, Record
 from benchmark.results.store import Store
+from benchmark.training.learner import build_method
 
 SHOWN = 5
 """A message names so many of the runs that a prefix matches."""
@@ -22,12 +26,16 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run that has a student: its folder, its record and its trained network."""
+    """A finished run that has a student: its folder, its record and its trained network.
+
+    method_weights: of the method's modules, where the run has kept them.
+    """
 
     folder: Path
     run: Run
     record: Record
     weights: dict[str, Tensor]
+    method_weights: dict[str, Tensor] | None = None
 
 
 def load_finished_run(name: str, root: Path) -> FinishedRun:
@@ -52,7 +60,8 @@ def load_finished_run(name: str, root: Path) -> FinishedRun:
         raise UserError(f"{run.id} has failed ({record['reason']}) and left no student; choose another run")
     if "student" not in record["weights"]:
         raise UserError(f"{run.id} is a head on a teacher and has no student; choose a run that trains one")
-    return FinishedRun(folder, run, record, store.weights(run))
+    kept = store.weights(run, "method") if "method" in record["weights"] else None
+    return FinishedRun(folder, run, record, store.weights(run), kept)
 
 
 def find_run_folder(name: str, root: Path) -> Path:
@@ -122,3 +131,25 @@ def load_trained_network(finished: FinishedRun, num_classes: int) -> Network:
             "delete its folder to train the run again"
         ) from error
     return network.eval()
+
+
+def load_predictor(finished: FinishedRun, num_classes: int, image_size: int) -> nn.Module:
+    """Build what predicts after the training of a run, in evaluation mode: the student, or what its method makes of it.
+
+    image_size: of the run's dataset, which the sizes of the method's modules depend on.
+
+    Raises:
+        UserError: the weights are of another network or method than those of this name.
+    """
+    network = load_trained_network(finished, num_classes)
+    if finished.method_weights is None or method_class(finished.run.method).predictor is Method.predictor:
+        return network
+    method = build_method(finished.run, num_classes, image_size, torch.zeros(0, dtype=torch.int64))
+    try:
+        method.load_state_dict(finished.method_weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"the modules that {finished.run.id} has kept are not those of {finished.run.method} as it is now; delete "
+            "its folder to train the run again"
+        ) from error
+    return method.eval().predictor(network).eval()

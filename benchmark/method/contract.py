@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
-from benchmark.backbones.network import Network, Outputs, Shape, statistics_kept
+from benchmark.backbones.network import Network, Outputs, Shape, statistics_kept, without_classifier
 from benchmark.core.errors import UserError
-from benchmark.data.augmentation import ROTATIONS, View, rotations
+from benchmark.data.augmentation import ROTATIONS, View
 from benchmark.data.mixing import Mixture
 from benchmark.method.history import PastNetwork, PredictionHistory
 
@@ -47,9 +47,9 @@ __all__ = [
     "full_precision",
     "joint_labels",
     "outside_autocast",
-    "rotations",
     "statistics_kept",
     "upright",
+    "without_classifier",
 ]
 
 

@@ -210,7 +210,7 @@ _EDGE_HEADINGS = (
     ReportColumn("student", numeric=False),
     ReportColumn("seed"),
     ReportColumn("scale", numeric=False),
-    ReportColumn("parameters", "in the file, equal to the Baseline network's"),
+    ReportColumn("parameters", "in the file: the Baseline network's, or more where the method's own modules predict"),
     ReportColumn("per\nimage", "multiply-adds, equal to the Baseline network's"),
     ReportColumn("logits\noff by", "largest difference between the file's logits and the training network's"),
     ReportColumn("fp32,\nMiB"),
