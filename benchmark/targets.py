@@ -183,7 +183,8 @@ def select_targets(tables: Sequence[str], figures: Sequence[str], options: RunOp
     Raises:
         UserError: none is named, a name is unknown, or an option that applies to a single table is given for several.
     """
-    tables = table_names() if list(tables) == [ALL] else tables
+    if list(tables) == [ALL]:
+        tables = [name for name in table_names() if load_table(name).in_all]
     figures = figure_names() if list(figures) == [ALL] else figures
     if not (tables or figures):
         raise UserError(

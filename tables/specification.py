@@ -142,7 +142,8 @@ class Table(FrozenModel):
 
     scale_notes: by scale, one line that is shown there with the table, also on the terminal; printed_runs,
     printed_epoch: of the printed numbers, where the paper says it; gains: whether the gain over the own baseline stands
-    beside every number; literature: a CSV file, from which rows have their published and reproduced numbers.
+    beside every number; literature: a CSV file, from which rows have their published and reproduced numbers; in_all:
+    whether `--table all` names it.
     """
 
     name: Annotated[str, AfterValidator(check_file_name)]
@@ -159,6 +160,7 @@ class Table(FrozenModel):
     printed_epoch: Epoch | None = None
     gains: bool = False
     literature: Name | None = None
+    in_all: bool = True
 
     @field_validator("literature")
     @classmethod

@@ -44,13 +44,13 @@ from tests.test_backbones import (
 )
 
 FAMILIES = {
-    "WideResNet": ("WRN-10-1", "WRN-16-1", "WRN-40-1", "WRN-16-2", "WRN-40-2"),
+    "WideResNet": ("WRN-10-1-x1/2", "WRN-10-1", "WRN-16-1", "WRN-40-1", "WRN-16-2", "WRN-40-2"),
     "ResNet": (
-        *("ResNet8", "ResNet14", "ResNet20", "ResNet32", "ResNet56", "ResNet8x4", "ResNet110", "ResNet14x4"),
-        "ResNet32x4",
+        *("ResNet8-x1/2", "ResNet8", "ResNet14", "ResNet20", "ResNet32", "ResNet56", "ResNet8x4", "ResNet110"),
+        *("ResNet14x4", "ResNet32x4"),
     ),
-    "ShuffleNetV1": ("ShuffleNetV1-x1/4", "ShuffleNetV1-u2-x1/2", "ShuffleNetV1-x1/2", "ShuffleNetV1"),
-    "ShuffleNetV2": ("ShuffleNetV2-u2-x1/4", "ShuffleNetV2-x1/4", "ShuffleNetV2-x1/2", "ShuffleNetV2"),
+    "ShuffleNetV1": ("ShuffleNetV1-x1/4", "ShuffleNetV1-u1-x1/2", "ShuffleNetV1-x1/2", "ShuffleNetV1"),
+    "ShuffleNetV2": ("ShuffleNetV2-u1-x1/4", "ShuffleNetV2-x1/4", "ShuffleNetV2-x1/2", "ShuffleNetV2"),
     "FourStageResNet": (
         *("ResNet10-x1/4", "ResNet18-x1/4", "ResNet34-x1/4", "ResNet50-x1/4", "ResNet101-x1/4"),
         *("ResNet18", "ResNet34", "ResNet50", "ResNet101"),
@@ -333,12 +333,13 @@ def test_depths_outside_a_family_are_refused() -> None:
             "unknown network 'ResNet21' (did you mean 'ResNet20'?): its depth must be 6n + 2 (8, 14, ",
         ),
         ("ResNet18x4", "its depth must be 6n + 2"),
-        ("ResNet20-x1/4", "allowed: WRN-16-2, "),
+        ("ResNet20-x1/3", "allowed: WRN-16-2, "),
+        ("WRN-17-2-x1/2", "its depth must be 6n + 4"),
         ("ShuffleNetV1-x1/3", "-x1/2 or -x1/4 behind the name"),
-        ("ShuffleNetV2-u1", "-u<units in every stage, 2 to 9>"),
-        ("ShuffleNetV1-u10", "-u<units in every stage, 2 to 9>"),
+        ("ShuffleNetV2-u0", "-u<units in every stage, 1 to 9>"),
+        ("ShuffleNetV1-u10", "-u<units in every stage, 1 to 9>"),
         ("MobileNetV2-u0", "MobileNetV2-u<units in every group, 1 to 9>"),
-        ("ResNet10-u2", "-u<units in every stage, 2 to 9>"),
+        ("ResNet10-u2", "-u<units in every stage, 1 to 9>"),
         ("VGG9", "VGG<8, 11, 13, 16 or 19>"),
         (f"ResNet{'2' * 5000}", "allowed: WRN-16-2, "),
     ],
@@ -356,14 +357,17 @@ def test_an_impossible_network_is_refused_with_what_is_possible(name: str, reaso
     [
         # Beside those that the depth counts, one for each change of width: two of WRN-10-1, whose depth counts three.
         ("WRN-10-1", 9, (16, 32, 64)),
+        ("WRN-10-1-x1/2", 9, (8, 16, 32)),
         ("ResNet14", 13 + 2, (16, 32, 64)),
         ("ResNet14x4", 13 + 3, (64, 128, 256)),
         ("VGG11-x1/4", 8, (32, 64, 128, 128)),
         ("ShuffleNetV1-x1/4", 3 * 16 + 1, (60, 120, 240)),
         ("MobileNetV2-x1/4", 3 * 17 + 2, (3, 4, 12, 40)),
-        ("ShuffleNetV1-u2-x1/2", 3 * 6 + 1, (120, 240, 480)),
+        ("ShuffleNetV1-u1-x1/2", 3 * 3 + 1, (120, 240, 480)),
         # A down unit has five convolutions, another one three; stem and head.
+        ("ShuffleNetV2-u1-x1/4", 3 * 5 + 2, (24, 48, 96)),
         ("ShuffleNetV2-u2-x1/4", 3 * (5 + 3) + 2, (24, 48, 96)),
+        ("ResNet14-x1/4", 13 + 2, (4, 8, 16)),
         ("MobileNetV2-s1-u1", 3 * 7 + 2, (12, 16, 48, 160)),
         ("ResNet10-x1/4", 9 + 3, (16, 32, 64, 128)),
         ("ResNet18", 17 + 3, (64, 128, 256, 512)),

@@ -52,13 +52,12 @@ _FAMILIES = (
         | mobilenet_v2_tfkd.NETWORKS
         | preact_resnet.NETWORKS
         | resnext.NETWORKS,
-        "ResNet10, VGG<8, 11, 13, 16 or 19>, and -x1/2 or -x1/4 behind the name of any network that is not one of "
-        "these WRN and ResNet",
+        "ResNet10, VGG<8, 11, 13, 16 or 19>, and -x1/2 or -x1/4 behind the name of any other network",
     ),
     with_sizes(
         shufflenet_v1.NETWORKS | shufflenet_v2.NETWORKS,
-        "ShuffleNetV<1 or 2>-u<units in every stage, 2 to 9>, also with -x1/2 or -x1/4",
-        fewest_units=2,
+        "ShuffleNetV<1 or 2>-u<units in every stage, 1 to 9>, also with -x1/2 or -x1/4",
+        fewest_units=1,
     ),
     with_sizes(
         mobilenet_v2.NETWORKS,

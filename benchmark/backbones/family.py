@@ -12,6 +12,8 @@ from benchmark.backbones.network import Network
 
 NUMBER = r"([1-9]\d{0,3})"
 """Pattern of a depth or a width in a name. Leading zeros would give one network two names."""
+DIVISOR = r"(?:-x1/(?P<divisor>[24]))?"
+"""Pattern of what a name ends with where the channels are divided."""
 LARGEST_DEPTH = 1202
 """Layers of the deepest network that He et al. trained on CIFAR-10."""
 
@@ -72,7 +74,7 @@ def with_sizes(named: Mapping[str, Architecture], form: str, fewest_units: int |
             public_branches=None,
         )
 
-    return Family(form, re.compile(f"(?P<name>{names}){units}(?:-x1/(?P<divisor>[24]))?"), architecture)
+    return Family(form, re.compile(f"(?P<name>{names}){units}{DIVISOR}"), architecture)
 
 
 def blocks_per_stage(depth: int, outside: int) -> int:

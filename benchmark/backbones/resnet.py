@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
-from benchmark.backbones.family import NUMBER, Architecture, Family, blocks_per_stage
+from benchmark.backbones.family import DIVISOR, NUMBER, Architecture, Family, blocks_per_stage, divide_channels
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
@@ -111,7 +111,7 @@ class ResNet(Network):
 
     after_stages = ("fc",)
 
-    def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int) -> None:
+    def __init__(self, depth: int, widths: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
         self.num_classes = num_classes
@@ -151,7 +151,7 @@ def run_stages(stages: tuple[Stage, ...], maps: Tensor) -> tuple[tuple[Tensor, .
     return tuple(after), tuple(before)
 
 
-def resnet_branches(depth: int, widths: tuple[int, int, int, int], num_outputs: int) -> AuxiliaryBranches:
+def resnet_branches(depth: int, widths: tuple[int, ...], num_outputs: int) -> AuxiliaryBranches:
     """Build the branches of a ResNet with these channels of stem and stages.
 
     HSAKD's code has those of ResNet20, 56, 8x4 and 32x4; for other depths they follow the same rule. The branches'
@@ -165,10 +165,10 @@ def resnet_branches(depth: int, widths: tuple[int, int, int, int], num_outputs: 
 
 
 def _architecture(match: re.Match[str]) -> Architecture:
-    depth, fourfold = int(match[1]), match[2] or ""
-    widths = FOURFOLD if fourfold else NARROW
+    depth, fourfold, divisor = int(match[1]), match[2] or "", int(match[3] or 1)
+    widths = divide_channels(FOURFOLD if fourfold else NARROW, divisor)
     blocks_per_stage(depth, LAYERS_OUTSIDE)
-    public = f"resnet{depth}{fourfold}"
+    public = f"resnet{depth}{fourfold}" if divisor == 1 else None
     return Architecture(
         partial(ResNet, depth, widths),
         partial(resnet_branches, depth, widths),
@@ -177,4 +177,8 @@ def _architecture(match: re.Match[str]) -> Architecture:
     )
 
 
-FAMILY = Family("ResNet<depth> and ResNet<depth>x4 (depth 6n + 2)", re.compile(f"ResNet{NUMBER}(x4)?"), _architecture)
+FAMILY = Family(
+    "ResNet<depth> and ResNet<depth>x4 (depth 6n + 2), also with -x1/2 or -x1/4",
+    re.compile(f"ResNet{NUMBER}(x4)?{DIVISOR}"),
+    _architecture,
+)

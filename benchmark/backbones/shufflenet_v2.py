@@ -33,7 +33,18 @@ def _pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
 
-class DownUnit(nn.Module):
+class Unit(nn.Module):
+    """Two halves of the channels, joined and shuffled."""
+
+    def halves(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the first half and the second one, the second before its last ReLU."""
+        raise NotImplementedError
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return join(*self.halves(maps))
+
+
+class DownUnit(Unit):
     """Two branches over the whole input, each with half of the output's channels, joined and shuffled."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -50,16 +61,15 @@ class DownUnit(nn.Module):
         self.conv5 = _pointwise(half, half)
         self.bn5 = nn.BatchNorm2d(half)
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def halves(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         left = self.bn1(self.conv1(maps))
         left = F.relu(self.bn2(self.conv2(left)), inplace=True)
         right = F.relu(self.bn3(self.conv3(maps)), inplace=True)
         right = self.bn4(self.conv4(right))
-        right = F.relu(self.bn5(self.conv5(right)), inplace=True)
-        return shuffle_channels(torch.cat([left, right], dim=1), 2)
+        return left, self.bn5(self.conv5(right))
 
 
-class BasicUnit(nn.Module):
+class BasicUnit(Unit):
     """The first half of the channels passes, the second is transformed; joined and shuffled."""
 
     def __init__(self, channels: int) -> None:
@@ -73,18 +83,14 @@ class BasicUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def halves(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """The half that passes, and the other before its last ReLU."""
         passed, transformed = maps.chunk(2, dim=1)
         transformed = F.relu(self.bn1(self.conv1(transformed)), inplace=True)
         transformed = self.bn2(self.conv2(transformed))
         return passed, self.bn3(self.conv3(transformed))
 
-    def forward(self, maps: Tensor) -> Tensor:
-        return join(*self.halves(maps))
-
 
 def join(passed: Tensor, transformed: Tensor) -> Tensor:
-    """The map of a basic unit, made of its two halves."""
+    """Join the two halves of a unit to its map."""
     return shuffle_channels(torch.cat([passed, F.relu(transformed)], dim=1), 2)
 
 
@@ -96,11 +102,11 @@ class Stage(nn.Sequential):
         *earlier, last = self
         for unit in earlier:
             maps = unit(maps)
-        return cast(BasicUnit, last).halves(maps)
+        return cast(Unit, last).halves(maps)
 
 
 def stage(in_channels: int, out_channels: int, units: int, stride: int) -> Stage:
-    """A down unit with the stride, and basic units, `units` in all (at least 2)."""
+    """A down unit with the stride, and basic units, `units` in all."""
     return Stage(DownUnit(in_channels, out_channels, stride), *(BasicUnit(out_channels) for _ in range(units - 1)))
 
 

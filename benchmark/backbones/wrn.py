@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
-from benchmark.backbones.family import NUMBER, Architecture, Family, blocks_per_stage
+from benchmark.backbones.family import DIVISOR, NUMBER, Architecture, Family, blocks_per_stage, divide_channels
 from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
@@ -28,9 +28,9 @@ LARGEST_WIDEN_FACTOR = 20
 """Of the widest network in the paper's tables of results."""
 
 
-def stage_widths(widen_factor: int) -> tuple[int, int, int]:
-    """Channels of the three stage maps."""
-    return (16 * widen_factor, 32 * widen_factor, 64 * widen_factor)
+def stage_widths(widen_factor: int, divisor: int = 1) -> tuple[int, ...]:
+    """Compute the channels of the three stage maps."""
+    return divide_channels((16 * widen_factor, 32 * widen_factor, 64 * widen_factor), divisor)
 
 
 class Block(nn.Module):
@@ -91,13 +91,14 @@ class WideResNet(Network):
 
     after_stages = ("bn1", "fc")
 
-    def __init__(self, depth: int, widen_factor: int, num_classes: int) -> None:
+    def __init__(self, depth: int, widen_factor: int, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
         blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
-        widths = stage_widths(widen_factor)
+        widths = stage_widths(widen_factor, divisor)
+        stem_width = STEM_WIDTH // divisor
         self.num_classes = num_classes
-        self.conv1 = nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False)
-        self.block1 = Stage(STEM_WIDTH, widths[0], blocks, stride=1)
+        self.conv1 = nn.Conv2d(3, stem_width, 3, padding=1, bias=False)
+        self.block1 = Stage(stem_width, widths[0], blocks, stride=1)
         self.block2 = Stage(widths[0], widths[1], blocks, stride=2)
         self.block3 = Stage(widths[1], widths[2], blocks, stride=2)
         self.bn1 = nn.BatchNorm2d(widths[2])
@@ -134,10 +135,10 @@ class WideResNet(Network):
         fill_parameters(self, generator, convolution="he_fan_out", linear="zero_bias")
 
 
-def wide_resnet_branches(depth: int, widen_factor: int, num_outputs: int) -> AuxiliaryBranches:
+def wide_resnet_branches(depth: int, widen_factor: int, num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
     """Build the branches of WRN-depth-widen_factor; maps are raw sums, so each branch has a norm before its ReLU."""
     blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
-    widths = stage_widths(widen_factor)
+    widths = stage_widths(widen_factor, divisor)
     repeated = repeat_stages(lambda index, width, stride: Stage(width, widths[index], blocks, stride), widths)
     extractors = [nn.Sequential(*stages) for stages in repeated]
     norms = [nn.BatchNorm2d(widths[-1]) for _ in extractors]
@@ -147,17 +148,21 @@ def wide_resnet_branches(depth: int, widen_factor: int, num_outputs: int) -> Aux
 
 
 def _architecture(match: re.Match[str]) -> Architecture:
-    depth, widen_factor = int(match[1]), int(match[2])
+    depth, widen_factor, divisor = int(match[1]), int(match[2]), int(match[3] or 1)
     blocks_per_stage(depth, LAYERS_OUTSIDE)
     if widen_factor > LARGEST_WIDEN_FACTOR:
         raise ValueError(f"its width must be at most {LARGEST_WIDEN_FACTOR}, not {widen_factor}")
-    public = f"wrn_{depth}_{widen_factor}"
+    public = f"wrn_{depth}_{widen_factor}" if divisor == 1 else None
     return Architecture(
-        partial(WideResNet, depth, widen_factor),
-        partial(wide_resnet_branches, depth, widen_factor),
+        partial(WideResNet, depth, widen_factor, divisor=divisor),
+        partial(wide_resnet_branches, depth, widen_factor, divisor=divisor),
         public,
-        f"{public}_aux" if (depth, widen_factor) in PUBLIC_BRANCHES else None,
+        f"{public}_aux" if public and (depth, widen_factor) in PUBLIC_BRANCHES else None,
     )
 
 
-FAMILY = Family("WRN-<depth>-<width> (depth 6n + 4)", re.compile(f"WRN-{NUMBER}-{NUMBER}"), _architecture)
+FAMILY = Family(
+    "WRN-<depth>-<width> (depth 6n + 4), also with -x1/2 or -x1/4",
+    re.compile(f"WRN-{NUMBER}-{NUMBER}{DIVISOR}"),
+    _architecture,
+)
