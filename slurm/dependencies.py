@@ -133,7 +133,8 @@ def retry(sweep: Sweep, endings: tuple[JobState, ...] = ("failed",)) -> list[int
     Raises:
         UserError: the shared folder cannot be written.
     """
-    jobs = [job for job, ending in sorted(sweep.journal.read_endings().items()) if ending in endings]
+    ended = sweep.journal.read_endings()
+    jobs = [job.number for job in sweep.plan.jobs if ended.get(job.number) in endings]
     for job in jobs:
         for run in sweep.plan.read_runs(job):
             sweep.store.forget_failure(run)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
+from pathlib import Path
 
 from benchmark.io.files import write_text
+from benchmark.io.untrusted import escape_control_chars
 from benchmark.results.leases import Lease, LeaseManager
 from benchmark.results.owners import this_user
 from slurm import client
@@ -23,6 +25,8 @@ from slurm.states import Attempt, ReconcileResult, State
 from slurm.sweep import Sweep
 
 PATIENCE_SECONDS = 120.0
+MOST_LOG_BYTES = 2**16
+"""Of the end of a log, of which the last line is read."""
 
 
 def reconcile(sweep: Sweep, say: Say = print, patience: float = PATIENCE_SECONDS) -> ReconcileResult | None:
@@ -122,7 +126,7 @@ def _record_loss(look: Look, job: int, state: State) -> None:
     never_began = sum(task.when > state.forgiven and task.name not in began for task in look.tasks[job])
     latest = look.tasks[job][-1].name
     if state.no_progress_attempts + never_began <= look.profile.resubmissions:
-        where = f" on {attempt.owner.node}" if (attempt := state.find_attempt(latest)) else ""
+        where = f" on {attempt.node}" if (attempt := state.find_attempt(latest)) else ""
         look.say(f"job {latest}{where} was lost ({look.sweep.plan.jobs[job].name}); it is submitted again")
         return
     why = give_up_reason(state) if state.no_progress_attempts else f"its job ended {never_began} times before it began"
@@ -132,7 +136,7 @@ def _record_loss(look: Look, job: int, state: State) -> None:
 
 def give_up_reason(state: State) -> str:
     """Why a job is not tried again."""
-    where = f", last on {state.last.owner.node}" if state.last else ""
+    where = f", last on {state.last.node}" if state.last else ""
     return f"it ended {state.no_progress_attempts} times without getting any further{where}"
 
 
@@ -140,10 +144,23 @@ def _read_last_line(sweep: Sweep, task: str) -> str:
     """The last line that a job left on its error output."""
     for path in sweep.folder.glob(f"logs/*/{task}_0_log.err"):
         with contextlib.suppress(OSError):
-            lines = path.read_text(errors="replace").strip().splitlines()
+            lines = _read_end(path).splitlines()
             if lines:
-                return f"{lines[-1].strip()[:200]} ({path})"
+                return f"{escape_control_chars(lines[-1].strip())} ({path})"
     return ""
+
+
+def _read_end(path: Path) -> str:
+    """The end of a log; of what is no plain file, such as a pipe, nothing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        return ""
+    with path.open("rb") as opened:
+        opened.seek(max(0, path.stat().st_size - MOST_LOG_BYTES))
+        return opened.read(MOST_LOG_BYTES).decode(errors="replace").strip()
 
 
 def _reopen_needs(look: Look, job: int) -> None:

@@ -11,15 +11,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
+from typing import cast
 
 from benchmark.core.errors import UserError
 from benchmark.io.files import write_text
-from benchmark.io.untrusted import UntrustedInputError, read_text_limited
+from benchmark.io.untrusted import UntrustedInputError, escape_control_chars, read_text_limited
 from slurm.states import ENDINGS, JobState, State, Submission
 
 LARGEST_NOTE = 2**24
 """Bytes of a note; that of an array of ten thousand jobs has some hundred kB."""
+LONGEST_LINE = 2000
+"""Characters of a reason that are shown."""
+ENDING = re.compile(rf"([0-9]{{6,9}})\.({'|'.join(ENDINGS)})")
+
+
+def _read_line(path: Path) -> str:
+    """The text of a note of one line, as a terminal may show it."""
+    return escape_control_chars(" ".join(_read(path).split()), LONGEST_LINE)
 
 
 def _read(path: Path) -> str:
@@ -63,15 +73,15 @@ class Journal:
         """How the jobs that are over have ended."""
         endings: dict[int, JobState] = {}
         for name in self._list("ended"):
-            number, _, ending = name.partition(".")
-            if number.isdecimal() and ending in ENDINGS:
-                endings[int(number)] = ending
+            # Other names, such as a number in the digits of another script, are none that a journal gives.
+            if (match := ENDING.fullmatch(name)) and match[1] == f"{int(match[1]):06d}":
+                endings[int(match[1])] = cast(JobState, match[2])
         return endings
 
     def read_reason(self, job: int) -> str:
         """Why a job failed; empty if it did not."""
         for ending in ENDINGS:
-            if reason := _read(self._ending(job, ending)).strip():
+            if reason := _read_line(self._ending(job, ending)):
                 return reason
         return ""
 
@@ -116,7 +126,7 @@ class Journal:
 
     def read_refusal(self) -> str:
         """Why SLURM last refused jobs that are ready; empty if it took all of them."""
-        return _read(self.folder / "refused").strip()
+        return _read_line(self.folder / "refused")
 
     def write_refusal(self, reason: str) -> None:
         """Note why SLURM refuses jobs, for `slurm.status`; empty: it takes all of them."""

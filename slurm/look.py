@@ -57,6 +57,9 @@ class Look:
         """
         look = cls(sweep, say, *sweep.read_settings(), sweep.journal.read_endings())
         for submission in sweep.journal.read_submissions():
+            if max(submission.jobs, default=0) >= len(sweep.plan.jobs):
+                # No process of this sweep has written it.
+                continue
             array = submission.array or client.find_by_name(sweep.queue_name(submission))
             if array:
                 if not submission.array:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from benchmark.core.text import counted
+from benchmark.io.untrusted import escape_control_chars
 from slurm import client
 from slurm.client import QueuedTask
+from slurm.journal import LONGEST_LINE
 from slurm.states import JobState, ShownProgress, State
 from slurm.sweep import Sweep
 
@@ -95,7 +97,7 @@ def take_snapshot(sweep: Sweep) -> Snapshot:
     lines = []
     for job in sweep.plan.jobs:
         state, task = states[job.number], latest.get(job.number, "")
-        node = state.last.owner.node if state.last else ""
+        node = state.last.node if state.last else ""
         line = JobLine(job.number, job.name, "held back", task, node, attempts=len(state.attempts))
         if (ending := ended.get(job.number)) is not None:
             lines.append(replace(line, condition=ending, reason=sweep.journal.read_reason(job.number)))
@@ -130,7 +132,7 @@ def _describe_open(line: JobLine, state: State, tasks: Mapping[str, QueuedTask] 
             return replace(line, condition="running", node=queued.node, shown=shown)
         reason = "" if queued.reason in USUAL[:3] else queued.reason
         return replace(line, condition="requeued" if line.attempts else "pending", node="", reason=reason)
-    return replace(line, reason=last.reason if last and last.ended else "")
+    return replace(line, reason=escape_control_chars(last.reason, LONGEST_LINE) if last and last.ended else "")
 
 
 def _estimate_hours(sweep: Sweep, states: Mapping[int, State], ended: Mapping[int, JobState]) -> tuple[float, float]:

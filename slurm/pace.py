@@ -5,8 +5,28 @@ the cluster hands the environment of the command that submits to the jobs.
 """
 
 import os
+import sys
 
-PACE = float(os.environ.get("KD_SLURM_PACE") or 1.0)
+NAME = "KD_SLURM_PACE"
+SLOWEST = 100.0
+
+
+def read_pace() -> float:
+    """The factor of all times; 1, with a line on the error output, if the variable holds no such number."""
+    text = os.environ.get(NAME) or "1"
+    try:
+        pace = float(text)
+    except ValueError:
+        pace = 0.0
+    # A comparison with what is no number is false.
+    if 0 < pace <= SLOWEST:
+        return pace
+    allowed = f"no number above 0 and up to {SLOWEST:.0f}"
+    print(f"{NAME} = {text[:60]!r} is {allowed}, and 1 is taken; unset it, or set such a number", file=sys.stderr)
+    return 1.0
+
+
+PACE = read_pace()
 
 HEARTBEAT_SECONDS = 10.0 * PACE
 """How often a job writes its state."""

@@ -10,17 +10,21 @@ import time
 import uuid
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.files import replacing, restore
+from benchmark.io.untrusted import UntrustedInputError, check_strings, escape_control_chars, parse_json_limited, sized
 from benchmark.planning.jobs import Job, critical_path_lengths
 from benchmark.results.owners import this_user
+from benchmark.results.record import Amount
 from benchmark.results.store import Store
 
 SCHEMA = """
@@ -32,6 +36,11 @@ create table needs (job integer, needed integer, primary key (job, needed)) with
 create table runs (place integer primary key, digest text unique, id text, dataset text, job integer, content blob);
 create index runs_by_job on runs (job);
 """
+STRANGE = "select count(*) from sqlite_master where type not in ('table', 'index') or sql like 'create virtual%'"
+LARGEST_RUN = 2**20
+"""Bytes of the JSON of one run without its parts; that of the largest has some ten thousand."""
+LARGEST_VALUE = 2**24
+"""Bytes of a text or blob that is read from the file."""
 PARTS = ("teacher", "head", "start")
 """The fields of a run that are runs themselves; a plan holds each of them once."""
 
@@ -55,8 +64,8 @@ class PlannedJob:
     title: str
     name: str
     source: str
-    seconds: float
-    priority: float
+    seconds: Amount
+    priority: Amount
 
 
 @dataclass(frozen=True)
@@ -68,74 +77,132 @@ class PlannedRun:
     id: str
 
 
+_JOB_FIELDS = [field.name for field in fields(PlannedJob)]
+_JOBS = TypeAdapter(list[PlannedJob])
+_NEEDS = TypeAdapter(list[tuple[int, int]])
+_RUNS = TypeAdapter(list[PlannedRun])
+
+
 class Plan:
-    """Reads the plan of a sweep.
+    """Reads the plan of a sweep. Somebody else may have written the file, so every value is checked.
 
     Raises:
-        UserError: the file is damaged or missing.
+        UserError: the file is damaged or missing; so do all methods.
     """
 
     def __init__(self, path: Path) -> None:
         self._runs: dict[str, Run] = {}
         self.path = path
-        try:
+        with self._reading():
+            if not path.is_file():
+                raise UntrustedInputError("it is no plain file" if path.exists() else "it is missing")
             # Immutable: SQLite then takes no locks, which are unreliable on shared folders.
             self._database = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
+            self._database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
+            # A view or a virtual table would compute what it likes.
+            (strange,) = self._database.execute(STRANGE).fetchone()
+            if strange:
+                raise UntrustedInputError("it holds more than tables")
             self._database.execute("select count(*) from jobs").fetchone()
-        except sqlite3.Error as error:
-            raise UserError(
-                f"{path} cannot be read ({error}); remove {path.parent} and plan the sweep again"
-            ) from error
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn whatever is wrong with the file into one line."""
+        try:
+            yield
+        except (sqlite3.Error, UntrustedInputError) as error:
+            raise self._refuse(escape_control_chars(error)) from error
+        except (zlib.error, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise self._refuse("it is no plan") from error
+
+    def _refuse(self, reason: str) -> UserError:
+        return UserError(f"{self.path} cannot be read ({reason}); remove {self.path.parent} and plan the sweep again")
 
     def read_fact(self, name: str) -> Any:
         """A fact of the plan: `title`, `command`, `grouping`, `by`, `created` (seconds since 1970)."""
-        (text,) = self._database.execute("select content from about where name = ?", (name,)).fetchone()
-        return json.loads(text)
+        with self._reading():
+            (text,) = self._database.execute("select content from about where name = ?", (name,)).fetchone()
+            return parse_json_limited(text)
 
     @functools.cached_property
     def jobs(self) -> list[PlannedJob]:
         """All jobs by number; a job only needs jobs of lower numbers."""
-        return [PlannedJob(*row) for row in self._database.execute("select * from jobs order by number")]
+        with self._reading():
+            rows = self._database.execute("select * from jobs order by number").fetchall()
+            jobs = _JOBS.validate_python([dict(zip(_JOB_FIELDS, row, strict=True)) for row in rows])
+            check_strings([[job.title, job.name, job.source] for job in jobs])
+            if [job.number for job in jobs] != list(range(len(jobs))):
+                raise UntrustedInputError("its jobs are not numbered from 0 on")
+            return jobs
 
     @functools.cached_property
     def needs(self) -> Mapping[int, set[int]]:
         """The jobs that must have ended before a job starts."""
         needs: dict[int, set[int]] = {job.number: set() for job in self.jobs}
-        for job, needed in self._database.execute("select job, needed from needs"):
-            needs[job].add(needed)
+        with self._reading():
+            for job, needed in _NEEDS.validate_python(
+                self._database.execute("select job, needed from needs").fetchall()
+            ):
+                if not 0 <= needed < job:
+                    raise UntrustedInputError("a job needs one that comes after it")
+                needs[job].add(needed)
         return needs
 
     @functools.cached_property
     def targets(self) -> Mapping[str, list[PlannedRun]]:
         """The runs of each table and figure."""
         targets: dict[str, list[PlannedRun]] = defaultdict(list)
-        for title, *run in self._database.execute(
-            "select title, job, dataset, id from targets join wanted on target = number join runs on digest = run"
-        ):
-            targets[title].append(PlannedRun(*run))
+        with self._reading():
+            rows = self._database.execute(
+                "select title, job, dataset, id from targets join wanted on target = number join runs on digest = run"
+            ).fetchall()
+            runs = _RUNS.validate_python([{"job": job, "dataset": dataset, "id": id} for _, job, dataset, id in rows])
+            for (title, *_), run in zip(rows, runs, strict=True):
+                check_strings([title, run.dataset, run.id])
+                targets[title].append(run)
         return targets
 
     def read_runs(self, job: int) -> list[Run]:
         """The runs that a job trains."""
-        rows = self._database.execute("select digest from runs where job = ? order by place", (job,)).fetchall()
-        return [self._read_run(digest) for (digest,) in rows]
+        with self._reading():
+            rows = self._database.execute("select digest from runs where job = ? order by place", (job,)).fetchall()
+            return [self._read_run(digest) for (digest,) in rows]
 
     def find_job(self, run: Run) -> int | None:
         """The job that trains a run."""
-        row = self._database.execute("select job from runs where digest = ?", (run.digest,)).fetchone()
-        return row[0] if row else None
+        with self._reading():
+            row = self._database.execute("select job from runs where digest = ?", (run.digest,)).fetchone()
+            if row is None or row[0] is None:
+                return None
+            if row[0] not in range(len(self.jobs)):
+                raise UntrustedInputError("a run is trained by a job that it does not have")
+            return int(row[0])
 
     def _read_run(self, digest: str) -> Run:
         if digest not in self._runs:
             (content,) = self._database.execute("select content from runs where digest = ?", (digest,)).fetchone()
-            fields = json.loads(zlib.decompress(content))
+            values = parse_json_limited(decompress_limited(content, LARGEST_RUN).decode())
             for part in PARTS:
-                if isinstance(fields[part], str):
-                    fields[part] = self._read_run(fields[part])
-            self._runs[digest] = Run.model_validate(fields)
-            if self._runs[digest].digest != digest:
+                if isinstance(values[part], str):
+                    values[part] = self._read_run(values[part])
+            run = Run.model_validate(values)
+            if run.digest != digest:
                 raise UserError(f"another version of the suite wrote {self.path}; remove it and plan the sweep again")
+            self._runs[digest] = run
         return self._runs[digest]
+
+
+def decompress_limited(content: bytes, most: int) -> bytes:
+    """The bytes that zlib compressed.
+
+    Raises:
+        UntrustedInputError: they are more than `most`, or some are missing. zlib.error: they are damaged.
+    """
+    decompressor = zlib.decompressobj()
+    found = decompressor.decompress(content, most + 1)
+    if len(found) > most or not decompressor.eof:
+        raise UntrustedInputError(f"a run of it has more than {sized(most)}, or is cut")
+    return found
 
 
 def write_plan(path: Path, request: SweepRequest) -> None:

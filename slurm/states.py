@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from benchmark.core.spec import Frozen
-from benchmark.results.owners import LeaseHolder
+from benchmark.io.untrusted import escape_control_chars
+from benchmark.results.owners import JobId, LeaseHolder
 
 JobState = Literal["done", "failed", "blocked", "cancelled"]
 ENDINGS: tuple[JobState, ...] = get_args(JobState)
 ExitReason = Literal["done", "failed", "time limit", "preempted", "cancelled", "elsewhere", "waiting", "interrupted"]
 """Why an attempt ended: all runs have records; an error; the clock, the cluster or a user stopped it; another job
 trains the same runs; a needed run is missing; the process that watched it for the cluster died."""
+LARGEST = 10**12
+"""Of the numbers of a state; a larger one is no training's."""
 NOT_COUNTED: tuple[ExitReason, ...] = ("elsewhere", "waiting", "cancelled", "preempted")
 """Why attempts end through no fault of their own."""
+
+
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+"""What sbatch may be told to avoid."""
 
 
 class Attempt(Frozen):
@@ -29,10 +37,15 @@ class Attempt(Frozen):
     ended: float | None = None
     leaving: ExitReason | None = None
     reason: str = ""
-    waits_for: str = ""
+    waits_for: JobId = ""
     """The job of another sweep that trains the same run."""
     reached: float = 0.0
     """Share of the job's steps that are done."""
+
+    @property
+    def node(self) -> str:
+        """Where it ran, as a terminal may show it."""
+        return escape_control_chars(self.owner.node, 60)
 
     @property
     def seconds(self) -> float:
@@ -43,10 +56,10 @@ class Attempt(Frozen):
 class ShownProgress(Frozen):
     """Where a running job is: the epoch (from 1), and how fast it goes."""
 
-    epoch: int
-    epochs: int
-    images_per_second: float
-    seconds_left: float
+    epoch: int = Field(le=LARGEST)
+    epochs: int = Field(le=LARGEST)
+    images_per_second: float = Field(le=LARGEST)
+    seconds_left: float = Field(le=LARGEST)
     top1: float | None = None
 
 
@@ -75,7 +88,8 @@ class State(Frozen):
         return frozenset(
             attempt.owner.node
             for attempt in self.attempts
-            if attempt.leaving == "failed" or (attempt.leaving is None and attempt.began < self.forgiven)
+            if (attempt.leaving == "failed" or (attempt.leaving is None and attempt.began < self.forgiven))
+            and NODE_NAME.fullmatch(attempt.owner.node)
         )
 
     def _count(self) -> tuple[int, float]:
@@ -117,7 +131,7 @@ class Submission(Frozen):
     token: Annotated[str, Field(pattern=r"^[0-9a-z]{1,32}$")]
     """Names its file and the folder of its logs."""
     when: float
-    jobs: tuple[int, ...]
+    jobs: tuple[Annotated[int, Field(ge=0)], ...]
     array: Annotated[str, Field(pattern=r"^[0-9]{0,18}$")] = ""
     keeper: bool = False
     """Whether it is the watchdog, which trains nothing."""

@@ -23,9 +23,10 @@ from pydantic import TypeAdapter
 
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.io.files import write_text
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.results.store import Store
 from benchmark.training.settings import TrainSettings
-from slurm.journal import Journal
+from slurm.journal import LARGEST_NOTE, Journal
 from slurm.plan import Plan, SweepRequest, write_plan
 from slurm.profile import Profile
 from slurm.states import Submission
@@ -70,10 +71,10 @@ class Sweep:
         """
         path = self.folder / SETTINGS
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text_limited(path, LARGEST_NOTE))
             settings = _ADAPTER.validate_python(content["settings"] | {"runs": self.store.root})
             return settings, Profile.model_validate(content["profile"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, UntrustedInputError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path} cannot be read ({type(error).__name__}); give the sweep's command again"
             ) from error
@@ -92,7 +93,8 @@ class Sweep:
     @property
     def is_over(self) -> bool:
         """Whether all jobs have ended."""
-        return len(self.journal.read_endings()) == len(self.plan.jobs)
+        ended = self.journal.read_endings()
+        return all(job.number in ended for job in self.plan.jobs)
 
     @property
     def is_cancelled(self) -> bool:

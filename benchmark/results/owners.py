@@ -24,6 +24,10 @@ UNKNOWN_TOKEN = "0" * 32
 MAX_PROCESS = 2**31 - 1
 
 
+JobId = Annotated[str, Field(pattern=r"^([0-9]{1,18}(_[0-9]{1,18})?)?$")]
+"""A SLURM job, such as `12_3` for a task of an array; empty outside of SLURM."""
+
+
 class LeaseHolder(Frozen):
     """A process that holds a lease. It is read from files that others may have written, so every field is checked."""
 
@@ -35,8 +39,7 @@ class LeaseHolder(Frozen):
     process: int
     started: float
     user: str = ""
-    job: Annotated[str, Field(pattern=r"^([0-9]{1,18}(_[0-9]{1,18})?)?$")] = ""
-    """The SLURM job, such as `12_3` for a task of an array; empty outside of SLURM."""
+    job: JobId = ""
     restarts: int = 0
     """How often SLURM has restarted that job."""
 

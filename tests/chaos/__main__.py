@@ -8,10 +8,14 @@ nothing was lost, wrong or duplicated, and enough faults counted; 1 otherwise.
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from benchmark.cli.app import run_app
+from benchmark.io.files import check_writable
 from tests.chaos.compare import Verdict
 from tests.chaos.faults import DAMAGES, KILLS
 from tests.chaos.harness import Harness
@@ -24,8 +28,17 @@ MAX_SECONDS = 500.0
 """When the harness stops although too few faults have counted."""
 
 
-def main(folder: Path | None, faults: int = FAULTS) -> int:
-    """Run the harness, print its verdict and return the exit code."""
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    folder: Annotated[Path | None, typer.Argument(help="A new folder to work in. [a temporary one]")] = None,
+    faults: Annotated[int, typer.Argument(min=1, max=10_000, help="How many faults must count.")] = FAULTS,
+) -> int:
+    """Kill workers and damage files of a small sweep, and compare what comes out."""
+    if folder is not None:
+        check_writable(folder, "the argument FOLDER")
     work = (folder or Path(tempfile.mkdtemp(prefix="chaos-"))).absolute()
     harness = Harness(work)
     harness.train_undisturbed()
@@ -57,4 +70,4 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, *map(int, sys.argv[2:3])))
+    run_app(app, "python -m tests.chaos")
