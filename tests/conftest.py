@@ -14,23 +14,43 @@ try:
 except ImportError:
     LoadScopeScheduling = object
 
-SWEEPS = ("test_slurm_", "test_executors")
-"""Files that mostly wait for a SLURM of their own: one process runs them, while the others keep the processors busy."""
-FIRST = (
-    "test_demo_learns",
-    "test_distributed",
-    "test_reproducibility",
-    "test_contract",
-    "test_run_command",
-    "test_chaos",
-    "test_backbones",
-    "test_merge",
-    "test_edge",
-    "test_catalogue",
-    "test_report",
-    "test_devcluster",
+SWEEPS = (
+    ("test_slurm_survival", "test_slurm_limits", "test_executors", "test_devcluster", "test_slurm_upgrade"),
+    ("test_slurm_cancel", "test_slurm_failures", "test_slurm_folder", "test_slurm_submission", "test_docs_quickstart"),
 )
-"""Files that take longest; they start first, so that no process waits for them at the end."""
+"""Files that mostly wait for a SLURM of their own: two processes run them, the others keep the processors busy."""
+SECONDS = {
+    "test_slurm_survival": 120,
+    "test_slurm_cancel": 120,
+    "test_slurm_failures": 110,
+    "test_slurm_limits": 90,
+    "test_executors": 80,
+    "test_slurm_folder": 70,
+    "test_slurm_submission": 60,
+    "test_contract": 150,
+    "test_reproducibility": 110,
+    "test_run_command": 75,
+    "test_distributed": 70,
+    "test_demo_learns": 60,
+    "test_fuzz": 45,
+    "test_accelerator": 45,
+    "test_chaos": 40,
+    "test_backbones_contract": 40,
+    "test_learning": 35,
+    "test_catalogue": 30,
+    "test_mixed_images": 27,
+    "test_runs_quarantine": 22,
+    "test_every_command": 20,
+    "test_broken_runs": 20,
+    "test_merge": 20,
+    "test_protocol_imagenet": 20,
+    "test_figures_environment": 15,
+    "test_report_formats": 14,
+    "test_export": 12,
+    "test_bad_input": 11,
+    "test_upgrade": 10,
+}
+"""About how many seconds files take whose names begin so: the longest start first, and no process waits at the end."""
 ALONE = ("test_demo_learns",)
 """Files whose tests share no costly fixture, and so may run in different processes."""
 SLOW: dict[str, tuple[str, ...]] = {
@@ -46,13 +66,27 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "test_demo_learns.py": ("test_every_method_learns_the_digits_at_demo_scale",),
     "test_devcluster.py": (),
-    "test_distributed.py": ("test_stopped_and_killed_and_resumed_gives_the_same_bits",),
+    "test_distributed.py": (
+        "test_stopped_and_killed_and_resumed_gives_the_same_bits",
+        "test_two_processes_without_batch_norm_leave_what_one_leaves",
+        "test_every_process_keeps_the_tables_that_one_would_have",
+    ),
     "test_executors.py": ("test_what_a_failed_teacher_was_to_teach_fails_with_its_reason",),
+    "test_fuzz.py": ("test_mutated_stores",),
+    "test_learning.py": (
+        "test_baseline_is_as_accurate_as_a_plain_loop_with_its_recipe",
+        "test_the_mean_training_loss_falls_with_every_epoch",
+    ),
     "test_reproducibility.py": (
         "test_bf16_gives_the_same_bits_in_another_cohort_and_order_and_after_a_stop",
         "test_a_cohort_killed_at_ten_random_moments_gives_the_same_bits",
+        "test_past_weights_survive_a_resume_and_differ_from_the_table",
     ),
-    "test_run_command.py": ("test_a_table_stopped_by_ctrl_c_goes_on_from_its_checkpoint",),
+    "test_run_command.py": (
+        "test_a_table_stopped_by_ctrl_c_goes_on_from_its_checkpoint",
+        "test_two_commands_at_once_train_each_run_once",
+    ),
+    "test_runs_quarantine.py": ("test_several_workers_heal_what_several_jobs_need",),
     "test_slurm_cancel.py": (),
     "test_slurm_failures.py": (),
     "test_slurm_folder.py": (),
@@ -73,11 +107,17 @@ def _file_of(node: str) -> str:
     return node.partition("::")[0].rpartition("/")[2]
 
 
-def _rank(item: pytest.Item) -> int:
-    name = _file_of(item.nodeid)
-    if name.startswith(SWEEPS):
-        return -1
-    return next((place for place, start in enumerate(FIRST) if name.startswith(start)), len(FIRST))
+def _group_of(node: str) -> str:
+    """Return what one process is given as a whole: a group of sweeps, a file, or a test."""
+    stem = _file_of(node).removesuffix(".py")
+    for number, files in enumerate(SWEEPS):
+        if stem in files:
+            return f"sweeps {number}"
+    return node if stem in ALONE else stem
+
+
+def _seconds(item: pytest.Item) -> int:
+    return next((seconds for start, seconds in SECONDS.items() if item.path.stem.startswith(start)), 0)
 
 
 def _is_slow(item: pytest.Item) -> bool:
@@ -118,17 +158,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             methods.add(method)
         if is_slow:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=_rank)
+    items.sort(key=lambda item: (not _group_of(item.nodeid).startswith("sweeps "), -_seconds(item)))
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives a process all tests of a file, in the order of their collection."""
+    """Gives a process all tests of a file, or of a group of sweeps, in the order of their collection."""
 
     def _split_scope(self, nodeid: str) -> str:
-        name = _file_of(nodeid)
-        if name.startswith(SWEEPS):
-            return "sweeps"
-        return nodeid if name.startswith(ALONE) else name
+        return _group_of(nodeid)
 
     def schedule(self) -> None:
         self.config.option.loadscopereorder = False

@@ -77,15 +77,21 @@ on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="look
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[Any]], Path]:
-    """What two processes made of everything that is asked of them, and the folder of their records."""
+    """What two processes made of all that is asked of them but single steps, and the folder of their records."""
     folder = tmp_path_factory.mktemp("shared")
-    return in_two_processes(folder, exactly, gatherings_of, failures_of, states_of, cohort_of), folder
+    return in_two_processes(folder, exactly, gatherings_of, failures_of, cohort_of), folder
 
 
-def states_in(shared: tuple[dict[str, list[Any]], Path], method: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes found after two steps of every method."""
+    return in_two_processes(tmp_path_factory.mktemp("states"), exactly, states_of)["states_of"]
+
+
+def states_in(states: list[dict[str, Any]], method: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """The state that one process leaves, and what was found in each of two."""
-    found = [states[method] for states in shared[0]["states_of"]]
-    (alone,) = (states["alone"] for states in found if "alone" in states)
+    found = [each[method] for each in states]
+    (alone,) = (each["alone"] for each in found if "alone" in each)
     return alone, found
 
 
@@ -141,10 +147,10 @@ def test_what_is_wrong_in_one_process_all_find_out(shared) -> None:
 
 
 @pytest.mark.parametrize("method", methods_to_compare())
-def test_two_processes_without_batch_norm_leave_what_one_leaves(shared, method: str) -> None:
+def test_two_processes_without_batch_norm_leave_what_one_leaves(states, method: str) -> None:
     """Weights, momentum, tables, memories, centres and losses, after a shared batch and one too small for it."""
     compares = method_class(method).compares_images
-    alone, both = states_in(shared, method)
+    alone, both = states_in(states, method)
     for found in both:
         assert found["differing"] == []
         assert (worst(alone, found["shared"]) > SAME) == compares
@@ -154,8 +160,8 @@ def test_two_processes_without_batch_norm_leave_what_one_leaves(shared, method: 
 
 
 @pytest.mark.parametrize("method", ["PS-KD", "LSSKD", "CRD"])
-def test_every_process_keeps_the_tables_that_one_would_have(shared, method: str) -> None:
-    alone, both = states_in(shared, method)
+def test_every_process_keeps_the_tables_that_one_would_have(states, method: str) -> None:
+    alone, both = states_in(states, method)
     for found in both:
         tables = [name for name in found["shared"] if name.endswith((".table", ".seen")) or ".memory_" in name]
         assert len(tables) == {"PS-KD": 2, "LSSKD": 4, "CRD": 2}[method]
