@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import importlib
 import os
 import subprocess
@@ -191,6 +192,13 @@ def test_an_error_of_the_system_names_the_option_that_gave_the_path(tmp_path: Pa
         )
 
 
+@functools.cache
+def usual_outcome(module: str, *command: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """What a command does in an empty folder where the terminal knows all characters: its outcome and its files."""
+    with tempfile.TemporaryDirectory() as name:
+        return run_here(*command, module=module, folder=Path(name)), files_under(Path(name))
+
+
 @pytest.mark.parametrize(
     ("module", "command"),
     [
@@ -209,14 +217,12 @@ def test_an_error_of_the_system_names_the_option_that_gave_the_path(tmp_path: Pa
 def test_a_terminal_without_utf_8_loses_characters_and_no_files(
     tmp_path: Path, module: str, command: list[str], encoding: str
 ) -> None:
-    for name in ("ours", "usual"):
-        (tmp_path / name).mkdir()
-    ended = run_here(*command, module=module, folder=tmp_path / "ours", encoding=encoding)
-    usual = run_here(*command, module=module, folder=tmp_path / "usual")
+    ended = run_here(*command, module=module, folder=tmp_path, encoding=encoding)
+    usual, files = usual_outcome(module, *command)
     assert ended.returncode == usual.returncode
     assert (ended.stdout + ended.stderr).isascii() or encoding != "ascii"
     assert len(ended.stdout.splitlines()) == len(usual.stdout.splitlines())
-    assert files_under(tmp_path / "ours") == files_under(tmp_path / "usual")
+    assert files_under(tmp_path) == files
 
 
 def test_what_cannot_be_shown_is_spelt() -> None:

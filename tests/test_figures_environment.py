@@ -39,8 +39,18 @@ for result in (made_up.few_shot("demo", 1), made_up.stages("demo", 1)):
 WITH_MATPLOTLIB_IN_USE = "import matplotlib, os; matplotlib.rc_file(os.environ['MATPLOTLIBRC'])\n"
 
 
+@pytest.fixture(scope="module")
+def drawn_here(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The files of two figures, drawn in this process."""
+    folder = tmp_path_factory.mktemp("here")
+    results = (made_up.few_shot("demo", 1), made_up.stages("demo", 1))
+    return [path for result in results for path in write_figure(result, folder)]
+
+
 @pytest.mark.parametrize("already_in_use", [False, True], ids=["fresh process", "matplotlib in use"])
-def test_no_setting_of_the_environment_changes_a_byte(tmp_path: Path, already_in_use: bool) -> None:
+def test_no_setting_of_the_environment_changes_a_byte(
+    tmp_path: Path, drawn_here: list[Path], already_in_use: bool
+) -> None:
     (tmp_path / "matplotlibrc").write_text(MATPLOTLIBRC)
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "LC_ALL": "C"}
@@ -52,9 +62,8 @@ def test_no_setting_of_the_environment_changes_a_byte(tmp_path: Path, already_in
         [sys.executable, "-c", code, "there"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for result in (made_up.few_shot("demo", 1), made_up.stages("demo", 1)):
-        for path in write_figure(result, tmp_path / "here"):
-            assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes(), path.name
+    for path in drawn_here:
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes(), path.name
 
 
 def test_importing_the_drawing_library_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
