@@ -15,7 +15,7 @@ from tests.chaos.__main__ import KINDS
 from tests.chaos.compare import wrong_figure
 from tests.chaos.faults import DAMAGES, Damage, Files, rounds
 from tests.chaos.tracing import Pen, Seen
-from tests.commands import ROOT, environment
+from tests.commands import ROOT, environment, run_here
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers are forked")
 
@@ -70,6 +70,15 @@ def test_what_is_not_broken_is_not_found_out(broken) -> None:
     counted, problems = broken["nothing"]
     assert counted >= 8
     assert not any(problems.values()), problems
+
+
+@pytest.mark.parametrize(
+    "given", [["/tmp/" + "a" * 300], ["/tmp/" + "a/" * 5000], ["\0"], ["new", "many"], ["new", "0"]]
+)
+def test_a_folder_or_number_that_cannot_be_is_refused_in_one_line(tmp_path: Path, given: list[str]) -> None:
+    ended = run_here(*given, module="tests.chaos", folder=tmp_path)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_seed_intends_the_same_faults() -> None:

@@ -79,6 +79,34 @@ def test_many_runs_are_refused_where_nobody_can_be_asked(
     assert run_here(*command, "--yes").returncode == 0
 
 
+FIGURE = """name = "many"
+caption = "Many points."
+kind = "few-shot"
+methods = ["KD", "AT", "SP"]
+fractions = [0.25, 0.5, 0.75, 1.0]
+panels = [{ title = "one", teacher = "ResNet20", student = "ResNet8", dataset = "digits" }]
+"""
+
+
+def test_a_large_figure_is_refused_where_nobody_can_be_asked(tmp_path: Path) -> None:
+    (tmp_path / "figure.toml").write_text(FIGURE)
+    command = ("--figure", str(tmp_path / "figure.toml"), "--dry-run", "--runs", str(tmp_path / "runs"))
+    ended = run_here(*command, "--seeds", "1000")
+    assert ended.returncode == 2
+    assert "12,000 runs are more than 10,000; pass --yes to plan them" in ended.stderr
+    # As many as are planned are counted.
+    assert "12 runs asked for" in run_here(*command, "--seeds", "1").stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_grid_of_a_million_points_is_refused_at_once() -> None:
+    thousand = ",".join(f"{number / 1000}" for number in range(1000))
+    grid = f"alpha={thousand},beta={thousand}"
+    ended = run_here("--method", "LSSKD", "--grid", grid, "--yes", module="benchmark.tune")
+    assert ended.returncode == 2
+    assert ended.stderr == "error: --grid has 1,000,000 combinations; allowed: at most 1,000\n"
+
+
 def test_a_large_grid_is_refused_where_nobody_can_be_asked() -> None:
     values = ",".join(f"{number / 20}" for number in range(11))
     ended = run_here("--method", "LSSKD", "--grid", f"alpha={values}", "--seeds", "1000", module="benchmark.tune")
