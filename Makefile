@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests of sweeps (tests/conftest.py) and of kills mostly wait: so two more than processors.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all pytest-all lint format clean
 
 demo: .venv/.installed
 	$(BIN)/python -m benchmark.run --table II
@@ -12,7 +12,11 @@ demo: .venv/.installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "not slow"
 
-test-all: lint
+# The linters beside the tests, while these wait: nobody sits in front of them to see the first line that fails.
+test-all: .venv/.installed
+	@$(MAKE) --no-print-directory --jobs=2 lint pytest-all
+
+pytest-all: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 lint: .venv/.installed
