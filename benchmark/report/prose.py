@@ -1,4 +1,4 @@
-"""Turn Markdown documents of the suite into parts of the page: tables, formulas, and links that lead somewhere."""
+"""Renders Markdown documents of the suite as parts of the report: tables, formulas and the links that work there."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _MATHML_TAG = re.compile(r"\{http://www\.w3\.org/1998/Math/MathML\}m[a-z]+")
 
 
 def read_ledger() -> str | None:
-    """Read the ledger's Markdown; None where the suite was installed without its documents."""
+    """Read the ledger's Markdown; None if the suite was installed without its documents."""
     return LEDGER.read_text(encoding="utf-8") if LEDGER.is_file() else None
 
 
 def to_html(text: str, prefix: str) -> Markup:
     """Render CommonMark with tables and `$...$` formulas as HTML, with its headings two levels down.
 
-    Anchors begin with `prefix`. HTML in the text is shown, not used. Links to other files are replaced by their text,
-    because the page stands alone.
+    Anchors begin with `prefix`. HTML in the text is escaped. Links to other files are replaced by their text, because
+    the page is a single file.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.use(dollarmath_plugin, allow_space=False, allow_labels=False, renderer=_render_formula)
@@ -52,24 +52,24 @@ def to_html(text: str, prefix: str) -> Markup:
 
 
 def to_mathml(tex: str, display: bool = False) -> str:
-    """Convert a formula to a `math` element, on a line of its own for `display`.
+    """Convert a formula to a `math` element; `display`: on a line of its own.
 
     Raises:
         ValueError: the formula cannot be converted.
     """
     try:
-        # The converter leaves a command after \big as it stands, and no space after the name of a function.
+        # The converter does not convert a command after \big, and omits the space after the name of a function.
         simplified = _FUNCTION_NAME.sub(r"\\\1\\,", _DELIMITER_SIZE.sub("", tex))
         mathml = convert(simplified, display="block" if display else "inline")
         elements = list(ElementTree.fromstring(mathml).iter())
-    except Exception as error:  # the converter raises a dozen kinds, IndexError among them
+    except Exception as error:  # the converter raises many kinds, such as IndexError
         raise ValueError(f"cannot convert the formula {tex!r}: {error}") from error
-    # It copies commands that it does not know, and the HTML of a text, into the result.
+    # The converter copies unknown commands, and HTML in a text, into its result.
     known = all(
         _MATHML_TAG.fullmatch(element.tag) and set(element.keys()) <= _MATHML_ATTRIBUTES for element in elements
     )
     if "\\" in mathml.replace("&#x0005C;", "\\") or not known:
-        raise ValueError(f"cannot convert the formula {tex!r}: it has something unknown")
+        raise ValueError(f"cannot convert the formula {tex!r}: it contains an unknown command")
     return re.sub(r"<(m\w+)([^<>]*?) ?/>", r"<\1\2></\1>", mathml)
 
 
@@ -88,7 +88,7 @@ def _render_fence(_: Any, tokens: Sequence[Token], index: int, *__: Any) -> str:
 
 
 def _adapt_to_page(tokens: Sequence[Token], prefix: str) -> None:
-    """Move headings down, prefix their anchors, give header cells a scope, and remove dead links."""
+    """Move headings down, prefix their anchors, give header cells a scope, and remove links to other files."""
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + DEMOTED_LEVELS)}"

@@ -1,8 +1,8 @@
-"""A batch shared by several processes: each works on its rows, and gradients, losses and tables are those of all.
+"""Shares each batch of a run among several processes, each of which computes its own rows.
 
-The processes start from the same weights, average their gradients in every step (torch's DistributedDataParallel), and
-so stay equal. What a method keeps of single images must pass through `gathered`, and what it keeps of a batch's mean
-through `averaged`; see docs/data-parallel.md for what is a process's own all the same.
+The processes start from the same weights and average their gradients in every step (torch's DistributedDataParallel),
+so their weights stay equal. What a method stores for single images must pass through `gathered`, and what it stores of
+a batch's mean through `averaged`. docs/data-parallel.md lists what differs between processes nevertheless.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from benchmark.method.contract import Method, Step
 
 TIMEOUT = datetime.timedelta(hours=6)
-"""How long the others wait for one process, such as the first while it evaluates. Deaths are noticed otherwise."""
+"""How long processes wait for another one, such as the first while it evaluates. The launcher notices deaths sooner."""
 LOOPBACK = ("lo", "lo0")
 
 LossOfStep = Callable[["Step"], tuple[Tensor, dict[str, Tensor]]]
 
 
 class _Loss(nn.Module):
-    """A method beside its student as one module whose forward is a step's loss, which is what torch can share."""
+    """Joins a method and its student to one module that computes a step's loss, as DistributedDataParallel needs."""
 
     def __init__(self, method: Method, student: nn.Module | None) -> None:
         super().__init__()
@@ -46,21 +46,21 @@ class _Loss(nn.Module):
         return loss, {name: term.detach() for name, term in terms.items()}
 
 
-def loss_of(group: ProcessGroup, method: Method, student: nn.Module | None) -> LossOfStep:
-    """The method's loss of a step, on whose way back the gradients are averaged over the processes."""
+def make_loss(group: ProcessGroup, method: Method, student: nn.Module | None) -> LossOfStep:
+    """Make the function that computes a step's loss; its backward averages the gradients over the processes."""
     if group.size == 1:
-        # Looked up at each step: who watches a method replaces its loss.
+        # `method.loss` is looked up in each step, because code that watches a method replaces it.
         return lambda step: method.loss(step)
     with warnings.catch_warnings():
-        # Its newer name means something else, and older versions of torch have not got it.
+        # The option that replaces it means something else, and older versions of torch lack that.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        # Some methods leave parameters out of some steps (SemCKD in the last one of an epoch). It also keeps the
-        # gradients in the same buckets after a resume, and with them the order in which they are added up.
+        # Some methods use no parameters of their own in some steps (SemCKD in the last one of an epoch). The option
+        # also keeps gradients in the same buckets after a resume, so that they are added in the same order.
         return DistributedDataParallel(_Loss(method, student), broadcast_buffers=False, find_unused_parameters=True)
 
 
-def remark(group: ProcessGroup, method: Method, student: nn.Module | None, draws: bool) -> str | None:
-    """What a reader of a record must know of a run whose batches were shared, in a sentence; None if they were not.
+def describe_sharing(group: ProcessGroup, method: Method, student: nn.Module | None, draws: bool) -> str | None:
+    """Describe, for readers of a record, how processes shared the batches of a run; None for a single process.
 
     draws: whether the method drew random numbers in its steps.
     """
@@ -79,19 +79,19 @@ def remark(group: ProcessGroup, method: Method, student: nn.Module | None, draws
 
 @contextlib.contextmanager
 def init_process_group(rank: int, size: int, device: torch.device, meeting: Path) -> Iterator[ProcessGroup]:
-    """Within it, this process is one of a group; nobody leaves it before the first process does.
+    """Make this process a member of a group; no process leaves the block before the first one does.
 
-    device: the one that this process computes on; meeting: a file that only this group knows, not there before.
+    device: the one that this process computes on; meeting: a new file that only this group uses.
     After an error the connections stay open until the process ends, so that the others wait instead of failing too.
     """
     for name in LOOPBACK:
         if name in (interface for _, interface in socket.if_nameindex()):
-            # A machine's name may lead nowhere, or past a firewall.
+            # The address of a machine's own name may be wrong or lie behind a firewall.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        # What is on the GPU goes from GPU to GPU; decisions never wait for one.
+        # Tensors on GPUs go through NCCL; decisions are on the CPU and wait for no GPU.
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(
         backend, store=dist.FileStore(str(meeting), size), rank=rank, world_size=size, timeout=TIMEOUT

@@ -1,4 +1,4 @@
-"""One run in training: the student, its method and its optimiser, and nothing that another run could touch."""
+"""Trains one run: its student, its method and its optimiser, of which no other run of the cohort uses anything."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from benchmark.training.teacher import TeacherOnBatch
 
 
 class NonFiniteLoss(Exception):
-    """A run's loss stopped being a number."""
+    """The loss of a run is infinite or nan."""
 
     def __init__(self, epoch: int, step: int) -> None:
         super().__init__(f"loss not finite at epoch {epoch + 1}, step {step + 1}")
@@ -42,7 +42,7 @@ class NonFiniteLoss(Exception):
 
 
 def fresh_network(name: str, num_classes: int, seed: int) -> Network:
-    """A network with its first weights, which depend on its name, the parameters' names and the seed alone."""
+    """Make a network with its first weights, which depend only on its name, the parameters' names and the seed."""
     network = build_network(name, num_classes)
     network.initialise(lambda parameter: generator("weights", name, parameter, seed))
     return network
@@ -123,7 +123,7 @@ class Learner:
         self.mobile_network = is_mobile_network(run.student)
         self.method = placed(build_method(run, num_classes, image_size, labels), device)
         self.code = fingerprint_code(method_class(run.method))
-        """What the method's code is; in a run that was interrupted, the code of each of its pieces that had another."""
+        """The fingerprint of the method's code; joined by + if the code changed while the run was interrupted."""
         self.student: Network | None = None
         if self.method.trains_student:
             network = fresh_network(run.student, num_classes, run.seed)
@@ -141,25 +141,25 @@ class Learner:
             nesterov=run.protocol.nesterov,
             fused=True,
         )
-        # From the start, so that the fused step sees a whole list also when some gradient comes later than others.
+        # All exist from the start, because some parameters get their first gradient in a later step.
         for parameter in self.parameters:
             self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
         self.losses = torch.zeros(steps, device=device)
         self.terms = torch.zeros(len(self.method.weights), dtype=torch.float64, device=device)
         self.figures: list[dict[str, Any]] = []
         self.seconds = 0.0
-        """Host time of its own steps, without the teacher's."""
+        """Host time of its own steps, without the teacher's forwards."""
         self.teacher_seconds = 0.0
-        """Host time of what it asked of the teacher, whoever else asked for it too."""
+        """Host time of the teacher's forwards that it used, even if other runs used them too."""
         self._draws = False
-        self._loss_of = ddp.loss_of(group, self.method, self.student)
+        self._loss_of = ddp.make_loss(group, self.method, self.student)
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         student = [] if self.student is None else list(self.student.named_parameters("student"))
         return student + list(self.method.named_parameters("method"))
 
     def step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> None:
-        """One step of the optimiser on one batch."""
+        """Take one step of the optimiser on one batch."""
         self._train_mode()
         rate = self.run.learning_rate(epoch, step, self.steps, self.mobile_network)
         for group in self.optimizer.param_groups:
@@ -189,14 +189,14 @@ class Learner:
                 part.eval()
 
     def _frozen_modules(self) -> list[nn.Module]:
-        """The parts of the student that stay as they are."""
+        """List the parts of the student that are not trained."""
         if self.student is None or self.method.trains == "student":
             return []
         return [self.student.get_submodule(name) for name in self.student.after_stages]
 
     def _make_step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> Step:
         run, method = self.run, self.method
-        # A teacher may run in bf16 beside a student for which that would be slower.
+        # A teacher may run in bf16 beside a student in fp32.
         widen = run.precision == "fp32"
         self._asked, self._asked_heads = set(), set()
 
@@ -208,7 +208,7 @@ class Learner:
                 return self.student(images, method.needs_preactivations)
 
         def teacher_outputs(view: View) -> Outputs:
-            # Others of the cohort may have one.
+            # `teacher` is set if any run of the cohort has one.
             if teacher is None or run.teacher is None:
                 raise ContractError(f"{run.method} asks for a teacher, and does not say needs_teacher = True")
             self._asked.add(view)
@@ -225,7 +225,7 @@ class Learner:
             self._draws = True
             owner = (run.dataset, run.fraction, run.protocol.name, run.seed, run.method, run.student)
             part = current_shard()
-            # Others' rows of the same batch must not get the same draws.
+            # Processes that share a batch must not draw the same numbers for their rows.
             rank = (part.group.rank,) if part and part.counts and part.group.rank else ()
             return generator("step", *owner, epoch, step, name, *rank, device=self.device)
 
@@ -244,17 +244,17 @@ class Learner:
         )
 
     def check_finite(self, epoch: int, steps_done: int) -> None:
-        """Look at the losses of this epoch's steps so far (the one place that waits for the device).
+        """Check the losses of this epoch's steps so far; nothing else in training waits for the device.
 
         Raises:
-            NonFiniteLoss: one of them is no number; it names the first.
+            NonFiniteLoss: a loss is infinite or nan; the error names the first.
         """
         finite = torch.isfinite(self.losses[:steps_done])
         if not bool(finite.all()):
             raise NonFiniteLoss(epoch, int((~finite).nonzero()[0]))
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Tell the method, return the epoch's training figures, and start the next epoch's sums.
+        """Call the method's `end_epoch`, return the epoch's training figures, and reset the sums.
 
         Raises:
             UserError: the method keeps what is not the same on all processes that share its batches.
@@ -279,7 +279,7 @@ class Learner:
         return figures
 
     def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs, by name."""
+        """Collect all tensors that a resumed run needs, by name."""
         state = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
         if self.student is not None:
             state |= {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
@@ -288,7 +288,7 @@ class Learner:
         return state | {"losses": self.losses, "terms": self.terms}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up a state given by `state`."""
+        """Restore a state that `state` returned."""
         parts: dict[str, dict[str, Tensor]] = {"method": {}, "student": {}, "momentum": {}}
         for key, tensor in state.items():
             part, _, name = key.partition(".")
@@ -304,11 +304,11 @@ class Learner:
 
     @property
     def remark(self) -> str | None:
-        """What a reader must know of how its batches were shared; None where they were not."""
-        return ddp.remark(self.group, self.method, self.student, self._draws)
+        """How processes shared its batches, for readers of its record; None for a single process."""
+        return ddp.describe_sharing(self.group, self.method, self.student, self._draws)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """What a finished run leaves: the plain student, and the method's modules where they are read or predict."""
+        """Collect the weights of a finished run: its student's, and the method's if other runs or its predictor need them."""
         weights = {}
         if self.student is not None:
             weights["student"] = self.student.state_dict()
@@ -317,7 +317,7 @@ class Learner:
         return weights
 
     def predictor(self) -> nn.Module | None:
-        """What predicts after training, in evaluation mode; None for a run that trains no classifier."""
+        """Return the module that predicts after training, in evaluation mode; None if the run trains no classifier."""
         if self.student is None:
             return None
         predictor = self.method.predictor(self.student.eval())
@@ -325,7 +325,7 @@ class Learner:
         return predictor.eval() if trained else None
 
     def timed_step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> None:
-        """`step`, with the host time it took added to `seconds` and `teacher_seconds`."""
+        """Take a step and add its host time to `seconds` and `teacher_seconds`."""
         started, taught = time.perf_counter(), teacher.seconds if teacher else 0.0
         self.step(batch, teacher, epoch, step)
         self.seconds += time.perf_counter() - started
@@ -335,7 +335,7 @@ class Learner:
 
 
 def head_key(run: Run) -> str:
-    """Names the head that a run reads, among those of its teacher."""
+    """Name the head that a run reads, among the heads of its teacher."""
     if isinstance(run.head, Run):
         return run.head.digest
     assert run.head is not None
