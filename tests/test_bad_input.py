@@ -22,6 +22,7 @@ from benchmark.data import load_dataset
 from benchmark.io.files import check_writable, remove_leftovers, replacing, write_text
 from benchmark.results.store import Store
 from slurm.profile import EXAMPLE
+from tables.specification import table_names
 from tests.commands import arguments, environment, files_under, run_command, small_dataset, small_table
 from tests.engine import run_of
 
@@ -194,7 +195,7 @@ def test_what_a_table_without_teachers_cannot_do_is_refused(refused, given, said
 def test_no_arguments_at_all_ask_for_a_table(refused) -> None:
     refusal = refused(table=False)
     assert refusal.code == 2
-    assert "pass --table with one of: I, II, III, IV, all, or a TOML file" in refusal.line
+    assert f"pass --table with one of: {', '.join(table_names())}, all, or a TOML file" in refusal.line
 
 
 @pytest.mark.parametrize("networks", [("ResNet21", "ResNet20"), ("ResNet20", "ResNet21")])

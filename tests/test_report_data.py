@@ -28,7 +28,7 @@ from benchmark.report.table import (
 from benchmark.results.frame import to_dataframe
 from benchmark.results.store import Store
 from tables.result import Cell, Price, Seed, TableResult
-from tables.specification import Column, Row, Table, load_table
+from tables.specification import Column, Row, Table, load_table, table_names
 from tests.report_records import failed, fill, record_of, request, write
 
 METHODS = ("Baseline", "KD", "LSSKD")
@@ -70,7 +70,7 @@ def result_of(values: dict[tuple[str, str], dict[int, float]], **price: float | 
 
 def test_a_store_without_records_still_gives_every_table_with_its_printed_numbers(tmp_path: Path) -> None:
     report = collect_report(tmp_path / "none")
-    assert [table.page.name for table in report.tables] == ["I", "II", "III", "IV"]
+    assert [table.page.name for table in report.tables] == table_names()
     assert not any(table.measured for table in report.tables)
     second = report.tables[1].page
     assert any(found.mean == "76.89" for row in second.rows for entry in row.entries for found in entry.references)
@@ -104,7 +104,8 @@ def test_the_report_shows_what_the_records_hold(filled: tuple[Path, Report]) -> 
 
 def test_runs_that_tables_share_are_counted_in_each_of_them(filled: tuple[Path, Report]) -> None:
     done = {covered.table: covered.done for covered in filled[1].covered}
-    assert done == {"I": 0, "II": 6, "III": 0, "IV": 4}
+    assert done.keys() == set(table_names())
+    assert {"I": 0, "II": 6, "III": 0, "IV": 4}.items() <= done.items()
 
 
 def test_another_scale_is_covered_apart_and_reproduces_nothing(tmp_path: Path) -> None:
