@@ -15,8 +15,15 @@ except ImportError:
     LoadScopeScheduling = object
 
 SWEEPS = (
-    ("test_slurm_survival", "test_slurm_limits", "test_executors", "test_devcluster", "test_slurm_upgrade"),
-    ("test_slurm_cancel", "test_slurm_failures", "test_slurm_folder", "test_slurm_submission", "test_docs_quickstart"),
+    (
+        "test_slurm_survival",
+        "test_slurm_limits",
+        "test_executors",
+        "test_slurm_folder",
+        "test_slurm_upgrade",
+        "test_devcluster",
+    ),
+    ("test_slurm_cancel", "test_slurm_failures", "test_slurm_submission", "test_docs_quickstart"),
 )
 """Files that mostly wait for a SLURM of their own: two processes run them, the others keep the processors busy."""
 SECONDS = {
