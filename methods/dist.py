@@ -27,7 +27,7 @@ def relation_losses(student_logits: Tensor, teacher_logits: Tensor, temperature:
     """T^2 times 1 less the mean correlation of the probabilities of an image, and of those of a class: two scalars.
 
     logits: [batch, classes]. The first relates the classes of each image, the second the images of the batch in each
-    class. (Huang et al., NeurIPS 2022, equations 8 and 9.)
+    class. (Huang et al., NeurIPS 2022, section 4.)
     """
     student, teacher = ((logits / temperature).softmax(1) for logits in (student_logits, teacher_logits))
     inter = 1 - correlations(student, teacher).mean()
@@ -38,25 +38,25 @@ def relation_losses(student_logits: Tensor, teacher_logits: Tensor, temperature:
 class DIST(Method):
     """The student need not match the teacher's probabilities, only their linear relations.
 
-    Huang, You, Wang, Qian and Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, equation (10):
+    Huang, You, Wang, Qian and Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, section 4:
     correlations between the classes of an image and between the images of a batch.
     """
 
     name = "DIST"
     paper = "Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022"
-    equation = "L = CE + 2 T² [(1 - mean r of an image) + (1 - mean r of a class)], T = 4, r: correlation (equation 10)"
+    equation = "L = CE + 2 T² [(1 - mean r of an image) + (1 - mean r of a class)], T = 4, r: correlation (section 4)"
     golden = "dist"
     compares_images = True
     needs_teacher = True
     differences: ClassVar = {
         "factor T²": ("none, as far as known", "T²", "T²"),
-        "last batch of an epoch": ("not said", "dropped", "learnt from, as by every method"),
+        "last batch of an epoch": ("not read", "dropped", "learnt from, as by every method (ledger R37)"),
         "learning rate": (
-            "divided after epochs 150, 180 and 210",
-            "the same, one step late",
+            "not read",
+            "divided after epochs 150, 180 and 210, one step late",
             "the protocol's",
         ),
-        "epoch reported": ("not said", "checkpoints kept by best on test", "last"),
+        "epoch reported": ("not read", "checkpoints kept by best on test", "last"),
     }
 
     class Options(MethodOptions):

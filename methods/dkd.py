@@ -73,7 +73,7 @@ def decoupled_by_row(student_logits: Tensor, teacher_logits: Tensor, labels: Ten
     """T^2 times the divergence for the label's class and the one among the others, of each row: [2, rows].
 
     logits: [rows, classes]; labels: [rows]. The first is that of (label, not label), the second that of the other
-    classes' probabilities among themselves (Zhao et al., CVPR 2022, equations 5 to 7: TCKD and NCKD). In log space, so
+    classes' probabilities among themselves (Zhao et al., CVPR 2022, equation 7: TCKD and NCKD). In log space, so
     that neither large logits nor a probability of 0 makes it infinite.
     """
     student, teacher = student_logits / temperature, teacher_logits / temperature
@@ -121,16 +121,16 @@ class DKD(Method):
     }
     differences: ClassVar = {
         "numbers": (
-            "not said",
+            "not read",
             "logarithms of summed probabilities: not finite for large logits",
             "in log space: finite, else equal",
         ),
         "warm-up": (
-            "20 epochs",
+            "not read",
             "20 epochs of any schedule",
-            "20 of 240 epochs, as many fewer as the schedule is shorter; `warmup_scaled` = false: as the code",
+            "20 of 240 epochs, fewer of a shorter schedule; `warmup_scaled` = false: as the code (ledger R31)",
         ),
-        "epoch reported": ("not said", "best on test", "last"),
+        "epoch reported": ("not read", "best on test", "last"),
     }
 
     class Options(DKDOptions):

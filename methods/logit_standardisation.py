@@ -7,10 +7,10 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from benchmark.method import Method, Step, full_precision
+from benchmark.method import Step, full_precision
 from methods.baseline import label_loss
-from methods.dkd import DKDOptions, decoupled_losses, warmup_factor
-from methods.kd import CompanionOptions, companion_weights, distillation_loss
+from methods.dkd import DKD, decoupled_losses, warmup_factor
+from methods.kd import KD, distillation_loss
 
 PAPER = "Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024"
 SMALLEST = 1e-7
@@ -22,13 +22,13 @@ def standardise(logits: Tensor) -> Tensor:
     """Logits [rows, classes] less their mean, over their standard deviation (of classes - 1), in each row: same shape.
 
     The gradient goes through both. A row of equal logits becomes 0, and its gradient is as large as 1 / `SMALLEST`.
-    (Sun et al., CVPR 2024, algorithm 1.)
+    (Sun et al., CVPR 2024.)
     """
     centred = logits - logits.mean(1, keepdim=True)
     return centred / (logits.std(1, keepdim=True) + SMALLEST)
 
 
-class KDLS(Method):
+class KDLS(KD):
     """KD of standardised logits: the student need not have the teacher's range, only its relations.
 
     Sun, Ren, Li, Wang and Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024. The labels are learnt from
@@ -39,7 +39,6 @@ class KDLS(Method):
     paper = PAPER
     equation = "L = 0.1 CE + 9 T² KL(Z(teacher), Z(student)), Z = (z - mean) / deviation of each row, T = 2"
     golden = "lskd"
-    needs_teacher = True
     pair_options: ClassVar = {
         ("VGG13", "VGG8"): {"temperature": 3.0},
         ("ResNet110", "ResNet20"): {"temperature": 4.0, "kd_weight": 12.0},
@@ -53,21 +52,16 @@ class KDLS(Method):
         "settings": (
             "not read",
             "T and weight in the names of the released logs, tuned for each pair",
-            "those, where there is a log; else the code's defaults, T = 2 and weight 9",
+            "those, where there is a log; else the code's defaults, T = 2 and weight 9 (ledger R33)",
         ),
-        "epoch reported": ("not said", "best on test", "last"),
+        "epoch reported": ("not read", "best on test", "last"),
     }
 
-    class Options(CompanionOptions):
-        ce_weight: float = Field(0.1, ge=0, description="weight of the cross entropy with the labels")
+    class Options(KD.Options):
         kd_weight: float = Field(9.0, ge=0, description="weight of the divergence of standardised logits, T^2 included")
         temperature: float = Field(2.0, gt=0, description="temperature T of standardised logits")
 
     options: Options
-
-    @property
-    def weights(self) -> dict[str, float]:
-        return companion_weights(self.options)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         student = step.student("plain").logits
@@ -78,7 +72,7 @@ class KDLS(Method):
         return terms
 
 
-class DKDLS(Method):
+class DKDLS(DKD):
     """DKD of standardised logits.
 
     Sun, Ren, Li, Wang and Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024, with the loss of Zhao et
@@ -89,7 +83,6 @@ class DKDLS(Method):
     paper = PAPER
     equation = "L = CE + w 9 (alpha T² KL(label or not) + beta T² KL(among the others)) of Z(z), T = 2, w grows to 1"
     golden = "lskd"
-    needs_teacher = True
     pair_options: ClassVar = {
         ("VGG13", "VGG8"): {"dkd_weight": 15.0, "beta": 2.0},
         ("WRN-40-2", "WRN-40-1"): {"dkd_weight": 12.0, "beta": 2.0},
@@ -107,13 +100,13 @@ class DKDLS(Method):
         "settings": (
             "not read",
             "T, weight and beta in the names of the released logs; beta is often not the settings file's",
-            "those of the logs, where there is one; else T = 2, weight 9, and beta 8",
+            "those of the logs, where there is one; else T = 2, weight 9, and beta 8 (ledger R33)",
         ),
         "warm-up": ("not read", "20 epochs of any schedule", "20 of 240 epochs (as DKD)"),
-        "epoch reported": ("not said", "best on test", "last"),
+        "epoch reported": ("not read", "best on test", "last"),
     }
 
-    class Options(DKDOptions):
+    class Options(DKD.Options):
         temperature: float = Field(2.0, gt=0, description="temperature T of standardised logits")
         dkd_weight: float = Field(9.0, ge=0, description="factor of both alpha and beta")
 

@@ -39,7 +39,7 @@ def selectivity_loss(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
     """Squared maximum mean discrepancy of the channels of two maps, with the kernel (a . b)^2: a scalar.
 
     maps: [batch, channels, height, width] of any two numbers of channels; the larger one is pooled to the smaller. The
-    teacher's get no gradient. (Huang and Wang, 2017, equation 6.)
+    teacher's get no gradient. (Huang and Wang, 2017.)
     """
     height = min(student_maps.shape[2], teacher_maps.shape[2])
     with torch.no_grad():
@@ -53,17 +53,17 @@ class NST(Method):
     """At every stage the student's channels react to the same places as the teacher's, beside labels and KD.
 
     Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", arXiv:1707.01219, 2017,
-    equation (6) with the polynomial kernel. Stages without a partner are left out.
+    with the polynomial kernel. Stages without a partner are left out.
     """
 
     name = "NST"
     paper = "Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017"
-    equation = "L = CE + KD + 50 Σ_stages MMD² of the channels' maps, kernel (a·b)², a and b of length 1 (equation 6)"
+    equation = "L = CE + KD + 50 Σ_stages MMD² of the channels' maps, kernel (a·b)², a and b of length 1"
     golden = "nst"
     needs_teacher = True
     differences: ClassVar = {
         "products": (
-            "not said",
+            "not read",
             "of all pairs of channels at all places, which takes much memory",
             "as matrix products: the same numbers",
         ),

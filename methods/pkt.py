@@ -34,7 +34,7 @@ def neighbour_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor
     """Divergence of the student's neighbours from the teacher's, a mean over all pairs of images: a scalar.
 
     features: [batch, width] of any two widths; the teacher's get no gradient. A mean over batch^2 entries, so that it
-    shrinks as batches grow. (Passalis and Tefas, ECCV 2018, equations 4 to 6 with cosines.)
+    shrinks as batches grow. (Passalis and Tefas, ECCV 2018, section 3, with cosines.)
     """
     with torch.no_grad():
         target = neighbour_probabilities(teacher_features)
@@ -56,11 +56,11 @@ class PKT(Method):
     compares_images = True
     needs_teacher = True
     differences: ClassVar = {
-        "a vector of zeros": ("not said", "nan in its gradient", "no gradient"),
+        "a vector of zeros": ("not read", "nan in its gradient", "no gradient"),
         "batch size": (
-            "not said",
+            "not read",
             "a mean over batch² entries: weight 30000 belongs to batches of 64",
-            "the same; `reduction` = rows keeps the weight's size in other batches",
+            "the same; `reduction` = rows keeps the weight's size in other batches (ledger R38)",
         ),
     }
 

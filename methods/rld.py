@@ -59,15 +59,15 @@ class RLD(Method):
         "temperature of the confidence": (
             "not read",
             "1 in the code and all settings files; T by the switch in the README's command",
-            "1; `confidence_temperature` = 4: the README's command",
+            "1; `confidence_temperature` = 4: the README's command (ledger R32)",
         ),
         "numbers": (
-            "not said",
+            "not read",
             "logarithms of summed probabilities: not finite for large logits",
             "in log space: finite, else equal",
         ),
         "warm-up": ("not read", "20 epochs of any schedule", "20 of 240 epochs (as DKD)"),
-        "epoch reported": ("not said", "best on test", "last"),
+        "epoch reported": ("not read", "best on test", "last"),
     }
 
     class Options(WarmUpOptions):

@@ -34,7 +34,7 @@ def pool_regions(maps: Tensor, scales: Scales) -> Tensor:
 
 
 def region_logits(outputs: Outputs, scales: Scales) -> Tensor:
-    """What a network's own classifier says of each region of its last map: [batch, regions, classes]. (Section 3.2.)"""
+    """What a network's own classifier says of each region of its last map: [batch, regions, classes]. (Section 3.)"""
     if outputs.averaged is None or outputs.classifier is None:
         raise ContractError("SDD needs a network that tells the map before its classifier, `averaged` and `classifier`")
     vectors = pool_regions(outputs.averaged, scales).mT
@@ -46,7 +46,7 @@ def region_weights(teacher_logits: Tensor, labels: Tensor, complementary: float)
     """`complementary` where the teacher is right in a region and wrong in the whole, or the other way round; else 1.
 
     teacher_logits: [batch, regions, classes], the whole first; labels: [batch]; returns [batch, regions]. (Wei et al.,
-    CVPR 2024, section 3.3.)
+    CVPR 2024, section 3.)
     """
     right = teacher_logits.argmax(2) == labels[:, None]
     return torch.where(right == right[:, :1], 1.0, complementary).to(teacher_logits.dtype)
@@ -57,7 +57,7 @@ def region_loss(student: Tensor, teacher: Tensor, labels: Tensor, by_row: ByRow,
     """Mean over all regions of a batch of their weighted losses, a scalar for each loss that `by_row` gives.
 
     student, teacher: logits [batch, regions, classes]; labels: [batch]. The sum is divided by the number of regions and
-    not by their weights. (Wei et al., CVPR 2024, equation 8.)
+    not by their weights. (Wei et al., CVPR 2024, section 3.)
     """
     weights = region_weights(teacher, labels, complementary).flatten()
     rows = by_row(student.flatten(0, 1), teacher.flatten(0, 1), labels.repeat_interleave(student.shape[1]))
@@ -84,13 +84,13 @@ def all_regions(step: Step, student: Outputs, options: RegionOptions, by_row: By
 
 DIFFERENCES = {
     "regions": (
-        "not said for each pair",
+        "not read",
         "1+2 for ResNet32x4 > ResNet8x4 and VGG13 > VGG8, 1+2+4 elsewhere",
         "as the code",
     ),
-    "gradient": ("not said", "cut to a length of 40", "the same; `clip_norm` = 0: not cut"),
-    "loss that is not finite": ("not said", "replaced by 0, so that the step learns labels only", "stays finite"),
-    "epoch reported": ("not said", "best on test", "last"),
+    "gradient": ("not read", "cut to a length of 40", "the same; `clip_norm` = 0: not cut (ledger R36)"),
+    "loss that is not finite": ("not read", "replaced by 0, so that the step learns labels only", "stays finite"),
+    "epoch reported": ("not read", "best on test", "last"),
 }
 FEW_REGIONS: dict[tuple[str, str], dict[str, Scales]] = {
     ("ResNet32x4", "ResNet8x4"): {"scales": "1+2"},
@@ -109,13 +109,13 @@ class SDDKD(Method):
 
     name = "SDD-KD"
     paper = PAPER
-    equation = "L = 0.1 CE + 0.9 mean over regions of w T² KL(teacher, student), w = 1 or 2, T = 4 (equation 8)"
+    equation = "L = 0.1 CE + 0.9 mean over regions of w T² KL(teacher, student), w = 1 or 2, T = 4 (section 3)"
     golden = "sdd"
     needs_teacher = True
     pair_options: ClassVar = FEW_REGIONS
     differences: ClassVar = {
         **DIFFERENCES,
-        "warm-up": ("not said", "none, though the scripts' comments have one", "none"),
+        "warm-up": ("not read", "none, though the scripts' comments have one", "none"),
     }
 
     class Options(RegionOptions):
@@ -153,13 +153,13 @@ class SDDDKD(Method):
 
     name = "SDD-DKD"
     paper = PAPER
-    equation = "L = CE + mean over regions of w DKD, w = 1 or 2, with DKD's warm-up (equation 8)"
+    equation = "L = CE + mean over regions of w DKD, w = 1 or 2, with DKD's warm-up (section 3)"
     golden = "sdd"
     needs_teacher = True
     pair_options: ClassVar = SETTINGS_OF_DKD
     differences: ClassVar = {
         **DIFFERENCES,
-        "warm-up": ("not said", "20 epochs of any schedule", "20 of 240 epochs (as DKD)"),
+        "warm-up": ("not read", "20 epochs of any schedule", "20 of 240 epochs (as DKD)"),
     }
 
     class Options(DKDOptions, RegionOptions):
@@ -194,7 +194,7 @@ class SDDNKD(Method):
 
     name = "SDD-NKD"
     paper = PAPER
-    equation = "L = CE + mean over regions of w NKD, w = 1 or 2, T = 4, with DKD's warm-up (equation 8)"
+    equation = "L = CE + mean over regions of w NKD, w = 1 or 2, T = 4, with DKD's warm-up (section 3)"
     golden = "sdd"
     needs_teacher = True
     pair_options: ClassVar = {
@@ -206,9 +206,9 @@ class SDDNKD(Method):
         "the other classes": (
             "NKD's",
             "the mask that should remove the label keeps it: a slip",
-            "as the code; `label_kept` = false: NKD's",
+            "as the code; `label_kept` = false: NKD's (ledger R36)",
         ),
-        "settings": ("not said", "T and gamma are DKD's T and beta", "as the code"),
+        "settings": ("not read", "T and gamma are DKD's T and beta", "as the code"),
     }
 
     class Options(WarmUpOptions, RegionOptions):

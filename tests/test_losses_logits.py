@@ -197,7 +197,7 @@ def test_terms_are_finite_for_logits_of_any_size(cls: type[Method], dtype: torch
         (NKD, {}, {"ce": 1, "target": 1, "others": 3.5}),
         (DIST, {"intra_weight": 0.5}, {"ce": 1, "inter": 2, "intra": 1}),
         (TTM, {}, {"ce": 1, "ttm": 45}),
-        (WTTM, {}, {"ce": 1, "wttm": 4}),
+        (WTTM, {}, {"ce": 1, "ttm": 4}),
     ],
 )
 def test_weights_are_the_published_ones(cls: type[Method], options: dict[str, Any], weights: dict[str, float]) -> None:

@@ -16,7 +16,7 @@ IMAGENET_STAGE_SCHEDULES = {
     "HSSAKD-branches": LRSchedule(epochs=100, milestones=(30, 60, 90)),
 }
 """HSAKD's own for its branches; the others have as large a share of the main schedule as they have of 240 epochs."""
-AS_ALONE = {name: {"kd_weight": 0.0} for name in ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD")}
+AS_ALONE = {name: {"kd_weight": 0.0} for name in ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD", "PKT", "NST")}
 """RepDistiller's rows are without conventional KD; SemCKD's own results are with it."""
 WITHOUT_TABLE = {
     name: {"past": "previous_weights"}
@@ -32,6 +32,8 @@ WITHOUT_TABLE = {
     )
 }
 """A table of what was said of 1.28 million images takes 2.6 GB for PS-KD and 167 GB for LSSKD."""
+AT_TEMPERATURE_1 = {"NKD": {"temperature": 1.0, "others_weight": 1.5}, "DIST": {"temperature": 1.0}}
+"""The authors' settings for ImageNet."""
 OFF_TARGET = {"LS": {"smoothed": "others"}}
 """Label smoothing as Tf-KD has it."""
 
@@ -102,7 +104,7 @@ PROTOCOLS = {
             batch_size=256,
             weight_decay=1e-4,
             method_schedules=IMAGENET_STAGE_SCHEDULES,
-            method_options=WITHOUT_TABLE,
+            method_options=WITHOUT_TABLE | AT_TEMPERATURE_1,
         ),
     )
 }
