@@ -158,6 +158,8 @@ class BYOT(Method):
     )
     equation = "L = CE + Σ_i [0.7 CE(z_i) + 0.3 CE(softened z, z_i)] + 0.03 Σ_i |A F_i - F|, T = 3 (author's code)"
     golden = "byot_authors"
+    # Its feature terms are no means over the images: a length of all rows, or a sum.
+    compares_images = True
     # Of the author's branches on ResNet20; on the networks of Table III they cost 1.05 to 1.16.
     student_passes = 1.07
     differences: ClassVar = {

@@ -104,7 +104,7 @@ class SimKD(Method):
             "it stays at its first weights, and so does every layer behind the last stage map",
         ),
         "teacher": (
-            "any",
+            "various architectures (abstract)",
             "ResNets and VGG, whose last listed module is the classifier",
             "all whose classifier averages their last map after a ReLU; WRN's map is taken behind its last norm and "
             "ReLU; MobileNetV2, ShuffleNetV2 and PreActResNet18 are refused",
