@@ -1,4 +1,4 @@
-"""The device a cohort trains on: what it can do, and how it is made to give the same bits each time."""
+"""Chooses the device that a cohort trains on, makes it deterministic, and describes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmark.core.spec import Precision
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one.
+    """Get the device of a name; `auto` is CUDA if there is one, else the CPU.
 
     Raises:
         UserError: the device is unknown or not there.
@@ -38,7 +38,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def make_deterministic(device: torch.device, threads: int) -> None:
-    """Fix what could change a run's bits on this device: thread count, algorithm choice, reduced precision."""
+    """Fix what could change a run's bits on this device: threads, choice of algorithms, reduced precision."""
     torch.set_num_threads(threads)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -50,16 +50,16 @@ def make_deterministic(device: torch.device, threads: int) -> None:
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic has hardware of its own here (elsewhere it is slower than fp32)."""
+    """Whether the device has hardware for bf16 (without it, bf16 is slower than fp32)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The context in which forwards and losses are computed.
+    """Make the context in which forwards and losses are computed.
 
-    It holds also inside another one: a teacher in fp32 stays so when a student in bf16 is the first to ask for it.
+    It overrides an outer one: a teacher in fp32 stays in fp32 when a student in bf16 is the first to call it.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
@@ -68,12 +68,12 @@ ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
 def placed(module: ModuleType, device: torch.device) -> ModuleType:
-    """The module on the device, its convolutions in channels_last, which is the faster layout for all of ours."""
+    """Move a module to the device, with channels_last layout, which is faster for all networks of the suite."""
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def device_name(device: torch.device) -> str:
-    """The model name of the processor or graphics card."""
+    """Get the model name of the processor or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
@@ -84,7 +84,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory this process has held on the device so far, in bytes."""
+    """Get the most memory that this process has held on the device so far, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -92,5 +92,5 @@ def peak_memory(device: torch.device) -> int:
 
 
 def cpu_count() -> int:
-    """The processors this process may use."""
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Errors a user can mend: one line that says what was wrong, what is allowed, and what to do."""
+"""Errors that a user can correct: one line that says what is wrong, what is allowed, and what to do."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ LONGEST = 60
 
 
 class UserError(Exception):
-    """Raised where a user's input enters; the command line prints it as one line and exits with code 2."""
+    """Input that a user must correct; the command line prints it as one line and exits with code 2."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name most like `name`, whatever its case; None where none is near."""
+    """Find the allowed name most like `name`, ignoring case; None if none is similar."""
     by_lower_case = {candidate.lower(): candidate for candidate in allowed}
     near = difflib.get_close_matches(name.lower(), by_lower_case, n=len(by_lower_case) or 1, cutoff=0.4)
 
     def likeness(candidate: str) -> tuple[float, int]:
-        # Equally like ones go by how they begin: of ResNet32 and ResNet20, the latter is nearer to ResNet21.
+        # Of equally similar names the one with the longer common start wins: ResNet20, not ResNet32, for ResNet21.
         matcher = difflib.SequenceMatcher(None, candidate, name.lower())
         first = matcher.get_matching_blocks()[0]
         return matcher.ratio(), first.size if first.a == first.b == 0 else 0
@@ -31,12 +31,12 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 
 
 def closest(name: str, allowed: Iterable[str], most: int = 5) -> list[str]:
-    """The allowed names most like `name`, the nearest first: for messages where all of them would be too many."""
+    """Find the allowed names most like `name`, the nearest first, for messages that cannot list all of them."""
     return difflib.get_close_matches(name, list(allowed), n=most, cutoff=0.0)
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """The error for a name nobody registered: the name, the nearest allowed one, and all allowed ones."""
+    """Make the error for an unknown name; it gives the name, the nearest allowed one, and all allowed ones."""
     names = list(allowed)
     near = nearest(name, names)
     hint = f" (did you mean {near!r}?)" if near else ""
@@ -44,7 +44,7 @@ def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
 
 
 def invalid_value(what: str, error: ValidationError, allowed: Iterable[str] = ()) -> UserError:
-    """The first complaint of a validation as one line; `allowed` names the fields that exist."""
+    """Make the error for the first complaint of a validation; `allowed`: the names of the fields that exist."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -55,17 +55,17 @@ def invalid_value(what: str, error: ValidationError, allowed: Iterable[str] = ()
 
 
 def shorten(text: str, most: int = LONGEST) -> str:
-    """The first characters of a text that would be too long for a message."""
+    """Cut a text that is too long for a message."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def refused_value(complaint: ErrorDetails) -> str:
-    """What a validation found and what it says of it: `3 is refused: input should be a valid string`."""
+    """Describe a refused value: `3 is refused: input should be a valid string`."""
     given = shorten(" ".join(repr(complaint["input"]).split()))
     return f"{given} is refused: {reason_of(complaint)}"
 
 
 def reason_of(complaint: ErrorDetails) -> str:
-    """What a validation says of a value, as part of a sentence."""
+    """Write the reason of a validation as part of a sentence."""
     message = complaint["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return f"{message[:1].lower()}{message[1:]}"

@@ -1,7 +1,7 @@
-"""What decides a run: frozen, validated, hashable values.
+"""The specification of a run: frozen, validated, hashable values.
 
-A `Run` is one student trained once. Nothing outside it decides its result (on the same device kind, thread count and
-library versions); its id is a hash of all of it, so a run that means something else is another run.
+A `Run` is one student trained once. It determines the result (on the same kind of device, with the same number of
+threads and versions of libraries). Its id is a hash of all of it, so that two runs that differ have two ids.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Augmentation = Literal["standard", "cutout", "cutmix", "cutout+cutmix"]
 
 
 class Frozen(BaseModel):
-    """A value: immutable, hashable by content, closed against unknown fields.
+    """A value: immutable, hashable by content, without unknown fields.
 
-    A sweep holds a hundred thousand of them, so what is encoded of a part is kept with the part and taken over.
+    A sweep holds a hundred thousand of them, so the encoding of a part is kept with the part and used again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -36,7 +36,7 @@ class Frozen(BaseModel):
     @cached_property
     def digest(self) -> str:
         """The identity of the value: sha256 of its content, in hex."""
-        # The content is kept where it is a part of others' contents only: of every run it would fill the memory.
+        # The content is kept only for parts of other values: kept for every run, it would fill the memory.
         content = self.__dict__.get("content") or _joined(self._entries())
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -84,7 +84,7 @@ class Frozen(BaseModel):
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _PLAIN = (str, int, float, bool, type(None))
-"""Whose values are their own JSON."""
+"""The types whose values are encoded as they are."""
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def _joined(entries: list[tuple[str, str]]) -> str:
 
 
 def scaled_count(epochs: int, factor: float) -> int:
-    """A number of epochs times a factor, rounded to the nearest, at least 1."""
+    """Multiply a number of epochs by a factor, rounded to the nearest, at least 1."""
     return max(1, math.floor(epochs * factor + 0.5))
 
 
@@ -108,9 +108,9 @@ class LRSchedule(Frozen):
     milestones: tuple[int, ...] = ()
 
     def scaled(self, factor: float) -> LRSchedule:
-        """Every count times `factor`, rounded to the nearest, at least 1.
+        """Multiply every count by `factor`, rounded to the nearest, at least 1.
 
-        Milestones that would fall together stay an epoch apart; those past the last epoch are dropped.
+        Equal milestones are moved one epoch apart; those after the last epoch are dropped.
         """
         return _scaled(self, factor)
 
@@ -126,13 +126,13 @@ def _scaled(schedule: LRSchedule, factor: float) -> LRSchedule:
 
 
 class Protocol(Frozen):
-    """A named recipe: everything about training that is no part of the method."""
+    """A named recipe: everything about training except the method."""
 
     name: str
     schedule: LRSchedule
     learning_rate: float = Field(gt=0)
     mobile_learning_rate: float | None = Field(None, gt=0)
-    """Of MobileNets and ShuffleNets; None: the same as of the others."""
+    """The rate for MobileNets and ShuffleNets; None: `learning_rate`."""
     decay: float = Field(0.1, gt=0, lt=1)
     warmup_epochs: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=2)
@@ -146,22 +146,22 @@ class Protocol(Frozen):
     method_schedules: dict[str, LRSchedule] = {}
     """Schedules of the methods that do not follow the main one (heads of a teacher)."""
     method_options: dict[str, dict[str, Any]] = {}
-    """Options that the recipe's authors used where they differ from a method's defaults."""
+    """Options of methods that the recipe's authors set differently from the defaults."""
 
     def without_tables(self, method: str | None = None) -> Protocol:
-        """What of the protocol decides a run of `method` whose options are resolved; or, with none, a cohort.
+        """Copy what determines a run of `method` with resolved options; without a method, what determines a cohort.
 
-        Schedules and options of other methods are left out, so that adding one makes no run another.
+        Schedules and options of other methods are left out, so that adding one changes no run's digest.
         """
         return _without_tables(self, method)
 
     @cached_property
     def cohort_digest(self) -> str:
-        """What of the protocol decides a cohort, hashed."""
+        """The digest of what determines a cohort."""
         return self.without_tables().digest
 
     def changes_from(self, other: Protocol) -> dict[str, Any]:
-        """The fields in which this protocol differs from another, with its own values."""
+        """Find the fields in which this protocol differs from another, with its own values."""
         # Iterating over the model itself would also yield what is cached on it.
         fields = type(self).model_fields
         return {name: getattr(self, name) for name in fields if getattr(self, name) != getattr(other, name)}
@@ -174,10 +174,10 @@ def _without_tables(protocol: Protocol, method: str | None) -> Protocol:
 
 
 class Scale(Frozen):
-    """How much of a protocol is spent: every epoch count and milestone is multiplied by one factor.
+    """How much of a protocol is trained: every number of epochs and milestone is multiplied by one factor.
 
-    The learning rate may have a factor of its own and warm-up epochs (linear, a step at a time): for schedules so short
-    that deep networks would end before they have recovered from a start at the protocol's full rate.
+    The learning rate may have its own factor and warm-up epochs (linear, by steps), for schedules so short that deep
+    networks would not recover from a start at the protocol's full rate.
     """
 
     name: str
@@ -197,7 +197,7 @@ class ReleasedTeacher(Frozen):
 def _readable(
     method: str, augmentation: Augmentation, student: str, teacher: str | None, fraction: float, scale: str
 ) -> str:
-    """The part of a run's id that people read, all but the seed."""
+    """Make the readable part of a run's id, without the seed."""
     from_teacher = f"_from_{teacher}" if teacher is not None else ""
     augmented = "" if augmentation == "standard" else f"_{augmentation}"
     part = "" if fraction == 1 else f"_{fraction:g}"
@@ -212,7 +212,7 @@ class Run(Frozen):
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the training images of each class that it learns from."""
     fraction_seed: int = Field(0, ge=0)
-    """Names which images these are; 0 where they are all."""
+    """Decides which images these are; 0 if they are all."""
     validation: float = Field(0.0, ge=0, lt=1)
     """Share of the training images held out, on which the run is then evaluated instead of the test set."""
     validation_seed: int = 0
@@ -224,21 +224,21 @@ class Run(Frozen):
     head: Run | ReleasedTeacher | None = None
     teacher_precision: Precision | None = None
     start: Run | None = None
-    """The run that leaves the student's first weights."""
+    """The run that gives the student its first weights."""
     augmentation: Augmentation = "standard"
-    """The protocol's own, or with Cutout or CutMix or both on top of it."""
+    """The protocol's own, or Cutout or CutMix or both in addition."""
     protocol: Protocol
     scale: Scale
     precision: Precision = "fp32"
     processes: int = Field(1, ge=1)
-    """How many share each batch (data parallelism): in each, norms see its own rows only."""
+    """How many processes share each batch (data parallelism); the norms of each use its own rows only."""
     seed: int = Field(0, ge=0)
 
     def require_data(self) -> Run:
-        """The run, to be written down.
+        """Return the run itself if it can be recorded.
 
         Raises:
-            ValueError: its images were never read, so it can be planned and not trained (`benchmark.data.stubs`).
+            ValueError: its images were never read, so that it can only be planned (`benchmark.data.stubs`).
         """
         if not self.fingerprint:
             raise ValueError(f"{self.id} is of images that were never read; nothing of it is kept")
@@ -253,7 +253,7 @@ class Run(Frozen):
     @property
     def teacher_network(self) -> str | None:
         """Name of the teacher's network."""
-        # Whether None is a Run, pydantic finds out slowly.
+        # isinstance(None, Run) is slow in pydantic.
         if self.teacher is None:
             return None
         return self.teacher.student if isinstance(self.teacher, Run) else self.teacher.network
@@ -271,14 +271,14 @@ class Run(Frozen):
         return min(max(scaled, self.scale.warmup_epochs), self.schedule.epochs // 3)
 
     def dependencies(self) -> tuple[Run, ...]:
-        """The runs whose weights this one needs."""
+        """List the runs whose weights this one needs."""
         teacher = self.teacher
         if self.head is None and self.start is None:
             return (teacher,) if teacher is not None and isinstance(teacher, Run) else ()
         return tuple(dict.fromkeys(part for part in (teacher, self.head, self.start) if isinstance(part, Run)))
 
     def learning_rate(self, epoch: int, step: int, steps: int, mobile_network: bool) -> float:
-        """The learning rate of a step (counted from 0) of an epoch of `steps` steps."""
+        """Compute the learning rate of a step (counted from 0) of an epoch of `steps` steps."""
         protocol = self.protocol
         base = protocol.learning_rate
         if mobile_network and protocol.mobile_learning_rate is not None:
@@ -291,9 +291,9 @@ class Run(Frozen):
 
 
 class Siblings:
-    """The runs that differ from one run in their seeds and in what they depend on, and in nothing else.
+    """Makes the runs that differ from one run only in their seeds and in the runs that they depend on.
 
-    They share all other parts and what is encoded of these, so that making one takes little longer than hashing it.
+    They share all other parts and the encoding of these, so that making one takes little longer than hashing it.
     """
 
     VARIED = ("fraction_seed", "head", "seed", "start", "teacher")
@@ -301,7 +301,7 @@ class Siblings:
     def __init__(self, run: Run) -> None:
         self._run, self._values = run, run._values()
         self._between: list[str] = []
-        """What the content has before each of the values that vary; these follow each other as they are named above."""
+        """The parts of the content before each value that varies, in the order of VARIED."""
         text = ""
         for name, value in run._entries():
             text += f'{"," if text or self._between else "{"}"{name}":'
@@ -320,7 +320,7 @@ class Siblings:
         head: Run | ReleasedTeacher | None,
         start: Run | None,
     ) -> Run:
-        """The run of these seeds (integers of at least 0) and parts."""
+        """Make the run with these seeds (integers of at least 0) and parts."""
         parts = {"seed": seed, "fraction_seed": fraction_seed, "teacher": teacher, "head": head, "start": start}
         run = self._run._with_values(self._values | parts)
         before = self._between
@@ -334,12 +334,12 @@ class Siblings:
 
 
 def cohort_key(run: Run) -> str:
-    """Runs with equal keys (and the same teacher or none) can share one pass over the data."""
+    """Make a key; runs with equal keys (and the same teacher or none) can share one pass over the data."""
     data = (run.dataset, run.fingerprint, run.fraction, run.fraction_seed, run.validation, run.validation_seed)
     recipe = (run.protocol.cohort_digest, run.scale.digest)
     return repr((*data, run.augmentation, run.processes, *recipe, run.seed))
 
 
 def teacher_key(run: Run) -> str | None:
-    """Names the teacher of a run and the precision it is run in; None for a teacher-free run."""
+    """Name the teacher of a run and its precision; None for a run without a teacher."""
     return None if run.teacher is None else f"{run.teacher.digest} {run.teacher_precision}"

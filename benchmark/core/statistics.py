@@ -1,8 +1,8 @@
-"""What several seeds say together: means and spreads, and differences between methods paired by seed.
+"""Summarises several seeds: means, standard deviations, and differences between methods paired by seed.
 
-Methods share their batches and first weights at a seed, so their difference is taken at each seed before anything else.
-Whatever a difference averages over (the columns of a table) is averaged within each seed too: the n numbers that are
-left are independent of each other, however much the columns share. docs/audit.md tells what that does and does not say.
+Methods share batches and first weights at a seed, so their difference is computed for each seed first. An average over
+the columns of a table is computed within each seed too. The n numbers that are left are independent of each other, even
+if the columns are not. docs/audit.md explains what these intervals do and do not cover.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 LEVEL = 0.95
 LEAST = 3
-"""Values below which no interval is shown: two leave one degree of freedom, and a t interval 9 standard deviations to
-either side."""
+"""The fewest values that get an interval. Two have one degree of freedom, and a t interval of 9 standard
+deviations to either side."""
 EQUAL = 1e-9
-"""Accuracies in % that differ by less are equal but for rounding in floating point."""
+"""Accuracies in % that differ by less differ only by floating-point rounding."""
 
 BySeed = Mapping[int, float]
 
@@ -34,11 +34,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A difference as its independent values give it.
+    """A difference, computed from independent values.
 
-    n: of these values, which are seeds unless it is said otherwise; mean, std (of the sample; None for one value): in
-    the unit of the values; interval: of the mean, two-sided, at LEVEL by Student's t; p_value: two-sided, of a mean of
-    zero, by the same; remark: why these two are missing, "" where they are there.
+    n: the number of values, which are seeds unless something else is said; mean, std (of the sample; None for one
+    value): in the unit of the values; interval: of the mean, two-sided, at LEVEL by Student's t; p_value: two-sided, of
+    a mean of zero, by the same test; remark: why these two are missing, "" if they are not.
     """
 
     n: int
@@ -50,7 +50,7 @@ class PairedDifference:
 
 
 def summarise(values: Iterable[float]) -> Summary:
-    """The summary of one value or more; the standard deviation is the sample's, with n - 1 in the denominator.
+    """Summarise one value or more; the standard deviation is the sample's, with n - 1 in the denominator.
 
     Raises:
         ValueError: there are no values.
@@ -62,7 +62,7 @@ def summarise(values: Iterable[float]) -> Summary:
 
 
 def paired_statistics(values: Iterable[float], unit: str = "seed") -> PairedDifference:
-    """What independent values of one difference say of it; `unit` is what each comes from, for the remark.
+    """Summarise independent values of one difference; unit: what each value is of, for the remark.
 
     Raises:
         ValueError: there are no values.
@@ -73,10 +73,10 @@ def paired_statistics(values: Iterable[float], unit: str = "seed") -> PairedDiff
         units = f"{n} {unit}" if n == 1 else f"{n} {unit}s"
         return PairedDifference(n, mean, std, remark=f"no interval: {units}, and it takes {LEAST}")
     if std < EQUAL:
-        # A width of zero would claim certainty; what the values do not show is how they vary.
+        # An interval of width zero would claim certainty.
         remark = f"no interval: the same at all {n} {unit}s, which does not tell how it varies"
         return PairedDifference(n, mean, 0.0, remark=remark)
-    # Of scipy only the distribution: scipy.stats takes a second to import, and tables need none of it.
+    # Not scipy.stats, which takes a second to import.
     from scipy.special import stdtr, stdtrit
 
     error = std / math.sqrt(n)
@@ -86,13 +86,13 @@ def paired_statistics(values: Iterable[float], unit: str = "seed") -> PairedDiff
 
 
 def common_seeds(values: Iterable[BySeed]) -> list[int]:
-    """The seeds that all of these have, in order; none of nothing."""
+    """List the seeds that all of these have, in order."""
     seeds = [set(by_seed) for by_seed in values]
     return sorted(set.intersection(*seeds)) if seeds else []
 
 
 def paired_difference(a: BySeed, b: BySeed) -> PairedDifference:
-    """a - b over the seeds that both have: a t test of related samples.
+    """Compute a - b over the seeds that both have: a t test of related samples.
 
     Raises:
         ValueError: they have no seed in common.
@@ -104,10 +104,10 @@ def paired_difference(a: BySeed, b: BySeed) -> PairedDifference:
 
 
 def pooled_difference(columns: Sequence[tuple[BySeed, BySeed]]) -> PairedDifference:
-    """The mean over columns of a - b, over the seeds that every entry has; n counts seeds, not seeds times columns.
+    """Compute the mean over columns of a - b, over the seeds that all entries have; n counts seeds.
 
-    For the average over *these* columns, with the teachers that they have: runs of one seed share batches, and columns
-    may share a teacher, so at each seed the columns are averaged first and count as one value.
+    It is about the average over *these* columns with their teachers. Runs of one seed share batches, and columns may
+    share a teacher, so the columns are averaged at each seed and count as one value.
 
     Raises:
         ValueError: there are no columns, or no seed that all have.
@@ -121,10 +121,10 @@ def pooled_difference(columns: Sequence[tuple[BySeed, BySeed]]) -> PairedDiffere
 def clustered_difference(
     means: Mapping[str, float], clusters: Mapping[str, str], unit: str = "teacher"
 ) -> PairedDifference:
-    """The mean over clusters (n counts these) of the columns' differences, each cluster the mean of its columns.
+    """Compute the mean over clusters of the columns' differences; n counts clusters, each the mean of its columns.
 
-    For the average over *other* columns like these, of which those that share a teacher say the same thing twice. Its
-    mean is not that of the columns where clusters are of unequal size. means, clusters: by column, the former over
+    It is about the average over *other* columns like these; columns that share a teacher are not independent. If
+    clusters differ in size, its mean differs from that over the columns. means, clusters: by column; the means are over
     seeds.
 
     Raises:

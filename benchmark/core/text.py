@@ -1,4 +1,4 @@
-"""Put times, counts, signed numbers and progress into words, the same on every screen and page."""
+"""Formats times, counts, signed numbers and progress, the same on every screen and page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Position(Protocol):
-    """Where something that is trained is: the epoch (from 1), how fast it goes, and the last test accuracy in %."""
+    """The progress of a training: the epoch (from 1), its speed, and the last test accuracy in %."""
 
     @property
     def epoch(self) -> int: ...
@@ -21,14 +21,14 @@ class Position(Protocol):
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
+    """Format seconds as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def describe_position(at: Position, loss: float | None = None) -> str:
-    """Where something that is trained is: `epoch 3/8, 950 images/s, loss 1.200, test 41.0 %, 0:20 left`."""
+    """Describe the progress of a training: `epoch 3/8, 950 images/s, loss 1.200, test 41.0 %, 0:20 left`."""
     said = [f"epoch {at.epoch}/{at.epochs}", f"{at.images_per_second:.0f} images/s"]
     said += [] if loss is None else [f"loss {loss:.3f}"]
     said += [] if at.top1 is None else [f"test {at.top1:.1f} %"]
@@ -36,7 +36,7 @@ def describe_position(at: Position, loss: float | None = None) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    """A number of things: `1 run`, `2 runs`."""
+    """Write a number of things: `1 run`, `2 runs`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 

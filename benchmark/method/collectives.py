@@ -1,7 +1,7 @@
 """Collective operations of the processes that share a batch: gather rows, average means, broadcast decisions.
 
-Outside a shared batch every operation returns its argument. docs/data-parallel.md says what a method must pass through
-them.
+Outside a shared batch every operation returns its argument. docs/data-parallel.md lists what a method must pass
+through them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 FEWEST_ROWS = 2
-"""A process needs so many rows of a batch: batch norm cannot be trained on one."""
+"""The fewest rows of a batch that a process can work on: batch norm cannot be trained on one."""
 
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -28,10 +28,10 @@ Value = TypeVar("Value")
 
 
 def rows_of(rank: int, size: int, images: int) -> slice:
-    """The rows of a batch of so many images that process `rank` of `size` works on.
+    """Find the rows that process `rank` of `size` works on, of a batch of so many images.
 
-    Contiguous, the first processes one more where it does not go into equal parts. A batch so small that a process
-    would be left with fewer than two rows is not shared: every process works on all of it.
+    They are contiguous. If the batch has no equal parts, the first processes have one row more. A batch with fewer than
+    two rows for each process is not shared: every process works on all of it.
     """
     if size == 1 or images < FEWEST_ROWS * size:
         return slice(images)
@@ -41,21 +41,21 @@ def rows_of(rank: int, size: int, images: int) -> slice:
 
 
 def fewest_rows(size: int, images: int) -> int:
-    """The rows of a batch of so many images that every one of `size` processes has."""
+    """Count the rows that each of `size` processes has at least, of a batch of so many images."""
     rows = rows_of(size - 1, size, images)
     return len(range(images)[rows])
 
 
 @dataclass(frozen=True)
 class BatchShard:
-    """What a process has of the batch under way: rows of each process, or None where all have the whole batch."""
+    """How the current batch is shared. counts: rows of each process, or None if all have the whole batch."""
 
     group: ProcessGroup
     counts: tuple[int, ...] | None
 
     @property
     def weight(self) -> float:
-        """What this process's mean counts in the mean over all processes: its rows over the average number of rows."""
+        """The weight of this process's mean in the mean over all processes: its rows over their average number."""
         if self.counts is None:
             return 1.0
         return self.counts[self.group.rank] * self.group.size / sum(self.counts)
@@ -63,7 +63,7 @@ class BatchShard:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that share the batches of a cohort, as the one of number `rank`, from 0, knows them."""
+    """The `size` processes that share the batches of a cohort, seen from the one with number `rank`, from 0."""
 
     rank: int = 0
     size: int = 1
@@ -79,7 +79,7 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def shared_batch(self, images: int) -> Iterator[None]:
-        """Within it, the step under way is one on a batch of so many images that the processes share."""
+        """Share a batch of so many images among the processes within the block."""
         global _share
         if self.size == 1:
             yield
@@ -95,7 +95,7 @@ class ProcessGroup:
             _share = None
 
     def broadcast_int(self, number: int) -> int:
-        """The number that the first process has."""
+        """Return the number of the first process on all processes."""
         if self.size == 1:
             return number
         told = torch.tensor([number])
@@ -103,7 +103,7 @@ class ProcessGroup:
         return int(told)
 
     def broadcast_object(self, value: Value) -> Value:
-        """The value that the first process has."""
+        """Return the value of the first process on all processes."""
         if self.size == 1:
             return value
         told = [value]
@@ -111,14 +111,14 @@ class ProcessGroup:
         return told[0]
 
     def sync_batchnorm_stats(self, *modules: nn.Module | None) -> None:
-        """Give the norms of all processes the running statistics that those of the first have gathered."""
+        """Copy the running statistics of the first process's norms to all processes."""
         if self.size > 1:
             for norm in norms_in(*modules):
                 for statistic in norm.buffers(recurse=False):
                     dist.broadcast(statistic, 0)
 
     def mismatched(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """The names of those tensors that are not the same on all processes."""
+        """List the names of the tensors that differ between processes."""
         if self.size == 1 or not tensors:
             return []
         own = torch.stack([_checksum(tensor) for tensor in tensors.values()]).cpu()
@@ -131,24 +131,24 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup()
 
 _share: BatchShard | None = None
-"""Of the step under way; None where no batch is shared."""
+"""The share of the current step; None if no batch is shared."""
 
 
 def current_shard() -> BatchShard | None:
-    """This process's share of the batch under way; None where it has all of it to itself."""
+    """Return how the current batch is shared; None if it is not."""
     return _share
 
 
 def weight_mean(mean: Tensor) -> Tensor:
-    """A mean over this process's rows, times what it counts in the mean over the processes; with its graph."""
+    """Multiply a mean over this process's rows by its weight in the mean over the processes; keeps the graph."""
     return mean if _share is None or _share.weight == 1 else mean * _share.weight
 
 
 @torch.no_grad()
 def all_gather_rows(values: Tensor) -> Tensor:
-    """Of values of this process's rows, [rows, ...], those of the whole batch, [batch, ...], the same on all processes.
+    """Gather values of all processes' rows, [rows, ...] each, to those of the whole batch, [batch, ...].
 
-    Without a graph. Where no batch is shared these are the values themselves.
+    The result is the same on all processes and has no graph. If no batch is shared it is the values themselves.
 
     Raises:
         ValueError: it is not one value for each of this process's images.
@@ -158,7 +158,7 @@ def all_gather_rows(values: Tensor) -> Tensor:
     counts, rank = _share.counts, _share.group.rank
     if len(values) != counts[rank]:
         raise ValueError(f"{len(values)} values of {counts[rank]} images cannot be gathered")
-    # As bytes, whatever the type; and all of one length, which the transport asks for.
+    # As bytes, so that all types work, and padded to one length, because all_gather needs that.
     own = values.detach().reshape(len(values), -1).contiguous().view(torch.uint8)
     padded = own.new_zeros(max(counts), own.shape[1])
     padded[: len(own)] = own
@@ -169,9 +169,9 @@ def all_gather_rows(values: Tensor) -> Tensor:
 
 
 def select_own_rows(values: Tensor) -> Tensor:
-    """Of values of a whole batch, maybe an earlier one, [batch, ...], those that are this process's share now.
+    """Select this process's rows of values of a whole batch, maybe an earlier one, [batch, ...].
 
-    Where no batch is shared these are all values.
+    If no batch is shared these are all values.
     """
     if _share is None or _share.counts is None:
         return values
@@ -180,9 +180,9 @@ def select_own_rows(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_reduce_mean(mean: Tensor) -> Tensor:
-    """Of a mean over this process's rows, of any shape, the mean over the whole batch, the same on all processes.
+    """Average means over the processes' rows, of any shape, to the mean over the whole batch.
 
-    Without a graph. Where no batch is shared it is the mean itself.
+    The result is the same on all processes and has no graph. If no batch is shared it is the mean itself.
     """
     if _share is None:
         return mean.detach()
@@ -192,13 +192,13 @@ def all_reduce_mean(mean: Tensor) -> Tensor:
 
 
 def norms_in(*modules: nn.Module | None) -> list[nn.Module]:
-    """The norms in some modules that normalise by the statistics of a batch."""
+    """List the norms in some modules that normalise by the statistics of a batch."""
     return [
         part for module in modules if module is not None for part in module.modules() if isinstance(part, _NormBase)
     ]
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """A number, int64, that depends on every bit of a tensor, whatever its layout."""
+    """Compute a number, int64, from every bit of a tensor, independent of its layout."""
     bits = tensor.detach().view(BITS[tensor.element_size()])
     return bits.sum(dtype=torch.int64)

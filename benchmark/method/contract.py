@@ -1,13 +1,13 @@
 """The contract of a distillation method.
 
-A method is an `nn.Module` beside the student. It says what it needs, builds its extra modules from the shapes of
-student and teacher, and maps one training step to named loss terms; the sum of the terms, each times its weight, is
-the loss. Data, teacher, optimiser, schedule, precision and checkpoints belong to the engine. Everything a method must
-remember between steps lives in its parameters and buffers, which is all that a checkpoint holds of it. Where several
-processes share a batch, what is kept of single images passes through `gathered`, and what is kept of a mean over them
-through `averaged`.
+A method is an `nn.Module` beside the student. It declares what it needs, builds its extra modules from the shapes of
+student and teacher, and maps one training step to named loss terms. The loss is the sum of the terms, each times its
+weight. The engine provides data, teacher, optimiser, schedule, precision and checkpoints. A method keeps everything
+that it must remember between steps in its parameters and buffers; a checkpoint stores nothing else of it. If several
+processes share a batch, what a method stores for single images passes through `gathered`, and what it stores of a mean
+over images through `averaged`.
 
-A new method is one file in `methods/` with one subclass of `Method`; nothing else needs to be told about it.
+A new method is one file in `methods/` with a subclass of `Method`. Nothing needs to be registered elsewhere.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
 
 
 class ContractError(ValueError):
-    """A method does what its contract does not allow; the message begins with the method's name."""
+    """A method violates its contract; the message begins with the method's name."""
 
 
 class MethodOptions(BaseModel):
@@ -82,11 +82,11 @@ class Context:
     labels: class of each training image, int64 [images], in the order that `Step.index` counts in;
     generator: a fresh, named random stream of this method, for initial values only;
     initialise: fills a new module's parameters by PyTorch's rules, each from this method's stream of its name;
-    branches: new auxiliary branches for a network's shape with so many outputs each, filled from the *network's*
-    streams, so every method that hangs branches on a network starts from the same ones;
-    network: a fresh copy of a shape's network (for methods that keep past weights), equal to the student at its start.
+    branches: makes auxiliary branches for a network's shape with so many outputs each, filled from the *network's*
+    streams, so that all methods with branches on a network start from the same ones;
+    network: makes a copy of a shape's network with the student's first weights (for methods that keep past weights).
     With a stream's name, network and branches get other first weights, from this method's streams of that name (for
-    peers). A run that starts from another's weights (`Method.start`) starts the student from them, not these copies;
+    peers). If a run starts from the weights of another one (`Method.start`), only the student gets those;
     batch_size: images of a whole batch, or of a process's part of it; an epoch's last one may have fewer, or one more.
     """
 
@@ -115,8 +115,8 @@ class Step:
     epoch: the epoch under way, counted from 0, of `epochs`; progress: share of all steps done before this one, 0..1;
     images: the images of a view, augmented and normalised, [rows, 3, height, width];
     student: runs the student in training mode on a view or on images, with a graph (each call is one forward). With
-    `gather=False` its norms use the statistics of these images and do not gather them for evaluation: for images that
-    it will not be asked about, such as small crops;
+    `gather=False` its norms use the statistics of these images and do not add them to the running statistics: for
+    images unlike those of the evaluation, such as small crops;
     teacher: the teacher's outputs for a view, in evaluation mode, without a graph, computed once for the cohort;
     teacher_head: what the teacher's trained head makes of those outputs (see `Method.represent`);
     generator: a fresh random stream on the step's device, named by run, step and the given name;
@@ -127,8 +127,7 @@ class Step:
     `same_class` row i is some training image of the class of image i, in `second` it is image i with another crop and
     flip.
 
-    Whatever a method says of an image's class or position, it says through `over_images`, so that it holds for mixed
-    images as well.
+    A method uses labels and positions only through `over_images`, so that it is right for mixed images as well.
     """
 
     labels: Tensor
@@ -144,7 +143,7 @@ class Step:
     mixture: Mixture | None = None
 
     def over_images(self, value: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """`value(labels, index)` of the batch's images; where they are mixed, its mean over both, by their shares.
+        """Compute `value(labels, index)` of the batch's images; if they are mixed, its mean over both, by their shares.
 
         For losses that are linear in the target (cross entropies) this is the loss with the mixed target; it also mixes
         targets themselves.
@@ -157,7 +156,7 @@ class Step:
 
     @property
     def main_labels(self) -> Tensor:
-        """The class that most of each image belongs to, int64 [batch], for what cannot be mixed."""
+        """The class of the larger part of each image, int64 [batch], for losses that cannot use mixed targets."""
         return self.labels if self.mixture is None or self.mixture.share >= 0.5 else self.mixture.labels
 
 
@@ -172,19 +171,19 @@ class Method(nn.Module):
     golden: ClassVar[str | None] = None
     """Name of the file of golden cases that its losses are tested against."""
     remark: ClassVar[str] = ""
-    """What a reader of a table must know of the row, such as where it is our own reading of a paper."""
+    """A note for readers of a table, such as that the row is our own reading of a paper."""
     differences: ClassVar[Mapping[str, tuple[str, str, str]]] = {}
-    """Where they differ, by subject: what the paper says, what the public code does, and what is done here."""
+    """Differences by subject: what the paper says, what the public code does, and what the suite does."""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     network_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Defaults that differ from those of `Options` for some students, by the network's name."""
     pair_options: ClassVar[Mapping[tuple[str, str], Mapping[str, Any]]] = {}
     """Defaults that differ for some pairs, by the names of teacher and student; they come before `network_options`."""
     view: ClassVar[View] = "plain"
-    """The view the student is run on; the cost of a run is reckoned from it."""
+    """The view the student is run on; estimates of cost use it."""
     student_passes: ClassVar[float] = 1.0
-    """What a step costs in forward and backward passes of the student on `view`, those of peers included (a forward
-    alone is a third); the cost of a run is reckoned from it."""
+    """Forward and backward passes of the student on `view` in a step, those of peers included (a forward alone counts a
+    third); estimates of cost use it."""
     needs_teacher: ClassVar[bool] = False
     teaches_itself: ClassVar[bool] = False
     """Whether the teacher is a network like the student, whatever the table's pair."""
@@ -192,21 +191,21 @@ class Method(nn.Module):
     trains_student: ClassVar[bool] = True
     """False for a head trained on a frozen teacher: there is no student, and `Step.student` must not be called."""
     trains: ClassVar[Literal["student", "stages"]] = "student"
-    """With `stages`, what lies behind the student's last stage map (`Network.after_stages`) neither learns nor gathers
-    statistics."""
+    """With `stages`, the modules after the student's last stage map (`Network.after_stages`) stay as they are, running
+    statistics included."""
     start: ClassVar[str | None] = None
-    """Name of the method whose run on the same student, from the same teacher and seed, leaves the first weights."""
+    """Name of a method; its run of the same student, teacher and seed gives the student's first weights."""
     teacher_head: ClassVar[str | None] = None
     """Name of the method that trains the head this one reads through `Step.teacher_head`."""
     teacher_method: ClassVar[str] = "Baseline"
-    """Name of the method that trains this one's teacher. One that also has `represent` is its own head."""
+    """Name of the method that trains this one's teacher. If it has `represent`, the teacher is its own head."""
     compares_images: ClassVar[bool] = False
-    """Whether its loss compares the images of a batch with each other, so that it is no mean over them: where processes
-    share a batch, each compares its own, and the record says so."""
+    """Whether its loss compares the images of a batch with each other. If processes share a batch, each compares only
+    its own images, and the record says so."""
     student_branches: ClassVar[bool] = False
     """Whether it trains auxiliary branches on the student (or, for a head, on the teacher); for the cost of a run."""
     listed: ClassVar[bool] = True
-    """False for what only serves another method and is no row of a table."""
+    """False for a method that only serves another one and is no row of a table."""
     in_default_grid: ClassVar[bool] = True
     """False for a row that runs only when it is named."""
 
@@ -221,15 +220,15 @@ class Method(nn.Module):
 
     @property
     def longest_gradient(self) -> float | None:
-        """The length that a step's gradient, of all parameters together, is cut to; None leaves it as it is."""
+        """The largest norm of a step's gradient over all parameters; longer ones are scaled down. None: no limit."""
         return None
 
     @abstractmethod
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The unweighted loss terms of one step, each a scalar with a graph, by name."""
+        """Compute the unweighted loss terms of one step, each a scalar with a graph, by name."""
 
     def loss(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the terms, a scalar with a graph, and the terms by name.
+        """Compute the weighted sum of the terms, a scalar with a graph, and the terms by name.
 
         Raises:
             ContractError: the terms are not those that have a weight, or one is no scalar.
@@ -247,7 +246,7 @@ class Method(nn.Module):
         return torch.stack([terms[name] * weights[name] for name in terms]).sum(), terms
 
     def represent(self, outputs: Outputs) -> Any:
-        """What a trained head makes of the teacher's outputs; only methods named as a `teacher_head` have one.
+        """Apply the trained head to the teacher's outputs; only methods named as a `teacher_head` implement it.
 
         Raises:
             NotImplementedError: the method is no head.
@@ -255,28 +254,28 @@ class Method(nn.Module):
         raise NotImplementedError(f"{self.name} is no head of a teacher")
 
     def stage_logits(self, outputs: Outputs) -> tuple[Tensor, ...]:
-        """Joint logits [rows, 4 * classes] of the auxiliary classifier of each stage, the first one first.
+        """Compute the joint logits [rows, 4 * classes] of each stage's auxiliary classifier, the first stage first.
 
         They tell class and rotation at once (see `joint_labels`); a method without branches has none.
         """
         return ()
 
     def receive_teacher(self, teacher: Network) -> None:
-        """Called once before the first step with the frozen teacher, for methods that keep a part of it."""
+        """Take what the method keeps of the frozen teacher; called once before the first step."""
 
     def predictor(self, student: Network) -> nn.Module:
-        """What predicts after training: a module from images [batch, 3, height, width] to `Outputs`.
+        """Return the module that predicts after training, from images [batch, 3, height, width] to `Outputs`.
 
-        It is evaluated, counted and exported. Where it is not the student alone, the state of the method is kept
+        The suite evaluates, counts and exports it. If it is not the student alone, the record keeps the method's state
         beside the student's weights, and `student` may be a network that was just built.
         """
         return student
 
     def end_step(self, student: Network) -> None:
-        """Called after each step of the optimiser, with the student as it left it."""
+        """Do what must be done after each step of the optimiser."""
 
     def end_epoch(self, epoch: int, student: Network) -> None:
-        """Called after the last step of each epoch, in training mode, with the student as that step left it."""
+        """Do what must be done after the last step of each epoch; the student is in training mode."""
 
 
 Parameters = ParamSpec("Parameters")
@@ -316,7 +315,7 @@ def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameter
 
 
 def joint_labels(labels: Tensor) -> Tensor:
-    """Labels of class and rotation at once, class * 4 + rotation, for image-major rows: int64 [4 * batch]."""
+    """Make labels of class and rotation, class * 4 + rotation, for image-major rows: int64 [4 * batch]."""
     return (labels[:, None] * ROTATIONS + torch.arange(ROTATIONS, device=labels.device)).flatten()
 
 
@@ -329,5 +328,5 @@ def class_scores(joint_logits: Tensor) -> Tensor:
 
 
 def upright(values: Tensor) -> Tensor:
-    """The rotation-0 rows of image-major rotated values [4 * batch, ...]: [batch, ...]."""
+    """Select the rotation-0 rows of image-major rotated values [4 * batch, ...]: [batch, ...]."""
     return values[::ROTATIONS]

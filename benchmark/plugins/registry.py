@@ -1,4 +1,4 @@
-"""Names of methods and networks. Methods are found by looking: every file in `methods/` may hold some."""
+"""Finds the methods in the files of `methods/`, and resolves their options."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from benchmark.method.contract import Method, MethodOptions, View
 from benchmark.plugins.source import describe_error, locate, locate_class, locate_line
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9*+.-]{0,59}")
-"""What a method's name is made of: folders of runs and files of reports are named after it."""
+"""The form of a method's name, which is part of the names of folders and files."""
 
 
 @functools.cache
 def all_methods() -> dict[str, type[Method]]:
-    """Every method by name, helpers of other methods (`listed` False) included.
+    """Find every method by name, helpers of other methods (`listed` False) included.
 
     Raises:
         UserError: a file of methods cannot be imported, a class in it is no whole method, two have one name.
@@ -45,7 +45,7 @@ def all_methods() -> dict[str, type[Method]]:
 
 
 def _imported(module_info: pkgutil.ModuleInfo) -> ModuleType:
-    """A module of methods.
+    """Import a module of methods.
 
     Raises:
         UserError: it cannot be imported.
@@ -98,12 +98,12 @@ def _check_class(cls: type[Method]) -> None:
 
 
 def method_names() -> list[str]:
-    """The names a user may ask for as rows."""
+    """List the names of methods that a user may ask for as rows."""
     return [name for name, method in all_methods().items() if method.listed]
 
 
 def method_class(name: str) -> type[Method]:
-    """The method of that name.
+    """Get the method of a name.
 
     Raises:
         UserError: there is none.
@@ -121,9 +121,9 @@ def resolve_options(
     *,
     teacher: str | None = None,
 ) -> MethodOptions:
-    """A method's options: its defaults, then those for the student's network, the pair, the protocol, and the user's.
+    """Resolve a method's options: its defaults, those for the student's network, the pair and the protocol, the user's.
 
-    Where two of them set an option, the later one holds. student, teacher: names of networks.
+    If two of them set an option, the later one counts. student, teacher: names of networks.
 
     Raises:
         UserError: an option is unknown or its value is out of range.

@@ -1,4 +1,4 @@
-"""The files of methods: where in one something went wrong, and a checksum of the code in it."""
+"""Reads the source of methods: locates errors in it and computes fingerprints of it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from benchmark.io.untrusted import escape_control_chars
 from benchmark.method.contract import ContractError, Method
 
 LONGEST = 300
-"""Characters of what an exception says that are shown in a line; its traceback has them all."""
+"""Characters of an exception's message that a line shows; its traceback has all of them."""
 DESCRIPTIONS = ("paper", "equation", "remark", "differences", "golden")
-"""Attributes of a method that are for readers and decide nothing."""
+"""Attributes of a method that only readers use."""
 
 
 def locate_line(path: str | Path, line: int | None = None) -> str:
-    """A place in a file of methods, as people know it: `methods/logits.py:41`."""
+    """Write a place in a file of methods relative to its folder: `methods/logits.py:41`."""
     path = Path(path)
     folder = _folder_of(path)
     name = path.relative_to(folder.parent) if folder else path
@@ -31,21 +31,21 @@ def locate_line(path: str | Path, line: int | None = None) -> str:
 
 
 def _folder_of(path: Path) -> Path | None:
-    """The folder of methods that a file is in; None where it is in none."""
+    """Find the folder of methods that a file is in; None if it is in none."""
     return next((Path(folder) for folder in methods.__path__ if path.is_relative_to(folder)), None)
 
 
 def describe_error(error: BaseException) -> str:
-    """An exception as part of a line: its type and what it says."""
+    """Describe an exception as part of a line: its type and its message."""
     text = escape_control_chars(" ".join(str(error).split()), LONGEST)
     name = type(error).__name__
     return f"{name}: {text}" if text else name
 
 
 def locate(error: BaseException, own: str | None = None) -> str | None:
-    """Where in the file `own` an exception was raised, or called what raised it; else where in any file of methods.
+    """Locate the innermost call of an exception in the file `own`, else in any file of methods.
 
-    None where it was in none of them.
+    None if its traceback has no file of methods.
     """
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     places = [(path, line) for path, line in frames if _folder_of(Path(path))]
@@ -54,11 +54,11 @@ def locate(error: BaseException, own: str | None = None) -> str | None:
 
 
 def describe_failure(method: type[Method], error: BaseException) -> str:
-    """What went wrong with a method, and where in its file, as part of a line."""
+    """Describe an error of a method and its place in the file, as part of a line."""
     said = str(error) if isinstance(error, ContractError) else f"{method.name}: {describe_error(error)}"
     where = locate(error, inspect.getfile(method))
     if where is None and isinstance(error, ContractError):
-        # What `forward` has returned is found wrong when it has been left.
+        # The result of `forward` is checked after it has returned, so that the traceback does not name it.
         code = inspect.unwrap(method.forward).__code__
         where = locate_line(code.co_filename, code.co_firstlineno)
     return f"{said} ({where})" if where else said
@@ -66,7 +66,7 @@ def describe_failure(method: type[Method], error: BaseException) -> str:
 
 @contextlib.contextmanager
 def user_errors(method: type[Method], what: str) -> Iterator[None]:
-    """Within it, what a method raises is refused in one line. what: that cannot be done then, such as `be built`.
+    """Turn what a method raises within the block into one line. what: what then cannot be done, such as `be built`.
 
     Raises:
         UserError: the method raised something.
@@ -85,10 +85,10 @@ def check_weights(method: Method) -> None:
     """Refuse weights that are not numbers by the names of terms.
 
     Raises:
-        ContractError: they are something else. Whatever the method itself raises.
+        ContractError: they are something else. Also raises whatever the method itself raises.
     """
     own = inspect.getattr_static(type(method), "weights")
-    # Asked of the module, a property that raises an AttributeError would be said not to be there.
+    # nn.Module would report a property that raises an AttributeError as missing.
     weights = own.fget(method) if isinstance(own, property) and own.fget else method.weights
     if not isinstance(weights, Mapping) or not all(isinstance(weight, int | float) for weight in weights.values()):
         raise ContractError(
@@ -97,7 +97,7 @@ def check_weights(method: Method) -> None:
 
 
 def locate_class(cls: type, attribute: str | None = None) -> str:
-    """Where a class is in its file, or where in it an attribute gets its value."""
+    """Locate a class in its file, or the place in it where an attribute gets its value."""
     path = inspect.getfile(cls)
     with contextlib.suppress(OSError, SyntaxError, ValueError):
         for node in ast.walk(ast.parse(Path(path).read_bytes())):
@@ -108,16 +108,15 @@ def locate_class(cls: type, attribute: str | None = None) -> str:
 
 
 def _assigned(statement: ast.AST) -> list[str]:
-    """The names that a statement gives values."""
+    """List the names that a statement assigns to."""
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def fingerprint_code(method: type[Method]) -> str:
-    """A sha256, in hex, of the code that a method is: of its module, and of those of the methods it is derived from.
+    """Compute a sha256, in hex, of a method's code: of its module and of those of the methods it is derived from.
 
-    Comments, layout, docstrings and descriptions do not count. It is that of the files as they were when they were
-    first asked for.
+    Comments, layout, docstrings and descriptions do not count. The files are read once for a process.
     """
     modules = {cls.__module__: inspect.getfile(cls) for cls in method.__mro__ if cls.__module__.startswith("methods.")}
     return hashlib.sha256("".join(map(_code_in, modules.values())).encode()).hexdigest()
@@ -140,7 +139,7 @@ def _code_in(path: str) -> str:
 
 
 def _canonical(node: object) -> str:
-    """A syntax tree as text. What `ast.dump` makes of one depends on the version of Python."""
+    """Write a syntax tree as text. The result of `ast.dump` depends on the version of Python."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
         parts = (f"{name}={_canonical(value)}" for name, value in fields if name not in ("ctx", "kind", "type_comment"))

@@ -308,7 +308,7 @@ class Learner:
         return ddp.describe_sharing(self.group, self.method, self.student, self._draws)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Collect the weights of a finished run: its student's, and the method's if other runs or its predictor need them."""
+        """Collect a finished run's weights: the student's, and the method's if other runs or predictions need them."""
         weights = {}
         if self.student is not None:
             weights["student"] = self.student.state_dict()
