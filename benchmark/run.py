@@ -16,6 +16,8 @@ from benchmark.backbones import network_names, network_patterns
 from benchmark.catalogue import describe_method, list_methods
 from benchmark.cli.app import format_command, list_given_options, run_app, split_names
 from benchmark.cli.options import (
+    A_DAY,
+    MOST_PROCESSES,
     Assignments,
     DataRoot,
     DatasetName,
@@ -32,9 +34,13 @@ from benchmark.cli.options import (
 from benchmark.core.devices import make_deterministic
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.protocols import PROTOCOLS, SCALES, get_scale
+from benchmark.core.sequences import FIRST
 from benchmark.core.spec import Augmentation
 from benchmark.core.text import counted
 from benchmark.data import dataset_names
+from benchmark.decisions.options import MOST_SEEDS, make_sweep, read_claims
+from benchmark.decisions.render import print_decisions, write_decisions
+from benchmark.decisions.rounds import DecisionSweep
 from benchmark.execution.executor import Detached, ExecutionPlan, Executor
 from benchmark.execution.progress import announce_if_slow, exit_code
 from benchmark.execution.scheduler import ExecutionSummary
@@ -81,6 +87,13 @@ def main(
     ] = None,
     pairs: Annotated[str | None, typer.Option(help="Only these columns: a list such as 'WRN-40-2>WRN-16-2'.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, max=1000, help="Runs a cell. [demo, quick: 1; paper: 3]")] = None,
+    until_decided: Annotated[
+        str | None,
+        typer.Option(help="Train seeds until this claim is decided: 'LSSKD > SSKD' (docs/deciding.md)."),
+    ] = None,
+    max_seeds: Annotated[
+        int | None, typer.Option(min=FIRST, max=1000, help=f"With --until-decided: seeds at most. [{MOST_SEEDS}]")
+    ] = None,
     epochs: Epochs = None,
     augment: Annotated[
         str, typer.Option(help="On top of the protocol's: cutout, cutmix or cutout+cutmix, for every row.")
@@ -102,7 +115,7 @@ def main(
         bool, typer.Option("--wait/--no-wait", help="Watch what is given to the cluster until it is done, or leave.")
     ] = True,
     processes_per_run: Annotated[
-        int, typer.Option(min=1, max=1024, help="Share each batch among so many GPUs, or CPU processes.")
+        int, typer.Option(min=1, max=MOST_PROCESSES, help="Share each batch among so many GPUs, or CPU processes.")
     ] = 1,
     assignments: Assignments = None,
     teacher_checkpoint: Annotated[
@@ -131,7 +144,7 @@ def main(
     reports: Reports = Path("reports"),
     without_host: WithoutHost = False,
     checkpoint_seconds: Annotated[
-        float, typer.Option(min=1.0, max=86_400.0, help="How often a checkpoint is written.")
+        float, typer.Option(min=1.0, max=A_DAY, help="How often a checkpoint is written.")
     ] = 60.0,
     keep: Annotated[
         bool, typer.Option("--keep-checkpoints", "--keep", help="Keep the checkpoints of finished runs.")
@@ -178,6 +191,7 @@ def main(
         raise UserError("--verbose only applies to --dry-run; pass both, or remove it")
     tables, figures = split_names(table, "--table"), split_names(figure, "--figure")
     entries = select_targets(tables, figures, options)
+    claims, options = read_claims(until_decided, max_seeds, entries, options)
     reject_unused_options(entries, options, train_teachers)
     count = count_runs(entries, options)
     confirm_size(count, yes)
@@ -192,10 +206,15 @@ def main(
         targets, teachers = plan_targets(entries, options, pretrained, datasets, store, console)
         groups = [group for target in targets for group in target.groups]
         _check_plan(groups, options, executor, store, dry_run, console)
-        jobs = executor.plan_jobs(groups, store, retry_failed)
+        sweep = make_sweep(claims, targets, options, retry_failed)
+        # A sweep that is to decide plans the jobs of one round at a time.
+        jobs = {} if sweep else executor.plan_jobs(groups, store, retry_failed)
         plan = ExecutionPlan(make_title([*tables, *figures], scale), groups, jobs, retry_failed, verbose)
     if dry_run:
-        executor.print_plan(plan, store, console)
+        if sweep:
+            sweep.print_plan(executor, plan, store, console)
+        else:
+            executor.print_plan(plan, store, console)
         return datasets.report_missing(console)
     settings = TrainSettings(
         runs=runs,
@@ -210,7 +229,7 @@ def main(
         without_host=without_host,
     )
     try:
-        summary = train_and_render(plan, targets, executor, settings, reports, console, all_cells)
+        summary = train_and_render(plan, targets, executor, settings, reports, console, all_cells, sweep)
     except Detached as leaving:
         return leaving.code
     return exit_code(summary, console) or datasets.report_missing(console)
@@ -253,8 +272,11 @@ def train_and_render(
     reports: Path,
     console: Console,
     all_cells: bool = False,
+    sweep: DecisionSweep | None = None,
 ) -> ExecutionSummary:
     """Train the plan and, unless the user stops it, render the tables and figures from all their records.
+
+    sweep: trains instead of the plan's jobs, until it is decided.
 
     Raises:
         UserError: the user must fix something first; a record became corrupt while this command ran.
@@ -266,7 +288,10 @@ def train_and_render(
     from benchmark.report.overview import write_overview
 
     store = Store(settings.runs)
-    summary = executor.train(plan, settings, store, console)
+    if sweep:
+        summary = sweep.train(executor, plan.title, settings, store, console)
+    else:
+        summary = executor.train(plan, settings, store, console)
     if summary.stopped:
         return summary
     if not settings.keep:
@@ -274,9 +299,15 @@ def train_and_render(
             remove_finished_checkpoints(store, name)
     failures = _list_failures(summary, store)
     try:
-        rendered = [target.render(store, failures, reports, console, all_cells) for target in targets]
+        decisions = sweep.judge(store) if sweep else []
+        shown = sweep.limit(targets, decisions, store) if sweep else targets
+        rendered = [target.render(store, failures, reports, console, all_cells) for target in shown]
+        report = sweep.make_report(decisions, rendered[0][0].stem) if sweep else None
+        if report:
+            print_decisions(report, console)
+            write_decisions(report, reports)
         runs = collect_dependencies(run for group in plan.groups for run in group.runs)
-        page = write_overview(rendered, runs, store, reports)
+        page = write_overview(rendered, runs, store, reports, report)
     except CorruptRun as damage:
         # Since all was planned; or by something that left the file's time as it was when the file was whole.
         store.quarantine(damage.run)

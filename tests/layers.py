@@ -43,6 +43,7 @@ STAGES = {
     "benchmark.merge": "bringing in the runs of others",
     "benchmark.export": "students as ONNX files",
     "benchmark.audit": "checking the statements of the paper",
+    "benchmark.decisions": "training seeds until a claim is decided",
     "benchmark.report": "the report of all records",
     "benchmark.speed": "measuring training speed",
     "benchmark.tune": "choosing hyper-parameters",

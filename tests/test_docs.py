@@ -49,7 +49,7 @@ from tests.documents import (
 )
 
 COMMANDS = (
-    *(f"benchmark.{name}" for name in ("run", "report", "audit", "export", "tune", "speed", "catalogue")),
+    *(f"benchmark.{name}" for name in ("run", "report", "audit", "export", "tune", "speed", "catalogue", "decisions")),
     "benchmark.merge",
     *(f"slurm.{name}" for name in ("status", "retry", "cancel")),
 )

@@ -33,6 +33,7 @@ COMMANDS = (
     "benchmark.run",
     "benchmark.tune",
     "benchmark.speed",
+    "benchmark.decisions",
     "benchmark.catalogue",
     "benchmark.audit",
     "benchmark.report",

@@ -40,11 +40,9 @@ def integrate_mixture(values: list[float], mu: float) -> float:
         return float(found)
 
     centre = math.log(math.sqrt(float((shifted**2).mean())))
-    span = {"epsabs": 0, "limit": 200}
-    mixed, _ = scipy.integrate.quad(over_means, centre - 6, centre + 12, **span)
-    plain, _ = scipy.integrate.quad(
-        lambda log_std: math.exp(log_likelihood(log_std, 0.0)), centre - 6, centre + 12, **span
-    )
+    ends = centre - 6, centre + 12
+    mixed, _ = scipy.integrate.quad(over_means, *ends, epsabs=0, limit=200)
+    plain, _ = scipy.integrate.quad(lambda at: math.exp(log_likelihood(at, 0.0)), *ends, epsabs=0, limit=200)
     return float(mixed / plain)
 
 

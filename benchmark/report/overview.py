@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmark.core.spec import Run
+from benchmark.decisions.render import PREFIX, DecisionReport
 from benchmark.io.files import write_text
 from benchmark.report.data import TableReport
+from benchmark.report.decisions import DecidedClaim, list_sections
 from benchmark.report.figures import Drawing, describe_drawing
 from benchmark.report.html import render_page
 from benchmark.report.runs import collect_curves
@@ -30,10 +32,12 @@ def write_overview(
     runs: Iterable[Run],
     store: Store,
     folder: Path,
+    decisions: DecisionReport | None = None,
 ) -> Path:
     """Write `index.html`, which needs no other file to be read, and return its path.
 
-    rendered: tables and figures with the files that were written of them; runs: those whose curves it can draw.
+    rendered: tables and figures with the files that were written of them; runs: those whose curves it can draw;
+    decisions: what the command decided, if it was asked to.
 
     Raises:
         UserError: the folder cannot be written.
@@ -45,10 +49,13 @@ def write_overview(
             tables.append(TableReport(result, make_page(result), result.stem))
         else:
             drawings.append(describe_drawing(result, paths))
-    sections = {"tables": "Tables"} if tables else {}
+    decided = [DecidedClaim.of(decisions)] if decisions else []
+    sections = list_sections(decided)
+    sections |= {"tables": "Tables"} if tables else {}
     sections |= {"figures": "Figures"} if drawings else {}
-    made = {path.name for _, paths in rendered for path in paths}
-    others = {path.name for pattern in ("table_*", "figure_*", "report.md") for path in folder.glob(pattern)} - made
+    made = {path.name for _, paths in rendered for path in paths} | {one.report.file_name for one in decided}
+    patterns = ("table_*", "figure_*", f"{PREFIX}*", "report.md")
+    others = {path.name for pattern in patterns for path in folder.glob(pattern)} - made
     title = ", ".join([*(table.title for table in tables), *(drawing.title for drawing in drawings)])
     page = render_page(
         {**sections, "files": "Files"},
@@ -58,6 +65,7 @@ def write_overview(
         lead=LEAD,
         tables=tables,
         drawings=drawings,
+        decided=decided,
         files={"Made by this command": sorted(made), "From before": sorted(others)},
         generated_from=describe_environment(),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

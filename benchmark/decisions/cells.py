@@ -1,0 +1,136 @@
+"""The cells that a claim can be about: those of a planned table, or of a panel of a planned few-shot figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.spec import Run
+from benchmark.decisions.claim import OPTION, CellName, Claim, Subject
+from benchmark.planning.request import RunGroup
+from benchmark.plugins.registry import method_names
+from benchmark.targets import FigureTarget, TableTarget, Target
+from figures.specification import Figure
+from tables.specification import Table
+
+Counts = Mapping[tuple[str, str], int]
+"""How many seeds of a column are wanted, by the name of its table or panel and its own."""
+
+
+@dataclass(frozen=True)
+class PlannedCells:
+    """The runs of a table or a panel by cell, one for each seed from 0 on, in the columns that were asked for.
+
+    metrics: which figure of a record a column shows.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    runs: Mapping[CellName, tuple[Run, ...]]
+    metrics: Mapping[str, str]
+    group: RunGroup
+
+    def list_units(self, claim: Claim) -> dict[str, tuple[str, ...]]:
+        """What is decided by itself, with the columns that it needs: each column, or all together.
+
+        A column in which a row cannot be run (it has no teacher) is none.
+
+        Raises:
+            UserError: the claim names a column that was not asked for, or nothing is left to decide.
+        """
+        for reference in claim.difference.references:
+            if reference.column is not None and reference.column not in self.columns:
+                raise unknown_name(f"column of {OPTION}", reference.column, self.columns)
+        usable = tuple(
+            column for column in self.columns if all(cell in self.runs for cell in claim.list_cells([column]))
+        )
+        if not usable:
+            raise UserError(
+                f"{OPTION} {claim.text!r}: no column has all of {', '.join(claim.rows)}; choose other rows or --pairs"
+            )
+        if claim.by_column:
+            return {column: (column,) for column in usable}
+        named = tuple(dict.fromkeys(column for _, column in claim.list_cells(usable)))
+        return {named[0] if len(named) == 1 else f"{len(named)} columns": usable}
+
+
+def list_subjects(entry: Table | Figure, methods: Sequence[str], pairs: Sequence[str]) -> list[Subject]:
+    """What a claim may be about in a table or a figure, where further methods were named.
+
+    Raises:
+        UserError: it is a figure of another kind than few-shot.
+    """
+    more = {name: name for name in methods if name in method_names()}
+    if isinstance(entry, Table):
+        rows = {row.name: row.method for row in entry.rows}
+        return [Subject(entry.name, f"table {entry.name}", rows | {n: m for n, m in more.items() if n not in rows})]
+    if entry.kind != "few-shot":
+        raise UserError(
+            f"{OPTION} only applies to tables and few-shot figures, and figure {entry.name} shows the stages of one "
+            "network; name a table or figure 5"
+        )
+    rows = {name: name for name in entry.all_methods} | more
+    return [
+        Subject(name_panel(entry, panel.title), f"figure {entry.name}, {panel.title}", rows)
+        for panel in entry.panels
+        if not pairs or panel.title in pairs
+    ]
+
+
+def name_panel(figure: Figure, title: str) -> str:
+    """The name of a panel in the language of the audit."""
+    return f"Figure{figure.name}_{re.sub(r'[^A-Za-z0-9]', '', title)}"
+
+
+def list_cells(target: Target) -> list[PlannedCells]:
+    """The planned cells of a target, those of a figure by panel."""
+    if isinstance(target, TableTarget):
+        grid = target.grid
+        chosen = {column for _, column in grid.selected}
+        metrics = {column.name: column.metric for column in grid.table.columns if column.name in chosen}
+        return [PlannedCells(grid.table.name, tuple(metrics), grid.runs, metrics, target.group)]
+    assert isinstance(target, FigureTarget)
+    found = []
+    for (title, points), group in zip(target.points.items(), target.groups, strict=True):
+        runs = {(method, name_share(share)): made for (method, share), made in points.runs.items()}
+        metrics = {name_share(share): "top1" for share in target.figure.fractions}
+        found.append(PlannedCells(name_panel(target.figure, title), tuple(metrics), runs, metrics, group))
+    return found
+
+
+def name_share(share: float) -> str:
+    """A share of the training images as a column: `25%`."""
+    return f"{share:.0%}"
+
+
+def limit_seeds(target: Target, counts: Counts, rows: Sequence[str], is_recorded: Callable[[Run], bool]) -> Target:
+    """The target with as many seeds in the cells of some rows as `counts` says, so that what is shown was asked for.
+
+    Cells that it does not tell of keep the seeds that have a record, or the first.
+    """
+
+    def limit(name: str, cell: CellName, runs: tuple[Run, ...]) -> tuple[Run, ...]:
+        count = counts.get((name, cell[1])) if cell[0] in rows else None
+        if count is None:
+            return tuple(run for run in runs if is_recorded(run)) or runs[:1]
+        return runs[:count]
+
+    if isinstance(target, TableTarget):
+        grid = target.grid
+        kept = {cell: limit(grid.table.name, cell, runs) for cell, runs in grid.runs.items()}
+        return dataclasses.replace(target, grid=dataclasses.replace(grid, runs=kept))
+    assert isinstance(target, FigureTarget)
+    points = {
+        title: dataclasses.replace(
+            some,
+            runs={
+                (method, share): limit(name_panel(target.figure, title), (method, name_share(share)), runs)
+                for (method, share), runs in some.runs.items()
+            },
+        )
+        for title, some in target.points.items()
+    }
+    return dataclasses.replace(target, points=points)
