@@ -126,5 +126,7 @@ def test_every_command_of_the_walk_to_a_cluster_runs_on_slurm(home: Path, reques
         for line in lines_of("A cluster"):
             _, _, module, *arguments = shlex.split(line)
             more = ["--epochs", "1"] if module == "benchmark.run" else []
-            ended = run_command(*arguments, *more, module=module, folder=home)
+            # Only what submits needs a process of its own: it waits as long between two looks as its environment says.
+            run = run_command if module == "benchmark.run" and "--dry-run" not in arguments else run_here
+            ended = run(*arguments, *more, module=module, folder=home)
             assert ended.returncode == 0, f"{line}\n{ended.stdout}{ended.stderr}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,6 @@ from benchmark.results.leases import LeaseManager
 LeaseManager(Path(sys.argv[1])).acquire(Path(sys.argv[2]))
 print("held", flush=True)
 time.sleep(60)
-"""
-TEND = """
-import sys
-from pathlib import Path
-from slurm.dispatcher import reconcile
-from slurm.sweep import Sweep
-reconcile(Sweep(Path(sys.argv[1])))
 """
 MEASURED = f"""
 import sys
@@ -235,9 +229,16 @@ def test_while_the_controller_is_down_nothing_is_lost_and_after_it_all_goes_on(
     assert noted(sweep) == [0, 1, 2]
 
 
-def tending(sweep: Sweep) -> subprocess.Popen[bytes]:
-    """Another process that looks after a sweep."""
-    return subprocess.Popen([sys.executable, "-c", TEND, str(sweep.folder)], cwd=ROOT, env=environment())
+def tending(sweep: Sweep) -> Callable[[], int | None]:
+    """Have another process look after a sweep; returns what waits for its exit code."""
+    process = multiprocessing.get_context("fork").Process(target=reconcile, args=(Sweep(sweep.folder),))
+    process.start()
+
+    def wait() -> int | None:
+        process.join(PATIENCE)
+        return process.exitcode
+
+    return wait
 
 
 @pytest.mark.parametrize("is_answered", [False, True], ids=["before sbatch", "between sbatch and its note"])
@@ -250,8 +251,7 @@ def test_a_submitter_that_is_killed_loses_nothing_and_doubles_nothing(
     sweep = fresh(plan, tmp_path)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", wrapped(tmp_path / "bin", {"sbatch": ONCE + kills + 'exec $REAL "$@"'}))
-        killed = tending(sweep)
-        assert killed.wait(PATIENCE) == -signal.SIGKILL
+        assert tending(sweep)() == -signal.SIGKILL
     assert len(jobs_in(cluster)) == (6 if is_answered else 3)
     assert len(noted(sweep)) == 3
     reconcile(sweep)
@@ -267,7 +267,7 @@ def test_a_submitter_that_is_killed_loses_nothing_and_doubles_nothing(
 def test_of_two_that_look_after_a_sweep_at_once_one_submits(plan: Planned, cluster: Cluster, tmp_path: Path) -> None:
     sweep = fresh(plan, tmp_path)
     both = [tending(sweep), tending(sweep)]
-    assert [process.wait(PATIENCE) for process in both] == [0, 0]
+    assert [wait() for wait in both] == [0, 0]
     assert noted(sweep) == list(range(7))
     assert arrays(cluster) == [1, 3, 3]
 
