@@ -32,7 +32,7 @@ from slurm import client
 from tests.commands import ROOT, run_here, small_dataset
 from tests.test_upgrade import unpack
 
-SECONDS = 15
+SECONDS = 10
 """Processor time for each kind of mutation; what is not reached by then is left out."""
 CASES = 150
 """Of each kind."""
@@ -49,6 +49,7 @@ COMMANDS = {
     "benchmark.export": "Baseline_ResNet8 --onnx --runs runs --output out/student.onnx --threads 1",
     "benchmark.speed": "--methods KD,AT --rounds 1 --threads 1 --image-size 32 --precision fp32",
     "benchmark.catalogue": "--check",
+    "benchmark.decisions": "--sweeps 100 --max-seeds 4",
     "slurm.status": "--runs runs --once --sweep table-demo-9077f703",
     "slurm.retry": "--failed --runs runs",
     "slurm.cancel": "--runs runs --wait-seconds 0",
