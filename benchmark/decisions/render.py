@@ -136,7 +136,8 @@ def list_notes(decisions: Sequence[Decision], gaps: Sequence[str]) -> tuple[str,
     """What a reader must know: the unit and the interval, seeds without a result, and where pairing is not whole."""
     notes = [
         f"Percentage points, paired by seed. The interval holds after each seed at once ({LEVEL:.0%}, Lai 1976) if the "
-        f"differences are normal; it begins at {FIRST} seeds."
+        f"differences are normal; it begins at {FIRST} seeds. Student's interval of the same seeds, which the report "
+        "shows too, does not hold for rows whose number of seeds was chosen by looking at them."
     ]
     for each in decisions:
         if each.failed:

@@ -17,6 +17,7 @@ from benchmark.cli.options import DEFAULT_RUNS, Pages, Runs, WithoutHost, check_
 from benchmark.io.files import check_writable, replacing, write_text
 from benchmark.report import figures, text
 from benchmark.report.data import OWN_METHOD, Report, collect_report
+from benchmark.report.decisions import DecidedClaim, read_decisions
 from benchmark.report.figures import Drawing
 from benchmark.report.html import to_html
 from benchmark.report.readme import RESULTS
@@ -56,12 +57,17 @@ def main(
     with console.status("judging claims"):
         audit = figures.audit_report(report, drawings)
     with console.status("writing"):
-        written += _write(report, drawings, audit, reports)
+        decided, refused = read_decisions(reports)
+        written += _write(report, drawings, audit, decided, reports)
+    for line in refused:
+        console.print(Text(f"left out: {line}", style="yellow"), soft_wrap=True)
     _print(console, report, audit, reports, len(written))
     return 0
 
 
-def _write(report: Report, drawings: list[Drawing], audit: Audit, folder: Path) -> list[Path]:
+def _write(
+    report: Report, drawings: list[Drawing], audit: Audit, decided: list[DecidedClaim], folder: Path
+) -> list[Path]:
     written = write_audit(audit, folder)
     for table in report.tables:
         written += write_reports(table.result, folder, table.stem)
@@ -70,9 +76,9 @@ def _write(report: Report, drawings: list[Drawing], audit: Audit, folder: Path) 
         frame.to_parquet(file.temporary)
     write_text(folder / "records.csv", frame.to_csv(index=False, lineterminator="\n"))
     for name, content in (
-        ("report.md", text.to_markdown(report, drawings, audit)),
+        ("report.md", text.to_markdown(report, drawings, audit, decided)),
         ("tables.tex", text.to_latex(report, drawings, audit)),
-        ("index.html", to_html(report, drawings, audit)),
+        ("index.html", to_html(report, drawings, audit, decided)),
     ):
         write_text(folder / name, content)
         written.append(folder / name)

@@ -15,6 +15,7 @@ from benchmark.audit.render import MEANINGS, shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
 from benchmark.report import prose, wording
 from benchmark.report.data import TITLE, Report
+from benchmark.report.decisions import DecidedClaim, list_sections
 from benchmark.report.figures import Drawing
 from benchmark.report.runs import make_key
 from tables.escaping import make_environment
@@ -37,11 +38,14 @@ SECTIONS = {
 }
 
 
-def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
-    """Render the page. Text from users is escaped, by Jinja in HTML and by `as_json` in JSON."""
+def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit, decided: Sequence[DecidedClaim] = ()) -> str:
+    """Render the page, with what sweeps decided as its second section if there is any.
+
+    Text from users is escaped, by Jinja in HTML and by `as_json` in JSON.
+    """
     ledger = prose.read_ledger()
     return render_page(
-        SECTIONS,
+        {"summary": SECTIONS["summary"]} | list_sections(decided) | SECTIONS,
         report.curves,
         heading=TITLE,
         subtitle=report.headline,
@@ -49,6 +53,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
         report=report,
         tables=report.tables,
         drawings=drawings,
+        decided=decided,
         audit=audit,
         audit_summary=summarise_audit(audit),
         brief=shorten_answer,

@@ -9,6 +9,7 @@ from typing import Any
 from benchmark.audit.render import shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
 from benchmark.report.data import TITLE, Report
+from benchmark.report.decisions import DecidedClaim
 from benchmark.report.figures import Drawing
 from benchmark.report.table import ReportTable
 from benchmark.report.wording import LEAD, describe_records
@@ -17,9 +18,9 @@ from tables.escaping import Markup, escape_latex, escape_markdown, format_pipe_t
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def to_markdown(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
+def to_markdown(report: Report, drawings: Sequence[Drawing], audit: Audit, decided: Sequence[DecidedClaim] = ()) -> str:
     """Render a page with the coverage, links to the tables' files, the pictures, and the verdicts on claims."""
-    return _render("report.md.j2", escape_markdown, report, drawings, audit, listing=format_table)
+    return _render("report.md.j2", escape_markdown, report, drawings, audit, listing=format_table, decided=decided)
 
 
 def to_latex(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
