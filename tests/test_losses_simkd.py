@@ -13,6 +13,7 @@ from benchmark.backbones.network import without_classifier
 from benchmark.backbones.shapes import network_shape
 from benchmark.core.errors import UserError
 from methods.simkd import Projector, ReusingPredictor, SimKD, map_loss
+from tests.contract_runs import FAMILIES
 from tests.golden_networks import StagedNetwork, assert_state, optimiser_of
 from tests.support import (
     Case,
@@ -23,7 +24,6 @@ from tests.support import (
     stub_context,
     stub_step,
 )
-from tests.test_contract import FAMILIES
 
 MODULES = ("same_size", "student_larger", "teacher_larger", "uneven_sizes")
 PROJECTORS = (

@@ -26,9 +26,7 @@ from methods.crd import CRD
 from methods.hssakd import HSSAKDJointTeacher
 from methods.lsskd import LSSKD
 from methods.pskd import PSKD
-from tests.engine import request
-from tests.support import StubBranches, assert_close, outputs_of, shape_from, stub_context, stub_step
-from tests.test_contract import (
+from tests.contract_runs import (
     RESUMED_PAIR,
     SHORT,
     SMALL_OPTIONS,
@@ -40,6 +38,8 @@ from tests.test_contract import (
     train_what_is_missing,
     with_dependencies_of,
 )
+from tests.engine import request
+from tests.support import StubBranches, assert_close, outputs_of, shape_from, stub_context, stub_step
 
 CLASSES, IMAGES, TURNS = 3, 16, 4
 ALL_LABELS = torch.arange(IMAGES) % CLASSES
