@@ -52,6 +52,13 @@ def fresh_copy_of_teachers(trained: tuple[list[Run], Path], folder: Path) -> Pat
     return folder
 
 
+@pytest.fixture
+def three(trained: tuple[list[Run], Path]) -> tuple[list[Run], Path]:
+    """The three quickest of them, for what befalls a cohort whichever methods are in it."""
+    runs, place = trained
+    return [run for run in runs if run.method in ("CRD", "PS-KD", "LSSKD")], place
+
+
 def test_a_run_gives_the_same_bits_alone_and_in_a_cohort(trained, tmp_path) -> None:
     runs, together = trained
     apart = fresh_copy_of_teachers(trained, tmp_path / "apart")
@@ -163,10 +170,10 @@ def test_a_checkpoint_of_before_there_were_pieces_is_gone_on_from(tmp_path: Path
     assert [piece["epoch"] for piece in record["provenance"]["pieces"]] == [2]
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(trained, tmp_path, monkeypatch) -> None:
-    runs, undisturbed = trained
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(three, tmp_path, monkeypatch) -> None:
+    runs, undisturbed = three
     monkeypatch.setattr(cohort_module, "COST_OF_A_CHECKPOINT", 0)
-    place = settings(fresh_copy_of_teachers(trained, tmp_path / "damaged"), checkpoint_seconds=0.0)
+    place = settings(fresh_copy_of_teachers(three, tmp_path / "damaged"), checkpoint_seconds=0.0)
     asked = iter([False] * 13 + [True])
     assert not run_until_done(runs, place, stop=lambda: next(asked))
     (folder,) = Store(place.runs).cohorts(runs[0].dataset).iterdir()
@@ -194,13 +201,13 @@ class Shrinking(Baseline):
         return {"ce": cross_entropy(logits, step.labels), "norm": (logits * noise).square().mean()}
 
 
-def test_a_new_method_moves_no_other_run(trained, tmp_path, monkeypatch) -> None:
-    runs, together = trained
+def test_a_new_method_moves_no_other_run(three, tmp_path, monkeypatch) -> None:
+    runs, together = three
     known = all_methods() | {"Shrinking": Shrinking}
     for module in ("benchmark.plugins.registry", "benchmark.planning.jobs"):
         monkeypatch.setattr(f"{module}.all_methods", lambda: known, raising=False)
     new = run_of("Shrinking")
-    place = settings(fresh_copy_of_teachers(trained, tmp_path / "new"))
+    place = settings(fresh_copy_of_teachers(three, tmp_path / "new"))
     assert run_until_done([new, *runs], place)
     assert_same_bits(runs, together, place.runs)
     assert Store(place.runs).missing([new], retry_failed=True) == []
@@ -291,9 +298,9 @@ def test_a_teacher_of_another_precision_gives_the_same_bits_whoever_asks_first(t
     assert_same_bits(students, tmp_path / "one", tmp_path / "other")
 
 
-def test_a_run_that_raises_leaves_the_rest_of_its_cohort_alone(trained, tmp_path, monkeypatch) -> None:
-    runs, together = trained
-    place = settings(fresh_copy_of_teachers(trained, tmp_path / "broken"))
+def test_a_run_that_raises_leaves_the_rest_of_its_cohort_alone(three, tmp_path, monkeypatch) -> None:
+    runs, together = three
+    place = settings(fresh_copy_of_teachers(three, tmp_path / "broken"))
     step = CRD.forward
 
     def out_of_memory(method, at):
@@ -311,9 +318,9 @@ def test_a_run_that_raises_leaves_the_rest_of_its_cohort_alone(trained, tmp_path
     assert_same_bits(runs, together, place.runs)
 
 
-def test_a_student_whose_test_loss_is_no_number_fails_and_the_others_go_on(trained, tmp_path, monkeypatch) -> None:
-    runs, together = trained
-    place = settings(fresh_copy_of_teachers(trained, tmp_path / "overflowing"))
+def test_a_student_whose_test_loss_is_no_number_fails_and_the_others_go_on(three, tmp_path, monkeypatch) -> None:
+    runs, together = three
+    place = settings(fresh_copy_of_teachers(three, tmp_path / "overflowing"))
 
     def spoil(method: CRD, student: Network) -> None:
         # In training norms take the statistics of the batch, so that nothing is noticed there.

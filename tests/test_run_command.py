@@ -66,7 +66,7 @@ def table(folder: Path) -> Path:
 def trained(folder: Path, table: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The table trained to its end undisturbed, and what the command said."""
     place = folder / "trained"
-    return place, run_command(*arguments(table, place, *LONG))
+    return place, run_here(*arguments(table, place, *LONG))
 
 
 def assert_same_outcome(place: Path, undisturbed: Path) -> None:
@@ -239,7 +239,7 @@ def test_two_commands_at_once_train_each_run_once(trained, table, tmp_path) -> N
 
     with started_command(*first) as one, started_command(*second) as other:
         while not both_ended():
-            time.sleep(0.005)
+            time.sleep(0.02)
         said = [process.communicate(timeout=TIMEOUT)[0] for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0], said
     assert len(written) == 8
