@@ -37,10 +37,10 @@ class Table:
 
 
 class World:
-    """Published numbers are ten above; one table; one method."""
+    """Published numbers are ten above, reproduced ones twenty; one table; one method."""
 
     def source(self, name: str) -> Numbers:
-        more = {"printed": 0.0, "published": 10.0}[name]
+        more = {"printed": 0.0, "published": 10.0, "reproduced": 20.0}[name]
         return Table({key: {column: value + more for column, value in row.items()} for key, row in ROWS.items()})
 
     def networks(self, table: str) -> Sequence[str]:
@@ -48,6 +48,16 @@ class World:
 
     def copied(self, table: str) -> tuple[int, int]:
         return 3, 4
+
+    def fact(self, name: str) -> float:
+        return {"half": 0.5}[name]
+
+    def rivals(self, table: str, numbers: Numbers) -> dict[str, Row]:
+        rows = {name: numbers.row(Reference(table, name, None)) for name in ("KD", "AT")}
+        return {name: row for name, row in rows.items() if row}
+
+    def mean_gains(self, table: str, numbers: Numbers) -> list[tuple[str, float]]:
+        return [("KD", 2.0), ("LSSKD", 1.5), ("AT", 1.5)]
 
     def of_method(self, name: str, method: str) -> float:
         return {"cost": 9.0, "extra_parameters": 7.0}[name]
@@ -88,6 +98,12 @@ def value(text: str) -> Value:
         ('has_network(II, "ResNet18")', True),
         ('has_network(II, "ResNet1")', False),
         ("copied(II)", 3.0),
+        ("best_rival(II)", {"a": 75.0, "b": 70.0, "c": 71.0}),
+        ('count(II["LSSKD"] - best_rival(II) > 2)', 1.0),
+        ('rank_of_gain(II, "KD")', 1.0),
+        ('rank_of_gain(II, "AT")', 2.0),
+        ('fact("half") * 2', 1.0),
+        ('reproduced(II["KD", "a"])', 95.0),
         ('cost("LSSKD") + extra_parameters("LSSKD")', 16.0),
     ],
 )

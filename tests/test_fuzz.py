@@ -112,7 +112,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     small_dataset(store)
     for name, source in (
         ("figure.toml", "figures/figure_6.toml"),
-        ("claims.toml", "benchmark/audit/claims.toml"),
+        ("claims.toml", "benchmark/audit/papers/lsskd.toml"),
         ("profile.toml", "slurm/profiles/example.toml"),
     ):
         shutil.copy(ROOT / source, store / name)

@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmark.audit` judges a paper by its tables, the literature and our runs."""
+"""The command line: `python -m benchmark.audit` judges papers by their tables, the literature and our runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmark.audit.audit import make_audit, write_audit
-from benchmark.audit.claims import FILE, load_claims
-from benchmark.audit.render import to_terminal
+from benchmark.audit.audit import make_court, write_audit
+from benchmark.audit.claims import load_claims, load_papers
 from benchmark.audit.results import collect_measured
+from benchmark.audit.terminal import to_terminal
 from benchmark.cli.app import run_app, split_names
 from benchmark.cli.options import Pages, Runs, check_exists
 from benchmark.io.files import check_writable
@@ -22,7 +22,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     claims: Annotated[
-        Path | None, typer.Option(help="A file of claims (docs/audit.md). [those of the LSSKD paper]")
+        Path | None,
+        typer.Option(help="Only this file of claims (docs/audit.md). [those of the suite: LSSKD's and the court's]"),
     ] = None,
     only: Annotated[
         str | None,
@@ -31,15 +32,16 @@ def main(
     runs: Runs = Path("runs"),
     reports: Pages = Path("reports"),
 ) -> int:
-    """Judge every claim and write audit.md, audit.csv and audit.json; no run is needed."""
+    """Judge every claim and write audit.md, .csv and .json, and such files for every other paper; no run is needed."""
     console = Console()
     check_exists(runs)
     check_writable(reports, "--reports")
-    chosen = load_claims(claims or FILE).selected(split_names(only, "--only"))
-    results, damaged = collect_measured(chosen, runs)
+    names = split_names(only, "--only")
+    papers = {"": load_claims(claims).selected(names)} if claims else load_papers(names)
+    results, damaged = collect_measured(papers.values(), runs)
     for line in damaged:
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    audit = make_audit(chosen, results)
+    audit = make_court(papers, results)
     written: list[Path] = []
     try:
         # The report links to the whole audit, so a part of it gets a name of its own.

@@ -1,9 +1,9 @@
-"""The claims of a paper's text, read from a file such as `claims.toml`; docs/audit.md describes the format."""
+"""The claims of a paper's text, read from a file such as `papers/lsskd.toml`; docs/audit.md describes the format."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,13 +14,16 @@ from benchmark.core.errors import UserError, closest, unknown_name
 from benchmark.core.models import FrozenModel
 from benchmark.core.text import format_minus
 from benchmark.io.toml import TomlPath, load_toml
+from tables.literature import STUDENT, Literature, Publication, load_literature
 from tables.specification import Name, Percentages, Table, load_table
+from tables.tiers import Epoch, Tier
 from tables.view import TEACHER
 
-FILE = Path(__file__).parent / "claims.toml"
+FOLDER = Path(__file__).parent / "papers"
+PAPER = "lsskd"
+"""The paper under audit; the files of others are those of the court."""
 MOST_CLOSENESS = 1.0
 """Percentage points."""
-Source = Literal["printed", "published", "measured"]
 Relation = Literal["=", ">", ">=", "<", "<="]
 
 
@@ -65,17 +68,31 @@ class Reading(FrozenModel):
 
     says: Name
     expression: Formula
-    source: Literal["printed", "published"] = "printed"
+    source: Literal["printed", "published", "reproduced"] = "printed"
 
 
 class CellNumbers(FrozenModel):
-    """Numbers of a row that are missing in its table's file: one for each column, nan where there is none."""
+    """Numbers of a row that are missing in its table's file: one for each column, nan where there is none.
+
+    runs, epoch: how many are behind a number, and which epoch it is of; None where the source does not say.
+    """
 
     table: Name
     row: Name
-    kind: Literal["printed", "published"]
+    kind: Literal["printed", "published", "reproduced"]
     source: Name
     values: Percentages
+    runs: int | None = Field(None, ge=1)
+    epoch: Epoch | None = None
+
+
+class Fact(FrozenModel):
+    """A number that is no accuracy of a method, and where it was read."""
+
+    name: Annotated[str, AfterValidator(_identifier)]
+    value: float = Field(allow_inf_nan=False)
+    says: Name
+    source: Name
 
 
 class Claim(FrozenModel):
@@ -86,7 +103,9 @@ class Claim(FrozenModel):
     Exactly one of these defines what is compared: expression (a number if there is a value, else a truth), best,
     statements, or unchecked (the reason why nothing can be compared).
     literature, runs: another expression for published and for measured numbers, or false for none; they may be given
-    without an expression if the paper's own tables cannot decide.
+    without an expression if the paper's own tables cannot decide; reproduction: the one for numbers that others
+    reproduced, none unless it is given, because a rerun need not repeat a number to bear a sentence out; source: the
+    page or file that the sentence was read in.
     implied: no sentence says it, the tables only take it for granted; if it is not so, that is remarkable, and no
     contradiction; matter: a name that claims share if they say the same thing and count as one.
     """
@@ -94,11 +113,13 @@ class Claim(FrozenModel):
     id: Annotated[str, AfterValidator(_identifier)]
     text: Name
     where: Name
+    source: str = ""
     says: str = ""
     value: Annotated[str, AfterValidator(_decimal)] | None = None
     relation: Relation = "="
     expression: Formula | None = None
     literature: Formula | Literal[False] | None = None
+    reproduction: Formula | None = None
     runs: Formula | Literal[False] | None = None
     best: Best | None = None
     statements: tuple[Statement, ...] = ()
@@ -129,11 +150,12 @@ class Claim(FrozenModel):
         return self
 
     @property
-    def formulas(self) -> dict[Source, Expression]:
-        """The expressions that are computed, by source."""
-        texts: dict[Source, str | Literal[False] | None] = {
+    def formulas(self) -> dict[Tier, Expression]:
+        """The expressions that are computed, by the tier of their numbers."""
+        texts: dict[Tier, str | Literal[False] | None] = {
             "printed": self.expression,
             "published": self.expression if self.literature is None else self.literature,
+            "reproduced": self.reproduction,
             "measured": self.expression if self.runs is None else self.runs,
         }
         return {source: parse(text) for source, text in texts.items() if text}
@@ -181,8 +203,10 @@ class ClaimSet(FrozenModel):
     tables: tuple[Name, ...] = Field(min_length=1)
     figures: tuple[Name, ...] = ()
     numbers: tuple[CellNumbers, ...] = ()
+    facts: tuple[Fact, ...] = ()
     claims: tuple[Claim, ...] = Field(min_length=1)
     loaded: dict[str, Table] = Field(default={}, exclude=True)
+    literature: dict[str, Literature] = Field(default={}, exclude=True)
 
     @model_validator(mode="after")
     def _check_ids(self) -> ClaimSet:
@@ -197,21 +221,62 @@ class ClaimSet(FrozenModel):
         Raises:
             UserError: there is no claim of such an id.
         """
-        known = [claim.id for claim in self.claims]
-        for name in names:
-            if name not in known:
-                near = ", ".join(closest(name, known))
-                raise UserError(f"unknown claim {name!r}; nearest: {near}; all {len(known)} stand in the claims file")
+        check_ids(names, [claim.id for claim in self.claims])
         kept = tuple(claim for claim in self.claims if not names or claim.id in names)
         return self.model_copy(update={"claims": kept})
 
     def rows(self, table: str) -> list[str]:
         """The rows of a table, and further rows that the claims file has numbers of."""
         more = [numbers.row for numbers in self.numbers if numbers.table == table]
-        return list(dict.fromkeys([*(row.name for row in self.loaded[table].rows), *more, TEACHER]))
+        others = [name_row(found) for found in self.publications(table) if found.method != TEACHER]
+        return list(dict.fromkeys([*(row.name for row in self.loaded[table].rows), *more, *others, TEACHER]))
+
+    def publications(self, table: str) -> tuple[Publication, ...]:
+        """What the file of published numbers that a table names has, the table's own paper's numbers left out."""
+        found = self.literature[table].publications if table in self.literature else ()
+        return tuple(entry for entry in found if entry.tier != "printed")
 
 
-def load_claims(path: Path = FILE) -> ClaimSet:
+def name_row(publication: Publication) -> str:
+    """The row that claims know a publication by: its method; `Student (crd)` for the baseline of a lineage."""
+    return f"{STUDENT} ({publication.lineage})" if publication.method == STUDENT else publication.method
+
+
+def find_papers() -> dict[str, Path]:
+    """The suite's claims files by the name of their paper, the one under audit first; others there are tables."""
+    found = {path.stem: path for path in sorted(FOLDER.glob("*.toml")) if not path.stem.startswith("table_")}
+    return {PAPER: found.pop(PAPER), **found}
+
+
+def load_papers(only: Sequence[str] = ()) -> dict[str, ClaimSet]:
+    """The suite's claims by paper; only: ids of claims, of which at least one is among a paper's, else all.
+
+    Raises:
+        UserError: there is no claim of such an id.
+    """
+    papers = {paper: load_claims(path) for paper, path in find_papers().items()}
+    known = [claim.id for claims in papers.values() for claim in claims.claims]
+    check_ids(only, known)
+    wanted = {
+        paper: [name for name in only if any(claim.id == name for claim in claims.claims)]
+        for paper, claims in papers.items()
+    }
+    return {paper: claims.selected(wanted[paper]) for paper, claims in papers.items() if wanted[paper] or not only}
+
+
+def check_ids(names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse an id that no claim has.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name in names:
+        if name not in known:
+            near = ", ".join(closest(name, known))
+            raise UserError(f"unknown claim {name!r}; nearest: {near}; all {len(known)} stand in the claims file")
+
+
+def load_claims(path: Path = FOLDER / f"{PAPER}.toml") -> ClaimSet:
     """The claims of a file, and their tables by name or from TOML files beside it; every name is checked.
 
     Raises:
@@ -220,7 +285,8 @@ def load_claims(path: Path = FILE) -> ClaimSet:
     claims = load_toml(path, "claims file", ClaimSet, "docs/audit.md", _OWNERS, named=_id_at)
     try:
         tables = [load_table(path.parent / name if name.endswith(".toml") else name) for name in claims.tables]
-        claims = claims.model_copy(update={"loaded": {table.name: table for table in tables}})
+        literature = {table.name: load_literature(Path(table.literature)) for table in tables if table.literature}
+        claims = claims.model_copy(update={"loaded": {table.name: table for table in tables}, "literature": literature})
         _check_numbers(claims)
         for claim in claims.claims:
             _check_names(claim, claims)
@@ -252,9 +318,13 @@ def _check_names(claim: Claim, claims: ClaimSet) -> None:
         if reference.column is not None and reference.column not in columns:
             unknown = unknown_name(f"column of table {reference.table}", reference.column, columns)
             raise UserError(f"claim {claim.id}: {unknown}")
-    for formula in claim.formulas.values():
+    facts = [fact.name for fact in claims.facts]
+    for formula in (*claim.formulas.values(), *(parse(reading.expression) for reading in claim.readings)):
         for table in formula.table_arguments:
             _check_table(claim, table, claims)
+        for name in formula.facts:
+            if name not in facts:
+                raise UserError(f"claim {claim.id}: {unknown_name('fact', name, facts)}")
 
 
 def _check_table(claim: Claim, table: str, claims: ClaimSet) -> None:
@@ -277,6 +347,7 @@ def _check_numbers(claims: ClaimSet) -> None:
 _OWNERS: dict[int | str, type[BaseModel]] = {
     "claims": Claim,
     "numbers": CellNumbers,
+    "facts": Fact,
     "statements": Statement,
     "best": Best,
     "readings": Reading,

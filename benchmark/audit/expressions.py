@@ -25,13 +25,13 @@ DEEPEST = 30
 LARGEST = 1e9
 ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div)
 COMPARISONS = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-SOURCES = ("printed", "published")
+SOURCES = ("printed", "published", "reproduced")
 QUANTITIES = ("parameters", "multiply_adds")
 """Attributes of a row or a cell beside its accuracy: the student's cost at inference."""
-OF_TABLES = ("has_network", "copied")
+OF_TABLES = ("has_network", "copied", "best_rival", "rank_of_gain")
 OF_METHODS = ("cost", "extra_parameters")
 FUNCTIONS = (
-    *("mean", "max", "min", "abs", "all", "any", "last", "first", "nearest_subset_mean"),
+    *("mean", "max", "min", "abs", "all", "any", "count", "last", "first", "nearest_subset_mean", "fact"),
     *SOURCES,
     *OF_TABLES,
     *OF_METHODS,
@@ -42,7 +42,8 @@ FUNCTIONS = (
 class Reference:
     """A cell, or a row where `column` is None.
 
-    source: that of an enclosing `printed()` or `published()`; quantity: one of QUANTITIES, or None for the accuracy.
+    source: that of an enclosing `printed()`, `published()` or `reproduced()`; quantity: one of QUANTITIES, or None for
+    the accuracy.
     """
 
     table: str
@@ -82,6 +83,19 @@ class Expression:
         """The tables that are arguments of functions."""
         calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
         return tuple(node.args[0].id for node in calls if node.args and isinstance(node.args[0], ast.Name))
+
+    @property
+    def compares_rows(self) -> bool:
+        """Whether a function takes the other rows of a table that the source has."""
+        calls = [node.func for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
+        return any(isinstance(name, ast.Name) and name.id in ("best_rival", "rank_of_gain") for name in calls)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """The facts that the expression names."""
+        calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
+        named = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "fact"]
+        return tuple(node.value for node in named if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
     @property
     def mean_of(self) -> Expression | None:
@@ -157,7 +171,8 @@ def _check(node: ast.expr, text: str) -> None:
 def _check_call(name: str, args: Sequence[ast.expr], text: str) -> None:
     if name not in FUNCTIONS:
         raise UserError(f"expression {text!r}: {unknown_name('function', name, FUNCTIONS)}")
-    counts = {"max": 0, "min": 0, "all": 0, "any": 0, "has_network": 2, "nearest_subset_mean": 2}
+    counts = {"max": 0, "min": 0, "all": 0, "any": 0}
+    counts |= dict.fromkeys(("has_network", "rank_of_gain", "nearest_subset_mean"), 2)
     wanted = counts.get(name, 1)
     if not args or (wanted and len(args) != wanted) or any(isinstance(argument, ast.Starred) for argument in args):
         raise UserError(f"expression {text!r}: {name} takes {wanted or 'one or more'} in its brackets")

@@ -1,4 +1,4 @@
-"""Renders an audit for the terminal, in Markdown, as CSV and as JSON."""
+"""Renders an audit in Markdown, as CSV and as JSON, and says in short what it holds."""
 
 from __future__ import annotations
 
@@ -7,34 +7,17 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
-
-from rich import box
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table as Grid
-from rich.text import Text
 
 from benchmark.audit.claims import MOST_CLOSENESS
 from benchmark.audit.verdicts import Answer, Audit, Count, Finding, Verdict, count_matters, count_verdicts
 from benchmark.core.statistics import PairedDifference
 from tables.escaping import Markup, escape_markdown, plain
+from tables.tiers import MEANINGS as TIERS
+from tables.tiers import NAMES, Tier
 
-WIDE = 150
-"""Columns of a terminal from which on claims are shown in one table."""
 FEW = 6
 """At most so many numbers are shown in brackets behind their mean."""
-STYLES: dict[Verdict, str] = {
-    "holds": "green",
-    "does not hold": "red",
-    "contradicts itself": "bold red",
-    "as expected": "green",
-    "remarkable": "magenta",
-    "not decided": "yellow",
-    "cannot be checked": "dim",
-    "not run yet": "dim",
-}
 MEANINGS: dict[str, str] = {
     "holds": (
         "tables bear it out, to half a unit of the last printed decimal; or our runs do: all of their 95% interval is "
@@ -57,12 +40,17 @@ P_VALUES = (
     "where it is ahead. Verdicts rest on intervals and, where one lead of many would refute, on p corrected for their "
     "number (docs/audit.md)."
 )
-_OTHERWISE = "also"
+OTHERWISE = "also"
+MOST_ORIGINS = 2
+"""At most so many sources are named in a line; `audit.md` names all of them."""
+MEASURED_EPOCH = "last epoch"
 CSV_FIELDS = (
     *("id", "where", "text", "says", "implied", "matter", "verdict_on_text", "verdict_of_runs"),
     *("printed", "printed_value", "printed_verdict", "published", "published_value", "published_verdict"),
     *("measured", "measured_mean", "measured_std", "measured_low", "measured_high", "n", "p_value", "setting"),
     *("measured_reason", "caveat_of_runs", "note"),
+    *("source", "reproduced", "reproduced_value", "reproduced_verdict"),
+    *("printed_origin", "published_origin", "reproduced_origin", "measured_epoch"),
 )
 
 
@@ -96,32 +84,34 @@ def shorten_answer(answer: Answer) -> str:
     return "; ".join(filter(None, (text, answer.reason)))
 
 
-def to_terminal(audit: Audit, width: int, written: Sequence[Path] = ()) -> RenderableType:
-    """Render the audit for a terminal of this width: one table if it fits, else a paragraph for each claim."""
-    title = f"Audit of {audit.title}." if audit.title else "Audit."
-    parts: list[RenderableType] = [Text(plain(title), style="bold")]
-    parts += [Text(line) for line in summarise_audit(audit)]
-    parts.append(Text(_origin(audit), style="dim"))
-    if width >= WIDE:
-        parts.append(Padding(_grid(audit), (1, 0)))
-    else:
-        parts += [Padding(_paragraph(finding), (1, 0, 0, 0)) for finding in audit.findings]
-        parts.append(Text())
-    used = {*count_verdicts(audit.findings, "paper"), *count_verdicts(audit.findings, "runs")}
-    for verdict, meaning in MEANINGS.items():
-        if verdict in used:
-            parts.append(Text.assemble((verdict, STYLES[verdict]), (f": {meaning}.", "dim")))
-    if written:
-        parts.append(Text(f"Written: {', '.join(str(path) for path in written)}", overflow="fold"))
-    return Group(*parts)
+def describe_tiers(audit: Audit) -> str:
+    """Say what the tiers of numbers are, and how many runs and which epoch stand behind printed and measured ones."""
+    origins: dict[Tier, str] = {"printed": audit.printed_origin, "measured": f"n as shown, {MEASURED_EPOCH}"}
+    words = (f"{NAMES[tier]}: {meaning}" for tier, meaning in TIERS.items())
+    known = zip(TIERS, words, strict=True)
+    return "; ".join(f"{text} ({origins[tier]})" if origins.get(tier) else text for tier, text in known)
 
 
-def to_markdown(audit: Audit) -> str:
-    """Render the audit in Markdown: an overview, and a section for each claim with the evidence for its verdicts."""
+def describe_origins(answer: Answer) -> str:
+    """Say where the numbers of an answer come from, in a line."""
+    more = len(answer.origins) - MOST_ORIGINS
+    return " | ".join(answer.origins[:MOST_ORIGINS]) + (f" | and {more} more" if more > 0 else "")
+
+
+def to_markdown(audit: Audit, stem: str = "audit") -> str:
+    """Render the audit in Markdown: an overview, and a section for each claim with the evidence for its verdicts.
+
+    stem: what its file is called, for links to those of the court.
+    """
     lines = [f"# Audit of {escape_markdown(audit.title)}" if audit.title else "# Audit", ""]
     for line in summarise_audit(audit):
         lines += [escape_markdown(line), ""]
-    lines += [_origin(audit), "", "| claim | the text says | its tables give | verdict on the text | our runs |"]
+    lines += [f"{escape_markdown(describe_tiers(audit))}.", ""]
+    for other in audit.court:
+        link = f"[Audit of {escape_markdown(other.title)}]({stem}_{other.paper}.md)"
+        lines.append(f"- {link}: {escape_markdown(summarise_audit(other)[0])}")
+    lines += [""] if audit.court else []
+    lines += [describe_measured(audit), "", "| claim | the text says | printed | verdict on the text | measured here |"]
     lines.append("|---|---|---|---|---|")
     for finding in audit.findings:
         link = f"[{finding.claim.id}](#{finding.claim.id})"
@@ -171,6 +161,16 @@ def to_csv(audit: Audit) -> str:
                 "measured_reason": plain(measured.reason),
                 "caveat_of_runs": plain(audit.caveat) if finding.runs in JUDGED else "",
                 "note": plain(claim.note),
+                "source": plain(claim.source),
+                "reproduced": plain(shorten_answer(finding.reproduced)),
+                "reproduced_value": finding.reproduced.value,
+                "reproduced_verdict": finding.reproduced.verdict,
+                **{
+                    f"{tier}_origin": plain(" | ".join(answer.origins))
+                    for tier, answer in finding.answers.items()
+                    if tier != "measured"
+                },
+                "measured_epoch": MEASURED_EPOCH if difference else None,
             }
         )
     return written.getvalue()
@@ -186,14 +186,17 @@ def to_json(audit: Audit) -> str:
         "implied": _counts(audit.implied),
         "caveat_of_runs": audit.caveat,
         "p_values": P_VALUES,
+        "tiers": describe_tiers(audit),
         "findings": [
             {
                 **_describe(finding),
                 "printed": asdict(finding.printed),
                 "published": asdict(finding.published),
+                "reproduced": asdict(finding.reproduced),
                 "measured": asdict(finding.measured),
                 "other_readings": [asdict(other) for other in finding.others],
                 "note": finding.claim.note,
+                "source": finding.claim.source,
             }
             for finding in audit.findings
         ],
@@ -253,7 +256,8 @@ def _plural(verdict: str, number: int) -> str:
     return words.get(verdict, verdict)
 
 
-def _origin(audit: Audit) -> str:
+def describe_measured(audit: Audit) -> str:
+    """Say in which settings there are runs."""
     settings = "; ".join(plain(setting) for setting in audit.settings)
     return f"Measured: {settings}." if settings else "Measured: nothing yet."
 
@@ -261,64 +265,6 @@ def _origin(audit: Audit) -> str:
 def _of_runs(finding: Finding) -> str:
     measured = finding.measured
     return measured.verdict if not measured.text else f"{measured.verdict}: {shorten_answer(measured)}"
-
-
-def _grid(audit: Audit) -> Grid:
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", show_lines=True, expand=True)
-    longest = max(len(finding.claim.id) for finding in audit.findings)
-    grid.add_column("claim", width=longest, overflow="fold")
-    for heading, ratio in (
-        ("the text says", 6),
-        ("its own tables give", 8),
-        ("published numbers give", 6),
-        ("our runs give", 6),
-    ):
-        grid.add_column(heading, ratio=ratio, overflow="fold")
-    grid.add_column("verdict: text / runs", min_width=18)
-    for finding in audit.findings:
-        claim = finding.claim
-        grid.add_row(
-            Text.assemble((claim.id, "bold"), (f"\n{plain(claim.where)}", "dim")),
-            Text.assemble(plain(claim.text), (f"\n{plain(claim.in_words)}", "cyan")),
-            Text("\n").join([_styled(finding.printed), *_others(finding)]),
-            _styled(finding.published),
-            _styled(finding.measured),
-            Text.assemble((finding.paper, STYLES[finding.paper]), "\n", (finding.runs, STYLES[finding.runs])),
-        )
-    return grid
-
-
-def _styled(answer: Answer) -> Text:
-    return Text(
-        plain(shorten_answer(answer)), style="dim" if answer.verdict in ("cannot be checked", "not run yet") else ""
-    )
-
-
-def _others(finding: Finding) -> list[Text]:
-    return [Text(plain(f"{_OTHERWISE}, {other.says}: {other.text}"), style="dim") for other in finding.others]
-
-
-def _paragraph(finding: Finding) -> Group:
-    claim = finding.claim
-    lines = Grid.grid(padding=(0, 2, 0, 0))
-    lines.add_column(no_wrap=True, style="dim")
-    lines.add_column(overflow="fold")
-    lines.add_row("text", Text(plain(claim.text), style="italic"))
-    lines.add_row("says", Text(plain(claim.in_words), style="cyan"))
-    lines.add_row("its tables", _styled(finding.printed))
-    for text in _others(finding):
-        lines.add_row("", text)
-    lines.add_row("published", _styled(finding.published))
-    lines.add_row("our runs", _styled(finding.measured))
-    verdicts = Text.assemble(
-        (claim.id, "bold"),
-        "  ",
-        (finding.paper, STYLES[finding.paper]),
-        (" / runs: ", "dim"),
-        (finding.runs, STYLES[finding.runs]),
-        (f"  {plain(claim.where)}", "dim"),
-    )
-    return Group(verdicts, Padding(lines, (0, 0, 0, 2)))
 
 
 def _cell(text: str) -> Markup:
@@ -334,17 +280,15 @@ def _section(finding: Finding, caveat: str) -> Iterator[str]:
     verdicts = f"Verdict on the text: **{finding.paper}**; of our runs: **{finding.runs}**."
     yield f"{escape_markdown(claim.where)}. It says: {escape_markdown(claim.in_words)}. {verdicts}"
     yield ""
-    for name, answer in (
-        ("its own tables", finding.printed),
-        ("published numbers", finding.published),
-        ("our runs", finding.measured),
-    ):
-        yield from _answer(name, answer)
+    if claim.source:
+        yield f"- source: {escape_markdown(claim.source)}"
+    for tier, answer in finding.answers.items():
+        yield from _answer(NAMES[tier], answer)
     if caveat and finding.runs == "does not hold":
         yield f"  - {escape_markdown(caveat)}"
     for other in finding.others:
         agrees = " (the number claimed)" if other.agrees else ""
-        yield f"- {_OTHERWISE}, {escape_markdown(other.says)}: {escape_markdown(other.text)}{agrees}"
+        yield f"- {OTHERWISE}, {escape_markdown(other.says)}: {escape_markdown(other.text)}{agrees}"
     if claim.note:
         yield f"- {escape_markdown(claim.note)}"
     if claim.formulas:
@@ -360,6 +304,8 @@ def _answer(name: str, answer: Answer) -> Iterator[str]:
         label = f"{escape_markdown(part.label)}: " if part.label else ""
         mark = "" if part.holds is None or part.label else ("yes, " if part.holds else "no, ")
         yield f"  - {label}{mark}{escape_markdown(part.text)}{_p_value(part.difference)}"
+    for origin in answer.origins:
+        yield f"  - from {escape_markdown(origin)}"
 
 
 def _p_value(difference: PairedDifference | None) -> str:

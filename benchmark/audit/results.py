@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from benchmark.analysis.figures import collect_figure_runs
@@ -22,14 +22,13 @@ BRANCHES = "stages"
 """The metric of a stage that claims are about: of the class, on upright images (docs/ledger.md, R15)."""
 
 
-def collect_measured(claims: ClaimSet, runs: Path) -> tuple[list[TableResult], tuple[str, ...]]:
+def collect_measured(papers: Iterable[ClaimSet], runs: Path) -> tuple[list[TableResult], tuple[str, ...]]:
     """Collect all measured results, in every setting, and a line on each record that could not be read."""
     records, damaged = Store(runs).read_all()
     query = RecordQuery(records, Store(runs).teacher_metrics())
-    settings = query.settings()
-    tables = [table for table in claims.loaded.values() if _can_be_run(table)]
-    results = [result for table in tables for result in make_table_results(table, query, settings)]
-    figures = [load_figure(name) for name in figure_names()] if claims.figures else []
+    papers = list(papers)
+    results = collect_tables(papers, query)
+    figures = [load_figure(name) for name in figure_names()] if any(claims.figures for claims in papers) else []
     return [
         *results,
         *make_panel_tables(result for figure in figures for result in collect_figure_runs(figure, query)),
@@ -54,6 +53,18 @@ def make_panel_tables(results: Iterable[FigureResult]) -> list[TableResult]:
             if any(number.values for number in numbers):
                 tables.append(_as_table(result, panel, numbers))
     return tables
+
+
+def collect_tables(papers: Iterable[ClaimSet], query: RecordQuery, but: Collection[str] = ()) -> list[TableResult]:
+    """Collect the results of the tables that papers are about, once each; but: names of tables that are left out."""
+    settings = query.settings()
+    tables = {table.name: table for claims in papers for table in claims.loaded.values()}
+    return [
+        result
+        for name, table in tables.items()
+        if name not in but and _can_be_run(table)
+        for result in make_table_results(table, query, settings)
+    ]
 
 
 def _can_be_run(table: Table) -> bool:

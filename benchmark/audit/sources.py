@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmark.audit.claims import ClaimSet
+from benchmark.audit.claims import ClaimSet, name_row
 from benchmark.audit.expressions import Reference, format_title
 from benchmark.audit.values import CLOSE, NoNumber, Numbers, Row
 from tables.result import Cell, TableResult
 from tables.specification import Table, get_number
-from tables.view import TEACHER
+from tables.tiers import Epoch, Tier, describe_origin
+from tables.view import BASELINE, TEACHER
 
 Results = Mapping[str, TableResult]
 """The results of one setting (dataset, scale, protocol), by the name of the table or of a figure's panel."""
@@ -54,34 +56,51 @@ class Printed:
         return f"{format_title(reference.table)} prints no {reference.row} for {reference.column}"
 
 
-class Published:
-    """The numbers that others published; for the paper's own method, which nobody else ran, the printed ones."""
+class Elsewhere:
+    """The numbers of others, of one tier; for the paper's own method, which nobody else ran, the printed ones.
 
-    def __init__(self, claims: ClaimSet, printed: Printed) -> None:
-        self.claims, self.printed = claims, printed
+    tier: `published`, by a method's authors or as others quote them; `reproduced`, from runs of others.
+    """
+
+    def __init__(self, claims: ClaimSet, printed: Printed, tier: Tier) -> None:
+        self.claims, self.printed, self.tier = claims, printed, tier
         self.all: dict[tuple[str, str], list[Row]] = {}
-        """All publications of a row; if two have a number for a cell, the first one counts."""
+        """All numbers of a row; if two have a number for a cell, the first one counts."""
+        self.origins: dict[tuple[str, str], list[str]] = {}
+        """Where they come from, how many runs are behind them, and which epoch they are of."""
         for numbers in claims.numbers:
-            if numbers.kind == "published":
+            if numbers.kind == tier:
                 row = _by_column(claims.loaded[numbers.table], numbers.values)
-                self.all.setdefault((numbers.table, numbers.row), []).append(row)
+                self._add(numbers.table, numbers.row, row, numbers.source, numbers.runs, numbers.epoch)
         for table in claims.loaded.values():
-            teachers = [(TEACHER, table.teachers)] if table.teachers else []
-            for name, published in (*((row.name, row.published) for row in table.rows), *teachers):
-                if published:
-                    self.all.setdefault((table.name, name), []).append(_by_column(table, published.mean))
+            in_file = [(row.name, row.from_elsewhere.get(tier)) for row in table.rows]
+            teachers = [(TEACHER, table.teachers if tier == "published" else None)]
+            for name, found in (*in_file, *teachers):
+                if found:
+                    row = _by_column(table, found.mean)
+                    self._add(table.name, name, row, found.source, found.runs, found.epoch)
+            columns = [column.name for column in table.columns]
+            known = {name for name, found in in_file if found}
+            for entry in claims.publications(table.name):
+                if entry.tier == tier and entry.method != TEACHER and name_row(entry) not in known:
+                    row = {column: entry.numbers[column] for column in columns if column in entry.numbers}
+                    self._add(table.name, name_row(entry), row, entry.source, entry.n, entry.epoch)
+
+    def _add(self, table: str, row: str, numbers: Row, source: str, runs: int | None, epoch: Epoch | None) -> None:
+        self.all.setdefault((table, row), []).append(numbers)
+        self.origins.setdefault((table, row), []).append(f"{row}: {source}; {describe_origin(runs, epoch)}")
 
     def known(self, reference: Reference) -> bool:
-        """Whether somebody else published a number for a row or cell."""
+        """Whether somebody else has a number for a row or cell."""
         rows = self.all.get((reference.table, reference.row), [])
         return any(reference.column is None or reference.column in row for row in rows)
 
     def row(self, reference: Reference) -> Row:
-        """The published numbers of a row, in %, by column."""
+        """The numbers of a row, in %, by column."""
         if reference.quantity:
             return {}
-        if reference.row in self.claims.own:
-            return self.printed.row(reference)
+        if reference.row in self.claims.own and (printed := self.printed.row(reference)):
+            return printed
         publications = self.all.get((reference.table, reference.row), [])
         numbers = {column: number for row in reversed(publications) for column, number in row.items()}
         order = self.claims.loaded[reference.table].columns if reference.table in self.claims.loaded else ()
@@ -91,7 +110,7 @@ class Published:
         """Why there is none."""
         if reference.row in self.claims.own:
             return "none is known"
-        return f"no published {reference.row}" + (f" for {reference.column}" if reference.column else "")
+        return f"no {self.tier} {reference.row}" + (f" for {reference.column}" if reference.column else "")
 
 
 class Measured:
@@ -131,11 +150,63 @@ class Paper:
     def __init__(self, claims: ClaimSet) -> None:
         self.claims = claims
         self.printed = Printed(claims)
-        self.published = Published(claims, self.printed)
+        self.published = Elsewhere(claims, self.printed, "published")
+        self.reproduced = Elsewhere(claims, self.printed, "reproduced")
 
-    def source(self, name: str) -> Numbers:
-        """`printed` or `published`."""
-        return self.printed if name == "printed" else self.published
+    def source(self, name: str) -> Printed | Elsewhere:
+        """`printed`, `published` or `reproduced`."""
+        sources: dict[str, Printed | Elsewhere] = {
+            "printed": self.printed,
+            "published": self.published,
+            "reproduced": self.reproduced,
+        }
+        return sources[name]
+
+    def origins(self, name: str, references: Iterable[Reference]) -> list[str]:
+        """Where the numbers of some rows come from, with their runs and epoch, each once."""
+        source = self.source(name)
+        if isinstance(source, Printed):
+            tables = [self.claims.loaded[found.table] for found in references if self._prints(found.table)]
+            texts = [describe_origin(table.printed_runs, table.printed_epoch) for table in tables]
+        else:
+            texts = [text for found in references for text in source.origins.get((found.table, found.row), [])]
+        return list(dict.fromkeys(texts))
+
+    def _prints(self, table: str) -> bool:
+        """Whether a table prints numbers of the paper's own rows, or the paper has none."""
+        rows = [row for row in self.claims.own if self.printed.row(Reference(table, row, None))]
+        return table in self.claims.loaded and (bool(rows) or not self.claims.own)
+
+    def fact(self, name: str) -> float:
+        """A number of the claims' file that is no accuracy of a method."""
+        return next(fact.value for fact in self.claims.facts if fact.name == name)
+
+    def rivals(self, table: str, numbers: Numbers) -> dict[str, Row]:
+        """The rows of a table that have numbers and are not the paper's own, teachers left out."""
+        rows = [row for row in self.claims.rows(table) if row not in (*self.claims.own, TEACHER)]
+        found = {row: numbers.row(Reference(table, row, None)) for row in rows}
+        return {row: values for row, values in found.items() if values}
+
+    def mean_gains(self, table: str, numbers: Numbers) -> list[tuple[str, float]]:
+        """The mean gain over the own baseline of every row with a number in all columns, the largest first.
+
+        The baseline of printed numbers is the table's row Baseline, that of others the student of their lineage.
+        """
+        columns = [column.name for column in self.claims.loaded[table].columns]
+        gains = {}
+        own = [row for row in self.claims.own if row in self.claims.rows(table)]
+        rows = own if numbers is not self.printed else self.claims.rows(table)
+        base = self.printed.row(Reference(table, BASELINE, None))
+        for row in rows:
+            found = self.printed.row(Reference(table, row, None))
+            if row not in (BASELINE, TEACHER):
+                gains[row] = {column: found[column] - base[column] for column in found if column in base}
+        for entry in self.claims.publications(table) if numbers is not self.printed else ():
+            if entry.is_method and self.source(entry.tier) is numbers:
+                gains[entry.method] = self.claims.literature[table].gains(entry)
+        complete = {row: found for row, found in gains.items() if all(column in found for column in columns)}
+        means = [(row, statistics.fmean(found[column] for column in columns)) for row, found in complete.items()]
+        return sorted(means, key=lambda mean: -mean[1])
 
     def networks(self, table: str) -> list[str]:
         """The networks in the names of a table's columns."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from benchmark.audit.expressions import OF_TABLES, SOURCES, Expression, Reference, find_references, format_title
 from benchmark.core.errors import UserError
+from benchmark.core.text import format_signed
 
 MOST_COLUMNS_OF_SUBSETS = 16
 """All subsets of so many columns, 2 to this power, are few enough to try."""
@@ -61,7 +62,7 @@ class EvalContext(Protocol):
     """What functions may ask beside numbers; `benchmark.audit.sources.Paper` answers."""
 
     def source(self, name: str) -> Numbers:
-        """`printed` or `published`."""
+        """`printed`, `published` or `reproduced`."""
         ...
 
     def networks(self, table: str) -> Sequence[str]:
@@ -70,6 +71,18 @@ class EvalContext(Protocol):
 
     def copied(self, table: str) -> tuple[int, int]:
         """Printed cells of other methods that equal a published number, and printed cells of other methods."""
+        ...
+
+    def fact(self, name: str) -> float:
+        """A number of the claims' file that is no accuracy of a method."""
+        ...
+
+    def rivals(self, table: str, numbers: Numbers) -> dict[str, Row]:
+        """The rows of a table that have numbers and are not the paper's own."""
+        ...
+
+    def mean_gains(self, table: str, numbers: Numbers) -> list[tuple[str, float]]:
+        """The mean gain over the own baseline of every row with a number in all columns, the largest first."""
         ...
 
     def of_method(self, name: str, method: str) -> float:
@@ -144,7 +157,7 @@ class _Evaluator:
             return value
         if name in OF_TABLES:
             assert isinstance(args[0], ast.Name)
-            return self._asked_of_table(name, args[0].id, args[1:])
+            return self._asked_of_table(name, args[0].id, [self.value(argument) for argument in args[1:]])
         values = [self.value(argument) for argument in args]
         match name, values:
             case ("mean", [dict() as row]):
@@ -153,6 +166,10 @@ class _Evaluator:
                 return (max if name == "max" else min)(self._numbers(values))
             case ("all" | "any", _):
                 return (all if name == "all" else any)(self._truths(values))
+            case ("count", [dict() as row]):
+                return float(sum(self._truths([row])))
+            case ("fact", [str() as name]):
+                return self.world.fact(name)
             case ("abs", [float() as number]):
                 return abs(number)
             case ("first" | "last", [dict() as row]):
@@ -163,14 +180,41 @@ class _Evaluator:
                 return self.world.of_method(name, method)
         raise self._mismatch(f"{name} of {', '.join(map(_kind, values))}")
 
-    def _asked_of_table(self, name: str, table: str, rest: list[ast.expr]) -> Value:
-        if name == "copied":
-            equal, cells = self.world.copied(table)
-            self.steps.append(ReasoningStep(f"{format_title(table)} {equal} of {cells} cells", True))
-            return float(equal)
-        prefix = self.value(rest[0])
-        if not isinstance(prefix, str):
-            raise self._mismatch(f"{name} of {_kind(prefix)}")
+    def _asked_of_table(self, name: str, table: str, rest: list[Value]) -> Value:
+        match name, rest:
+            case "copied", []:
+                return self._copied(table)
+            case "best_rival", []:
+                return self._best_rival(table)
+            case "rank_of_gain", [str() as row]:
+                return self._rank_of_gain(table, row)
+            case "has_network", [str() as prefix]:
+                return self._has_network(table, prefix)
+        raise self._mismatch(f"{name} of {', '.join(map(_kind, rest)) or 'a table alone'}")
+
+    def _copied(self, table: str) -> float:
+        equal, cells = self.world.copied(table)
+        self.steps.append(ReasoningStep(f"{format_title(table)} {equal} of {cells} cells", True))
+        return float(equal)
+
+    def _best_rival(self, table: str) -> Row:
+        best: Row = {}
+        for row in self.world.rivals(table, self.numbers).values():
+            best |= {column: max(number, best.get(column, number)) for column, number in row.items()}
+        if not best:
+            raise NoNumber(f"{format_title(table)} has no row of another method")
+        return best
+
+    def _rank_of_gain(self, table: str, row: str) -> float:
+        gains = self.world.mean_gains(table, self.numbers)
+        names = [name for name, _ in gains]
+        if row not in names:
+            raise NoNumber(f"{format_title(table)} has no gain of {row} in every column")
+        for place, (name, gain) in enumerate(gains, 1):
+            self.steps.append(ReasoningStep(f"{place} {name} {format_signed(gain)}", True))
+        return float(1 + sum(gain > dict(gains)[row] + CLOSE for _, gain in gains))
+
+    def _has_network(self, table: str, prefix: str) -> bool:
         # ResNet is a family, ResNet18 one network and no part of ResNet180.
         found = any(
             network == prefix
@@ -198,6 +242,8 @@ class _Evaluator:
         def compared(a: Any, b: Any, column: str = "") -> bool:
             holds = (a == b) == (sign == "==") if isinstance(a, str) else compare(a, b)
             texts = [_named(left, a, column), _named(right, b, column)]
+            if column and not (_is_plain(left) and _is_plain(right)):
+                texts = [f"{column}: {a:.2f}", f"{b:.2f}"]
             if _printed_of(right) == ast.unparse(left):
                 texts[1] = f"{b:.2f} as printed"
             self.steps.append(ReasoningStep(f" {_SIGNS[sign] if holds else _OPPOSITES[sign]} ".join(texts), holds))
@@ -285,6 +331,11 @@ def _named(node: ast.expr, value: float | str, column: str) -> str:
     else:
         name = f"{ast.unparse(node)}, {column}" if column else ast.unparse(node)
     return f"{name} {value:,.0f}" if any(reference.quantity for reference in references) else f"{name} {value:.2f}"
+
+
+def _is_plain(node: ast.expr) -> bool:
+    """Whether a side of a comparison is a number, a row or a cell, so that its name is short."""
+    return isinstance(node, ast.Subscript | ast.Attribute | ast.Constant) or _is_source(node)
 
 
 def _is_source(node: ast.expr) -> bool:

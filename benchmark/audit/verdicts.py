@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from benchmark.audit.claims import Best, Claim
@@ -14,6 +14,7 @@ from benchmark.audit.values import CLOSE, NoNumber, Numbers, ReasoningStep, Row,
 from benchmark.core.errors import UserError
 from benchmark.core.statistics import PairedDifference
 from benchmark.core.text import format_minus, format_signed
+from tables.tiers import Tier
 from tables.view import TEACHER
 
 Verdict = Literal[
@@ -51,7 +52,8 @@ class Answer:
     """The answer of one source to a claim.
 
     text: the number or the comparison in words, empty if there is none; reason: a remark on the verdict; value: the
-    number; difference: the same over seeds, of our runs; setting: where these runs come from.
+    number; difference: the same over seeds, of our runs; setting: where these runs come from; origins: of the numbers,
+    each with how many runs are behind it and which epoch it is of.
     """
 
     verdict: Verdict
@@ -61,6 +63,7 @@ class Answer:
     difference: PairedDifference | None = None
     parts: tuple[Part, ...] = ()
     setting: str = ""
+    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,28 @@ class Other:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim with all answers to it; `paper` is the verdict on the text, by its tables and the literature."""
+    """A claim with all answers to it; `paper` is the verdict on the text, by its tables and the literature.
+
+    The literature has two tiers: published, by a method's authors or as others quote them, and reproduced elsewhere.
+    """
 
     claim: Claim
     printed: Answer
     published: Answer
+    reproduced: Answer
     measured: Answer
     paper: Verdict
     others: tuple[Other, ...] = ()
+
+    @property
+    def answers(self) -> dict[Tier, Answer]:
+        """The answers by the tier of their numbers."""
+        return {
+            "printed": self.printed,
+            "published": self.published,
+            "reproduced": self.reproduced,
+            "measured": self.measured,
+        }
 
     @property
     def runs(self) -> Verdict:
@@ -101,7 +118,9 @@ class Count:
 class Audit:
     """All findings; settings: the settings with measured numbers, in words; generated_from: version and commit.
 
-    caveat: a remark on every verdict of our runs, "" for none.
+    caveat: a remark on every verdict of our runs, "" for none; paper: a short name of what is audited, for files;
+    printed_origin: how many runs are behind its printed numbers, and which epoch they are of; court: the audits of
+    other papers of the field.
     """
 
     title: str
@@ -109,6 +128,9 @@ class Audit:
     settings: tuple[str, ...]
     generated_from: str
     caveat: str = ""
+    paper: str = ""
+    printed_origin: str = ""
+    court: tuple[Audit, ...] = ()
 
     @property
     def stated(self) -> tuple[Finding, ...]:
@@ -135,7 +157,10 @@ def count_verdicts(findings: Iterable[Finding], of: Literal["paper", "runs"]) ->
     return {verdict: count_matters(by_verdict[verdict]) for verdict in VERDICTS if verdict in by_verdict}
 
 
-def judge_on_paper(claim: Claim, paper: Paper, source: Literal["printed", "published"]) -> Answer:
+PaperTier = Literal["printed", "published", "reproduced"]
+
+
+def judge_on_paper(claim: Claim, paper: Paper, source: PaperTier) -> Answer:
     """Judge a claim by the paper's tables or by the literature.
 
     Raises:
@@ -145,7 +170,7 @@ def judge_on_paper(claim: Claim, paper: Paper, source: Literal["printed", "publi
     try:
         if claim.statements:
             return _statements(claim, words) if source == "printed" else Answer("cannot be checked")
-        if claim.best and claim.best.table in paper.claims.figures and source == "published":
+        if claim.best and claim.best.table in paper.claims.figures and source != "printed":
             return Answer("cannot be checked")
         if claim.best:
             return _best(claim.best, paper, source, words)
@@ -154,25 +179,37 @@ def judge_on_paper(claim: Claim, paper: Paper, source: Literal["printed", "publi
             return Answer("cannot be checked", reason=claim.unchecked if source == "printed" else "")
         if source == "published" and not _is_known(formula, claim, paper):
             return Answer("cannot be checked", reason="none is known" if formula.references else "")
-        return _computed(claim, formula, paper.source(source), paper, words)
+        answer = _computed(claim, formula, paper.source(source), paper, words)
+        return replace(answer, origins=tuple(_find_origins(formula, source, paper)))
     except NoNumber as reason:
         return Answer("cannot be checked", reason=str(reason))
     except UserError as error:
         raise UserError(f"claim {claim.id}: {error}") from None
 
 
-def _words(claim: Claim, source: Literal["printed", "published"]) -> Words:
+def _find_origins(formula: Expression, source: PaperTier, paper: Paper) -> list[str]:
+    """Where the numbers of a formula come from; those of another source that it names are not among them."""
+    own = [found for found in formula.references if found.source is None and found.row not in paper.claims.own]
+    return paper.origins(source, own)
+
+
+def _words(claim: Claim, source: PaperTier) -> Words:
     """The verdicts for a claim that a source supports and for one that it does not."""
     if claim.implied:
         return "as expected", "remarkable"
     return "holds", "contradicts itself" if source == "printed" else "does not hold"
 
 
-def combine_verdicts(printed: Verdict, published: Verdict) -> Verdict:
-    """The verdict on the text: its own tables come first, and the literature may refute what they support."""
-    if printed in ("contradicts itself", "remarkable") or published == "cannot be checked":
+def combine_verdicts(printed: Verdict, *elsewhere: Verdict) -> Verdict:
+    """The verdict on the text: its own tables come first, and the literature may refute what they support.
+
+    elsewhere: by published numbers and by those that were reproduced; one that refutes is enough.
+    """
+    if printed in ("contradicts itself", "remarkable"):
         return printed
-    return published
+    decided = [verdict for verdict in elsewhere if verdict != "cannot be checked"]
+    refuting = [verdict for verdict in decided if verdict in ("does not hold", "remarkable")]
+    return (refuting or decided or [printed])[0]
 
 
 def judge_other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
@@ -231,7 +268,8 @@ def _statements(claim: Claim, words: Words) -> Answer:
 def _is_known(formula: Expression, claim: Claim, paper: Paper) -> bool:
     """Whether the literature has anything that the formula names."""
     references = [reference for reference in formula.references if reference.source is None]
-    return bool(claim.literature) or any(paper.published.known(reference) for reference in references)
+    named = bool(claim.literature) or formula.compares_rows
+    return named or any(paper.published.known(reference) for reference in references)
 
 
 def _computed(claim: Claim, formula: Expression, numbers: Numbers, paper: Paper, words: Words) -> Answer:
@@ -243,7 +281,8 @@ def _computed(claim: Claim, formula: Expression, numbers: Numbers, paper: Paper,
         return Answer(verdict, _steps_text(steps, right), parts=parts)
     columns = compute_columns(formula, numbers, paper)
     parts = tuple(Part(column, format_claimed_number(number, claim), number) for column, number in columns.items())
-    counted = f" ({'; '.join(step.text for step in steps)})" if steps else ""
+    parts += tuple(Part("", step.text) for step in steps)
+    counted = f" ({_steps_text(steps, True)})" if steps else ""
     return Answer(
         verdict, format_claimed_number(value, claim) + counted, _coverage(formula, columns, paper), value, parts=parts
     )
@@ -288,33 +327,38 @@ def _steps_text(steps: Sequence[ReasoningStep], right: bool | None = None) -> st
     return "; ".join(telling[:MOST_STEPS]) + (f"; and {more} more" if more > 0 else "")
 
 
-def find_competitors(best: Best, paper: Paper, source: Literal["printed", "published"]) -> list[str]:
+def find_competitors(best: Best, paper: Paper, source: PaperTier) -> list[str]:
     """The rows that a row should be above: those named, or else those of all other methods with numbers."""
     if best.than or best.table not in paper.claims.loaded:
-        return list(best.than)
+        # Elsewhere the paper's own rows have the numbers that it printed, and say nothing new of each other.
+        return [row for row in best.than if source == "printed" or row not in paper.claims.own]
     rows = [row for row in paper.claims.rows(best.table) if row not in (*paper.claims.own, best.row, TEACHER)]
     return [row for row in rows if paper.source(source).row(Reference(best.table, row, None))]
 
 
-def _best(best: Best, paper: Paper, source: Literal["printed", "published"], words: Words) -> Answer:
+def _best(best: Best, paper: Paper, source: PaperTier, words: Words) -> Answer:
     numbers = paper.source(source)
     own = _row(numbers, Reference(best.table, best.row, None), best.columns)
     rivals = {name: numbers.row(Reference(best.table, name, None)) for name in find_competitors(best, paper, source)}
-    for name in best.than:
+    for name in rivals if best.than and source != "reproduced" else ():
         if not rivals[name]:
             raise NoNumber(numbers.missing(Reference(best.table, name, None)))
-    parts = []
+    parts, strongest_rows = [], []
     for column, number in own.items():
         against = {name: row[column] for name, row in rivals.items() if column in row}
         if against:
             strongest = max(against, key=lambda name: against[name])
+            strongest_rows.append(strongest)
             margin = number - against[strongest]
             text = f"{format_signed(margin)} against {strongest}"
             parts.append(Part(column, text, margin, holds=margin > CLOSE))
     if not parts:
         raise NoNumber("there is nothing to compare with")
     first = sum(bool(part.holds) for part in parts)
-    return Answer(words[first != len(parts)], describe_rank(first, len(parts)), parts=tuple(parts))
+    origins = paper.origins(source, [Reference(best.table, name, None) for name in dict.fromkeys(strongest_rows)])
+    return Answer(
+        words[first != len(parts)], describe_rank(first, len(parts)), parts=tuple(parts), origins=tuple(origins)
+    )
 
 
 def describe_rank(first: int, columns: int) -> str:

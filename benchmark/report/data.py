@@ -17,6 +17,7 @@ from benchmark.core.protocols import PAPER, SCALES, base_scale, get_scale
 from benchmark.plugins.registry import method_names
 from benchmark.report import coverage, metrics, runs
 from benchmark.report.coverage import Coverage
+from benchmark.report.gains import list_gains
 from benchmark.report.table import ReportTable
 from benchmark.results.provenance import describe_environment
 from benchmark.results.record import Record, anonymise_record
@@ -32,7 +33,7 @@ OWN_METHOD = "LSSKD"
 
 @dataclass(frozen=True)
 class TableReport:
-    """One table in one setting: its page, and the differences, metrics and costs behind it where they are wanted."""
+    """One table in one setting: its page, and the gains, differences, metrics and costs where they are wanted."""
 
     result: TableResult
     page: Page
@@ -41,6 +42,7 @@ class TableReport:
     metrics: ReportTable | None = None
     costs: ReportTable | None = None
     prices: ReportTable | None = None
+    gains: ReportTable | None = None
 
     def file(self, ending: str) -> Markup:
         """The name of one of its files, which holds nothing that a format would read (letters, digits and `._-`)."""
@@ -180,6 +182,7 @@ def _reports(results: Sequence[TableResult], method: str, edges: runs.Edges) -> 
                 metrics=metrics.list_metrics(result),
                 costs=metrics.list_costs(result, edges),
                 prices=metrics.list_prices(result),
+                gains=list_gains(result) if result.table.gains else None,
             )
         )
     return reports

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.analysis.figures import collect_figure_runs
-from benchmark.analysis.tables import make_table_results
-from benchmark.audit.audit import make_audit
-from benchmark.audit.claims import ClaimSet, load_claims
-from benchmark.audit.results import make_panel_tables
+from benchmark.audit.audit import make_court
+from benchmark.audit.claims import load_papers
+from benchmark.audit.results import collect_tables, make_panel_tables
 from benchmark.audit.verdicts import Audit
 from benchmark.report.curves import collect_pair_curves, write_curves
 from benchmark.report.data import Report
@@ -19,7 +18,6 @@ from figures.render import write_figure
 from figures.result import FigureResult
 from figures.specification import figure_names, load_figure
 from tables.escaping import Markup
-from tables.result import TableResult
 
 
 @dataclass(frozen=True)
@@ -100,18 +98,9 @@ def draw_curves(report: Report, folder: Path) -> list[Drawing]:
 
 
 def audit_report(report: Report, drawings: Sequence[Drawing]) -> Audit:
-    """Judge the paper's text by its own tables and by the runs of the report."""
-    claims = load_claims()
-    results = (drawing.result for drawing in drawings if drawing.result)
-    return make_audit(claims, [*_tables(report, claims), *make_panel_tables(results)])
-
-
-def _tables(report: Report, claims: ClaimSet) -> Iterable[TableResult]:
-    """Find the results of the tables that claims are about; collect them now where the report has others."""
-    found = {table.page.name for table in report.tables}
-    for table in report.tables:
-        if table.page.name in claims.loaded:
-            yield table.result
-    for name, table_of_claims in claims.loaded.items():
-        if name not in found:
-            yield from make_table_results(table_of_claims, report.query, report.query.settings())
+    """Judge the papers' texts by their own tables, by the literature and by the runs of the report."""
+    papers = load_papers()
+    found = {table.page.name: table for table in report.tables}
+    panels = make_panel_tables(drawing.result for drawing in drawings if drawing.result)
+    others = collect_tables(papers.values(), report.query, but=found)
+    return make_court(papers, [*(table.result for table in report.tables), *others, *panels])

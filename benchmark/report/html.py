@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from benchmark.audit.render import MEANINGS, shorten_answer, summarise_audit
+from benchmark.audit.render import MEANINGS, describe_origins, describe_tiers, shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
 from benchmark.report import prose, wording
 from benchmark.report.data import TITLE, Report
@@ -56,7 +56,10 @@ def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit, decided: 
         decided=decided,
         audit=audit,
         audit_summary=summarise_audit(audit),
+        summarise=summarise_audit,
+        tiers=describe_tiers(audit),
         brief=shorten_answer,
+        origins=describe_origins,
         meanings=MEANINGS,
         records=wording.describe_records(report),
         ledger=prose.to_html(ledger, "ledger-") if ledger else None,

@@ -50,6 +50,7 @@ def _render(template: str, escape: Any, report: Report, drawings: Sequence[Drawi
             drawings=drawings,
             audit=audit,
             audit_summary=summarise_audit(audit),
+            summarise=summarise_audit,
             records=describe_records(report),
             **more,
         )

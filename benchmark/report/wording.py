@@ -11,9 +11,11 @@ LEAD = (
 NOT_RUN = "Not run yet: these numbers are the printed and published ones."
 LEGEND = (
     "In each cell the measured mean ± the standard deviation over the n runs (seeds) behind it, of the last epoch; "
-    "below it, in italics, the number printed in the paper or published elsewhere, and in brackets how far the "
-    "measured one is from it, where the two may be compared. The best measured number of a column is bold, the second "
-    "underlined."
+    "below it, in italics, numbers that were not measured here: printed ones, published† ones (by the method's own "
+    "authors, or as a later paper quotes them) and those reproduced elsewhere‡, with their runs and epoch in a "
+    "footnote; in brackets how far the measured one is from a printed one, where the two may be compared. The best "
+    "measured number of a column is bold, the second underlined. Δ, in tables that have it, is the gain over the own "
+    "baseline."
 )
 DIFFERENCES = (
     "Differences are taken at each seed before anything is averaged, because runs of one seed share their batches and "
@@ -26,6 +28,11 @@ COST = (
 AUDIT = (
     "Every quantitative claim of the paper's text, and what its tables take for granted, held against these tables, "
     "against what others published, and against our runs. Verdicts are computed."
+)
+
+COURT = (
+    "Sentences that the authors of other methods print about their own results, each with the page that it was read "
+    "on, held against their own tables, against what was published since, and against our runs, by the same rules."
 )
 
 
