@@ -28,7 +28,7 @@ from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training.callbacks import LogFn, Progress, ProgressCallback, StopFn
 from benchmark.training.checkpoint import cohort_folder, resume_folders
-from benchmark.training.cost import step_cost
+from benchmark.training.cost import run_cost
 from benchmark.training.evaluation import BATCH_SIZE, Evaluation
 from benchmark.training.failures import RunsFailed, log_failure
 from benchmark.training.inputs import (
@@ -292,29 +292,18 @@ class Cohort:
         self.learners.remove(learner)
         if not self.group.is_main:
             return
+        dataset = self.data.dataset
         result: dict[str, Any] = {
             "status": "finished",
             "epochs": learner.figures,
             "final": learner.figures[-1],
-            "cost": self._cost(learner),
+            "cost": run_cost(learner.run, dataset.num_classes, dataset.image_size, self.data.train.labels),
         }
         measured = [figures for figures in learner.figures if "top1" in figures]
         if measured:
             result["best_on_test"] = max(measured, key=lambda figures: figures["top1"])
         result["provenance"] = self._provenance(learner)
         self.store.finish(learner.run, result, learner.weights())
-
-    def _cost(self, learner: Learner) -> dict[str, int]:
-        images, dataset = len(self.data.train), self.data.dataset
-        cost = step_cost(learner.run, dataset.num_classes, dataset.image_size, self.data.train.labels)
-        return {
-            "images": images,
-            "image_size": dataset.image_size,
-            "parameters": cost.parameters,
-            "parameters_in_training": cost.parameters_in_training,
-            "multiply_adds": cost.multiply_adds,
-            "training_multiply_adds": cost.training_multiply_adds * images * learner.epochs,
-        }
 
     def _provenance(self, learner: Learner) -> dict[str, Any]:
         made = provenance(self.settings.command, self.device) | {

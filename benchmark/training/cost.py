@@ -89,3 +89,16 @@ def step_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> St
             alone = (parameters(predictor), multiply_adds(predictor, torch.empty(1, 3, image_size, image_size)))
         _known[key] = StepCost(alone[0], learning, alone[1], probe.multiply_adds())
     return _known[key]
+
+
+def run_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> dict[str, int]:
+    """Count what training a whole run costs, as its record says; labels: see `step_cost`."""
+    cost = step_cost(run, num_classes, image_size, labels)
+    return {
+        "images": len(labels),
+        "image_size": image_size,
+        "parameters": cost.parameters,
+        "parameters_in_training": cost.parameters_in_training,
+        "multiply_adds": cost.multiply_adds,
+        "training_multiply_adds": cost.training_multiply_adds * len(labels) * run.schedule.epochs,
+    }
