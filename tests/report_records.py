@@ -16,6 +16,7 @@ from benchmark.core.spec import Run
 from benchmark.planning.request import RunFactory, collect_dependencies
 from benchmark.planning.tables import plan_table
 from benchmark.plugins.registry import method_class
+from benchmark.report.table import ReportCell, ReportTable
 from benchmark.results.store import Store
 from tables.specification import load_table
 
@@ -131,3 +132,9 @@ def failed(root: Path, run: Run, reason: str = "loss not finite at epoch 3, step
     record = {"status": "failed", "reason": reason, "failed_at": {"epoch": 3, "step": 17}, "epochs": []}
     store.finish(run, {**record, "provenance": provenance}, {})
     return store.folder(run)
+
+
+def column(listing: ReportTable, title: str) -> dict[str, ReportCell]:
+    """What stands in a column, by the name of the row."""
+    place = [heading.name for heading in listing.headings].index(title)
+    return {row[0].text: row[place] for row in listing.rows}
