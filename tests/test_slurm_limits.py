@@ -67,17 +67,17 @@ def running() -> Iterator[Cluster]:
 def test_what_there_is_no_room_for_is_submitted_by_the_jobs_themselves_as_they_end(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    plan = planned(tmp_path, seeds=4)
+    plan = planned(tmp_path, seeds=3)
     sweep = plan.sweep(PROFILE.replace(max_submitted=3, submit_from_jobs=True))
     tended = reconcile(sweep)
     assert tended is not None
-    assert tended.waiting == 2
+    assert tended.waiting == 1
     # From here on no command looks after it.
     bring_home(sweep, tends=False)
-    assert endings(sweep) == ["done"] * 4, logs(sweep)
+    assert endings(sweep) == ["done"] * 3, logs(sweep)
     sizes = [len(submission.jobs) for submission in sweep.journal.read_submissions() if not submission.keeper]
     assert max(sizes) <= 2
-    assert sum(sizes) == 4
+    assert sum(sizes) == 3
     assert_equal_to_undisturbed(plan)
 
 
