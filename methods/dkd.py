@@ -90,15 +90,6 @@ def decoupled_losses(student_logits: Tensor, teacher_logits: Tensor, step: Step,
     )
 
 
-class DKDOptions(WarmUpOptions):
-    """Options of both forms of DKD."""
-
-    ce_weight: float = Field(1.0, ge=0, description="weight of the cross entropy with the labels, from the start")
-    alpha: float = Field(1.0, ge=0, description="weight of the label's class, T^2 included")
-    beta: float = Field(8.0, ge=0, description="weight of the other classes, T^2 included")
-    temperature: float = Field(4.0, gt=0, description="temperature T of both")
-
-
 class DKD(Method):
     """The divergence of KD in two parts: how sure the teacher is of the label, and how it ranks the other classes.
 
@@ -133,8 +124,11 @@ class DKD(Method):
         "epoch reported": ("not read", "best on test", "last"),
     }
 
-    class Options(DKDOptions):
-        pass
+    class Options(WarmUpOptions):
+        ce_weight: float = Field(1.0, ge=0, description="weight of the cross entropy with the labels, from the start")
+        alpha: float = Field(1.0, ge=0, description="weight of the label's class, T^2 included")
+        beta: float = Field(8.0, ge=0, description="weight of the other classes, T^2 included")
+        temperature: float = Field(4.0, gt=0, description="temperature T of both")
 
     options: Options
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from benchmark.method import ContractError, Method, MethodOptions, Outputs, Step, full_precision
+from benchmark.method import ContractError, MethodOptions, Outputs, Step, full_precision
 from methods.at import pool_to_height
 from methods.baseline import label_loss
-from methods.dkd import DKD, DKDOptions, WarmUpOptions, decoupled_by_row, warmup_factor
-from methods.kd import divergence_by_row
-from methods.nkd import normalised_by_row
+from methods.dkd import DKD, WarmUpOptions, decoupled_by_row, warmup_factor
+from methods.kd import KD, divergence_by_row
+from methods.nkd import NKD, normalised_by_row
 
 PAPER = "Wei et al., Scaled Decoupled Distillation, CVPR 2024"
 FINEST = 4
@@ -82,6 +82,17 @@ def all_regions(step: Step, student: Outputs, options: RegionOptions, by_row: By
     return step.over_images(lambda labels, _: region_loss(own, other, labels, by_row, options.complementary_weight))
 
 
+class _CutGradient:
+    """What all forms of SDD share beside their options."""
+
+    options: RegionOptions
+
+    @property
+    def longest_gradient(self) -> float | None:
+        """The length that a step's gradient is cut to, as the options say; None: it is not cut."""
+        return self.options.clip_norm or None
+
+
 DIFFERENCES = {
     "regions": (
         "not read",
@@ -96,12 +107,12 @@ FEW_REGIONS: dict[tuple[str, str], dict[str, Scales]] = {
     ("ResNet32x4", "ResNet8x4"): {"scales": "1+2"},
     ("VGG13", "VGG8"): {"scales": "1+2"},
 }
-SETTINGS_OF_DKD = {
+SETTINGS_OF_DKD: dict[tuple[str, str], Mapping[str, Any]] = {
     pair: {**DKD.pair_options.get(pair, {}), **FEW_REGIONS.get(pair, {})} for pair in (*DKD.pair_options, *FEW_REGIONS)
 }
 
 
-class SDDKD(Method):
+class SDDKD(_CutGradient, KD):
     """KD of every region's logits, with more weight where a region and the whole disagree.
 
     Wei, Luo and Luo, "Scaled Decoupled Distillation", CVPR 2024, section 3.
@@ -111,27 +122,16 @@ class SDDKD(Method):
     paper = PAPER
     equation = "L = 0.1 CE + 0.9 mean over regions of w T² KL(teacher, student), w = 1 or 2, T = 4 (section 3)"
     golden = "sdd"
-    needs_teacher = True
     pair_options: ClassVar = FEW_REGIONS
     differences: ClassVar = {
         **DIFFERENCES,
         "warm-up": ("not read", "none, though the scripts' comments have one", "none"),
     }
 
-    class Options(RegionOptions):
-        ce_weight: float = Field(0.1, ge=0, description="weight of the cross entropy with the labels")
-        kd_weight: float = Field(0.9, ge=0, description="weight of the regions' divergence, T^2 included")
-        temperature: float = Field(4.0, gt=0, description="temperature T of the regions' logits")
+    class Options(KD.Options, RegionOptions):
+        pass
 
     options: Options
-
-    @property
-    def weights(self) -> dict[str, float]:
-        return {"ce": self.options.ce_weight, "regions": self.options.kd_weight}
-
-    @property
-    def longest_gradient(self) -> float | None:
-        return self.options.clip_norm or None
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         student = step.student("plain")
@@ -139,13 +139,11 @@ class SDDKD(Method):
         def by_row(own: Tensor, other: Tensor, _: Tensor) -> Tensor:
             return divergence_by_row(own, other, self.options.temperature)
 
-        return {
-            "ce": label_loss(student.logits, step),
-            "regions": all_regions(step, student, self.options, by_row),
-        }
+        terms = {"ce": label_loss(student.logits, step)}
+        return terms | {"kd": all_regions(step, student, self.options, by_row)} if self.options.kd_weight else terms
 
 
-class SDDDKD(Method):
+class SDDDKD(_CutGradient, DKD):
     """DKD of every region's logits, with more weight where a region and the whole disagree.
 
     Wei, Luo and Luo, "Scaled Decoupled Distillation", CVPR 2024, section 3, with the loss of DKD.
@@ -155,25 +153,16 @@ class SDDDKD(Method):
     paper = PAPER
     equation = "L = CE + mean over regions of w DKD, w = 1 or 2, with DKD's warm-up (section 3)"
     golden = "sdd"
-    needs_teacher = True
     pair_options: ClassVar = SETTINGS_OF_DKD
     differences: ClassVar = {
         **DIFFERENCES,
         "warm-up": ("not read", "20 epochs of any schedule", "20 of 240 epochs (as DKD)"),
     }
 
-    class Options(DKDOptions, RegionOptions):
+    class Options(DKD.Options, RegionOptions):
         pass
 
     options: Options
-
-    @property
-    def weights(self) -> dict[str, float]:
-        return {"ce": self.options.ce_weight, "target": self.options.alpha, "others": self.options.beta}
-
-    @property
-    def longest_gradient(self) -> float | None:
-        return self.options.clip_norm or None
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         student = step.student("plain")
@@ -186,7 +175,7 @@ class SDDDKD(Method):
         return {"ce": label_loss(student.logits, step), "target": target, "others": others}
 
 
-class SDDNKD(Method):
+class SDDNKD(_CutGradient, NKD):
     """NKD of every region's logits, with more weight where a region and the whole disagree.
 
     Wei, Luo and Luo, "Scaled Decoupled Distillation", CVPR 2024, section 3, with the loss of NKD.
@@ -196,13 +185,13 @@ class SDDNKD(Method):
     paper = PAPER
     equation = "L = CE + mean over regions of w NKD, w = 1 or 2, T = 4, with DKD's warm-up (section 3)"
     golden = "sdd"
-    needs_teacher = True
     pair_options: ClassVar = {
         pair: {"others_weight" if name == "beta" else name: value for name, value in options.items()}
         for pair, options in SETTINGS_OF_DKD.items()
     }
     differences: ClassVar = {
-        **SDDDKD.differences,
+        **DIFFERENCES,
+        "warm-up": SDDDKD.differences["warm-up"],
         "the other classes": (
             "NKD's",
             "the mask that should remove the label keeps it: a slip",
@@ -211,23 +200,12 @@ class SDDNKD(Method):
         "settings": ("not read", "T and gamma are DKD's T and beta", "as the code"),
     }
 
-    class Options(WarmUpOptions, RegionOptions):
-        ce_weight: float = Field(1.0, ge=0, description="weight of the cross entropy with the labels, from the start")
-        target_weight: float = Field(1.0, ge=0, description="weight of the label's class")
+    class Options(NKD.Options, WarmUpOptions, RegionOptions):
         others_weight: float = Field(8.0, ge=0, description="weight gamma of the other classes, T^2 included")
         temperature: float = Field(4.0, gt=0, description="temperature T of the other classes")
         label_kept: bool = Field(True, description="the label is among the other classes, as in the public code")
 
     options: Options
-
-    @property
-    def weights(self) -> dict[str, float]:
-        options = self.options
-        return {"ce": options.ce_weight, "target": options.target_weight, "others": options.others_weight}
-
-    @property
-    def longest_gradient(self) -> float | None:
-        return self.options.clip_norm or None
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         student, options = step.student("plain"), self.options

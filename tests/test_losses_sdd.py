@@ -141,7 +141,7 @@ def test_the_whole_map_has_the_networks_own_logits() -> None:
 def test_weights_and_the_gradients_length_are_the_published_ones() -> None:
     outputs = outputs_of(torch.zeros(2, 3))
     context = stub_context(*(shape_from(name, outputs) for name in ("student", "teacher")))
-    assert SDDKD(context, SDDKD.Options()).weights == {"ce": 0.1, "regions": 0.9}
+    assert SDDKD(context, SDDKD.Options()).weights == {"ce": 0.1, "kd": 0.9}
     assert SDDDKD(context, SDDDKD.Options()).weights == {"ce": 1, "target": 1, "others": 8}
     assert SDDNKD(context, SDDNKD.Options()).weights == {"ce": 1, "target": 1, "others": 8}
     assert SDDKD(context, SDDKD.Options()).longest_gradient == 40
