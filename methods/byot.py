@@ -72,6 +72,19 @@ class SeparableBlock(nn.Module):
         return cast(Tensor, self.op(maps))
 
 
+def upsample(maps: Tensor, height: int, width: int) -> Tensor:
+    """Enlarge maps [batch, channels, h, w] to [batch, channels, height, width], bilinear between the pixels' centres.
+
+    Two products with matrices, since the gradient of torch's own form has no fixed order of summation on CUDA.
+    """
+
+    def weights(before: int, after: int) -> Tensor:
+        pixels = torch.eye(before, dtype=maps.dtype, device=maps.device)[None]
+        return F.interpolate(pixels, size=after, mode="linear", align_corners=False)[0]
+
+    return weights(maps.shape[2], height).T @ maps @ weights(maps.shape[3], width)
+
+
 class AttentiveBranch(nn.Module):
     """The author's branch: the map times an attention map, then a block for each later stage, then a mean.
 
@@ -90,8 +103,7 @@ class AttentiveBranch(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Features [batch, width] of a map [batch, channels, height, width]."""
-        size = maps.shape[-2:]
-        attention = F.interpolate(self.attention(maps), size=size, mode="bilinear", align_corners=False).sigmoid()
+        attention = upsample(self.attention(maps), *maps.shape[-2:]).sigmoid()
         return cast(Tensor, self.scala(maps * attention).mean((2, 3)))
 
 
