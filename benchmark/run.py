@@ -92,7 +92,7 @@ def main(
         typer.Option(help="Train seeds until this claim is decided: 'LSSKD > SSKD' (docs/deciding.md)."),
     ] = None,
     max_seeds: Annotated[
-        int | None, typer.Option(min=FIRST, max=1000, help=f"With --until-decided: seeds at most. [{MOST_SEEDS}]")
+        int | None, typer.Option(min=FIRST, max=100, help=f"With --until-decided: seeds at most. [{MOST_SEEDS}]")
     ] = None,
     epochs: Epochs = None,
     augment: Annotated[

@@ -20,18 +20,26 @@ from benchmark.core.spec import Run
 from benchmark.decisions.cells import PlannedCells, list_cells
 from benchmark.decisions.claim import Subject, parse_claims
 from benchmark.decisions.decide import list_pairing_gaps
+from benchmark.decisions.render import write_decisions
 from benchmark.decisions.rounds import DecisionSweep
 from benchmark.decisions.simulation import draw_differences, simulate, simulate_students
 from benchmark.execution.executor import ExecutionPlan, Executor
 from benchmark.execution.scheduler import ExecutionSummary
 from benchmark.planning.request import RunGroup
 from benchmark.planning.tables import plan_table
+from benchmark.report.decisions import read_decisions
 from benchmark.results.store import Store
 from benchmark.targets import TableTarget
 from benchmark.training.settings import TrainSettings
 from tables.specification import Column, Row, Table
 from tests import engine
-from tests.commands import arguments, records_in, run_here, small_dataset, small_table
+from tests.commands import arguments, records_in, run_command, run_here, small_dataset, small_table
+from tests.devcluster import Cluster
+from tests.slurm_cluster import cluster
+from tests.slurm_sweeps import at_cluster
+
+__all__ = ["cluster"]
+"""A fixture."""
 
 TABLE = Table(
     name="t",
@@ -358,6 +366,40 @@ def test_a_command_trains_until_it_is_decided_and_goes_on_where_it_ended(folder:
     page = (folder / "reports" / "index.html").read_text(encoding="utf-8")
     assert "<h2>Decisions</h2>" in page
     assert f"{four['summary']}." in html.unescape(page)
+
+
+def test_a_report_lists_what_sweeps_decided_and_leaves_other_files_out(tmp_path: Path) -> None:
+    records = Records({"wide": CLEAR, "narrow": NOISY})
+    sweep = sweep_of("KD > Baseline + 0.5")
+    train(sweep, FakeExecutor(records))
+    report = sweep.make_report(sweep.judge(cast(Store, records)), "table_t_test")
+    path = write_decisions(report, tmp_path)
+    (tmp_path / "decision_table_x.json").write_text('{"claim": "A > B"}')
+    (decided,), (refused,) = read_decisions(tmp_path)
+    assert decided.report == report
+    assert path.name == report.file_name
+    assert refused.startswith("decision_table_x.json is no file of decisions")
+    assert [line[5].text for line in decided.listing.rows] == ["holds", "not decided"]
+    assert decided.listing.rows[0][1].below == "margin +0.50"
+
+
+@pytest.mark.slow
+def test_a_cluster_trains_a_sweep_for_each_round(folder: Path, cluster: Cluster) -> None:
+    (folder / "cluster.toml").write_text("gpus = 0\ncpus = 1\ntime = 30\n")
+    place = folder / "cluster"
+    command = arguments(
+        folder / "small.toml", place, "--until-decided", "KD > Baseline", "--max-seeds", "4", "--executor", "slurm",
+        "--profile", str(folder / "cluster.toml"), epochs=1,
+    )  # fmt: skip
+    del command[command.index("--workers") : command.index("--workers") + 2]
+    with at_cluster(cluster):
+        left = run_command(*command, "--no-wait")
+        assert "The sweep goes on without this command" in left.stdout
+        ended = run_command(*command)
+    assert ended.returncode == 0, ended.stdout
+    assert "round of seed 3 in 1 column" in ended.stdout
+    assert len(list((place / "runs" / "sweeps").iterdir())) == 2
+    assert len(records_in(place)) == 1 + 2 * 4
 
 
 @pytest.mark.parametrize(

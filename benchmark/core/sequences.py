@@ -26,7 +26,6 @@ m = 3 the right side is 1 - x^3 with x = a / sqrt(2 + a^2), so that no equation 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 from benchmark.core.statistics import EQUAL, LEAST, LEVEL
@@ -56,22 +55,18 @@ def make_intervals(values: Sequence[float], error: float = 1 - LEVEL) -> list[In
     """
     intervals: list[Interval | None] = []
     common: Interval | None = None
-    for count in range(1, len(values) + 1):
-        own = _make_interval(values[:count], error)
-        if own is not None and common is not None:
-            both = max(own[0], common[0]), min(own[1], common[1])
+    mean = squares = 0.0
+    for count, value in enumerate(values, 1):
+        # Welford's updates of the mean and of the sum of squared deviations from it.
+        before, mean = mean, mean + (value - mean) / count
+        squares += (value - before) * (value - mean)
+        if count >= FIRST and (std := math.sqrt(squares / (count - 1))) >= EQUAL:
+            reach = compute_reach(count, error) * std
+            own = mean - reach, mean + reach
+            both = (max(own[0], common[0]), min(own[1], common[1])) if common else own
             common = both if both[0] <= both[1] else own
-        else:
-            common = own or common
         intervals.append(common)
     return intervals
-
-
-def _make_interval(values: Sequence[float], error: float) -> Interval | None:
-    if len(values) < FIRST or (std := statistics.stdev(values)) < EQUAL:
-        return None
-    mean, reach = statistics.fmean(values), compute_reach(len(values), error) * std
-    return mean - reach, mean + reach
 
 
 def count_until(values: Sequence[float], margin: float, error: float = 1 - LEVEL) -> int | None:

@@ -67,6 +67,10 @@ class DecisionSweep:
     retry_failed: bool = False
     _done: set[int] = field(default_factory=set, init=False)
     """The first seeds of the rounds that this command has trained."""
+    _begin: int = field(default=0, init=False)
+    """The first seed of the latest round that had something to train; those before it are done."""
+    _finished: dict[str, Record] = field(default_factory=dict, init=False)
+    """What was read of the records of finished runs, by digest."""
 
     def __post_init__(self) -> None:
         self.comparisons = sum(len(cells.list_units(claim)) for claim, cells in self.subjects)
@@ -79,11 +83,16 @@ class DecisionSweep:
         """
 
         def find(run: Run) -> Record | None:
+            if run.digest in self._finished:
+                return self._finished[run.digest]
             try:
-                return store.record(run)
+                record = store.record(run)
             except CorruptRun:
                 # It is put aside, and the run trained again, by what trains and renders.
                 return None
+            if record is not None and record["status"] == "finished":
+                self._finished[run.digest] = {"status": record["status"], "final": record["final"]}
+            return record
 
         return [
             decision
@@ -96,10 +105,13 @@ class DecisionSweep:
     def find_round(self, store: Store) -> Round | None:
         """The first round that has something to train; None where all is decided or all seeds are spent."""
         for seeds in self._list_rounds():
+            if seeds[0] < self._begin:
+                continue
             chosen = self._select(seeds, self.judge(store, seeds[0]))
             if not chosen.columns:
                 return None
             if seeds[0] not in self._done and store.missing(chosen.runs, self.retry_failed):
+                self._begin = seeds[0]
                 return chosen
         return None
 
