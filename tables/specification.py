@@ -86,7 +86,7 @@ class Published(FrozenModel):
 
     printed: whether the table's own paper prints them too (for teachers, which are no rows); runs, epoch: how many are
     behind a number and which epoch it is of, None where the source does not say; lineage: whose teachers they had;
-    baseline: the lineage's student without distillation.
+    baseline: the lineage's student without distillation; note: a remark on the numbers.
     """
 
     source: Name
@@ -97,6 +97,7 @@ class Published(FrozenModel):
     epoch: Epoch | None = None
     lineage: str = ""
     baseline: Percentages = ()
+    note: str = ""
 
 
 class Row(FrozenModel):
@@ -293,10 +294,10 @@ def _find_numbers(literature: Literature, row: str, tier: Tier, columns: Sequenc
     if entry is None or not set(columns) & entry.numbers.keys():
         return None
     quoted = "quoted by " if entry.kind == "quoted by a later paper" else ""
-    note = f"; {entry.note}" if entry.note else ""
     baseline = literature.baseline(entry.lineage)
     return Published(
-        source=f"{quoted}{entry.source}{note}",
+        source=f"{quoted}{entry.source}",
+        note=entry.note,
         mean=tuple(entry.numbers.get(column, math.nan) for column in columns),
         runs=entry.n,
         epoch=entry.epoch,

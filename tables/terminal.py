@@ -198,7 +198,8 @@ def _legend(page: Page, seeds: str) -> str:
     spread = " \N{PLUS-MINUS SIGN} standard deviation" if any(entry.std for entry in page.entries) else ""
     others = any(entry.seeds not in ("", seeds) for entry in page.entries)
     usual = f", {seeds}{' unless a cell says otherwise' if others else ''}" if seeds else ""
-    tiers = " and ".join(f"{NAMES[tier]}{SIGNS[tier]}" for tier in page.tiers)
+    names = [f"{NAMES[tier]}{SIGNS[tier]}" for tier in page.tiers]
+    tiers = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
     measured = f"Measured {plain(page.metric)}{spread}, last epoch{usual}"
     sentences = [f"{measured}, over {tiers}." if tiers else f"{measured}."]
     if page.has_gains:

@@ -347,7 +347,8 @@ def _references(
         tier = "printed" if published.printed else tier
         std = get_number(published.std, position)
         lineage = f"; teachers and baseline of {published.lineage}" if published.lineage else ""
-        origin = f"{published.source}; {describe_origin(published.runs, published.epoch)}{lineage}"
+        note = f"; {published.note}" if published.note else ""
+        origin = f"{published.source}{note}; {describe_origin(published.runs, published.epoch)}{lineage}"
         yield PageReference(
             tier,
             f"{mean:.2f}",

@@ -432,7 +432,7 @@ def test_every_format_has_every_gain_and_says_what_it_is() -> None:
     text = terminal(shown, 100)
     assert all(number in text for number in ("78.67±9.81 Δ+2.50", "76.89 Δ+3.32", "76.00†", "75.50‡"))
     assert "Δ: gain over the own baseline." in text
-    assert "over printed and published† and reproduced elsewhere‡" in " ".join(text.split())
+    assert "over printed, published† and reproduced elsewhere‡" in " ".join(text.split())
     for page in (to_markdown(shown), to_latex(shown)):
         assert "the gain over the own baseline, in percentage points" in page
         assert "n=3, best epoch on test" in page

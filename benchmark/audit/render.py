@@ -89,7 +89,8 @@ def describe_tiers(audit: Audit) -> str:
     origins: dict[Tier, str] = {"printed": audit.printed_origin, "measured": f"n as shown, {MEASURED_EPOCH}"}
     words = (f"{NAMES[tier]}: {meaning}" for tier, meaning in TIERS.items())
     known = zip(TIERS, words, strict=True)
-    return "; ".join(f"{text} ({origins[tier]})" if origins.get(tier) else text for tier, text in known)
+    listed = "; ".join(f"{text} ({origins[tier]})" if origins.get(tier) else text for tier, text in known)
+    return f"Tiers of numbers: {listed}"
 
 
 def describe_origins(answer: Answer) -> str:

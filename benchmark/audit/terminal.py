@@ -70,9 +70,9 @@ def _grid(audit: Audit) -> Grid:
     grid.add_column("claim", width=longest, overflow="fold")
     for heading, ratio in (
         ("the text says", 6),
-        ("printed", 8),
-        ("published; reproduced elsewhere", 6),
-        ("measured here", 6),
+        ("printed", 7),
+        ("published; reproduced elsewhere", 8),
+        ("measured here", 5),
     ):
         grid.add_column(heading, ratio=ratio, overflow="fold")
     grid.add_column("verdict: text / runs", min_width=18)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from benchmark.audit.expressions import OF_TABLES, SOURCES, Expression, Reference, find_references, format_title
 from benchmark.core.errors import UserError
-from benchmark.core.text import format_signed
+from benchmark.core.text import format_minus, format_signed
 
 MOST_COLUMNS_OF_SUBSETS = 16
 """All subsets of so many columns, 2 to this power, are few enough to try."""
@@ -242,8 +242,10 @@ class _Evaluator:
         def compared(a: Any, b: Any, column: str = "") -> bool:
             holds = (a == b) == (sign == "==") if isinstance(a, str) else compare(a, b)
             texts = [_named(left, a, column), _named(right, b, column)]
-            if column and not (_is_plain(left) and _is_plain(right)):
-                texts = [f"{column}: {a:.2f}", f"{b:.2f}"]
+            if not isinstance(a, str) and not (_is_plain(left) and _is_plain(right)):
+                # What a formula computes has no short name; the claim says in words what it is.
+                numbers = [format_minus(f"{value:.2f}") for value in (a, b)]
+                texts = [f"{column}: {numbers[0]}" if column else numbers[0], numbers[1]]
             if _printed_of(right) == ast.unparse(left):
                 texts[1] = f"{b:.2f} as printed"
             self.steps.append(ReasoningStep(f" {_SIGNS[sign] if holds else _OPPOSITES[sign]} ".join(texts), holds))
