@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.method.contract import Method, Outputs
+from benchmark.training.cost import StepProbe
 from methods.dkd import decoupled_by_row
 from methods.kd import divergence_by_row
 from methods.nkd import normalised_by_row
 from methods.sdd import SDDDKD, SDDKD, SDDNKD, pool_regions, region_logits, region_loss, region_weights
+from tests import engine
 from tests.golden_networks import StagedNetwork, assert_state, optimiser_of
 from tests.support import (
     Case,
@@ -136,6 +138,23 @@ def test_the_whole_map_has_the_networks_own_logits() -> None:
     regions = region_logits(outputs, "1+2+4")
     assert regions.shape == (2, 21, 10)
     assert_close(regions[:, 0], outputs.logits)
+
+
+@pytest.mark.parametrize(("clip_norm", "cut"), [(1e-3, True), (0.0, False)])
+def test_a_training_step_cuts_the_gradient(clip_norm: float, cut: bool) -> None:
+    run = engine.run_of("SDD-KD", options={"SDD-KD": {"clip_norm": clip_norm}})
+    probe = StepProbe(run, 10, 8, torch.arange(40) % 10)
+    assert probe.teacher is not None
+    lengths: list[float] = []
+
+    def measure(*_: object) -> None:
+        gradients = [weight.grad for weight in probe.learner.parameters if weight.grad is not None]
+        lengths.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+
+    probe.learner.optimizer.register_step_pre_hook(measure)
+    probe.learner.step(probe.batch, probe.teacher.on(probe.batch), 0, 0)
+    assert (lengths == [pytest.approx(1e-3, rel=1e-2)]) == cut
+    assert (lengths[0] > 0.1) != cut
 
 
 def test_weights_and_the_gradients_length_are_the_published_ones() -> None:
