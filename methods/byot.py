@@ -103,8 +103,13 @@ class AttentiveBranch(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Features [batch, width] of a map [batch, channels, height, width]."""
-        attention = upsample(self.attention(maps), *maps.shape[-2:]).sigmoid()
-        return cast(Tensor, self.scala(maps * attention).mean((2, 3)))
+        attention, size = self.attention(maps), maps.shape[-2:]
+        if self.training:
+            attention = upsample(attention, *size)
+        else:
+            # Without a gradient torch's own form will do, and an exported file can hold it.
+            attention = F.interpolate(attention, size=size, mode="bilinear", align_corners=False)
+        return cast(Tensor, self.scala(maps * attention.sigmoid()).mean((2, 3)))
 
 
 class BottleneckBranch(nn.Sequential):

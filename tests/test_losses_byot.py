@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from methods.byot import (
     Shallow,
     masked_square,
     softened_cross_entropy,
+    upsample,
     whole_distance,
 )
 from tests.golden_networks import StagedNetwork, assert_state, optimiser_of
@@ -220,6 +222,13 @@ def test_the_defaults_are_those_of_the_reading() -> None:
     assert bare_method(10).weights == pytest.approx({"ce": 1.0, "shallow_ce": 0.7, "kd": 0.3, "feature": 0.03})
     third = bare_method(10, reading="third_party").weights
     assert third == pytest.approx({"ce": 0.9, "shallow_ce": 0.9, "kd": 0.9, "feature": 1e-6})
+
+
+@pytest.mark.parametrize("size", [2, 4, 5, 8])
+def test_both_ways_to_enlarge_a_map_give_the_same_numbers(size: int) -> None:
+    maps = torch.rand(2, 3, (size + 1) // 2, (size + 1) // 2, dtype=torch.float64)
+    expected = F.interpolate(maps, size=(size, size), mode="bilinear", align_corners=False)
+    assert_close(upsample(maps, size, size), expected)
 
 
 def test_equal_features_get_no_gradient() -> None:
