@@ -61,7 +61,8 @@ def describe_decision(decision: Decision) -> str:
         return f"{where}: no seed has all of it yet"
     interval = format_interval(decision) or "no interval"
     verdict = "go on" if decision.is_open else decision.verdict
-    return f"{where} {format_signed(decision.mean)} {interval} at {counted(decision.n, 'seed')}: {verdict}"
+    against = f" against {format_signed(decision.margin)}" if decision.margin else ""
+    return f"{where} {format_signed(decision.mean)} {interval}{against} at {counted(decision.n, 'seed')}: {verdict}"
 
 
 def describe_difference(decisions: Sequence[Decision]) -> str:

@@ -164,7 +164,10 @@ class DecisionSweep:
         return ExecutionSummary.merge(summaries)
 
     def print_plan(self, executor: Executor, plan: ExecutionPlan, store: Store, console: Console) -> None:
-        """Print what the next round would train and the most that all rounds can cost."""
+        """Print what the seeds say so far, what the next round would train and the most that all rounds can cost."""
+        for decision in self.judge(store):
+            if decision.n:
+                console.print(Text(describe_decision(decision)), soft_wrap=True)
         chosen = self.find_round(store)
         if chosen is None:
             console.print("Nothing is to be trained: every column is decided, or has all its seeds.")
