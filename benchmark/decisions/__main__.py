@@ -35,7 +35,14 @@ def main(
     console = Console()
     console.print(f"{sweeps:,} sweeps a line, at most {max_seeds} seeds, intervals at {LEVEL:.0%}", highlight=False)
     screen = Table(
-        "mean difference", "interval missed", "decided", "wrongly", "seeds", "t once", box=None, pad_edge=False
+        "mean difference",
+        "interval missed",
+        "decided",
+        "wrongly",
+        "seeds",
+        f"t at {max_seeds} only",
+        box=None,
+        pad_edge=False,
     )
     for effect in EFFECTS:
         differences = draw_differences("normal", effect, sweeps, max_seeds)
