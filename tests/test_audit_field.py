@@ -16,6 +16,7 @@ from benchmark.core.errors import UserError
 from tables.literature import Literature
 from tests.audits import SHIPPED, ahead_by, audited, finding, measured, with_printed
 
+ROOT = Path(__file__).parents[1]
 PAPERS = load_papers()
 PAIRS = [column.name for column in SHIPPED.loaded["challengers"].columns]
 
@@ -229,3 +230,25 @@ def test_claims_are_chosen_by_id_among_all_papers_and_every_paper_has_files_of_i
     assert "(audit_part_pskd.md)" in (tmp_path / "audit_part.md").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="unknown claim 'pskd-calibratio'; nearest: pskd-calibration"):
         load_papers(["pskd-calibratio"])
+
+
+def test_the_page_on_the_audit_says_what_comes_out() -> None:
+    page = " ".join((ROOT / "docs" / "audit.md").read_text(encoding="utf-8").split())
+    audit = make_court(PAPERS)
+    found = {entry.claim.id: entry for one in (audit, *audit.court) for entry in one.findings}
+    first, second, own = (part.text.split() for part in found["largest-gain"].published.parts[:3])
+    others = {other.says: other.text for other in found["margins-above-inflation"].others}
+    reruns = {other.says: other.text for other in found["kd-imagenet-number"].others}
+    said = [
+        f"above it in {found['best-published'].published.text.split()[3]} of 6 pairs",
+        f"third ({own[2]}), after {first[1]} ({first[2]}) and {second[1]} ({second[2]})",
+        f"{found['margins-above-inflation'].printed.value:.0f} is below the mean of 0.32",
+        f"{others['below the largest that was seen (0.92)']} are below the largest of 0.92",
+        f"+{reruns['LSSKD over the printed KD']} on paper",
+        f"and +{reruns['LSSKD over KD as it was rerun']} over the rerun",
+        f"the six pairs that could be give +{found['hsakd-average'].others[0].text}",
+        f"KD with it is {abs(found['lskd-favorable'].printed.value or 0):.2f} below DKD",
+        f"WTTM above TTM: in {found['wttm-above-ttm'].printed.text.split(' ', 3)[3].removesuffix(' columns')}",
+        f"WTTM first: in {found['wttm-best'].printed.text.split(' ', 3)[3].removesuffix(' columns')}",
+    ]
+    assert [sentence for sentence in said if sentence not in page] == []

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
+from benchmark.audit.claims import find_papers
 from benchmark.core.errors import UserError
 from benchmark.report import figures
 from benchmark.report.__main__ import app
@@ -156,6 +157,7 @@ def test_markdown_links_lead_to_what_is_written(filled) -> None:  # type: ignore
     assert not re.search(r"\n\n\n", text)
     targets = set(re.findall(r"\]\(([^)]+)\)", text))
     by_others = {"index.html", "records.csv", "records.parquet", "audit.md"}
+    by_others |= {f"audit_{paper}.md" for paper in find_papers()}
     assert {target for target in targets - by_others if not (folder / target).is_file()} == set()
     assert "table_II_paper.tex" in targets
     assert sum(token.type == "table_open" for token in MarkdownIt("commonmark").enable("table").parse(text)) >= 3
