@@ -66,20 +66,23 @@ def cancel_jobs(sweep: Sweep, wait_seconds: float) -> int:
     """
     deadline = time.monotonic() + wait_seconds
     while True:
-        arrays = set()
+        arrays, names = set(), []
         for submission in sweep.journal.read_submissions():
             array = submission.array or client.find_by_name(sweep.queue_name(submission))
             if array is None:
                 raise SchedulerError("squeue gave no answer")
             arrays |= {array} if array else set()
+            names.append(f"-{submission.token}")
         queue = client.queue(arrays)
         if queue is None:
             raise SchedulerError("squeue gave no answer")
-        if not queue:
+        # The notes may be somebody else's: a number in them counts only if the job has a name of this sweep.
+        own = [task for task, queued in queue.items() if queued.name.endswith(tuple(names))]
+        if not own:
             return 0
-        client.cancel(sorted({task.partition("_")[0] for task in queue}, key=int))
+        client.cancel(sorted({task.partition("_")[0] for task in own}, key=int))
         if time.monotonic() > deadline:
-            return len(queue)
+            return len(own)
         time.sleep(CANCEL_SECONDS)
 
 

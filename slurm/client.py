@@ -25,7 +25,7 @@ WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT",
 RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 ARRAY_LIMIT = 1001
 """SLURM's own default, used if the controller does not tell its configuration."""
-_QUEUE = "%i|%T|%r|%N"
+_QUEUE = "%i|%T|%r|%N|%j"
 
 
 class SchedulerError(Exception):
@@ -43,6 +43,7 @@ class QueuedTask:
     state: str
     reason: str
     node: str
+    name: str
 
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "srun")
@@ -109,8 +110,8 @@ def queue(arrays: Iterable[str]) -> dict[str, QueuedTask] | None:
         return {} if "Invalid job id" in str(error) else None
     tasks = {}
     for line in text.splitlines():
-        parts = line.split("|")
-        if len(parts) != 4 or not parts[0][:1].isdigit():
+        parts = line.split("|", 4)
+        if len(parts) != 5 or not parts[0][:1].isdigit():
             # Garbage: that a task is not in it means nothing.
             return None
         tasks[parts[0]] = QueuedTask(*parts)

@@ -19,6 +19,8 @@ from benchmark.core.spec import Run
 from benchmark.io.untrusted import UntrustedInputError
 from benchmark.results.owners import this_owner
 from slurm import client, status
+from slurm.cancel import cancel_jobs
+from slurm.client import QueuedTask
 from slurm.dependencies import retry
 from slurm.dispatcher import MOST_LOG_BYTES, _read_last_line
 from slurm.look import Look
@@ -161,6 +163,18 @@ def test_endings_and_submissions_of_jobs_that_the_plan_lacks_are_left_alone(swee
     (sweep.folder / "submissions" / "b.json").write_text('{"token": "b", "when": 1.0, "jobs": [-1], "array": "13"}')
     assert not Look.begin(sweep, print).open
     assert take_snapshot(sweep).counts == {"held back": 2}
+
+
+def test_only_jobs_with_a_name_of_the_sweep_are_cancelled(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    for token, array in (("0a", "12"), ("0b", "13")):
+        sweep.journal.write_submission(Submission(token=token, when=1.0, jobs=(0,), array=array))
+    named = {"12": "kd-0123abcd-0a", "13": "my other job"}
+    queue = {task: QueuedTask(task, "RUNNING", "None", "n1", name) for task, name in named.items()}
+    monkeypatch.setattr(client, "queue", lambda arrays: {task: queue[task] for task in arrays})
+    cancelled: list[str] = []
+    monkeypatch.setattr(client, "cancel", cancelled.extend)
+    assert cancel_jobs(sweep, wait_seconds=-1) == 1
+    assert cancelled == ["12"]
 
 
 def test_what_notes_say_does_not_speak_to_the_terminal(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
