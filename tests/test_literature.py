@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.core.errors import UserError
+from benchmark.plugins.registry import method_names
 from tables.literature import Publication, load_literature
 from tables.specification import load_table
 
@@ -54,6 +55,15 @@ def test_what_the_lsskd_paper_prints_is_what_table_II_prints() -> None:
     assert printed is not None
     assert tuple(printed.numbers.values()) == rows["LSSKD"].printed
     assert tuple(PUBLISHED.baseline(printed.lineage).values()) == rows["Baseline"].printed
+
+
+def test_the_challengers_share_pairs_and_printed_numbers_with_table_II() -> None:
+    second, challengers = load_table("II"), load_table("challengers")
+    assert challengers.columns == second.columns, "else they share no runs"
+    printed = {row.name: row.printed for row in challengers.rows if row.printed}
+    assert list(printed) == ["Baseline", "KD", "CRD", "SSKD", "LSSKD"]
+    assert printed == {row.name: row.printed for row in second.rows if row.name in printed}
+    assert {row.name for row in challengers.rows} <= set(method_names())
 
 
 def test_a_publication_has_a_tier_and_gains_over_its_own_lineage(tmp_path: Path) -> None:
