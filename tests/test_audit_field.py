@@ -68,6 +68,7 @@ def test_gains_are_ranked_and_the_rank_is_computed() -> None:
     assert ranking[:3] == ["1 HSSAKD* +6.07", "2 HSSAKD +4.95", "3 LSSKD +4.71"]
     assert ranking[-1] == "13 KD +2.10"
     assert (found.published.value, found.printed.value, found.paper) == (3.0, 1.0, "does not hold")
+    assert "HSSAKD*: HSAKD README; n=3, best epoch on test" in found.published.origins
     assert audited("largest-gain", claims=without(SHIPPED, "HSSAKD*")).published.value == 2.0
     assert audited("largest-gain", claims=without(SHIPPED, "HSSAKD*", "HSSAKD")).paper == "holds"
 

@@ -14,6 +14,7 @@ from benchmark.audit.values import CLOSE, NoNumber, Numbers, ReasoningStep, Row,
 from benchmark.core.errors import UserError
 from benchmark.core.statistics import PairedDifference
 from benchmark.core.text import format_minus, format_signed
+from tables.literature import STUDENT
 from tables.tiers import Tier
 from tables.view import TEACHER
 
@@ -189,8 +190,12 @@ def judge_on_paper(claim: Claim, paper: Paper, source: PaperTier) -> Answer:
 
 def _find_origins(formula: Expression, source: PaperTier, paper: Paper) -> list[str]:
     """Where the numbers of a formula come from; those of another source that it names are not among them."""
-    own = [found for found in formula.references if found.source is None and found.row not in paper.claims.own]
-    return paper.origins(source, own)
+    named = [found for found in formula.references if found.source is None and found.row not in paper.claims.own]
+    if formula.compares_rows:
+        for table in formula.table_arguments:
+            rows = paper.rivals(table, paper.source(source))
+            named += [Reference(table, row, None) for row in rows if not row.startswith(STUDENT)]
+    return paper.origins(source, named)
 
 
 def _words(claim: Claim, source: PaperTier) -> Words:
