@@ -208,7 +208,8 @@ def train(
     return Ending(losses, None, *evaluate(student, images))
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """Make the command line, which docs/methods.md names options of."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--teacher", default="ResNet20")
     parser.add_argument("--student", default="MobileNetV2")
@@ -220,7 +221,11 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, default=44)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=("suite", "public"))
-    chosen = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    chosen = make_parser().parse_args()
     torch.set_num_threads(1)
     images = load_images(chosen.size)
     teacher = train_teacher(chosen.teacher, images, chosen.teacher_steps)

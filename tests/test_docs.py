@@ -34,7 +34,7 @@ from benchmark.training.job import run_until_done
 from benchmark.tune import parse_grid
 from figures.specification import figure_names, load_figure
 from tables.specification import Column, Row, Table, load_table, table_names
-from tests import engine
+from tests import engine, plain_semckd
 from tests.documents import (
     DOCUMENTS,
     OWN_FILES,
@@ -190,6 +190,7 @@ def test_every_command_in_the_documents_is_accepted_with_its_values(example_meth
 
 def test_every_option_and_every_make_target_in_the_documents_exists() -> None:
     known = {option for module in COMMANDS for part in command_of(module).params for option in options_of(part)}
+    known |= set(plain_semckd.make_parser()._option_string_actions)
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
