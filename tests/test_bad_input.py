@@ -121,7 +121,7 @@ NETWORKS = f"allowed: {', '.join(network_names())}"
         (["--set", "KD.kd_weight=nan"], "KD: kd_weight = 'nan' is refused"),
         (["--set", "LSSKD.alpha=1.5"], "LSSKD: alpha = 1.5 is refused: input should be less than or equal to 1"),
         (["--set", "LSSKD.source=head"], "LSSKD: source = 'head' is refused: input should be"),
-        (["--set", "kd.temperature=4"], "unknown method 'kd' (did you mean 'KD'?); allowed: AB, AT, Baseline"),
+        (["--set", "kd.temperature=4"], "unknown method 'kd' (did you mean 'KD'?); allowed: AB, AT, BYOT, Baseline"),
         (["--set", "temperature=4"], "--set 'temperature=4' is not of the form METHOD.option=value"),
         (["--set", "KD.temperature"], "--set 'KD.temperature' is not of the form METHOD.option=value"),
         (["--set", "="], "--set '=' is not of the form METHOD.option=value"),

@@ -183,7 +183,7 @@ def test_the_csv_names_the_column_also_where_it_is_not_called_by_its_networks(tm
     grid = plan_table(load_table("II").at("demo"), engine.request(), [0], ["KD"])
     rows = list(csv.DictReader(io.StringIO(to_csv(make_table_result(grid, engine.request(), *store_of(tmp_path))))))
     narrow = [row for row in rows if row["column"] == "ResNet32x4>ResNet8x4" and row["row"] == "KD"]
-    assert [(row["teacher"], row["student"]) for row in narrow] == [("ResNet14", "ResNet8")]
+    assert [(row["teacher"], row["student"]) for row in narrow] == [("ResNet14", "ResNet8-x1/2")]
 
 
 def test_no_remark_of_a_method_ends_its_own_sentence() -> None:
