@@ -93,7 +93,10 @@ def test_figure_5_has_both_datasets_where_there_are_real_ones_and_the_digits_at_
 def test_figure_6_compares_branches_of_two_networks_with_small_ones_at_scale_demo() -> None:
     figure = load_figure("6")
     assert [panel.pair for panel in figure.at("paper").panels] == ["ResNet34>ResNet18", "ResNet32x4>ResNet32x4"]
-    assert [panel.pair for panel in figure.at("demo").panels] == ["ResNet18-x1/4>ResNet10-x1/4", "ResNet20>ResNet8-x1/2"]
+    assert [panel.pair for panel in figure.at("demo").panels] == [
+        "ResNet18-x1/4>ResNet10-x1/4",
+        "ResNet20>ResNet8-x1/2",
+    ]
     assert figure.methods == ("HSSAKD", "LSSKD")
     assert figure.optional_methods == ("HSSAKD-teacher",)
     assert figure.title("HSSAKD-teacher") == "HSSAKD, hard labels"
@@ -142,7 +145,10 @@ def test_a_scale_at_which_no_panel_has_a_dataset_is_refused(tmp_path: Path) -> N
 def test_on_one_dataset_a_pair_is_shown_once() -> None:
     assert [panel.title for panel in load_figure("5").on("leaves", "paper").panels] == ["CIFAR-100"]
     assert [panel.title for panel in load_figure("5").on("tiny-imagenet", "demo").panels] == ["Tiny-ImageNet"]
-    assert [panel.student for panel in load_figure("6").on("leaves", "demo").panels] == ["ResNet10-x1/4", "ResNet8-x1/2"]
+    assert [panel.student for panel in load_figure("6").on("leaves", "demo").panels] == [
+        "ResNet10-x1/4",
+        "ResNet8-x1/2",
+    ]
 
 
 def test_an_unknown_figure_is_refused_with_those_there_are() -> None:
