@@ -11,23 +11,20 @@ from pathlib import Path
 from benchmark.core.statistics import summarise
 from benchmark.io.files import write_text
 from tables.escaping import Markup, escape_latex, escape_markdown, format_pipe_table, make_environment, plain
+from tables.gains import compute_measured_gain, compute_printed_gain, compute_published_gain
 from tables.result import ABSENT, Cell, TableResult
-from tables.specification import Column, Published, Row, get_number
+from tables.specification import TEACHER, Column, Published, Row, get_number
 from tables.terminal import superscript, to_terminal
 from tables.tiers import GAIN
 from tables.view import (
     BEST_EXPLANATION,
     BEST_TITLE,
-    TEACHER,
     Marks,
     Page,
     PageCell,
     PageReference,
     PageRow,
     make_page,
-    measured_gain,
-    printed_gain,
-    published_gain,
 )
 
 __all__ = ["Cell", "TableResult", "to_csv", "to_latex", "to_markdown", "to_terminal", "write_reports"]
@@ -163,10 +160,10 @@ def _csv_fields(cell: Cell, row: Row, position: int, result: TableResult) -> dic
         "notes": "; ".join(plain(note) for note in cell.notes),
         "published_std": get_number(row.published.std, position) if row.published else None,
         "epoch": "last" if summary else None,
-        "gain": measured_gain(result, cell) if gains else None,
+        "gain": compute_measured_gain(result, cell) if gains else None,
         "printed_n": result.table.printed_runs if printed is not None else None,
         "printed_epoch": result.table.printed_epoch if printed is not None else None,
-        "printed_gain": printed_gain(result.table, row, position) if gains else None,
+        "printed_gain": compute_printed_gain(result.table, row, position) if gains else None,
         **_csv_published("published", row.published, position, gains),
         **_csv_published("reproduced", row.reproduced, position, gains),
     }
@@ -183,7 +180,7 @@ def _csv_published(tier: str, found: Published | None, position: int, gains: boo
         f"{tier}_n": found.runs,
         f"{tier}_epoch": found.epoch,
         f"{tier}_lineage": plain(found.lineage),
-        f"{tier}_gain": published_gain(found, position) if gains else None,
+        f"{tier}_gain": compute_published_gain(found, position) if gains else None,
     }
 
 

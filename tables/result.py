@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tables.specification import Table
+from tables.specification import TEACHER, Table
 
 Status = Literal["done", "partial", "failed", "not run yet", "runs when named", "not in the suite", "no teacher"]
 ABSENT: tuple[Status, ...] = ("not in the suite", "runs when named")
@@ -111,7 +111,7 @@ class TableResult:
 
     def teacher(self, column: str) -> Cell:
         """The cell of a column's teacher."""
-        return self.teachers.get(column) or Cell("Teacher", column, (), "not run yet")
+        return self.teachers.get(column) or Cell(TEACHER, column, (), "not run yet")
 
     @property
     def stem(self) -> str:

@@ -26,6 +26,8 @@ from tables.tiers import Epoch, Tier
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "tables/table_II.toml"
+TEACHER, BASELINE = "Teacher", "Baseline"
+"""The row of the teachers, and the one that gains are over."""
 DEFAULT_PROTOCOL = "lsskd"
 
 

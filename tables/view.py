@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmark.core.protocols import base_scale
-from benchmark.core.statistics import Summary, common_seeds, paired_difference, summarise
+from benchmark.core.statistics import Summary, summarise
 from benchmark.core.text import format_signed
+from tables.gains import compute_measured_gain, compute_printed_gain, compute_published_gain
 from tables.result import ABSENT, Cell, Status, TableResult
-from tables.specification import Column, Published, Row, Table, get_number
+from tables.specification import TEACHER, Column, Row, get_number
 from tables.tiers import GAIN, GAIN_MEANING, MEANINGS, NAMES, SIGNS, Tier, describe_origin
 
-TEACHER = "Teacher"
-BASELINE = "Baseline"
 BEST_TITLE = "Best epoch on the test set"
 BEST_EXPLANATION = (
     "The epoch of these was chosen by looking at the test set. They are kept apart from the numbers above, "
@@ -291,7 +290,7 @@ def describe_counts(result: TableResult, selected: Collection[tuple[str, str]] |
 def _entry(cell: Cell, rank: int, row: Row, position: int, result: TableResult, footnotes: _Footnotes) -> PageCell:
     marks = footnotes.marks(cell.notes)
     summary = summarise(cell.values) if cell.values else None
-    gain = measured_gain(result, cell) if result.table.gains else None
+    gain = compute_measured_gain(result, cell) if result.table.gains else None
     return PageCell(
         status=cell.status,
         summary=summary,
@@ -301,30 +300,6 @@ def _entry(cell: Cell, rank: int, row: Row, position: int, result: TableResult, 
         gain="" if gain is None else format_signed(gain),
         references=tuple(_references(row, position, result, summary, footnotes)),
     )
-
-
-def measured_gain(result: TableResult, cell: Cell) -> float | None:
-    """How far a cell is above Baseline in its column, a mean over the seeds that both have.
-
-    None for Baseline itself and for teachers, and where no seed is shared.
-    """
-    base = result.cell(BASELINE, cell.column).by_seed()
-    if cell.row in (BASELINE, TEACHER) or not common_seeds((cell.by_seed(), base)):
-        return None
-    return paired_difference(cell.by_seed(), base).mean
-
-
-def printed_gain(table: Table, row: Row, position: int) -> float | None:
-    """How far a row's printed number is above the printed Baseline of the same table; None where one is missing."""
-    base = next((other.printed for other in table.rows if other.name == BASELINE), ())
-    number, below = get_number(row.printed, position), get_number(base, position)
-    return None if row.name == BASELINE or number is None or below is None else number - below
-
-
-def published_gain(published: Published, position: int) -> float | None:
-    """How far a number from elsewhere is above the baseline of its own lineage; None where one is missing."""
-    number, below = get_number(published.mean, position), get_number(published.baseline, position)
-    return None if number is None or below is None else number - below
 
 
 def _references(
@@ -338,7 +313,7 @@ def _references(
     printed = get_number(row.printed, position)
     if printed is not None:
         difference = format_signed(summary.mean - printed) if result.reproduces and summary else ""
-        gain = describe_gain(printed_gain(result.table, row, position))
+        gain = describe_gain(compute_printed_gain(result.table, row, position))
         yield PageReference("printed", f"{printed:.2f}", gain=gain, difference=difference)
     for tier, published in row.from_elsewhere.items():
         mean = get_number(published.mean, position)
@@ -354,7 +329,7 @@ def _references(
             f"{mean:.2f}",
             "" if std is None else f"{std:.2f}",
             footnotes.marks([f"{NAMES[tier].capitalize()}: {origin}."]),
-            describe_gain(published_gain(published, position)),
+            describe_gain(compute_published_gain(published, position)),
         )
 
 

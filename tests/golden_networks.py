@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.network import Network, Outputs
-from tests.support import Case, assert_close
+from benchmark.method.contract import Method
+from tests.support import Case, assert_close, shape_from, stub_context, stub_step
 
 
 class Block(nn.Module):
@@ -79,3 +81,31 @@ def assert_state(case: Case, modules: Mapping[str, nn.Module], when: str = "afte
         for name, tensor in module.state_dict().items():
             if not name.endswith("num_batches_tracked"):
                 assert_close(tensor, case.expected(f"{when}{prefix}{name}"))
+
+
+def assert_staged_steps_equal(case: Case, cls: type[Method], epoch: int = 0, **options: Any) -> None:
+    """Two steps of a case's staged networks leave the public losses, weights and statistics.
+
+    Where the method cuts the gradient's length, the length before that is the public one too. epoch: of 240, from 0.
+    """
+    networks = {"student": StagedNetwork((3, 4, 5, 6)), "teacher": StagedNetwork((4, 5, 6, 8))}
+    for name, network in networks.items():
+        network.load_state_dict(case.weights(f"{name}."), strict=False)
+    student, teacher = networks["student"].train(), networks["teacher"].eval()
+    optimizer = optimiser_of(case, student)
+    for number in (1, 2):
+        images, labels = case.input(f"images_batch{number}"), case.input(f"labels_batch{number}")
+        with torch.no_grad():
+            taught = teacher(images)
+        own = student(images)
+        context = stub_context(shape_from("student", own), shape_from("teacher", taught))
+        method = cls(context, cls.Options(**options))
+        loss, _ = method.loss(stub_step(labels, None, epoch, 240, student=own, teacher=taught))
+        assert_close(loss, case.expected(f"step{number}_total_loss"))
+        optimizer.zero_grad()
+        loss.backward()
+        if method.longest_gradient is not None:
+            length = nn.utils.clip_grad_norm_(student.parameters(), method.longest_gradient)
+            assert_close(length, case.expected(f"step{number}_gradient_norm_before_clipping"))
+        optimizer.step()
+    assert_state(case, {"student.": student})

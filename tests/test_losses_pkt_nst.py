@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmark.method.contract import Method
 from methods.nst import NST, channel_directions, mean_kernel, selectivity_loss
 from methods.pkt import PKT, neighbour_loss, neighbour_probabilities
-from tests.golden_networks import StagedNetwork, assert_state, optimiser_of
+from tests.golden_networks import assert_staged_steps_equal
 from tests.support import (
     Case,
     assert_close,
@@ -116,25 +116,7 @@ def test_both_ways_to_sum_a_kernel_are_the_double_sum() -> None:
 
 @pytest.mark.parametrize("cls", [PKT, NST])
 def test_two_steps_equal_the_public_ones(cls: type[Method]) -> None:
-    case = Case(str(cls.golden), "two_steps")
-    networks: dict[str, nn.Module] = {}
-    for name, widths in (("student", (3, 4, 5, 6)), ("teacher", (4, 5, 6, 8))):
-        networks[name] = StagedNetwork(widths)
-        networks[name].load_state_dict(case.weights(f"{name}."), strict=False)
-    student, teacher = networks["student"].train(), networks["teacher"].eval()
-    optimizer = optimiser_of(case, student)
-    for number in (1, 2):
-        images, labels = case.input(f"images_batch{number}"), case.input(f"labels_batch{number}")
-        with torch.no_grad():
-            taught = teacher(images)
-        own = student(images)
-        context = stub_context(shape_from("student", own), shape_from("teacher", taught))
-        loss, _ = cls(context, cls.Options(kd_weight=0)).loss(stub_step(labels, student=own, teacher=taught))
-        assert_close(loss, case.expected(f"step{number}_total_loss"))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert_state(case, {"student.": student})
+    assert_staged_steps_equal(Case(str(cls.golden), "two_steps"), cls, kd_weight=0)
 
 
 @pytest.mark.parametrize("name", ["PKT", "NST"])

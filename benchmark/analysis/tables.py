@@ -15,7 +15,7 @@ from benchmark.planning.tables import Grid, plan_table
 from benchmark.plugins.registry import all_methods, method_class, method_names
 from benchmark.results.provenance import describe_environment
 from tables.result import Cell, Status, TableResult
-from tables.specification import Row, Table
+from tables.specification import BASELINE, TEACHER, Row, Table
 
 
 def make_table_result(
@@ -100,11 +100,11 @@ def _teachers(
             values = () if accuracy is None else (accuracy[column.metric],)
             notes = (f"teacher {column.teacher} comes from a file",)
             status: Status = "done" if values else "not run yet"
-            cells[column.name] = Cell("Teacher", column.name, values, status, (), notes)
+            cells[column.name] = Cell(TEACHER, column.name, values, status, (), notes)
         else:
             own = dict.fromkeys(factory.teacher_seed(column.student, column.teacher, seed) for seed in seeds)
-            runs = [factory.run("Baseline", column.teacher, None, seed) for seed in own]
-            cells[column.name] = make_cell("Teacher", column, look_up(runs), find, lost)
+            runs = [factory.run(BASELINE, column.teacher, None, seed) for seed in own]
+            cells[column.name] = make_cell(TEACHER, column, look_up(runs), find, lost)
     return cells
 
 

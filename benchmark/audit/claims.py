@@ -15,9 +15,8 @@ from benchmark.core.models import FrozenModel
 from benchmark.core.text import format_minus
 from benchmark.io.toml import TomlPath, load_toml
 from tables.literature import STUDENT, Literature, Publication, load_literature
-from tables.specification import Name, Percentages, Table, load_table
+from tables.specification import TEACHER, Name, Percentages, Table, load_table
 from tables.tiers import Epoch, Tier
-from tables.view import TEACHER
 
 FOLDER = Path(__file__).parent / "papers"
 PAPER = "lsskd"

@@ -13,9 +13,8 @@ from benchmark.audit.claims import ClaimSet, name_row
 from benchmark.audit.expressions import Reference, format_title
 from benchmark.audit.values import CLOSE, NoNumber, Numbers, Row
 from tables.result import Cell, TableResult
-from tables.specification import Table, get_number
+from tables.specification import BASELINE, TEACHER, Table, get_number
 from tables.tiers import Epoch, Tier, describe_origin
-from tables.view import BASELINE, TEACHER
 
 Results = Mapping[str, TableResult]
 """The results of one setting (dataset, scale, protocol), by the name of the table or of a figure's panel."""

@@ -15,8 +15,8 @@ from benchmark.core.errors import UserError
 from benchmark.core.statistics import PairedDifference
 from benchmark.core.text import format_minus, format_signed
 from tables.literature import STUDENT
+from tables.specification import TEACHER
 from tables.tiers import Tier
-from tables.view import TEACHER
 
 Verdict = Literal[
     "holds",

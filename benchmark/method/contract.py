@@ -178,7 +178,7 @@ class Method(nn.Module):
     network_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Defaults that differ from those of `Options` for some students, by the network's name."""
     pair_options: ClassVar[Mapping[tuple[str, str], Mapping[str, Any]]] = {}
-    """Defaults that differ for some pairs, by the names of teacher and student; they come before `network_options`."""
+    """Defaults that differ for some pairs, by the names of teacher and student; they override `network_options`."""
     view: ClassVar[View] = "plain"
     """The view the student is run on; estimates of cost use it."""
     student_passes: ClassVar[float] = 1.0

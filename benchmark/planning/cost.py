@@ -11,8 +11,8 @@ from benchmark.method.contract import ROTATIONS
 from benchmark.plugins.registry import method_class
 
 # Rough costs of one thread of a current processor: arithmetic, and what a step spends on each forward or backward of a
-# convolution with its norm, whatever its size. With the second, the demo's 102 runs are estimated at 354 s; they took
-# 411 s on a busy processor with AVX-512. A sixth of the estimate for ResNet20 on CIFAR-100 comes from it.
+# convolution with its norm, whatever its size. With both, the demo's 102 runs are estimated at about 280 s; training
+# them took 367 s of one core with AVX-512. A sixth of the estimate for ResNet20 on CIFAR-100 comes from the second.
 MULTIPLY_ADDS_PER_SECOND = 8e10
 SECONDS_PER_CONVOLUTION = 3e-4
 

@@ -14,7 +14,8 @@ from benchmark.results.record import Record
 from figures.render import import_matplotlib, make_metadata, save_drawing
 from tables.escaping import plain
 from tables.result import Cell, TableResult
-from tables.view import TEACHER, describe_result
+from tables.specification import TEACHER
+from tables.view import describe_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from benchmark.core.text import format_signed
 from benchmark.report.table import NOTHING, ReportCell, ReportColumn, ReportTable, format_number, format_word
+from tables.gains import compute_measured_gain, compute_printed_gain, compute_published_gain
 from tables.result import TableResult
 from tables.specification import Row
 from tables.tiers import GAIN_MEANING, NAMES, Tier, describe_origin
-from tables.view import measured_gain, printed_gain, published_gain
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def _gains_of(result: TableResult, row: Row) -> Iterator[Gain]:
         return {position: value for position, value in found.items() if value is not None}
 
     cells = [result.cell(row.name, column.name) for column in result.table.columns]
-    measured = by_column(lambda position: measured_gain(result, cells[position]))
-    printed = by_column(lambda position: printed_gain(result.table, row, position))
+    measured = by_column(lambda position: compute_measured_gain(result, cells[position]))
+    printed = by_column(lambda position: compute_printed_gain(result.table, row, position))
     if measured:
         runs = _describe_counts([len(cells[position].values) for position in measured])
         yield Gain(row.name, "measured", measured, f"{runs}, last epoch", f"scale {result.scale}")
@@ -70,7 +70,7 @@ def _gains_of(result: TableResult, row: Row) -> Iterator[Gain]:
         origin = describe_origin(result.table.printed_runs, result.table.printed_epoch)
         yield Gain(row.name, "printed", printed, origin, "the paper's own")
     for tier, numbers in row.from_elsewhere.items():
-        if gains := by_column(lambda position, numbers=numbers: published_gain(numbers, position)):  # type: ignore[misc]
+        if gains := by_column(lambda position, numbers=numbers: compute_published_gain(numbers, position)):  # type: ignore[misc]
             yield Gain(row.name, tier, gains, describe_origin(numbers.runs, numbers.epoch), numbers.lineage or NOTHING)
 
 

@@ -13,7 +13,7 @@ from benchmark.report.table import format_with_std
 from figures.render import import_matplotlib
 from tables.escaping import escape_markdown, format_pipe_table
 from tables.result import Cell
-from tables.view import TEACHER
+from tables.specification import TEACHER
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
