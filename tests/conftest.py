@@ -14,10 +14,6 @@ try:
 except ImportError:
     LoadScopeScheduling = object
 
-# What writes a PDF asks for this codec. Python remembers a search for a codec that failed, and a worker's first one did
-# once, for a reason that was not found; all of its figures failed after it.
-"".encode("utf-32-be")
-
 SWEEPS = (
     (
         "test_slurm_survival",

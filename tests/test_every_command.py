@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import encodings
 import functools
 import importlib
 import os
@@ -171,6 +172,18 @@ def without_privileges() -> Iterator[None]:
     finally:
         if is_administrator:
             os.seteuid(0)
+            forget_missing_codecs()
+
+
+def forget_missing_codecs() -> None:
+    """Let Python search again for the codecs that it did not find.
+
+    The interpreter may lie in an administrator's home, which nobody else may read. Python remembers a failed search, and
+    every figure that this process draws afterwards would fail.
+    """
+    found: dict[str, codecs.CodecInfo | None] = vars(encodings)["_cache"]
+    for name in [name for name, codec in found.items() if codec is None]:
+        del found[name]
 
 
 @pytest.mark.parametrize("kind", REFUSED_PATHS)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
@@ -23,6 +24,8 @@ METHOD = (
     "265-280), of the differences paired by seed"
 )
 PREFIX = "decision_"
+WIDEST = 1000
+"""Columns of a terminal in which every line of the table has room."""
 
 
 class DecisionReport(FrozenModel):
@@ -106,16 +109,25 @@ def summarise_decisions(decisions: Sequence[Decision], most: int) -> str:
     return "; ".join(said)
 
 
-def print_decisions(report: DecisionReport, console: Console) -> None:
-    """Print the decisions as a table, and what they rest on."""
+def _make_screen(decisions: Sequence[Decision], between: str) -> ScreenTable:
+    """Make the table for a terminal; between: what stands between the teacher and the student of a column."""
     screen = ScreenTable(box=None, pad_edge=False)
     screen.add_column("column", overflow="fold")
     for heading in ("mean", "interval", "n", "verdict", "saved", "pairing cut"):
         screen.add_column(heading, no_wrap=True, justify="left" if heading == "verdict" else "right")
-    for each in report.decisions:
+    for each in decisions:
         mean = "" if each.mean is None else format_signed(each.mean)
         cells = (mean, format_interval(each), str(each.n), each.verdict, str(each.saved), format_cut(each))
-        screen.add_row(Text(each.column), *cells)
+        screen.add_row(Text(each.column.replace(">", between)), *cells)
+    return screen
+
+
+def print_decisions(report: DecisionReport, console: Console) -> None:
+    """Print the decisions as a table, and what they rest on."""
+    screen = _make_screen(report.decisions, ">")
+    if Measurement.get(console, console.options.update(max_width=WIDEST), screen).maximum > console.width:
+        # Two lines for a pair, as in the headings of tables, rather than a break within a name.
+        screen = _make_screen(report.decisions, "\n>")
     console.print(Text(f"{report.claim}: {describe_difference(report.decisions)}, {report.setting}", style="bold"))
     console.print(screen)
     for line in (f"{report.summary}.", *report.notes):
