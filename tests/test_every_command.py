@@ -178,8 +178,8 @@ def without_privileges() -> Iterator[None]:
 def forget_missing_codecs() -> None:
     """Let Python search again for the codecs that it did not find.
 
-    The interpreter may lie in an administrator's home, which nobody else may read. Python remembers a failed search, and
-    every figure that this process draws afterwards would fail.
+    The interpreter may lie in an administrator's home, which nobody else may read. Python remembers a failed
+    search, and every figure that this process draws afterwards would fail.
     """
     found: dict[str, codecs.CodecInfo | None] = vars(encodings)["_cache"]
     for name in [name for name, codec in found.items() if codec is None]:
