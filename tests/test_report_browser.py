@@ -202,7 +202,7 @@ def test_curves_appear_where_a_run_is_pressed_and_go_where_it_is_pressed_again(b
 
 
 def test_a_measured_number_draws_the_curves_of_its_seeds(browser: webdriver.Chrome) -> None:
-    press(find(browser, "#table-2 tbody tr:nth-child(2) td button.draw"))
+    press(find(browser, "#table-ii tbody tr:nth-child(2) td button.draw"))
     names = [entry.text for entry in browser.find_elements(By.CSS_SELECTOR, "#curve-panel .legend li")]
     assert names == [f"Baseline, WRN-16-2, paper, seed {seed}" for seed in range(3)]
     pressed = browser.find_elements(By.CSS_SELECTOR, "#run-list button[aria-pressed=true]")

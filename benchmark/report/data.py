@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from benchmark.core.errors import unknown_name
 from benchmark.core.protocols import PAPER, SCALES, base_scale, get_scale
 from benchmark.plugins.registry import method_names
 from benchmark.report import coverage, metrics, runs
+from benchmark.report.addresses import address_cells, address_table
 from benchmark.report.coverage import Coverage
 from benchmark.report.gains import list_gains
 from benchmark.report.table import ReportTable
@@ -49,6 +51,16 @@ class TableReport:
         return Markup(f"{self.stem}.{ending}")
 
     @property
+    def address(self) -> str:
+        """What a link to it ends with."""
+        return address_table(self.stem)
+
+    @functools.cached_property
+    def addresses(self) -> dict[tuple[str, str], str]:
+        """What a link to a cell ends with, by row and column name."""
+        return address_cells(self.result, self.address)
+
+    @functools.cached_property
     def measured(self) -> bool:
         """Whether anything was run."""
         return next(metrics.find_measured_cells(self.result), None) is not None

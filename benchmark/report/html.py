@@ -14,6 +14,7 @@ from markupsafe import Markup
 from benchmark.audit.render import MEANINGS, describe_origins, describe_tiers, shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
 from benchmark.report import prose, wording
+from benchmark.report.answers import make_answers
 from benchmark.report.data import TITLE, Report
 from benchmark.report.decisions import DecidedClaim, list_sections
 from benchmark.report.figures import Drawing
@@ -51,6 +52,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit, decided: 
         subtitle=report.headline,
         lead=wording.LEAD,
         report=report,
+        answers=make_answers(report.tables, audit),
         tables=report.tables,
         drawings=drawings,
         decided=decided,
