@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmark.audit.verdicts import Audit, Finding, Verdict, count_verdicts
@@ -20,7 +20,7 @@ from benchmark.report.table import (
     format_with_std,
     format_word,
 )
-from tables.result import NEVER, Cell, TableResult
+from tables.result import NEVER, Cell
 from tables.view import TEACHER, PageCell
 
 CLOSE, FAR = 0.3, 1.0
@@ -31,12 +31,14 @@ SHADES = {
     "equal": f"within {CLOSE:g} points",
     "below1": "below it",
     "below2": f"at least {FAR:g} points below",
-    "measured": "measured, nothing to compare with",
+    "measured": "measured, not comparable with a printed number",
     "partial": "some seeds",
     "failed": "failed",
     "missing": "not run yet",
 }
 BOX, GAP = 13, 2
+FEW = 10
+"""Up to so many points of a picture all have their names beside them."""
 LETTER = 6.2
 """The width of a letter of a picture's labels, roughly, in pixels."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 330, 46, 14, 12, 40
@@ -139,7 +141,7 @@ class Answers:
     maps: tuple[CoverageMap, ...]
     bars: tuple[VerdictBar, ...]
     costs: tuple[CostPicture, ...]
-    best: tuple[ReportTable, ...]
+    best: ReportTable | None
     unmeasured: tuple[str, ...]
 
     @property
@@ -157,10 +159,19 @@ def make_answers(tables: Iterable[TableReport], audit: Audit) -> Answers:
     return Answers(
         maps=tuple(map(draw_map, measured)),
         bars=tuple(count_claims(audit)),
-        costs=tuple(picture for table in measured if (picture := draw_costs(table))),
-        best=tuple(listing for table in measured if (listing := list_best(table))),
+        costs=tuple(_drop_repeated(picture for table in measured if (picture := draw_costs(table)))),
+        best=list_best(measured),
         unmeasured=tuple(dict.fromkeys(table.page.name for table in tables if table.page.name not in names)),
     )
+
+
+def _drop_repeated(pictures: Iterable[CostPicture]) -> Iterator[CostPicture]:
+    """Drop pictures of the same points: two tables may share their runs."""
+    seen: list[tuple[Point, ...]] = []
+    for picture in pictures:
+        if picture.points not in seen:
+            seen.append(picture.points)
+            yield picture
 
 
 def draw_map(table: TableReport) -> CoverageMap:
@@ -241,31 +252,34 @@ def draw_costs(table: TableReport) -> CostPicture | None:
     pairs. The teachers are a point of their own.
     """
     result = table.result
-    rows = {
-        row.name: [result.cell(row.name, column.name) for column in result.table.columns] for row in result.table.rows
-    }
-    teachers = [result.teacher(column.name) for column in result.table.columns]
-    known = {name: {cell.column: found for cell in cells if (found := _measure(cell))} for name, cells in rows.items()}
+    names = [column.name for column in result.table.columns]
+    known = {row.name: _measure_all(result.cell(row.name, name) for name in names) for row in result.table.rows}
+    trained = _measure_all(map(result.teacher, names))
     most = max((len(found) for found in known.values()), default=0)
     wide = [found for found in known.values() if len(found) == most]
     if not most or len(wide) < 2:
         return None
     columns = [name for name in wide[0] if all(name in found for found in wide)]
-    means = {
-        name: _average(found, columns) for name, found in known.items() if columns and set(columns) <= found.keys()
-    }
+    drawn = {name: found for name, found in known.items() if columns and set(columns) <= found.keys()}
+    means = {name: _average(found, columns) for name, found in drawn.items()}
     if len(means) < 2:
         return None
     left_out = sum(bool(found) for found in known.values()) - len(means)
-    trained = {cell.column: found for cell in teachers if (found := _measure(cell))}
-    if set(columns) <= trained.keys():
-        means[TEACHER] = _average(trained, columns)
     unit = BASELINE if BASELINE in means else min(means, key=lambda name: means[name][0])
     base = means[unit][0]
     points = [Point(name, cost / base, accuracy, _is_on_front(name, means)) for name, (cost, accuracy) in means.items()]
+    if set(columns) <= trained.keys():
+        # A teacher is another network, so it beats no student.
+        cost, accuracy = _average(trained, columns)
+        points.append(Point(TEACHER, cost / base, accuracy, front=False))
     note = f"Means over {', '.join(columns)}."
     note += f" {left_out} rows that were run on other pairs are not drawn." if left_out else ""
     return _place(table.title, unit, note, points)
+
+
+def _measure_all(cells: Iterable[Cell]) -> dict[str, tuple[float, float]]:
+    """Measure the cells of a row, by column."""
+    return {cell.column: found for cell in cells if (found := _measure(cell))}
 
 
 def _measure(cell: Cell) -> tuple[float, float] | None:
@@ -310,20 +324,18 @@ def _place(title: str, unit: str, note: str, points: list[Point]) -> CostPicture
     placed, taken = [], []
     for point in sorted(points, key=lambda point: (point.cost, -point.accuracy)):
         at, label, anchor = (x(point.cost), y(point.accuracy)), None, "start"
-        if point.front or point.name in (BASELINE, TEACHER):
+        if point.front or len(points) <= FEW or point.name in (BASELINE, TEACHER):
             wide = len(point.name) * LETTER
             anchor = "end" if at[0] + wide + 8 > WIDTH - RIGHT else "start"
             begin = at[0] - wide - 8 if anchor == "end" else at[0] + 8
-            down = at[1] + 4
+            down = at[1] - 6
             while any(abs(down - other) < 12 and begin < stop and start < begin + wide for start, stop, other in taken):
                 down += 3
             taken.append((begin, begin + wide, down))
             label = Label(round(at[0] - 8 if anchor == "end" else at[0] + 8, 1), round(down, 1), point.name)
         placed.append(Point(point.name, point.cost, point.accuracy, point.front, *at, label, anchor))
     front = [point for point in placed if point.front]
-    path = "".join(
-        f"{'HL'[0]}{point.x}V{point.y}" if place else f"M{point.x} {point.y}" for place, point in enumerate(front)
-    )
+    path = "".join(f"H{point.x}V{point.y}" if place else f"M{point.x} {point.y}" for place, point in enumerate(front))
     steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
     x_ticks = tuple(
         Label(x(step), HEIGHT - BOTTOM + 15, f"{step:g}\N{MULTIPLICATION SIGN}")
@@ -337,39 +349,39 @@ def _place(title: str, unit: str, note: str, points: list[Point]) -> CostPicture
     return CostPicture(title, unit, note, tuple(placed), path, x_ticks, y_ticks)
 
 
-def list_best(table: TableReport) -> ReportTable | None:
-    """List the best and second method of each column, with the gain over Baseline; None where nothing was measured."""
-    result, lines, seeds = table.result, [], set()
-    for column in result.table.columns:
-        cells = [result.cell(row.name, column.name) for row in result.table.rows]
-        ranked = sorted((cell for cell in cells if cell.values), key=lambda cell: -summarise(cell.values).mean)
-        if not ranked:
-            continue
-        seeds |= {len(cell.values) for cell in ranked[:2]}
-        best = summarise(ranked[0].values).mean
-        second = ranked[1] if len(ranked) > 1 else None
-        base = result.cell(BASELINE, column.name)
-        gain = best - summarise(base.values).mean if base.values and ranked[0].row != BASELINE else None
-        lines.append(
-            (
-                ReportCell(column.name, column.name, f"{len(ranked)} methods run"),
-                format_word(ranked[0].row),
-                _number(result, ranked[0]),
-                EMPTY if gain is None else ReportCell(format_signed(gain), gain),
-                EMPTY
-                if second is None
-                else ReportCell(second.row, second.row, f"{best - summarise(second.values).mean:.2f} behind"),
+def list_best(tables: Iterable[TableReport]) -> ReportTable | None:
+    """List the best and second method of each column, with the gain over Baseline; None where no two were measured."""
+    lines, seeds, seen = [], set(), set()
+    for table in tables:
+        result = table.result
+        for column in result.table.columns:
+            cells = [result.cell(row.name, column.name) for row in result.table.rows]
+            ranked = sorted((cell for cell in cells if cell.values), key=_compute_top, reverse=True)
+            runs = frozenset(seed.run for cell in ranked for seed in cell.finished)
+            # Two tables may share the runs of a pair, and one method alone is not the best of anything.
+            if len(ranked) < 2 or runs in seen:
+                continue
+            seen.add(runs)
+            best, second = ranked[:2]
+            seeds |= {len(best.values), len(second.values)}
+            base = result.cell(BASELINE, column.name)
+            gain = _compute_top(best) - _compute_top(base) if base.values and best.row != BASELINE else None
+            lead = _compute_top(best) - _compute_top(second)
+            lines.append(
+                (
+                    ReportCell(column.name, column.name, f"{table.title}, {len(ranked)} methods"),
+                    format_word(best.row),
+                    ReportCell(format_with_std(summarise(best.values)), _compute_top(best), f"n={len(best.values)}"),
+                    EMPTY if gain is None else ReportCell(format_signed(gain), gain),
+                    format_word(second.row, f"{lead:.2f} behind"),
+                )
             )
-        )
-    if not lines:
-        return None
-    notes = () if min(seeds) > 1 else ("One seed: a small lead may be chance.",)
-    return ReportTable(f"Best method of each pair, {table.title}", _BEST_HEADINGS, tuple(lines), notes)
+    notes = ("One seed: a small lead may be chance.",) if 1 in seeds else ()
+    return ReportTable("Best method of each pair", _BEST_HEADINGS, tuple(lines), notes) if lines else None
 
 
-def _number(result: TableResult, cell: Cell) -> ReportCell:
-    summary = summarise(cell.values)
-    return ReportCell(format_with_std(summary), summary.mean, f"n={len(cell.values)}")
+def _compute_top(cell: Cell) -> float:
+    return summarise(cell.values).mean
 
 
 _BEST_HEADINGS = (
