@@ -25,11 +25,10 @@ def address_cells(result: TableResult, table: str) -> dict[tuple[str, str], str]
     A column is named by its student, or by the pair where the table has two pairs of one student. Names that differ in
     signs alone are numbered.
     """
-    students = Counter(column.student for column in result.table.columns)
-    columns = {
-        column.name: column.student if students[column.student] == 1 and not column.title else column.name
-        for column in result.table.columns
-    }
+    # The name, and not the networks, because these may be others at other scales.
+    students = {column.name: column.name.rpartition(">")[2] for column in result.table.columns}
+    counts = Counter(students.values())
+    columns = {name: student if counts[student] == 1 else name for name, student in students.items()}
     used: Counter[str] = Counter()
     addresses = {}
     for row in dict.fromkeys((TEACHER, *(row.name for row in result.table.rows))):
