@@ -124,7 +124,7 @@ def test_the_page_never_scrolls_sideways(browser: webdriver.Chrome, size: tuple[
 def test_a_wide_table_scrolls_in_its_own_box_under_a_first_column_that_stays(browser: webdriver.Chrome) -> None:
     resize(browser, PHONE)
     script = """
-        const box = document.querySelector('#table-2 .scroll'), name = box.querySelector('tbody th');
+        const box = document.querySelector('#table-ii .scroll'), name = box.querySelector('tbody th');
         const before = name.getBoundingClientRect().left, value = box.querySelector('tbody td');
         const moving = value.getBoundingClientRect().left;
         box.scrollLeft = 200;
@@ -135,7 +135,7 @@ def test_a_wide_table_scrolls_in_its_own_box_under_a_first_column_that_stays(bro
 
 
 def test_a_table_is_sorted_by_its_measured_numbers_with_the_teachers_on_top(browser: webdriver.Chrome) -> None:
-    table = "#table-2 table.results"
+    table = "#table-ii table.results"
     before = column(browser, table, 0)
     heading = find(browser, f"{table} thead th:nth-child(2)")
     button = find(browser, f"{table} thead th:nth-child(2) button")
