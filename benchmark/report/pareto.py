@@ -153,7 +153,8 @@ def _place(title: str, unit: str, note: str, points: list[Point]) -> CostPicture
     def y(accuracy: float) -> float:
         return round(HEIGHT - BOTTOM - (accuracy - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
-    placed, taken = [], []
+    placed: list[Point] = []
+    taken: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda point: (point.cost, -point.accuracy)):
         at, label, anchor = (x(point.cost), y(point.accuracy)), None, "start"
         if point.front or len(points) <= FEW or point.name in (BASELINE, TEACHER):
