@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 import benchmark.training.cohort as cohort_module
 import benchmark.training.evaluation as evaluation_module
 import benchmark.training.learner as learner_module
+import benchmark.training.optimizer as optimizer_module
 import benchmark.training.teacher as teacher_module
 from benchmark.core.devices import autocast
 from benchmark.core.protocols import get_protocol
@@ -103,14 +104,14 @@ def meta_as_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def plain(device: torch.device, precision: Any) -> Any:
         return contextlib.nullcontext() if device == META else autocast(device, precision)
 
-    def unfused(*args: Any, fused: bool, **options: Any) -> torch.optim.SGD:
-        return sgd(*args, **options)
+    def unfused(*args: Any, fused: bool, **options: Any) -> None:
+        sgd(*args, **options)
 
-    sgd = torch.optim.SGD
+    sgd = optimizer_module.sgd
     monkeypatch.setattr(learner_module, "generator", on_host)
     for module in (learner_module, teacher_module, evaluation_module):
         monkeypatch.setattr(module, "autocast", plain)
-    monkeypatch.setattr(torch.optim, "SGD", unfused)
+    monkeypatch.setattr(optimizer_module, "sgd", unfused)
     monkeypatch.setattr(cohort_module, "resolve_device", lambda name: META)
     # A report on the way shows the loss, for which it waits; twice a second.
     monkeypatch.setattr(cohort_module, "REPORT_SECONDS", float("inf"))

@@ -114,19 +114,21 @@ class Gradients:
         self.learning = {name for name, parameter in self.parameters.items() if parameter.requires_grad}
         self.seen: set[str] = set()
         self.reached: set[str] = set()
-        self._momenta = learner.optimizer.state
-        learner.optimizer.register_step_pre_hook(self._look)
+        self._momenta = dict(zip(map(id, learner.parameters), learner.optimizer.momenta, strict=True))
+        self._take_step = learner.optimizer.step
+        learner.optimizer.step = self._look_and_step
 
-    def _look(self, *_: Any) -> None:
+    def _look_and_step(self, rate: float) -> None:
         got = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
         self.seen |= got.keys()
         self.reached |= {name for name, gradient in got.items() if bool(gradient.any())}
         self.square = sum(float(gradient.double().square().sum()) for gradient in got.values())
+        self._take_step(rate)
 
     @property
     def moving(self) -> set[str]:
-        held = {name: self._momenta.get(parameter, {}) for name, parameter in self.parameters.items()}
-        return {name for name, state in held.items() if state and bool(state["momentum_buffer"].any())}
+        held = {name: self._momenta.get(id(parameter)) for name, parameter in self.parameters.items()}
+        return {name for name, momentum in held.items() if momentum is not None and bool(momentum.any())}
 
 
 def assert_none(names: set[str], what: str) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmark.backbones.cost import multiply_adds, parameters
+from benchmark.backbones.cost import OperationCounter, multiply_adds, parameters
 from benchmark.core.spec import Run
 from benchmark.data.streaming import training_source
 from benchmark.training.dummies import dummy_teacher, random_images
@@ -65,9 +64,9 @@ class StepProbe:
         teacher = self.teacher.on(self.batch) if self.teacher else None
         if self.learner.student is not None:
             self.learner.method.end_epoch(0, self.learner.student)
-        with FlopCounterMode(display=False) as counter:
+        with OperationCounter() as counter:
             self.learner.step(self.batch, teacher, 1, 0)
-        return int(counter.get_total_flops()) // 2 // self.batch_size
+        return counter.multiply_adds // self.batch_size
 
 
 _known: dict[tuple[Any, ...], StepCost] = {}
@@ -86,7 +85,7 @@ def step_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> St
         alone = (0, 0)
         if probe.learner.student is not None:
             predictor = probe.learner.method.predictor(probe.learner.student)
-            alone = (parameters(predictor), multiply_adds(predictor, torch.empty(1, 3, image_size, image_size)))
+            alone = (parameters(predictor), multiply_adds(predictor, torch.zeros(1, 3, image_size, image_size)))
         _known[key] = StepCost(alone[0], learning, alone[1], probe.multiply_adds())
     return _known[key]
 

@@ -30,6 +30,7 @@ from benchmark.method.contract import Context, ContractError, Method, Step, View
 from benchmark.plugins.registry import method_class, resolve_options
 from benchmark.plugins.source import fingerprint_code
 from benchmark.training import ddp
+from benchmark.training.optimizer import MomentumSGD
 from benchmark.training.teacher import TeacherOnBatch
 
 
@@ -133,17 +134,7 @@ class Learner:
             for part in self._frozen_modules():
                 part.requires_grad_(False).eval()
         self.parameters = [parameter for _, parameter in self._named_parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr=run.protocol.learning_rate,
-            momentum=run.protocol.momentum,
-            weight_decay=run.protocol.weight_decay,
-            nesterov=run.protocol.nesterov,
-            fused=True,
-        )
-        # All exist from the start, because some parameters get their first gradient in a later step.
-        for parameter in self.parameters:
-            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+        self.optimizer = MomentumSGD(self.parameters, run.protocol)
         self.losses = torch.zeros(steps, device=device)
         self.terms = torch.zeros(len(self.method.weights), dtype=torch.float64, device=device)
         self.figures: list[dict[str, Any]] = []
@@ -162,15 +153,13 @@ class Learner:
         """Take one step of the optimiser on one batch."""
         self._train_mode()
         rate = self.run.learning_rate(epoch, step, self.steps, self.mobile_network)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         with autocast(self.device, self.run.precision):
             loss, terms = self._loss_of(self._make_step(batch, teacher, epoch, step))
         weight_mean(loss).backward()
         if (longest := self.method.longest_gradient) is not None:
             nn.utils.clip_grad_norm_(self.parameters, longest)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(rate)
+        self.optimizer.zero_grad()
         if self.student is not None:
             self.method.end_step(self.student)
         with torch.no_grad():
@@ -283,8 +272,7 @@ class Learner:
         state = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
         if self.student is not None:
             state |= {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
-        for number, parameter in enumerate(self.parameters):
-            state[f"momentum.{number}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        state |= {f"momentum.{number}": momentum for number, momentum in enumerate(self.optimizer.momenta)}
         return state | {"losses": self.losses, "terms": self.terms}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -297,8 +285,8 @@ class Learner:
         self.method.load_state_dict(parts["method"])
         if self.student is not None:
             self.student.load_state_dict(parts["student"])
-        for number, parameter in enumerate(self.parameters):
-            self.optimizer.state[parameter]["momentum_buffer"].copy_(parts["momentum"][str(number)])
+        for number, momentum in enumerate(self.optimizer.momenta):
+            momentum.copy_(parts["momentum"][str(number)])
         self.losses.copy_(state["losses"])
         self.terms.copy_(state["terms"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,8 +155,6 @@ class Printing(JobCallback):
 def warm_up(sweep: Sweep) -> None:
     """Do in this process, once, what every forked worker would otherwise do again: imports, and shapes of networks."""
     torch.set_num_threads(1)
-    # The first optimiser of a process imports it, which takes longer than the whole sweep.
-    importlib.import_module("torch._dynamo")
     check_methods(sweep.runs, sweep.images)
     missing_jobs(sweep.runs, Store(sweep.toml.parent / "nowhere"), 1, SIZE, len(sweep.images.train.labels))
     # A worker that collects garbage would touch, and so copy, every page of what it was forked from.
