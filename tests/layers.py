@@ -42,6 +42,7 @@ STAGES = {
     "benchmark.catalogue": "listing methods, writing docs/methods.md",
     "benchmark.merge": "bringing in the runs of others",
     "benchmark.export": "students as ONNX files",
+    "benchmark.faithfulness": "students compared with their teachers",
     "benchmark.audit": "checking the statements of the paper",
     "benchmark.decisions": "training seeds until a claim is decided",
     "benchmark.report": "the report of all records",

@@ -49,7 +49,10 @@ from tests.documents import (
 )
 
 COMMANDS = (
-    *(f"benchmark.{name}" for name in ("run", "report", "audit", "export", "tune", "speed", "catalogue", "decisions")),
+    *(
+        f"benchmark.{name}"
+        for name in ("run", "report", "audit", "export", "faithfulness", "tune", "speed", "catalogue", "decisions")
+    ),
     "benchmark.merge",
     *(f"slurm.{name}" for name in ("status", "retry", "cancel")),
 )

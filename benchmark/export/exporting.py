@@ -25,9 +25,7 @@ from benchmark.backbones import build_network
 from benchmark.backbones.cost import multiply_adds, parameters
 from benchmark.backbones.network import Network
 from benchmark.core.devices import device_name
-from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
-from benchmark.data import dataset_names, load_dataset
 from benchmark.data.augmentation import Recipe, evaluation_batches
 from benchmark.data.dataset import Dataset, Images
 from benchmark.data.subsets import stratified_fraction
@@ -52,7 +50,7 @@ from benchmark.export.edge import (
     scale_batches,
     to_onnx,
 )
-from benchmark.export.finished import FinishedRun
+from benchmark.export.finished import FinishedRun, load_dataset_of
 from benchmark.io.files import replacing, write_text
 from benchmark.results.provenance import anonymise, provenance
 from benchmark.training.evaluation import BATCH_SIZE
@@ -93,16 +91,7 @@ def select_images(run: Run, dataset: str, data_root: Path | None, image_size: in
     Raises:
         UserError: the dataset is not there, or is not the one that the run was trained on.
     """
-    if not dataset and run.dataset not in dataset_names():
-        raise UserError(f"{run.id} was trained on {run.dataset!r}, a dataset of your own; pass --dataset FILE.toml")
-    loaded = load_dataset(dataset or run.dataset, data_root, download=False)
-    if loaded.name != run.dataset:
-        raise UserError(f"{run.id} was trained on {run.dataset!r}, not on {loaded.name!r}; pass the right --dataset")
-    if loaded.fingerprint != run.fingerprint:
-        raise UserError(
-            f"dataset {loaded.name} is not the one that {run.id} was trained on: its images or its normalisation have "
-            "changed; pass the right one with --data-root or --dataset"
-        )
+    loaded = load_dataset_of(run, dataset, data_root)
     data = select_training_data(run, loaded)
     recipe = recipe_for(run.protocol, loaded)
     return ExportSubject(loaded, recipe, image_size or loaded.image_size, data.train, data.evaluation)

@@ -13,6 +13,8 @@ from benchmark.backbones import build_network
 from benchmark.backbones.network import Network
 from benchmark.core.errors import UserError, nearest
 from benchmark.core.spec import Run
+from benchmark.data import dataset_names, load_dataset
+from benchmark.data.dataset import Dataset
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.method.contract import Method
 from benchmark.plugins.registry import method_class
@@ -114,6 +116,25 @@ def _specification(folder: Path) -> Run:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}); delete its folder to train the run again"
         ) from error
+
+
+def load_dataset_of(run: Run, dataset: str, data_root: Path | None) -> Dataset:
+    """Load the dataset that a run was trained on; `dataset` is a TOML file where it is the user's own.
+
+    Raises:
+        UserError: the dataset is not there, or is not the one that the run was trained on.
+    """
+    if not dataset and run.dataset not in dataset_names():
+        raise UserError(f"{run.id} was trained on {run.dataset!r}, a dataset of your own; pass --dataset FILE.toml")
+    loaded = load_dataset(dataset or run.dataset, data_root, download=False)
+    if loaded.name != run.dataset:
+        raise UserError(f"{run.id} was trained on {run.dataset!r}, not on {loaded.name!r}; pass the right --dataset")
+    if loaded.fingerprint != run.fingerprint:
+        raise UserError(
+            f"dataset {loaded.name} is not the one that {run.id} was trained on: its images or its normalisation have "
+            "changed; pass the right one with --data-root or --dataset"
+        )
+    return loaded
 
 
 def load_trained_network(finished: FinishedRun, num_classes: int) -> Network:

@@ -18,6 +18,7 @@ from benchmark.io.files import check_writable, replacing, write_text
 from benchmark.report import figures, text
 from benchmark.report.data import OWN_METHOD, Report, collect_report
 from benchmark.report.decisions import DecidedClaim, read_decisions
+from benchmark.report.faithfulness import FaithfulnessListing, read_faithfulness
 from benchmark.report.figures import Drawing
 from benchmark.report.html import to_html
 from benchmark.report.readme import RESULTS
@@ -58,7 +59,10 @@ def main(
         audit = figures.audit_report(report, drawings)
     with console.status("writing"):
         decided, refused = read_decisions(reports)
-        written += _write(report, drawings, audit, decided, reports)
+        faithful, unread = read_faithfulness(reports)
+        refused += unread
+        drawings += [faithful.drawing] if faithful and faithful.drawing else []
+        written += _write(report, drawings, audit, decided, faithful, reports)
     for line in refused:
         console.print(Text(f"left out: {line}", style="yellow"), soft_wrap=True)
     _print(console, report, audit, reports, len(written))
@@ -66,7 +70,12 @@ def main(
 
 
 def _write(
-    report: Report, drawings: list[Drawing], audit: Audit, decided: list[DecidedClaim], folder: Path
+    report: Report,
+    drawings: list[Drawing],
+    audit: Audit,
+    decided: list[DecidedClaim],
+    faithful: FaithfulnessListing | None,
+    folder: Path,
 ) -> list[Path]:
     written = write_audit(audit, folder)
     for table in report.tables:
@@ -76,9 +85,9 @@ def _write(
         frame.to_parquet(file.temporary)
     write_text(folder / "records.csv", frame.to_csv(index=False, lineterminator="\n"))
     for name, content in (
-        ("report.md", text.to_markdown(report, drawings, audit, decided)),
+        ("report.md", text.to_markdown(report, drawings, audit, decided, faithful)),
         ("tables.tex", text.to_latex(report, drawings, audit)),
-        ("index.html", to_html(report, drawings, audit, decided)),
+        ("index.html", to_html(report, drawings, audit, decided, faithful)),
     ):
         write_text(folder / name, content)
         written.append(folder / name)

@@ -13,10 +13,11 @@ from markupsafe import Markup
 
 from benchmark.audit.render import MEANINGS, describe_origins, describe_tiers, shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
-from benchmark.report import prose, wording
+from benchmark.report import decisions, faithfulness, prose, wording
 from benchmark.report.answers import make_answers
 from benchmark.report.data import TITLE, Report
-from benchmark.report.decisions import DecidedClaim, list_sections
+from benchmark.report.decisions import DecidedClaim
+from benchmark.report.faithfulness import FaithfulnessListing
 from benchmark.report.figures import Drawing
 from benchmark.report.runs import make_key
 from tables.escaping import make_environment
@@ -39,14 +40,23 @@ SECTIONS = {
 }
 
 
-def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit, decided: Sequence[DecidedClaim] = ()) -> str:
-    """Render the page, with what sweeps decided as its second section if there is any.
+def to_html(
+    report: Report,
+    drawings: Sequence[Drawing],
+    audit: Audit,
+    decided: Sequence[DecidedClaim] = (),
+    faithful: FaithfulnessListing | None = None,
+) -> str:
+    """Render the page, with what sweeps decided and how faithful students are after the summary, if there is any.
 
     Text from users is escaped, by Jinja in HTML and by `as_json` in JSON.
     """
     ledger = prose.read_ledger()
     return render_page(
-        {"summary": SECTIONS["summary"]} | list_sections(decided) | SECTIONS,
+        {"summary": SECTIONS["summary"]}
+        | decisions.list_sections(decided)
+        | faithfulness.list_sections(faithful)
+        | SECTIONS,
         report.curves,
         heading=TITLE,
         subtitle=report.headline,
@@ -56,6 +66,7 @@ def to_html(report: Report, drawings: Sequence[Drawing], audit: Audit, decided: 
         tables=report.tables,
         drawings=drawings,
         decided=decided,
+        faithful=faithful,
         audit=audit,
         audit_summary=summarise_audit(audit),
         summarise=summarise_audit,

@@ -10,6 +10,7 @@ from benchmark.audit.render import shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
 from benchmark.report.data import TITLE, Report
 from benchmark.report.decisions import DecidedClaim
+from benchmark.report.faithfulness import FaithfulnessListing
 from benchmark.report.figures import Drawing
 from benchmark.report.table import ReportTable
 from benchmark.report.wording import LEAD, describe_records
@@ -18,9 +19,16 @@ from tables.escaping import Markup, escape_latex, escape_markdown, format_pipe_t
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def to_markdown(report: Report, drawings: Sequence[Drawing], audit: Audit, decided: Sequence[DecidedClaim] = ()) -> str:
+def to_markdown(
+    report: Report,
+    drawings: Sequence[Drawing],
+    audit: Audit,
+    decided: Sequence[DecidedClaim] = (),
+    faithful: FaithfulnessListing | None = None,
+) -> str:
     """Render a page with the coverage, links to the tables' files, the pictures, and the verdicts on claims."""
-    return _render("report.md.j2", escape_markdown, report, drawings, audit, listing=format_table, decided=decided)
+    more = {"listing": format_table, "decided": decided, "faithful": faithful}
+    return _render("report.md.j2", escape_markdown, report, drawings, audit, **more)
 
 
 def to_latex(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:

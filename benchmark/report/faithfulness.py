@@ -1,0 +1,86 @@
+"""How like their teachers students predict, as the report shows it: read from the file beside the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from benchmark.core.text import format_signed
+from benchmark.faithfulness.collecting import FaithfulnessReport, Summary, summarise_by_setting
+from benchmark.faithfulness.render import CAPTION, STEM, describe_classes, describe_setting
+from benchmark.report.figures import Drawing
+from benchmark.report.table import EMPTY, ReportCell, ReportColumn, ReportTable, format_number, format_word
+
+LARGEST = 2**25
+"""Bytes of the file; one of a thousand runs has a twentieth of it."""
+_HEADINGS = (
+    ReportColumn("method", numeric=False),
+    ReportColumn("n", "seeds"),
+    ReportColumn("top-1, %"),
+    ReportColumn("agreement, %", "test images for which student and teacher predict the same class"),
+    ReportColumn("over\nBaseline", "agreement less that of Baseline of the same seeds, in percentage points"),
+    ReportColumn("KL, nats", "mean divergence of the student's probabilities from the teacher's"),
+    ReportColumn("errors\nrepeated, %", "of the teacher's errors: the student predicts the same wrong class"),
+    ReportColumn("errors\ncorrected, %", "of the teacher's errors: the student is right"),
+    ReportColumn("classes that gained", "against Baseline of the same seeds, in percentage points", numeric=False),
+    ReportColumn("classes that lost", "against Baseline of the same seeds, in percentage points", numeric=False),
+)
+
+
+@dataclass(frozen=True)
+class FaithfulnessListing:
+    """The comparisons as tables, one for each pair and setting, and their drawing where it is there whole."""
+
+    listings: tuple[ReportTable, ...]
+    drawing: Drawing | None
+
+
+def read_faithfulness(folder: Path) -> tuple[FaithfulnessListing | None, list[str]]:
+    """What `benchmark.faithfulness` left in a folder of reports, or None, and a line on a file that cannot be read."""
+    path = folder / f"{STEM}.json"
+    if not path.is_file():
+        return None, []
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError("too large")
+        report = FaithfulnessReport.model_validate_json(path.read_bytes())
+    except (OSError, ValueError, ValidationError) as error:
+        return None, [f"{path.name} is no file of comparisons ({type(error).__name__}); remove it"]
+    listings = []
+    for setting, lines in summarise_by_setting(report.compared).items():
+        points = 100 * lines[0].first.classes / lines[0].first.images
+        one = f"One image of a class is about {points:.2g} points of its accuracy."
+        listings.append(ReportTable(describe_setting(setting), _HEADINGS, tuple(map(_list, lines)), notes=(one,)))
+    return FaithfulnessListing(tuple(listings), _find_drawing(report, folder)), []
+
+
+def _find_drawing(report: FaithfulnessReport, folder: Path) -> Drawing | None:
+    files = {ending: folder / f"{STEM}.{ending}" for ending in ("png", "pdf", "svg", "csv")}
+    if not all(path.is_file() for path in files.values()):
+        return None
+    shown = ", ".join(dict.fromkeys(each.method for each in report.compared))
+    reproduces = all(each.scale == "paper" for each in report.compared)
+    return Drawing(STEM, "How faithful are the students?", CAPTION, f"{CAPTION} Shown: {shown}.", reproduces, files)
+
+
+def _list(line: Summary) -> tuple[ReportCell, ...]:
+    found, first, above = line.found, line.first, line.above_baseline
+    return (
+        format_word(first.method, "" if first.taught else "control"),
+        format_number(line.seeds, 0),
+        format_number(found.top1),
+        format_number(found.agreement, 1),
+        EMPTY if above is None else ReportCell(format_signed(above, 1), above),
+        format_number(found.kl, 3),
+        format_number(found.repeated, 1),
+        format_number(found.corrected, 1),
+        format_word(describe_classes(line.gained)),
+        format_word(describe_classes(line.lost)),
+    )
+
+
+def list_sections(found: FaithfulnessListing | None) -> dict[str, str]:
+    """The section of a page, by the name of its template; none of nothing."""
+    return {"faithfulness": "How faithful are the students?"} if found else {}
