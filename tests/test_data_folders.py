@@ -232,7 +232,8 @@ def test_a_missing_description_and_an_unknown_name_are_refused(tmp_path: Path) -
 
 def test_the_digits_need_no_file_and_are_stratified() -> None:
     digits = load_dataset("digits")
-    assert dataset_names() == ("digits", "cifar100", "tiny-imagenet", "imagenet")
+    suite = ("digits", "cifar100", "tiny-imagenet", "imagenet", "stl10", "tiny-imagenet-32", "digits-0-4", "digits-5-9")
+    assert dataset_names() == suite
     assert (digits.num_classes, digits.image_size, digits.padding, digits.flip) == (10, 8, 1, False)
     assert len(digits.train) + len(digits.test) == 1797
     counts = [torch.bincount(split.labels) for split in (digits.train, digits.test)]
@@ -246,3 +247,14 @@ def test_the_digits_need_no_file_and_are_stratified() -> None:
 def test_the_digits_are_the_same_on_every_machine() -> None:
     digits = load_dataset("digits")
     assert digits.fingerprint == "e21cf873ebc0551620c6b144ac503cb2bcd55c53ebb1375d87f6759eccb99dd5"
+
+
+def test_the_digits_come_in_two_halves_without_a_class_in_common() -> None:
+    digits, lower, upper = map(load_dataset, ("digits", "digits-0-4", "digits-5-9"))
+    assert (lower.classes, upper.classes) == (tuple("01234"), tuple("56789"))
+    assert len({digits.fingerprint, lower.fingerprint, upper.fingerprint}) == 3
+    for split in ("train", "test"):
+        whole, low, high = (getattr(dataset, split) for dataset in (digits, lower, upper))
+        assert torch.equal(whole.images[whole.labels < 5], low.images)
+        assert torch.equal(whole.images[whole.labels >= 5], high.images)
+        assert torch.equal(whole.labels[whole.labels >= 5] - 5, high.labels)

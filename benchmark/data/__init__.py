@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmark.core.errors import unknown_name
-from benchmark.data import cifar100, digits, imagenet, tiny_imagenet
+from benchmark.data import cifar100, digits, imagenet, stl10, tiny_imagenet
 from benchmark.data.custom import load_custom
 from benchmark.data.dataset import Dataset, Images, ImageSet
 
 __all__ = ["Dataset", "ImageSet", "Images", "dataset_names", "load_dataset"]
 
-LOADERS = {module.NAME: module.load for module in (digits, cifar100, tiny_imagenet, imagenet)}
+LOADERS = {
+    **{module.NAME: module.load for module in (digits, cifar100, tiny_imagenet, imagenet, stl10)},
+    tiny_imagenet.SMALL_NAME: tiny_imagenet.load_small,
+    "digits-0-4": digits.load_lower_half,
+    "digits-5-9": digits.load_upper_half,
+}
 
 
 def dataset_names() -> tuple[str, ...]:

@@ -27,7 +27,7 @@ Colour = tuple[float, float, float]
 
 
 class Images(Protocol):
-    """Labelled square images, in memory (`ImageSet`) or on disk (`benchmark.data.streamed.ImageFiles`)."""
+    """Labelled square images: in memory (`ImageSet`, `shown_small.ShownSmall`) or on disk (`streamed.ImageFiles`)."""
 
     @property
     def labels(self) -> Tensor:

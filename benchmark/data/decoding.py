@@ -65,13 +65,13 @@ DEATHS = (RuntimeError, ConnectionError, EOFError, FileNotFoundError)
 
 @dataclass(frozen=True)
 class DecodeTask:
-    """Image files, and what is to be cut from each.
+    """Image files (or images that are decoded already, uint8 [height, width, 3]), and what is to be cut from each.
 
     seeds: of the box of each training crop, int64 [files, crops]; None for the one crop of evaluation;
     flips: whether each crop is mirrored, bool [files, crops]; size: of a crop, in pixels.
     """
 
-    files: tuple[str, ...]
+    files: tuple[str | np.ndarray, ...]
     seeds: np.ndarray | None
     flips: np.ndarray
     size: int
@@ -168,8 +168,8 @@ def decode(task: DecodeTask) -> Tensor:
     """
     files, crops = task.flips.shape
     pixels = np.empty((files, crops, task.size, task.size, 3), dtype=np.uint8)
-    for number, path in enumerate(task.files):
-        image = read_image(path)
+    for number, source in enumerate(task.files):
+        image = read_image(source) if isinstance(source, str) else Image.fromarray(source)
         for crop in range(crops):
             if task.seeds is None:
                 cut = evaluation_crop(image, task.size)

@@ -22,29 +22,47 @@ BRIGHTEST = 16
 TEST_SHARE = 0.2
 PADDING = 1
 CLASSES = tuple("0123456789")
+HALVES = {"digits-0-4": range(5), "digits-5-9": range(5, 10)}
+"""Two datasets without a class in common: what was learnt on one is probed on the other."""
 
 
 def load(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
     """The digits, a stratified fifth of them for testing; the arguments of other datasets' loaders do not matter."""
+    return _make(NAME, range(len(CLASSES)))
+
+
+def load_lower_half(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
+    """The digits 0 to 4 of `load`, in its split."""
+    return _make("digits-0-4", HALVES["digits-0-4"])
+
+
+def load_upper_half(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
+    """The digits 5 to 9 of `load`, in its split."""
+    return _make("digits-5-9", HALVES["digits-5-9"])
+
+
+def _make(name: str, shown: range) -> Dataset:
+    """Make the dataset of the digits `shown`, whose labels count from the first of them."""
     table = _read_table()
+    classes = tuple(CLASSES[digit] for digit in shown)
     grey = table[:, :-1].reshape(-1, SIZE, SIZE)
     # Rounded to the nearest of 256 levels in whole numbers, the same on every machine.
     levels = (grey * 255 + BRIGHTEST // 2) // BRIGHTEST
     images = torch.from_numpy(levels.astype(np.uint8))[..., None].repeat(1, 1, 1, 3)
     labels = torch.from_numpy(table[:, -1].copy())
     kept, held = split_held_out(labels, TEST_SHARE, NAME, "test")
-    train, test = _subset(images, labels, kept), _subset(images, labels, held)
+    train, test = (_subset(images, labels, split[_are_in(labels[split], shown)], shown.start) for split in (kept, held))
     mean, std = measured_normalisation(train.images)
     return Dataset(
-        name=NAME,
-        classes=CLASSES,
+        name=name,
+        classes=classes,
         train=train,
         test=test,
         mean=mean,
         std=std,
         padding=PADDING,
         flip=False,
-        fingerprint=fingerprint_of(splits_hashes(train, test), CLASSES, mean, std, PADDING, flip=False),
+        fingerprint=fingerprint_of(splits_hashes(train, test), classes, mean, std, PADDING, flip=False),
     )
 
 
@@ -58,5 +76,9 @@ def _read_table() -> np.ndarray:
     return np.loadtxt(path, delimiter=",", dtype=np.int64)
 
 
-def _subset(images: Tensor, labels: Tensor, index: Tensor) -> ImageSet:
-    return ImageSet(images[index], labels[index])
+def _are_in(labels: Tensor, shown: range) -> Tensor:
+    return (labels >= shown.start) & (labels < shown.stop)
+
+
+def _subset(images: Tensor, labels: Tensor, index: Tensor, first: int) -> ImageSet:
+    return ImageSet(images[index], labels[index] - first)

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,12 +64,22 @@ def _describe(error: BaseException) -> str:
     return text if text and text.isprintable() else type(error).__name__
 
 
-def fetch_unpacked(url: str, known_hash: str, root: Path, folder: str, needed: str) -> None:
+def fetch_unpacked(
+    url: str,
+    known_hash: str,
+    root: Path,
+    folder: str,
+    needed: str,
+    members: list[str] | None = None,
+    largest: int | None = None,
+) -> None:
     """Fetch a .zip or .tar.gz archive and put its top folder `folder` into `root`, whole or not at all.
 
     An intact archive of that name in `root` is unpacked without fetching it. To be called within `lock_data_folder`.
 
-    known_hash: of the archive, such as "md5:90528d7c..."; needed: a file that the folder must hold.
+    known_hash: of the archive, such as "md5:90528d7c..."; needed: a file that the folder must hold;
+    members: the files of the archive that are unpacked, None for all; largest: bytes that are fetched at
+    most, instead of `MAX_ARCHIVE_BYTES`.
 
     Raises:
         OSError, RuntimeError: the archive cannot be fetched or unpacked, or is not the one of that hash.
@@ -87,8 +98,10 @@ def fetch_unpacked(url: str, known_hash: str, root: Path, folder: str, needed: s
     with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=root, ignore_cleanup_errors=True) as temporary:
         content = Path(temporary, "content").absolute()
         path = root if (root / name).is_file() else temporary
+        download = partial(_download, largest=largest or MAX_ARCHIVE_BYTES)
+        processor = unpack(members=members, extract_dir=str(content))
         try:
-            pooch.retrieve(url, known_hash, name, path, unpack(extract_dir=str(content)), _download)
+            pooch.retrieve(url, known_hash, name, path, processor, download)
         except ValueError as error:
             raise RuntimeError(f"the checksum of what came from {url} is wrong") from error
         if not (content / folder / needed).is_file():
@@ -97,23 +110,23 @@ def fetch_unpacked(url: str, known_hash: str, root: Path, folder: str, needed: s
 
 
 class _LimitedFile:
-    """Passes what is written on to a file, and refuses more than `MAX_ARCHIVE_BYTES`."""
+    """Passes what is written on to a file, and refuses more than so many bytes."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
+    def __init__(self, file: IO[bytes], largest: int) -> None:
+        self.file, self.largest = file, largest
 
     def write(self, data: bytes) -> None:
-        if self.file.tell() + len(data) > MAX_ARCHIVE_BYTES:
-            raise RuntimeError(f"more than {sized(MAX_ARCHIVE_BYTES)} came")
+        if self.file.tell() + len(data) > self.largest:
+            raise RuntimeError(f"more than {sized(self.largest)} came")
         self.file.write(data)
 
     def flush(self) -> None:
         """Leave it to the file when it writes."""
 
 
-def _download(url: str, output_file: Any, _: Any) -> None:
+def _download(url: str, output_file: Any, _: Any, largest: int) -> None:
     import pooch
 
     log.warning("fetching %s", url)
     with open(output_file, "wb") as file:
-        pooch.HTTPDownloader(chunk_size=CHUNK_BYTES, timeout=NETWORK_TIMEOUT)(url, _LimitedFile(file), None)
+        pooch.HTTPDownloader(chunk_size=CHUNK_BYTES, timeout=NETWORK_TIMEOUT)(url, _LimitedFile(file, largest), None)

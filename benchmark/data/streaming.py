@@ -1,4 +1,4 @@
-"""Training on images that stay on disk: workers decode every batch while the ones before it are trained on."""
+"""Training on random boxes of images on disk or in memory: workers cut every batch while others are trained on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from benchmark.data.augmentation import ROTATIONS, Batch, EpochPlan, Recipe, Sou
 from benchmark.data.dataset import Images, ImageSet
 from benchmark.data.decoding import DecodeTask, decode_here, decode_in_workers
 from benchmark.data.mixing import Mix
+from benchmark.data.shown_small import ShownSmall
 from benchmark.data.streamed import CHUNK, ImageFiles
 
 AHEAD = 3
@@ -31,14 +32,14 @@ def training_source(
     images: Images, recipe: Recipe, batch_size: int, device: torch.device | str, names: tuple[Name, ...]
 ) -> Source:
     """Make the source of training batches for images in memory or on disk; the arguments are those of `Source`."""
-    if isinstance(images, ImageFiles):
-        return StreamedSource(images, recipe, batch_size, device, names)
-    assert isinstance(images, ImageSet)
-    return TrainingSource(images, recipe, batch_size, device, names)
+    if isinstance(images, ImageSet):
+        return TrainingSource(images, recipe, batch_size, device, names)
+    assert isinstance(images, ImageFiles | ShownSmall)
+    return StreamedSource(images, recipe, batch_size, device, names)
 
 
 class StreamedSource(Source):
-    """A source whose images stay on disk and are decoded `AHEAD` batches before they are needed.
+    """A source whose images are decoded, or cut, `AHEAD` batches before they are needed.
 
     Each crop is a random box of the image, made square (`decoding.training_crop`), in place of the crop from a padded
     image that images in memory have. Its seed is drawn like any other random choice, for all images of an epoch at
@@ -47,7 +48,12 @@ class StreamedSource(Source):
     """
 
     def __init__(
-        self, images: ImageFiles, recipe: Recipe, batch_size: int, device: torch.device | str, names: tuple[Name, ...]
+        self,
+        images: ImageFiles | ShownSmall,
+        recipe: Recipe,
+        batch_size: int,
+        device: torch.device | str,
+        names: tuple[Name, ...],
     ) -> None:
         # The workers need to know what to decode, so it is chosen on the CPU.
         super().__init__(images, recipe, batch_size, device, names, choices="cpu")
@@ -118,7 +124,8 @@ class StreamedSource(Source):
     def _make_tasks(self, index: Tensor, seeds: Tensor, flips: Tensor) -> list[DecodeTask]:
         """Make the tasks for crops of the images `index` [batch]; seeds and flips: [batch, crops]."""
         parts = zip(index.split(CHUNK), seeds.split(CHUNK), flips.split(CHUNK), strict=True)
-        return [DecodeTask(self.images.paths(part), box.numpy(), flip.numpy(), self.size) for part, box, flip in parts]
+        find = self.images.paths if isinstance(self.images, ImageFiles) else self.images.pixels
+        return [DecodeTask(find(part), box.numpy(), flip.numpy(), self.size) for part, box, flip in parts]
 
 
 def _repeat_flips(flips: Tensor, offsets: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import NoReturn, Self
 import torch
 from torch import Tensor
 
-from benchmark.data import cifar100, imagenet, tiny_imagenet
+from benchmark.data import cifar100, imagenet, stl10, tiny_imagenet
 from benchmark.data.dataset import Dataset
 from benchmark.data.download import DEFAULT_DATA_ROOT
 
@@ -37,6 +37,10 @@ STUBS = {
     tiny_imagenet.NAME: DatasetStub(
         100_000, 10_000, tiny_imagenet.NUM_CLASSES, tiny_imagenet.IMAGE_SIZE, (tiny_imagenet.FOLDER,)
     ),
+    tiny_imagenet.SMALL_NAME: DatasetStub(
+        100_000, 10_000, tiny_imagenet.NUM_CLASSES, tiny_imagenet.SMALL_SIZE, (tiny_imagenet.FOLDER,)
+    ),
+    stl10.NAME: DatasetStub(5_000, 8_000, stl10.NUM_CLASSES, stl10.IMAGE_SIZE, (stl10.FOLDER,)),
     imagenet.NAME: DatasetStub(
         imagenet.WHOLE["train"], imagenet.WHOLE["val"], imagenet.NUM_CLASSES, imagenet.IMAGE_SIZE, (imagenet.NAME,)
     ),

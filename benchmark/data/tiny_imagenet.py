@@ -25,10 +25,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import locate_cache, make_dataset, read_or_build
+from benchmark.data import imagenet
+from benchmark.data.cache import CachedContent, locate_cache, make_dataset, read_or_build
 from benchmark.data.dataset import Dataset
 from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_unpacked, lock_data_folder
 from benchmark.data.folders import ClassFolders, image_files, list_subfolders, read_class_folders
+from benchmark.data.shown_small import show_small
 
 NAME = "tiny-imagenet"
 FOLDER = "tiny-imagenet-200"
@@ -40,6 +42,8 @@ WNIDS = "wnids.txt"
 ANNOTATIONS = "val_annotations.txt"
 NUM_CLASSES = 200
 IMAGE_SIZE = 64
+SMALL_NAME, SMALL_SIZE = "tiny-imagenet-32", 32
+"""The same images as they are shown to networks that learnt from CIFAR-100."""
 PADDING = 8
 """As large a share of the image as CIFAR's 4 of 32 pixels."""
 
@@ -53,6 +57,20 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
     Raises:
         UserError: there is no dataset, it is damaged or incomplete, or its cache is damaged or cannot be written.
     """
+    return make_dataset(NAME, _read_cached(data_root, cache_root, download), PADDING, flip=True)
+
+
+def load_small(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
+    """Load the same images, shown to networks at 32x32 (see `benchmark.data.shown_small`), by ImageNet's normalisation.
+
+    Raises:
+        UserError: see `load`.
+    """
+    cached = _read_cached(data_root, cache_root, download)
+    return show_small(SMALL_NAME, cached.content, cached.hashes, SMALL_SIZE, imagenet.MEAN, imagenet.STD)
+
+
+def _read_cached(data_root: Path | None, cache_root: Path | None, download: bool) -> CachedContent:
     root = DEFAULT_DATA_ROOT if data_root is None else data_root
     folder = root / FOLDER
     if not folder.is_dir():
@@ -65,10 +83,9 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
             if not folder.is_dir():
                 fetch_unpacked(URL, HASH, root, FOLDER, WNIDS)
     found = list_images(folder)
-    cached = read_or_build(
+    return read_or_build(
         locate_cache(root, cache_root), NAME, found.state, lambda: read_class_folders(found, IMAGE_SIZE)
     )
-    return make_dataset(NAME, cached, PADDING, flip=True)
 
 
 def _not_found(root: Path, why: str) -> str:
