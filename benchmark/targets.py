@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from benchmark.core.errors import UserError, unknown_name
 from benchmark.data import Dataset, imagenet
 from benchmark.planning.datasets import DatasetCache
 from benchmark.planning.figures import Points, check_methods_of, plan_panel
-from benchmark.planning.request import RunFactory, RunGroup, RunOptions
+from benchmark.planning.request import PROBE, RunFactory, RunGroup, RunOptions
 from benchmark.planning.tables import Grid, plan_table, select_rows
 from benchmark.planning.teachers import Teachers, load_teachers, parse_teacher_files
 from benchmark.results.store import Store
@@ -74,24 +74,49 @@ class TableTarget:
     remarks: tuple[str, ...] = ()
     accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Of teachers that came from files, on this dataset's test images."""
+    probes: Sequence[RunGroup] = ()
+    """The runs that probe students on other datasets."""
 
     @classmethod
-    def plan(cls, table: Table, options: RunOptions, source: str, images: Dataset, teachers: Teachers) -> TableTarget:
-        """Plan the runs of a table.
+    def plan(
+        cls,
+        table: Table,
+        options: RunOptions,
+        source: str,
+        images: Dataset,
+        teachers: Teachers,
+        probed: Mapping[str, Dataset] | None = None,
+    ) -> TableTarget:
+        """Plan the runs of a table; probed: by source, the datasets that its students are probed on.
 
         Raises:
             UserError: a method, a pair, an option or the protocol is refused.
         """
+        probed = probed or {}
+        known = {name: (dataset.name, dataset.fingerprint) for name, dataset in probed.items()}
         factory = options.make_factory(table.protocol_for(options.scale), images, teachers.released)
+        factory = replace(factory, probed=known)
         grid = plan_table(table, factory, options.seed_numbers, options.methods, options.pairs)
-        group = RunGroup(f"Table {table.name} on {images.name}", source, images, tuple(grid.requested_runs()))
+        runs = grid.requested_runs()
+        # A student is trained on its own dataset before it is probed on another.
+        students = dict.fromkeys(run.start if run.method == PROBE and run.start else run for run in runs)
+        group = RunGroup(f"Table {table.name} on {images.name}", source, images, tuple(students))
+        groups = []
+        for place, dataset in probed.items():
+            probes = tuple(run for run in runs if run.method == PROBE and run.dataset == dataset.name)
+            groups.append(RunGroup(f"Table {table.name}, probes on {dataset.name}", place, dataset, probes))
         return cls(
-            grid, factory, group, tuple(list_notes(factory, table.protocol_for(options.scale))), teachers.accuracy
+            grid,
+            factory,
+            group,
+            tuple(list_notes(factory, table.protocol_for(options.scale))),
+            teachers.accuracy,
+            groups,
         )
 
     @property
     def groups(self) -> Sequence[RunGroup]:
-        return (self.group,)
+        return (self.group, *self.probes)
 
     def check_rendering(self) -> None:
         """Try nothing: text needs nothing of the machine but the folder, which is checked already."""
@@ -281,7 +306,8 @@ def plan_targets(
             for name, figures in teachers.accuracy.items():
                 store.save_teacher_metrics(images.name, teachers.released[name].teacher.sha256, figures)
             all_teachers = all_teachers.merge(teachers)
-            targets.append(TableTarget.plan(entry, options, source, images, teachers))
+            probed = load_probed(entry, options, datasets)
+            targets.append(TableTarget.plan(entry, options, source, images, teachers, probed))
         else:
             target = FigureTarget.plan(entry, options, datasets.load)
             targets += [target] if target.points else []
@@ -289,6 +315,18 @@ def plan_targets(
         missing = "; ".join(dict.fromkeys(datasets.missing.values()))
         raise UserError(missing or f"nothing is drawn at scale {options.scale}; choose another --scale or --pairs")
     return targets, all_teachers
+
+
+def load_probed(table: Table, options: RunOptions, datasets: DatasetCache) -> dict[str, Dataset]:
+    """Load the datasets that the students of the wanted columns are probed on, by source.
+
+    Raises:
+        UserError: one is missing.
+    """
+    wanted = [column for column in table.columns if not options.pairs or column.name in options.pairs]
+    sources = dict.fromkeys(column.probe.source_at(options.scale) for column in wanted if column.probe)
+    loaded = {source: datasets.load(source, f"probes of table {table.name}") for source in sources if source}
+    return {source: images for source, images in loaded.items() if images}
 
 
 def find_released_files(table: Table, images: Dataset, datasets: DatasetCache, console: Console) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from pydantic import (
 
 from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
-from benchmark.core.protocols import PROTOCOLS
+from benchmark.core.protocols import PROBES, PROTOCOLS, base_scale
 from benchmark.core.spec import Augmentation
 from tables.literature import Literature, load_literature
 from tables.schema import Name, check_file_name, check_scales, list_names, load_by_name, locate_datasets
@@ -48,16 +48,41 @@ class Networks(FrozenModel):
     teacher: Name | None = None
 
 
+class Probing(FrozenModel):
+    """How the students of a column are probed: on which dataset (or one for each scale), and by which protocol."""
+
+    dataset: Name | dict[str, Name]
+    protocol: Name = "probe-lbfgs"
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
+        return locate_datasets(value, info)
+
+    @field_validator("protocol")
+    @classmethod
+    def _check_protocol(cls, value: str) -> str:
+        if value not in PROBES:
+            raise ValueError(f"unknown protocol {value!r}; allowed: {', '.join(PROBES)}")
+        return value
+
+    def source_at(self, scale: str) -> str | None:
+        """The dataset's name, or the path of its file, at a scale or one stretched from it; None if there is none."""
+        return self.dataset if isinstance(self.dataset, str) else self.dataset.get(base_scale(scale))
+
+
 class Column(FrozenModel):
     """A pair of networks, or a student without a teacher; `at_scale` has other networks at some scales.
 
-    metric: what of its runs the column shows; two columns of one pair share their runs.
+    metric: what of its runs the column shows; two columns of one pair share their runs; probe: the column shows what a
+    new classifier reaches on the features of its students, on another dataset.
     """
 
     student: Name
     teacher: Name | None = None
     title: Name | None = None
     metric: Metric = "top1"
+    probe: Probing | None = None
     at_scale: dict[Name, Networks] = Field(default={})
 
     @property
@@ -313,6 +338,7 @@ _OWNERS = cast(
     {
         "at_scale": Networks,
         "columns": Column,
+        "probe": Probing,
         "rows": Row,
         "published": Published,
         "reproduced": Published,

@@ -10,8 +10,8 @@ from benchmark.analysis.cells import FindRecord, LookUp, make_cell
 from benchmark.analysis.notes import is_default_setting, list_notes, precision_note, variant_suffix
 from benchmark.analysis.query import ExperimentSetting, RecordQuery
 from benchmark.core.protocols import PAPER, SCALES, base_scale, default_seed_count, get_protocol
-from benchmark.planning.request import RunFactory
-from benchmark.planning.tables import Grid, plan_table
+from benchmark.planning.request import PROBE, RunFactory
+from benchmark.planning.tables import Grid, has_dataset, plan_table, probe_as_asked
 from benchmark.plugins.registry import all_methods, method_class, method_names
 from benchmark.results.provenance import describe_environment
 from tables.result import Cell, Status, TableResult
@@ -93,9 +93,9 @@ def _teachers(
     """Make the teacher's cell of each column: from its own run, or as measured here if it came from a file."""
     cells = {}
     for column in grid.table.columns:
-        if column.teacher is None:
+        if column.teacher is None or not has_dataset(factory, column):
             continue
-        if column.teacher in factory.released:
+        if column.teacher in factory.released and column.probe is None:
             accuracy = released_accuracy.get(column.teacher)
             values = () if accuracy is None else (accuracy[column.metric],)
             notes = (f"teacher {column.teacher} comes from a file",)
@@ -103,7 +103,8 @@ def _teachers(
             cells[column.name] = Cell(TEACHER, column.name, values, status, (), notes)
         else:
             own = dict.fromkeys(factory.teacher_seed(column.student, column.teacher, seed) for seed in seeds)
-            runs = [factory.run(BASELINE, column.teacher, None, seed) for seed in own]
+            trained = tuple(factory.run(BASELINE, column.teacher, None, seed) for seed in own)
+            runs = probe_as_asked(factory, column, trained)
             cells[column.name] = make_cell(TEACHER, column, look_up(runs), find, lost)
     return cells
 
@@ -126,7 +127,11 @@ def add_rows_of_records(table: Table, query: RecordQuery, setting: ExperimentSet
 def make_table_in_setting(table: Table, query: RecordQuery, setting: ExperimentSetting) -> TableResult:
     """Make the result of a table from the runs of one setting."""
     scale = setting.scale.name
-    factory = setting.make_factory()
+    # A dataset from a file is called like the file.
+    read = {run.dataset: run.fingerprint for run in query.runs if run.method == PROBE}
+    sources = {column.probe.source_at(scale) for column in table.columns if column.probe} - {None}
+    probed = {source: (Path(source).stem, read.get(Path(source).stem, "")) for source in sources if source}
+    factory = setting.make_factory(probed=probed)
     grid = plan_table(table.at(base_scale(scale)), factory, range(default_seed_count(scale)))
     accuracy = {
         network: query.teacher_metrics[file.teacher.sha256]

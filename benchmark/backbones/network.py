@@ -66,6 +66,11 @@ class Network(nn.Module, ABC):
     after_stages: ClassVar[tuple[str, ...]]
     """Names of the direct sub-modules behind the last stage map, a norm of its own up to the classifier."""
 
+    @property
+    def classifier_module(self) -> nn.Module:
+        """The module that makes logits of the pooled vector, whatever a family calls it."""
+        return self.get_submodule(self.after_stages[-1])
+
     @abstractmethod
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         """Images [batch, 3, height, width] to `Outputs`."""

@@ -109,6 +109,24 @@ PROTOCOLS = {
     )
 }
 
+PROBES = {
+    protocol.name: protocol
+    for protocol in (
+        # The suite's own: a single fit to the features, without rates.
+        Protocol(name="probe-lbfgs", schedule=LRSchedule(epochs=1), learning_rate=0.1, weight_decay=0.0),
+        Protocol(
+            # The linear evaluation of HSAKD's authors.
+            name="probe-sgd",
+            schedule=LRSchedule(epochs=100, milestones=(30, 60, 90)),
+            learning_rate=0.1,
+            weight_decay=0.0,
+            nesterov=True,
+            method_options={"Probe": {"solver": "sgd"}},
+        ),
+    )
+}
+"""How a new classifier learns on a trained student's features; no table of students is trained by these."""
+
 SCALES = {
     scale.name: scale
     for scale in (

@@ -190,9 +190,9 @@ class Method(nn.Module):
     needs_preactivations: ClassVar[bool] = False
     trains_student: ClassVar[bool] = True
     """False for a head trained on a frozen teacher: there is no student, and `Step.student` must not be called."""
-    trains: ClassVar[Literal["student", "stages"]] = "student"
+    trains: ClassVar[Literal["student", "stages", "classifier"]] = "student"
     """With `stages`, the modules after the student's last stage map (`Network.after_stages`) stay as they are, running
-    statistics included."""
+    statistics included; with `classifier`, all modules but the last of these do."""
     start: ClassVar[str | None] = None
     """Name of a method; its run of the same student, teacher and seed gives the student's first weights."""
     teacher_head: ClassVar[str | None] = None

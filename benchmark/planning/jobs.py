@@ -88,7 +88,7 @@ def missing_jobs(
     the last epoch of all of them, and gigabytes in each checkpoint (six tables of LSSKD's). Runs with different
     checkpoints are kept apart.
     """
-    missing = store.missing(collect_dependencies(runs), retry_failed)
+    missing = store.missing(_of_their_dataset(runs), retry_failed)
     depths = dependency_depths(missing)
     long = any(base_scale(run.scale.name) == "paper" for run in missing)
     groups = _groups(missing, store, depths, "student" if workers > 1 or long else "cohort")
@@ -101,11 +101,18 @@ def all_jobs(runs: Iterable[Run], store: Store, grouping: Grouping, image_size: 
 
     It does not depend on what is done already, except that runs with different checkpoints are kept apart.
     """
-    everything = collect_dependencies(runs)
+    everything = _of_their_dataset(runs)
     groups = [[run] for run in everything]
     if grouping != "run":
         groups = _groups(everything, store, dependency_depths(everything), grouping)
     return [_job(CohortPlan(tuple(group), cohort_seconds(group, image_size, images))) for group in groups]
+
+
+def _of_their_dataset(runs: Iterable[Run]) -> list[Run]:
+    """Collect the runs and what they depend on, less the runs on other datasets, which have jobs of their own."""
+    runs = list(runs)
+    datasets = {run.dataset for run in runs}
+    return [run for run in collect_dependencies(runs) if run.dataset in datasets]
 
 
 def _groups(runs: Sequence[Run], store: Store, depths: Mapping[str, int], grouping: Grouping) -> list[list[Run]]:

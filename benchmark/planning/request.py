@@ -11,7 +11,7 @@ import torch
 from benchmark.backbones import uses_grouped_convolutions
 from benchmark.core.devices import supports_bf16
 from benchmark.core.errors import UserError
-from benchmark.core.protocols import PROTOCOLS, base_scale, default_seed_count, get_protocol, select_scale
+from benchmark.core.protocols import PROBES, PROTOCOLS, base_scale, default_seed_count, get_protocol, select_scale
 from benchmark.core.spec import Augmentation, Precision, Protocol, ReleasedTeacher, Run, Scale, Siblings
 from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
@@ -23,6 +23,9 @@ TEACHER_SEED = 0
 SELF_TEACHER_SEED = 1000
 """Seed offset for teachers of the student's architecture, so that teacher and student never share first weights and the
 order of batches."""
+
+PROBE = "Probe"
+"""The method of runs that probe the student of another run."""
 
 Share = tuple[float, int]
 """A share of the training images, and the seed that selects them."""
@@ -65,6 +68,8 @@ class RunFactory:
     """Teachers that come from files, by network."""
     bf16: bool | None = None
     """Whether the device supports bf16; None: it belongs to this machine and is queried."""
+    probed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Name and fingerprint of the datasets that students are probed on, by source (see `load_dataset`)."""
     _siblings: dict[tuple[Any, ...], Siblings] = field(default_factory=dict, init=False, repr=False, compare=False)
     """By everything that tells runs apart but their seeds and their exact teacher."""
     _artifacts: dict[tuple[Any, ...], Run] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -106,6 +111,26 @@ class RunFactory:
         if cls.start is not None:
             start = self._artifact(cls.start, student, seed, own, artifact, augmentation)
         return self._run(method, student, seed, own, artifact, head, start, augmentation)
+
+    def probe(self, run: Run, source: str, protocol: str, fraction: float = 1.0) -> Run:
+        """Make the run that probes the student of a run on another dataset; source: one of `probed`."""
+        dataset, fingerprint = self.probed[source]
+        cls, recipe = method_class(PROBE), PROBES[protocol]
+        return Run(
+            dataset=dataset,
+            fingerprint=fingerprint,
+            fraction=fraction,
+            fraction_seed=run.seed if fraction < 1 else 0,
+            student=run.student,
+            method=cls.name,
+            method_version=cls.version,
+            options=resolve_options(cls, recipe, run.student, self.options.get(cls.name, {})).model_dump(),
+            start=run,
+            protocol=recipe.without_tables(cls.name),
+            scale=self.scale,
+            precision="fp32",
+            seed=run.seed,
+        )
 
     def teacher_seed(self, student: str, teacher: str, seed: int) -> int:
         """Choose the seed of the teacher of a student with this seed."""
@@ -216,14 +241,15 @@ def collect_dependencies(runs: Iterable[Run]) -> list[Run]:
 
 def describe_run(run: Run) -> str:
     """Name the method of a run, with what differs from its protocol: `LSSKD (alpha=0.3)`."""
-    protocol = PROTOCOLS.get(run.protocol.name, run.protocol)
+    protocol = (PROTOCOLS | PROBES).get(run.protocol.name, run.protocol)
     usual = resolve_options(method_class(run.method), protocol, run.student, teacher=run.teacher_network).model_dump()
     changed: list[str] = [] if run.augmentation == "standard" else [run.augmentation]
     changed += [] if run.fraction == 1 else [f"{run.fraction:.0%} of the images"]
     if run.protocol.schedule != protocol.schedule:
         changed.append(counted(run.schedule.epochs, "epoch"))
     changed += [f"{name}={value}" for name, value in run.options.items() if usual.get(name) != value]
-    return f"{run.method} ({', '.join(changed)})" if changed else run.method
+    name = run.method if run.method != PROBE or not run.start else f"{run.protocol.name} of {describe_run(run.start)}"
+    return f"{name} ({', '.join(changed)})" if changed else name
 
 
 @dataclass(frozen=True)

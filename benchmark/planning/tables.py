@@ -43,7 +43,7 @@ def plan_table(
         (row.name, column.name): plan_cell(factory, row, column, seeds)
         for row in rows
         for column in table.columns
-        if column.teacher or not needs_pair(row.method)
+        if (column.teacher or not needs_pair(row.method)) and has_dataset(factory, column)
     }
     wanted_rows = methods or [row.name for row in rows if method_class(row.method).in_default_grid]
     wanted_columns = pairs or [column.name for column in table.columns]
@@ -68,8 +68,26 @@ def needs_pair(method: str) -> bool:
     return cls.needs_teacher and not cls.teaches_itself
 
 
+def has_dataset(factory: RunFactory, column: Column) -> bool:
+    """Return whether the dataset that the column's students are probed on was loaded, if they are probed."""
+    return column.probe is None or column.probe.source_at(factory.scale.name) in factory.probed
+
+
 def plan_cell(factory: RunFactory, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
-    """Make the runs of a cell, one for each seed."""
+    """Make the runs of a cell, one for each seed: students, or the probes of them."""
+    return probe_as_asked(factory, column, plan_students(factory, row, column, seeds))
+
+
+def probe_as_asked(factory: RunFactory, column: Column, runs: tuple[Run, ...]) -> tuple[Run, ...]:
+    """Make the runs that probe some runs of a column; the runs themselves where nothing is probed."""
+    source = column.probe and column.probe.source_at(factory.scale.name)
+    if column.probe is None or source is None:
+        return runs
+    return tuple(factory.probe(run, source, column.probe.protocol) for run in runs)
+
+
+def plan_students(factory: RunFactory, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
+    """Make the runs of the students of a cell, one for each seed."""
     augmentation = None if row.augment == "standard" else row.augment
 
     def run(method: str, seed: int) -> Run:

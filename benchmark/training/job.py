@@ -18,6 +18,7 @@ from benchmark.training.checkpoint import cohort_folder
 from benchmark.training.cohort import train
 from benchmark.training.failures import RunsFailed, log_failure, save_traceback
 from benchmark.training.launcher import WorkerProcessDied, train_distributed
+from benchmark.training.probing import fit, is_fitted
 from benchmark.training.settings import TrainSettings
 
 WAIT_SECONDS = 1.0
@@ -113,7 +114,7 @@ def _train(
     for run in runs:
         with contextlib.suppress(OSError):
             store.traceback(run).unlink(missing_ok=True)
-    train_cohort = train_distributed if runs[0].processes > 1 else train
+    train_cohort = train_distributed if runs[0].processes > 1 else fit if is_fitted(runs[0]) else train
     try:
         return train_cohort(runs, settings, stop, on_progress, log)
     except WorkerProcessDied as error:

@@ -129,7 +129,7 @@ class Learner:
         if self.method.trains_student:
             network = fresh_network(run.student, num_classes, run.seed)
             if first_weights is not None:
-                network.load_state_dict(first_weights)
+                network.load_state_dict(first_weights | self._own_first_weights(network))
             self.student = placed(network, device)
             for part in self._frozen_modules():
                 part.requires_grad_(False).eval()
@@ -181,7 +181,16 @@ class Learner:
         """List the parts of the student that are not trained."""
         if self.student is None or self.method.trains == "student":
             return []
+        if self.method.trains == "classifier":
+            return [part for part in self.student.children() if part is not self.student.classifier_module]
         return [self.student.get_submodule(name) for name in self.student.after_stages]
+
+    def _own_first_weights(self, network: Network) -> dict[str, Tensor]:
+        """Collect the first weights that it does not take over from another run: those of a classifier of its own."""
+        if self.method.trains != "classifier":
+            return {}
+        own = network.after_stages[-1] + "."
+        return {name: weight for name, weight in network.state_dict().items() if name.startswith(own)}
 
     def _make_step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> Step:
         run, method = self.run, self.method
@@ -309,7 +318,7 @@ class Learner:
         if self.student is None:
             return None
         predictor = self.method.predictor(self.student.eval())
-        trained = self.method.trains == "student" or predictor is not self.student
+        trained = self.method.trains != "stages" or predictor is not self.student
         return predictor.eval() if trained else None
 
     def timed_step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> None:

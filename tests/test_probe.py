@@ -1,0 +1,114 @@
+"""A probe fits a new classifier to a trained student, leaves the rest of it as it is, and is a run like any other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from benchmark.backbones import build_network
+from benchmark.core.protocols import PROBES
+from benchmark.core.spec import Run, Scale
+from benchmark.data import load_dataset
+from benchmark.data.augmentation import evaluation_batches
+from benchmark.planning.jobs import missing_jobs
+from benchmark.planning.request import RunFactory, collect_dependencies, describe_run
+from benchmark.results.store import Store
+from benchmark.training.inputs import recipe_for
+from benchmark.training.job import run_until_done
+from benchmark.training.settings import TrainSettings
+from tests.engine import SHORT
+
+LEARNT, PROBED = "digits-0-4", "digits-5-9"
+
+
+def factory() -> RunFactory:
+    learnt, probed = load_dataset(LEARNT), load_dataset(PROBED)
+    return RunFactory(
+        dataset=LEARNT,
+        fingerprint=learnt.fingerprint,
+        protocol=SHORT,
+        scale=Scale(name="test", factor=1 / 25),
+        device=torch.device("cpu"),
+        precision="fp32",
+        probed={PROBED: (PROBED, probed.fingerprint)},
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    """Settings of a store that holds a student of the lower digits."""
+    settings = TrainSettings(runs=tmp_path_factory.mktemp("runs"), dataset=LEARNT)
+    assert run_until_done([student()], settings)
+    return replace(settings, dataset=PROBED)
+
+
+def student() -> Run:
+    return factory().run("Baseline", "ResNet8", None, 0)
+
+
+@pytest.fixture(scope="module", params=sorted(PROBES))
+def probe(request: pytest.FixtureRequest, place: TrainSettings) -> Run:
+    run = factory().probe(student(), PROBED, request.param)
+    assert run_until_done([run], place)
+    return run
+
+
+def test_only_the_classifier_learns(probe: Run, place: TrainSettings) -> None:
+    before, after = (Store(place.runs).weights(run) for run in (student(), probe))
+    assert before.keys() == after.keys()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"fc.weight", "fc.bias"}
+
+
+def test_the_record_is_like_any_other(probe: Run, place: TrainSettings) -> None:
+    record = Store(place.runs).record(probe)
+    assert record is not None
+    assert (record["status"], len(record["epochs"])) == ("finished", probe.schedule.epochs)
+    assert record["best_on_test"]["top1"] >= record["final"]["top1"] > 30
+    assert record["cost"]["training_multiply_adds"] > 0
+    assert Run.model_validate(record["run"]) == probe
+    assert collect_dependencies([probe]) == [student(), probe]
+
+
+def test_the_fit_is_that_of_a_regression_on_standardised_features(place: TrainSettings) -> None:
+    run = factory().probe(student(), PROBED, "probe-lbfgs")
+    assert run_until_done([run], place)
+    network = build_network("ResNet8", 5)
+    network.load_state_dict(Store(place.runs).weights(student()))
+    dataset = load_dataset(PROBED)
+    splits = []
+    for images in (dataset.train, dataset.test):
+        batches = evaluation_batches(images, recipe_for(run.protocol, dataset), 100, "cpu")
+        with torch.no_grad():
+            pooled = [network.eval()(shown).pooled.numpy() for shown, _ in batches]
+        splits.append((np.concatenate(pooled).astype(np.float64), images.labels.numpy()))
+    scaler = StandardScaler().fit(splits[0][0])
+    model = LogisticRegression(max_iter=1000).fit(scaler.transform(splits[0][0]), splits[0][1])
+    expected = 100 * model.score(scaler.transform(splits[1][0]), splits[1][1])
+    record = Store(place.runs).record(run)
+    assert record is not None
+    assert record["final"]["top1"] == pytest.approx(expected, abs=100 / len(dataset.test) + 1e-9)
+
+
+def test_the_authors_recipe_is_theirs() -> None:
+    run = factory().probe(student(), PROBED, "probe-sgd")
+    recipe = run.protocol
+    assert (recipe.learning_rate, recipe.momentum, recipe.nesterov, recipe.weight_decay) == (0.1, 0.9, True, 0)
+    assert (recipe.batch_size, recipe.schedule.epochs, recipe.schedule.milestones) == (64, 100, (30, 60, 90))
+    assert (recipe.decay, run.options["solver"]) == (0.1, "sgd")
+    assert describe_run(run).startswith("probe-sgd of Baseline")
+
+
+def test_probes_of_other_students_are_other_runs_and_their_jobs_leave_the_students_out(tmp_path: Path) -> None:
+    runs = [factory().run("Baseline", "ResNet8", None, seed) for seed in (0, 1)]
+    probes = [factory().probe(run, PROBED, name, fraction) for run in runs for name in PROBES for fraction in (0.1, 1)]
+    assert len({run.id for run in probes}) == 8
+    jobs = missing_jobs(probes, Store(tmp_path), 1, 8, 700)
+    assert {run for job in jobs for run in job.runs} == set(probes)
+    assert all(len({run.protocol.name for run in job.runs}) == 1 for job in jobs)
+    assert {needed for job in jobs for needed in job.needs} == {run.digest for run in runs}
