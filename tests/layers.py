@@ -48,6 +48,7 @@ STAGES = {
     "benchmark.report": "the report of all records",
     "benchmark.speed": "measuring training speed",
     "benchmark.tune": "choosing hyper-parameters",
+    "benchmark.probe": "probing a student on another dataset",
     "benchmark.run": "plan, train and render",
 }
 

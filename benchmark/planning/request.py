@@ -112,15 +112,19 @@ class RunFactory:
             start = self._artifact(cls.start, student, seed, own, artifact, augmentation)
         return self._run(method, student, seed, own, artifact, head, start, augmentation)
 
-    def probe(self, run: Run, source: str, protocol: str, fraction: float = 1.0) -> Run:
-        """Make the run that probes the student of a run on another dataset; source: one of `probed`."""
+    def probe(self, run: Run, source: str, protocol: str, fraction: float = 1.0, seed: int | None = None) -> Run:
+        """Make the run that probes the student of a run on another dataset.
+
+        source: one of `probed`; protocol: one of `PROBES`; seed: the student's own unless another is given.
+        """
+        seed = run.seed if seed is None else seed
         dataset, fingerprint = self.probed[source]
         cls, recipe = method_class(PROBE), PROBES[protocol]
         return Run(
             dataset=dataset,
             fingerprint=fingerprint,
             fraction=fraction,
-            fraction_seed=run.seed if fraction < 1 else 0,
+            fraction_seed=seed if fraction < 1 else 0,
             student=run.student,
             method=cls.name,
             method_version=cls.version,
@@ -129,7 +133,7 @@ class RunFactory:
             protocol=recipe.without_tables(cls.name),
             scale=self.scale,
             precision="fp32",
-            seed=run.seed,
+            seed=seed,
         )
 
     def teacher_seed(self, student: str, teacher: str, seed: int) -> int:

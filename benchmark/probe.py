@@ -1,0 +1,100 @@
+"""Probe the student of a finished run on another dataset: `python -m benchmark.probe RUN --dataset stl10`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmark.cli.app import format_command, run_app
+from benchmark.cli.options import DataRoot, DeviceName, Runs, Threads, WithoutHost
+from benchmark.core.devices import make_deterministic
+from benchmark.core.text import counted
+from benchmark.data import Dataset, load_dataset
+from benchmark.execution.executor import ExecutionPlan
+from benchmark.execution.progress import exit_code
+from benchmark.executors import make_executor
+from benchmark.export.finished import load_finished_run
+from benchmark.io.files import check_writable
+from benchmark.planning.checks import check_methods, check_records
+from benchmark.planning.request import RunFactory, RunGroup, describe_run
+from benchmark.results.store import Store
+from benchmark.training.settings import TrainSettings
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A finished run: its folder, its record.json, or the start of its id.")
+    ],
+    dataset: Annotated[str, typer.Option(help="The dataset to probe on, by name or TOML file.")] = "stl10",
+    solver: Annotated[
+        Literal["lbfgs", "sgd"], typer.Option(help="One fit to the features, or HSAKD's 100 epochs at the run's scale.")
+    ] = "lbfgs",
+    images: Annotated[
+        int | None, typer.Option(min=1, max=10**6, help="Learn from about so many images of each class. [all]")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31, help="Of the classifier's first weights and the choice of images.")
+    ] = 0,
+    data_root: DataRoot = None,
+    device: DeviceName = "auto",
+    threads: Threads = 1,
+    runs: Runs = Path("runs"),
+    without_host: WithoutHost = False,
+) -> int:
+    """Learn a new linear classifier on the frozen features of a run's student, and print its test accuracy."""
+    console = Console()
+    executor = make_executor("local", device, 1, processes=1, profile=None, waits=True)
+    finished = load_finished_run(run, runs)
+    root = finished.folder.resolve().parent.parent
+    check_writable(root, "--runs")
+    make_deterministic(executor.device, threads)
+    shown = load_dataset(dataset, data_root)
+    own = finished.run
+    factory = RunFactory(
+        dataset=own.dataset,
+        fingerprint=own.fingerprint,
+        protocol=own.protocol,
+        scale=own.scale,
+        device=executor.device,
+        probed={dataset: (shown.name, shown.fingerprint)},
+    )
+    probe = factory.probe(own, dataset, f"probe-{solver}", share_of(images, shown), seed)
+    check_methods([probe], shown)
+    store = Store(root)
+    for line in check_records(store, [own, probe]):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    group = RunGroup(f"{describe_run(probe)} on {shown.name}", dataset, shown, (probe,))
+    plan = ExecutionPlan("probe", [group], executor.plan_jobs([group], store, retry_failed=False), retry_failed=False)
+    command = format_command()
+    settings = TrainSettings(
+        root, "", data_root, str(executor.device), threads, command=command, without_host=without_host
+    )
+    summary = executor.train(plan, settings, store, console)
+    record = store.record(probe)
+    if record is not None and record["status"] == "finished":
+        screen = Table("probe", "dataset", "images", "top-1 %", "best on test %", box=None, pad_edge=False)
+        accuracies = [f"{record[part]['top1']:.2f}" for part in ("final", "best_on_test")]
+        screen.add_row(describe_run(probe), shown.name, f"{record['cost']['images']:,}", *accuracies)
+        console.print(screen)
+        console.print(
+            f"{counted(probe.schedule.epochs, 'epoch')}; record: {store.folder(probe)}", highlight=False, soft_wrap=True
+        )
+    return exit_code(summary, console)
+
+
+def share_of(images: int | None, dataset: Dataset) -> float:
+    """Compute the share of the training images that leaves about so many of each class, of all classes' mean size."""
+    if images is None:
+        return 1.0
+    return min(1.0, images * dataset.num_classes / len(dataset.train))
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmark.probe")
