@@ -17,6 +17,7 @@ from benchmark.analysis.notes import list_notes
 from benchmark.analysis.tables import make_table_result
 from benchmark.backbones.pretrained import torchvision_teacher
 from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.spec import Run
 from benchmark.data import Dataset, imagenet
 from benchmark.planning.datasets import DatasetCache
 from benchmark.planning.figures import Points, check_methods_of, plan_panel
@@ -97,14 +98,12 @@ class TableTarget:
         factory = options.make_factory(table.protocol_for(options.scale), images, teachers.released)
         factory = replace(factory, probed=known)
         grid = plan_table(table, factory, options.seed_numbers, options.methods, options.pairs)
-        runs = grid.requested_runs()
-        # A student is trained on its own dataset before it is probed on another.
-        students = dict.fromkeys(run.start if run.method == PROBE and run.start else run for run in runs)
-        group = RunGroup(f"Table {table.name} on {images.name}", source, images, tuple(students))
+        students, probes = split_probes(grid.requested_runs())
+        group = RunGroup(f"Table {table.name} on {images.name}", source, images, students)
         groups = []
         for place, dataset in probed.items():
-            probes = tuple(run for run in runs if run.method == PROBE and run.dataset == dataset.name)
-            groups.append(RunGroup(f"Table {table.name}, probes on {dataset.name}", place, dataset, probes))
+            own = tuple(run for run in probes if run.dataset == dataset.name)
+            groups.append(RunGroup(f"Table {table.name}, probes on {dataset.name}", place, dataset, own))
         return cls(
             grid,
             factory,
@@ -136,6 +135,12 @@ class TableTarget:
         return result, written
 
 
+def split_probes(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    """Split runs into students, those that are probed included, and probes: each is trained on a dataset of its own."""
+    students = dict.fromkeys(run.start if run.method == PROBE and run.start else run for run in runs)
+    return tuple(students), tuple(run for run in runs if run.method == PROBE)
+
+
 @dataclass(frozen=True)
 class FigureTarget:
     """A figure as the points of its panels."""
@@ -163,6 +168,7 @@ class FigureTarget:
             figure = figure.on(images.name, options.scale) if images else figure
         points: dict[str, Points] = {}
         groups: list[RunGroup] = []
+        probe_groups: list[RunGroup] = []
         for panel in figure.panels:
             source = options.dataset or panel.dataset_for(options.scale)
             if source is None or (options.pairs and panel.title not in options.pairs):
@@ -177,11 +183,21 @@ class FigureTarget:
             if images is None:
                 continue
             factory = options.make_factory(figure.protocol, images)
+            probed = None
+            if panel.probe and (place := panel.probe.source_at(options.scale)):
+                probed = load(place, f"figure {figure.name}, probes of panel {panel.title}")
+                if probed is None:
+                    continue
+                factory = replace(factory, probed={place: (probed.name, probed.fingerprint)})
             points[panel.title] = plan_panel(figure, panel, factory, options.seed_numbers, options.methods)
             title = f"Figure {figure.name}, {panel.title}, on {images.name}"
-            groups.append(RunGroup(title, source, images, tuple(points[panel.title].requested_runs())))
+            students, probes = split_probes(points[panel.title].requested_runs())
+            groups.append(RunGroup(title, source, images, students))
+            if probed is not None:
+                title = f"Figure {figure.name}, {panel.title}, probes on {probed.name}"
+                probe_groups.append(RunGroup(title, place, probed, probes))
         texts = list_notes(next(iter(points.values())).factory, figure.protocol) if points else []
-        return cls(figure, points, tuple(groups), tuple(texts))
+        return cls(figure, points, (*groups, *probe_groups), tuple(texts))
 
     def check_rendering(self) -> None:
         """Try the drawing library."""
@@ -210,7 +226,8 @@ def select_targets(tables: Sequence[str], figures: Sequence[str], options: RunOp
     """
     if list(tables) == [ALL]:
         tables = [name for name in table_names() if load_table(name).in_all]
-    figures = figure_names() if list(figures) == [ALL] else figures
+    if list(figures) == [ALL]:
+        figures = [name for name in figure_names() if load_figure(name).in_all]
     if not (tables or figures):
         raise UserError(
             f"which table or figure? pass --table with one of: {', '.join(table_names())}, {ALL}, or a TOML file; or "

@@ -33,6 +33,8 @@ HEIGHT, UNDER = 2.45, 0.44
 LEAST_SPAN = 10.0
 """Points of accuracy that the vertical axis spans at least, so that it does not magnify noise."""
 STEP = 5.0
+WIDEST = 50
+"""The largest share over the smallest, up to which shares stand at their percentages."""
 CLUSTER, NEIGHBOUR = 0.42, 0.045
 """Of the distance to the next share: how far apart all marks of one share may stand, and two neighbours, so that error
 bars do not hide each other."""
@@ -62,17 +64,25 @@ def draw(result: FigureResult) -> Drawing:
     return page.drawing
 
 
+def place_shares(fractions: Sequence[float]) -> list[float]:
+    """Choose where each share stands on the axis: at its percentage, or at even distances if some would coincide."""
+    if fractions[-1] > WIDEST * fractions[0]:
+        return [100 * place / len(fractions) for place in range(1, len(fractions) + 1)]
+    return [100 * fraction for fraction in fractions]
+
+
 def _draw_panel(
     ax: Axes, result: FigureResult, panel: PanelResult, styles: dict[str, Style], limits: tuple[float, float]
 ) -> None:
-    shares = [100 * fraction for fraction in result.figure.fractions]
+    labels = [f"{100 * fraction:g}" for fraction in result.figure.fractions]
+    shares = place_shares(result.figure.fractions)
     gap = min((after - before for before, after in itertools.pairwise(shares)), default=25.0)
     drawn, marks = _measured(result), [one for one in panel.published if one.method in result.methods]
     slots = len(drawn) + len(marks)
     step = gap * min(CLUSTER / max(slots - 1, 1), NEIGHBOUR)
     ax.set_xlim(shares[0] - 0.45 * gap, shares[-1] + 0.45 * gap)
     ax.set_ylim(*limits)
-    ax.set_xticks(shares, [f"{share:g}" for share in shares])
+    ax.set_xticks(shares, labels)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     ax.yaxis.grid(True, linewidth=0.5, color="0.9", zorder=0)
     ax.set_axisbelow(True)

@@ -19,7 +19,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
 from benchmark.core.protocols import PROTOCOLS, SCALES
 from tables.schema import Name, check_file_name, check_scales, list_names, load_by_name, locate_datasets
-from tables.specification import DEFAULT_PROTOCOL, Networks, Published
+from tables.specification import DEFAULT_PROTOCOL, Networks, Probing, Published
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "figures/figure_5.toml"
@@ -63,7 +63,8 @@ class PublishedMarks(Published):
 class Panel(FrozenModel):
     """One pair of axes: a pair of networks on a dataset. At a scale without a dataset it is not drawn.
 
-    at_scale: other networks at some scales; published: only in a figure of kind few-shot.
+    at_scale: other networks at some scales; published, probe: only in a figure of kind few-shot. With `probe` the
+    students learn from all images of `dataset`, and their probes from shares of those of another one.
     """
 
     title: Name
@@ -72,6 +73,7 @@ class Panel(FrozenModel):
     dataset: Name | dict[str, Name]
     at_scale: dict[Name, Networks] = Field(default={})
     published: tuple[PublishedMarks, ...] = ()
+    probe: Probing | None = None
 
     @property
     def pair(self) -> str:
@@ -111,7 +113,7 @@ class Figure(FrozenModel):
 
     fractions: shares of the training images, ascending, of kind few-shot; optional_methods: drawn where there are runs
     of them, trained only when they are named; titles: of methods that are called otherwise in the figure; highlight:
-    the method that is drawn to stand out.
+    the method that is drawn to stand out; in_all: whether `--figure all` names it, and a report draws it without runs.
     """
 
     name: Annotated[str, AfterValidator(check_file_name)]
@@ -125,6 +127,7 @@ class Figure(FrozenModel):
     fractions: Fractions = ()
     panels: tuple[Panel, ...] = Field(min_length=1)
     footnotes: tuple[str, ...] = ()
+    in_all: bool = True
 
     @field_validator("protocol")
     @classmethod
@@ -141,8 +144,8 @@ class Figure(FrozenModel):
             if method is not None and method not in self.all_methods:
                 raise ValueError(f"{field}: {method!r} is no method of the figure; {self._allowed_methods}")
         if self.kind == "stages":
-            if self.fractions or any(panel.published for panel in self.panels):
-                raise ValueError("fractions and published: allowed in a figure of kind few-shot only")
+            if self.fractions or any(panel.published or panel.probe for panel in self.panels):
+                raise ValueError("fractions, published and probe: allowed in a figure of kind few-shot only")
             return self
         if not self.fractions or list(self.fractions) != sorted(set(self.fractions)):
             raise ValueError("fractions: a figure of kind few-shot needs one or more; allowed: ascending, each once")
@@ -212,4 +215,7 @@ def load_figure(name_or_path: str | Path) -> Figure:
     return load_by_name(FOLDER, "figure", name_or_path, Figure, _OWNERS, EXAMPLE)
 
 
-_OWNERS = cast(dict[int | str, type[BaseModel]], {"at_scale": Networks, "panels": Panel, "published": PublishedMarks})
+_OWNERS = cast(
+    dict[int | str, type[BaseModel]],
+    {"at_scale": Networks, "panels": Panel, "published": PublishedMarks, "probe": Probing},
+)

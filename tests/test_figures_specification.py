@@ -64,8 +64,8 @@ def complaint(folder: Path, text: str) -> str:
 
 
 def test_the_suite_has_both_figures_that_show_results() -> None:
-    assert figure_names() == ["5", "6"]
-    assert [load_figure(name).kind for name in figure_names()] == ["few-shot", "stages"]
+    assert figure_names() == ["5", "6", "transfer"]
+    assert [load_figure(name).kind for name in figure_names()] == ["few-shot", "stages", "few-shot"]
     assert load_figure("figure_6") == load_figure("6")
 
 

@@ -16,12 +16,16 @@ from benchmark.core.protocols import PROBES
 from benchmark.core.spec import Run, Scale
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import evaluation_batches
+from benchmark.execution.scheduler import JobCallback, JobScheduler
 from benchmark.planning.jobs import missing_jobs
 from benchmark.planning.request import RunFactory, collect_dependencies, describe_run
 from benchmark.results.store import Store
 from benchmark.training.inputs import recipe_for
 from benchmark.training.job import run_until_done
 from benchmark.training.settings import TrainSettings
+from figures.specification import load_figure
+from tables.specification import load_table
+from tests.commands import run_here
 from tests.engine import SHORT
 
 LEARNT, PROBED = "digits-0-4", "digits-5-9"
@@ -112,3 +116,36 @@ def test_probes_of_other_students_are_other_runs_and_their_jobs_leave_the_studen
     assert {run for job in jobs for run in job.runs} == set(probes)
     assert all(len({run.protocol.name for run in job.runs}) == 1 for job in jobs)
     assert {needed for job in jobs for needed in job.needs} == {run.digest for run in runs}
+
+
+def test_a_probe_without_its_student_fails_and_does_not_train_the_student_on_other_images(tmp_path: Path) -> None:
+    store, run = Store(tmp_path), factory().probe(student(), PROBED, "probe-lbfgs")
+    jobs = missing_jobs([run], store, 1, 8, 700)
+    scheduler = JobScheduler(jobs, store)
+    assert scheduler.next_ready(JobCallback()) is None
+    assert list(scheduler.summary.failures.values()) == [
+        f"Baseline of ResNet8, which it needs, has failed: it has no record on {LEARNT}"
+    ]
+
+
+def test_a_probe_of_few_labels_learns_from_so_many_of_each_class(place: TrainSettings) -> None:
+    command = ["Baseline_ResNet8_test", "--dataset", PROBED, "--images", "5", "--runs", str(place.runs)]
+    ended = run_here(*command, module="benchmark.probe")
+    assert ended.returncode == 0, ended.stderr
+    records = [record for record in Store(place.runs).read_all()[0] if record["cost"]["images"] == 25]
+    assert [record["run"]["start"]["method"] for record in records] == ["Baseline"]
+    assert f"{records[0]['final']['top1']:.2f}" in ended.stdout
+
+
+def test_the_table_and_the_figure_probe_on_the_upper_digits_and_leave_all_alone() -> None:
+    table, figure = load_table("transfer"), load_figure("transfer")
+    assert not table.in_all
+    assert not figure.in_all
+    probes = [column.probe for column in table.columns if column.probe] + [figure.panels[0].probe]
+    assert {probe.source_at("demo") for probe in probes if probe} == {PROBED}
+    assert [probe.protocol for probe in probes if probe] == [*["probe-lbfgs", "probe-sgd"] * 2, "probe-lbfgs"]
+    rows = {row.name: row.published for row in table.rows}
+    assert rows["LSSKD"] is None
+    published = rows["HSSAKD"]
+    assert published is not None
+    assert (published.mean[2], published.mean[4]) == (74.66, 42.57)

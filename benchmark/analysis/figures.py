@@ -92,7 +92,7 @@ def collect_figure_runs(figure: Figure, query: RecordQuery, scale: str | None = 
         name = settings[0].scale.name
         if scale in (None, name, base_scale(name)):
             results += _of_settings(figure, query, settings)
-    if scale in (None, "paper") and any(panel.dataset_for("paper") for panel in figure.panels):
+    if figure.in_all and scale in (None, "paper") and any(panel.dataset_for("paper") for panel in figure.panels):
         empty = empty_result(figure)
         if all(result.stem != empty.stem for result in results):
             results.append(empty)
@@ -154,8 +154,9 @@ def _fullest(
     scale = settings[0].scale.name
     name = dataset or panel.dataset_for(base_scale(scale))
     seeds = range(default_seed_count(scale))
+    probed = query.probed([panel.probe.source_at(scale)] if panel.probe else [])
     candidates = [
-        plan_panel(figure, panel, setting.make_factory(teacher_data=teacher_data), seeds)
+        plan_panel(figure, panel, setting.make_factory(teacher_data=teacher_data, probed=probed), seeds)
         for setting in settings
         if setting.dataset == name
     ]

@@ -7,6 +7,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from benchmark.analysis.cells import LookUp
 from benchmark.core.protocols import CHANGEABLE, PROTOCOLS, get_protocol
 from benchmark.core.spec import Precision, Protocol, ReleasedTeacher, Run, Scale
-from benchmark.planning.request import SELF_TEACHER_SEED, PretrainedFile, RunFactory
+from benchmark.planning.request import PROBE, SELF_TEACHER_SEED, PretrainedFile, RunFactory
 from benchmark.plugins.registry import method_names
 from benchmark.results.record import Record
 
@@ -72,6 +73,14 @@ class RecordQuery:
     def find(self, run: Run) -> Record | None:
         """Find the record of exactly this run."""
         return self._by_digest.get(run.digest)
+
+    def probed(self, sources: Iterable[str | None]) -> dict[str, tuple[str, str]]:
+        """Find name and fingerprint of the datasets that students were probed on, as `RunFactory.probed` takes them.
+
+        A dataset from a file is called like the file; one that no record is of has no fingerprint.
+        """
+        read = {run.dataset: run.fingerprint for run in self.runs if run.method == PROBE}
+        return {source: (Path(source).stem, read.get(Path(source).stem, "")) for source in sources if source}
 
     def replicates(
         self, run: Run, teacher_seeds: TeacherSeeds = "shared", precision: Precision | None = None

@@ -10,7 +10,7 @@ from benchmark.analysis.cells import FindRecord, LookUp, make_cell
 from benchmark.analysis.notes import is_default_setting, list_notes, precision_note, variant_suffix
 from benchmark.analysis.query import ExperimentSetting, RecordQuery
 from benchmark.core.protocols import PAPER, SCALES, base_scale, default_seed_count, get_protocol
-from benchmark.planning.request import PROBE, RunFactory
+from benchmark.planning.request import RunFactory
 from benchmark.planning.tables import Grid, has_dataset, plan_table, probe_as_asked
 from benchmark.plugins.registry import all_methods, method_class, method_names
 from benchmark.results.provenance import describe_environment
@@ -119,6 +119,7 @@ def add_rows_of_records(table: Table, query: RecordQuery, setting: ExperimentSet
     if not more:
         return table
     alone = table.model_copy(update={"rows": tuple(more)})
+    alone = alone.model_copy(update={"columns": tuple(column for column in table.columns if column.probe is None)})
     grid = plan_table(alone.at(scale), setting.make_factory(), [0])
     filled = {row for (row, _), runs in grid.runs.items() if query.replicates(runs[0], setting.teacher_seeds)}
     return table.model_copy(update={"rows": (*table.rows, *(row for row in more if row.name in filled))})
@@ -127,11 +128,8 @@ def add_rows_of_records(table: Table, query: RecordQuery, setting: ExperimentSet
 def make_table_in_setting(table: Table, query: RecordQuery, setting: ExperimentSetting) -> TableResult:
     """Make the result of a table from the runs of one setting."""
     scale = setting.scale.name
-    # A dataset from a file is called like the file.
-    read = {run.dataset: run.fingerprint for run in query.runs if run.method == PROBE}
-    sources = {column.probe.source_at(scale) for column in table.columns if column.probe} - {None}
-    probed = {source: (Path(source).stem, read.get(Path(source).stem, "")) for source in sources if source}
-    factory = setting.make_factory(probed=probed)
+    sources = {column.probe.source_at(scale) for column in table.columns if column.probe}
+    factory = setting.make_factory(probed=query.probed(sources))
     grid = plan_table(table.at(base_scale(scale)), factory, range(default_seed_count(scale)))
     accuracy = {
         network: query.teacher_metrics[file.teacher.sha256]

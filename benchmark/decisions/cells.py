@@ -90,11 +90,16 @@ def list_cells(target: Target) -> list[PlannedCells]:
     if isinstance(target, TableTarget):
         grid = target.grid
         chosen = {column for _, column in grid.selected}
-        metrics = {column.name: column.metric for column in grid.table.columns if column.name in chosen}
+        # A probe waits for a student on another dataset, which a round does not plan.
+        columns = [column for column in grid.table.columns if column.name in chosen and column.probe is None]
+        metrics = {column.name: column.metric for column in columns}
         return [PlannedCells(grid.table.name, tuple(metrics), grid.runs, metrics, target.group)]
     assert isinstance(target, FigureTarget)
     found = []
-    for (title, points), group in zip(target.points.items(), target.groups, strict=True):
+    # The groups of probes stand behind those of the panels.
+    for (title, points), group in zip(target.points.items(), target.groups, strict=False):
+        if points.panel.probe is not None:
+            continue
         runs = {(method, name_share(share)): made for (method, share), made in points.runs.items()}
         metrics = {name_share(share): "top1" for share in target.figure.fractions}
         found.append(PlannedCells(name_panel(target.figure, title), tuple(metrics), runs, metrics, group))

@@ -78,6 +78,7 @@ class JobScheduler:
         self.running: list[Job] = []
         self.summary = ExecutionSummary()
         self._failed: dict[str, str] = {}
+        self._datasets = {run.dataset for job in jobs for run in job.runs}
         self._priority = {id(job): seconds for job, seconds in zip(jobs, critical_path_lengths(jobs), strict=True)}
         self._kept = list(jobs)
         """Every job, so that no two have the same id."""
@@ -110,18 +111,22 @@ class JobScheduler:
                 self.running.append(job)
                 return job
         # Every dependency had a record or a job when planned; one whose record became corrupt needs a job now.
+        failed = len(self._failed)
         self._add(run for run, record in records.items() if record is None)
-        return len(self.waiting) > len(considered)
+        return len(self.waiting) > len(considered) or len(self._failed) > failed
 
     def _planned(self) -> set[Run]:
         """Collect the runs that jobs are training or will train."""
         return {run for job in (*self.waiting, *self.running) for run in job.runs}
 
     def _add(self, runs: Iterable[Run]) -> None:
-        """Plan a job for each run that no job trains yet."""
+        """Plan a job for each run that no job trains yet; those on other datasets count as failed."""
         planned = self._planned()
         for run in dict.fromkeys(runs):
-            if run not in planned:
+            if run.dataset not in self._datasets:
+                # The student of a probe: only the command that plans it with its own dataset can train it.
+                self._failed.setdefault(run.digest, f"it has no record on {run.dataset}")
+            elif run not in planned:
                 # They come first: others wait for them.
                 self._wait(_job_for(run), priority=math.inf)
 

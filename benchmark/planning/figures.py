@@ -55,8 +55,16 @@ def plan_panel(
     shown = tuple(dict.fromkeys((*figure.all_methods, *methods)))
     fractions = figure.fractions or (factory.fraction,)
     factories = {fraction: dataclasses.replace(factory, fraction=fraction) for fraction in fractions}
+    source = panel.probe and panel.probe.source_at(factory.scale.name)
+
+    def run(method: str, fraction: float, seed: int) -> Run:
+        if panel.probe is None or source is None:
+            return factories[fraction].run(method, panel.student, panel.teacher, seed)
+        student = factory.run(method, panel.student, panel.teacher, seed)
+        return factory.probe(student, source, panel.probe.protocol, fraction)
+
     runs = {
-        (method, fraction): tuple(factories[fraction].run(method, panel.student, panel.teacher, seed) for seed in seeds)
+        (method, fraction): tuple(run(method, fraction, seed) for seed in seeds)
         for method in shown
         if method in all_methods() and (panel.teacher or not needs_pair(method))
         for fraction in fractions

@@ -248,7 +248,9 @@ def describe_run(run: Run) -> str:
     protocol = (PROTOCOLS | PROBES).get(run.protocol.name, run.protocol)
     usual = resolve_options(method_class(run.method), protocol, run.student, teacher=run.teacher_network).model_dump()
     changed: list[str] = [] if run.augmentation == "standard" else [run.augmentation]
-    changed += [] if run.fraction == 1 else [f"{run.fraction:.0%} of the images"]
+    if run.fraction < 1:
+        share = f"{run.fraction:.0%}" if run.fraction >= 0.01 else f"{run.fraction:.1%}"
+        changed.append(f"{share} of the images")
     if run.protocol.schedule != protocol.schedule:
         changed.append(counted(run.schedule.epochs, "epoch"))
     changed += [f"{name}={value}" for name, value in run.options.items() if usual.get(name) != value]
