@@ -91,7 +91,8 @@ class PanelResult:
     @property
     def subject(self) -> str:
         """The networks and the dataset behind its numbers."""
-        return f"{self.panel.pair} on {self.dataset}"
+        source = self.panel.probe and self.panel.probe.source_at(self.scale)
+        return f"{self.panel.pair} on {self.dataset}{f', probed on {named(source)}' if source else ''}"
 
     @property
     def reproduces(self) -> bool:

@@ -144,8 +144,10 @@ class Figure(FrozenModel):
             if method is not None and method not in self.all_methods:
                 raise ValueError(f"{field}: {method!r} is no method of the figure; {self._allowed_methods}")
         if self.kind == "stages":
-            if self.fractions or any(panel.published or panel.probe for panel in self.panels):
-                raise ValueError("fractions, published and probe: allowed in a figure of kind few-shot only")
+            if self.fractions or any(panel.published for panel in self.panels):
+                raise ValueError("fractions and published: allowed in a figure of kind few-shot only")
+            if any(panel.probe for panel in self.panels):
+                raise ValueError("probe: allowed in a figure of kind few-shot only")
             return self
         if not self.fractions or list(self.fractions) != sorted(set(self.fractions)):
             raise ValueError("fractions: a figure of kind few-shot needs one or more; allowed: ascending, each once")

@@ -152,7 +152,7 @@ def test_on_one_dataset_a_pair_is_shown_once() -> None:
 
 
 def test_an_unknown_figure_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"^unknown figure '7'.*; allowed: 5, 6, the path of a TOML file$"):
+    with pytest.raises(UserError, match=r"^unknown figure '7'.*; allowed: 5, 6, transfer, the path of a TOML file$"):
         load_figure("7")
 
 
@@ -203,6 +203,12 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
             "methods =",
             "fractions = [1.0]\nmethods =",
             "fractions and published: allowed in a figure of kind few",
+        ),
+        (
+            STAGES,
+            "[[panels]]",
+            '[[panels]]\nprobe = { dataset = "digits-5-9" }',
+            "probe: allowed in a figure of kind few-shot only",
         ),
         (
             STAGES,
