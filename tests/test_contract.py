@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.backbones import build_network, network_names
+from benchmark.backbones.network import Network
 from benchmark.core.devices import placed
 from benchmark.core.errors import UserError
 from benchmark.method.contract import Method
@@ -178,6 +179,17 @@ def test_each_method_meets_several_pairs_and_each_pair_several_methods() -> None
     assert min(by_pair.values()) >= LEAST_METHODS, by_pair
 
 
+def resting_parts(network: Network, trains: str) -> list[nn.Module]:
+    """The direct parts of a student that stay as they are, running statistics included."""
+    after = set(network.after_stages)
+    resting: dict[str, set[str]] = {
+        "student": set(),
+        "stages": after,
+        "classifier": {name for name, _ in network.named_children()} - {network.after_stages[-1]},
+    }
+    return [network.get_submodule(name) for name in sorted(resting[trains])]
+
+
 @pytest.mark.parametrize(("method", "student", "teacher"), [cell(*each) for each in CELLS])
 def test_a_method_learns_and_teaches_only_what_it_should(method: str, student: str, teacher: str | None) -> None:
     run = run_of(method, student, teacher, still=True)
@@ -190,9 +202,7 @@ def test_a_method_learns_and_teaches_only_what_it_should(method: str, student: s
     gradients = Gradients(learner)
     frozen = [guide.network, *guide.heads.values()] if guide else []
     network = learner.student
-    resting = (
-        [network.get_submodule(name) for name in network.after_stages] if learner.method.trains == "stages" else []
-    )
+    resting = [] if network is None else resting_parts(network, learner.method.trains)
     before, before_resting = state_of(frozen), state_of(resting)
 
     # The first step may set what the loss refers to, such as a memory; it tells how steep the loss is.
@@ -203,7 +213,7 @@ def test_a_method_learns_and_teaches_only_what_it_should(method: str, student: s
     assert losses[1] < losses[0], f"the loss must fall on a fixed batch: {losses}"
 
     assert_unchanged(frozen, before, "the teacher")
-    assert_unchanged(resting, before_resting, "what lies behind the stages")
+    assert_unchanged(resting, before_resting, "what is not trained of the student")
     untaught = tuple(f"student.{part}." for part in UNTAUGHT.get((method, student, teacher), ()))
     taught = {name for name in gradients.learning if not name.startswith(untaught)} if untaught else gradients.learning
     assert_none(taught - gradients.reached, "get no gradient")
