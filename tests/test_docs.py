@@ -54,6 +54,7 @@ COMMANDS = (
         for name in ("run", "report", "audit", "export", "faithfulness", "tune", "speed", "catalogue", "decisions")
     ),
     "benchmark.merge",
+    "benchmark.probe",
     *(f"slurm.{name}" for name in ("status", "retry", "cancel")),
 )
 
