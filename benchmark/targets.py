@@ -183,8 +183,9 @@ class FigureTarget:
             if images is None:
                 continue
             factory = options.make_factory(figure.protocol, images)
+            place = panel.probe.source_at(options.scale) if panel.probe else None
             probed = None
-            if panel.probe and (place := panel.probe.source_at(options.scale)):
+            if place is not None:
                 probed = load(place, f"figure {figure.name}, probes of panel {panel.title}")
                 if probed is None:
                     continue
@@ -193,7 +194,7 @@ class FigureTarget:
             title = f"Figure {figure.name}, {panel.title}, on {images.name}"
             students, probes = split_probes(points[panel.title].requested_runs())
             groups.append(RunGroup(title, source, images, students))
-            if probed is not None:
+            if place is not None and probed is not None:
                 title = f"Figure {figure.name}, {panel.title}, probes on {probed.name}"
                 probe_groups.append(RunGroup(title, place, probed, probes))
         texts = list_notes(next(iter(points.values())).factory, figure.protocol) if points else []

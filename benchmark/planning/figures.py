@@ -55,7 +55,7 @@ def plan_panel(
     shown = tuple(dict.fromkeys((*figure.all_methods, *methods)))
     fractions = figure.fractions or (factory.fraction,)
     factories = {fraction: dataclasses.replace(factory, fraction=fraction) for fraction in fractions}
-    source = panel.probe and panel.probe.source_at(factory.scale.name)
+    source = panel.probe.source_at(factory.scale.name) if panel.probe else None
 
     def run(method: str, fraction: float, seed: int) -> Run:
         if panel.probe is None or source is None:

@@ -80,7 +80,7 @@ def plan_cell(factory: RunFactory, row: Row, column: Column, seeds: Iterable[int
 
 def probe_as_asked(factory: RunFactory, column: Column, runs: tuple[Run, ...]) -> tuple[Run, ...]:
     """Make the runs that probe some runs of a column; the runs themselves where nothing is probed."""
-    source = column.probe and column.probe.source_at(factory.scale.name)
+    source = column.probe.source_at(factory.scale.name) if column.probe else None
     if column.probe is None or source is None:
         return runs
     return tuple(factory.probe(run, source, column.probe.protocol) for run in runs)
