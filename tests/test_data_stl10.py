@@ -116,7 +116,5 @@ def test_a_missing_file_or_folder_is_named(root: Path, tmp_path_factory: pytest.
     (root / "stl10_binary" / "train_y.bin").unlink()
     with pytest.raises(UserError, match=r"train_y\.bin is missing"):
         load(root)
-    with pytest.raises(
-        UserError, match=r"no STL-10 in .*: stl10_binary/ is not there, and downloading"
-    ):
+    with pytest.raises(UserError, match=r"no STL-10 in .*: stl10_binary/ is not there, and downloading"):
         load(tmp_path_factory.mktemp("empty"))
