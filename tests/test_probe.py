@@ -12,13 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from benchmark.backbones import build_network
-from benchmark.core.protocols import PROBES
+from benchmark.core.protocols import PROBES, SCALES
 from benchmark.core.spec import Run, Scale
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import evaluation_batches
 from benchmark.execution.scheduler import JobCallback, JobScheduler
 from benchmark.planning.jobs import missing_jobs
 from benchmark.planning.request import RunFactory, collect_dependencies, describe_run
+from benchmark.planning.tables import plan_table
 from benchmark.results.store import Store
 from benchmark.training.inputs import recipe_for
 from benchmark.training.job import run_until_done
@@ -135,6 +136,16 @@ def test_a_probe_of_few_labels_learns_from_so_many_of_each_class(place: TrainSet
     records = [record for record in Store(place.runs).read_all()[0] if record["cost"]["images"] == 25]
     assert [record["run"]["start"]["method"] for record in records] == ["Baseline"]
     assert f"{records[0]['final']['top1']:.2f}" in ended.stdout
+
+
+@pytest.mark.parametrize(("method", "probed"), [("KD", True), ("Baseline", False)])
+def test_the_teacher_is_probed_if_a_student_learns_from_it(method: str, probed: bool) -> None:
+    table = load_table("transfer").at("demo")
+    grid = plan_table(table, replace(factory(), scale=SCALES["demo"]), [0], [method])
+    teacher = table.columns[0].teacher
+    probes = [run for column in grid.teachers.values() for run in column if run.method == "Probe"]
+    assert [run.student for run in probes] == [teacher] * 4
+    assert [run.student for run in grid.requested_runs()].count(teacher) == len(set(probes)) * probed
 
 
 def test_the_table_and_the_figure_probe_on_the_upper_digits_and_leave_all_alone() -> None:

@@ -11,11 +11,11 @@ from benchmark.analysis.notes import is_default_setting, list_notes, precision_n
 from benchmark.analysis.query import ExperimentSetting, RecordQuery
 from benchmark.core.protocols import PAPER, SCALES, base_scale, default_seed_count, get_protocol
 from benchmark.planning.request import RunFactory
-from benchmark.planning.tables import Grid, has_dataset, plan_table, probe_as_asked
+from benchmark.planning.tables import Grid, has_dataset, plan_table
 from benchmark.plugins.registry import all_methods, method_class, method_names
 from benchmark.results.provenance import describe_environment
 from tables.result import Cell, Status, TableResult
-from tables.specification import BASELINE, TEACHER, Row, Table
+from tables.specification import TEACHER, Row, Table
 
 
 def make_table_result(
@@ -52,7 +52,6 @@ def make_table_result(
     table = grid.table.model_copy(update={"rows": rows})
     kept = {row.name for row in rows}
     epochs = factory.protocol.schedule.scaled(factory.scale.factor).epochs
-    seeds = sorted({run.seed for runs in grid.runs.values() for run in runs})
     precisions = {run.precision for cell in cells.values() for run in cell.finished}
     return TableResult(
         table=table,
@@ -60,7 +59,7 @@ def make_table_result(
         epochs=str(epochs),
         dataset=factory.dataset,
         cells={key: cell for key, cell in cells.items() if key[0] in kept},
-        teachers=_teachers(grid, factory, look_up, find, released_accuracy or {}, seeds, lost or {}),
+        teachers=_teachers(grid, factory, look_up, find, released_accuracy or {}, lost or {}),
         generated_from=describe_environment(),
         comparable=factory.scale.name == "paper"
         and is_default_setting(factory, table.protocol_for(base_scale(factory.scale.name))),
@@ -87,7 +86,6 @@ def _teachers(
     look_up: LookUp,
     find: FindRecord,
     released_accuracy: Mapping[str, Mapping[str, float]],
-    seeds: Sequence[int],
     lost: Mapping[str, str],
 ) -> dict[str, Cell]:
     """Make the teacher's cell of each column: from its own run, or as measured here if it came from a file."""
@@ -102,10 +100,7 @@ def _teachers(
             status: Status = "done" if values else "not run yet"
             cells[column.name] = Cell(TEACHER, column.name, values, status, (), notes)
         else:
-            own = dict.fromkeys(factory.teacher_seed(column.student, column.teacher, seed) for seed in seeds)
-            trained = tuple(factory.run(BASELINE, column.teacher, None, seed) for seed in own)
-            runs = probe_as_asked(factory, column, trained)
-            cells[column.name] = make_cell(TEACHER, column, look_up(runs), find, lost)
+            cells[column.name] = make_cell(TEACHER, column, look_up(grid.teachers[column.name]), find, lost)
     return cells
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from benchmark.backbones import check_network
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.spec import Run
-from benchmark.planning.request import RunFactory, match_compute
+from benchmark.planning.request import PROBE, RunFactory, match_compute
 from benchmark.plugins.registry import method_class, method_names
-from tables.specification import Column, Row, Table
+from tables.specification import BASELINE, Column, Row, Table
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,15 @@ class Grid:
     runs: Mapping[tuple[str, str], tuple[Run, ...]]
     selected: frozenset[tuple[str, str]]
     """The cells that the user asked for."""
+    teachers: Mapping[str, tuple[Run, ...]] = field(default_factory=dict)
+    """The runs of the teacher's row by column: teachers, or the probes of them. Teachers from files have none."""
 
     def requested_runs(self) -> list[Run]:
-        """List the runs of the cells that the user asked for."""
-        return list(dict.fromkeys(run for cell, runs in self.runs.items() if cell in self.selected for run in runs))
+        """List the runs of the cells that the user asked for, and the probes of the teachers that these learn from."""
+        runs = [run for cell, runs in self.runs.items() if cell in self.selected for run in runs]
+        probed = {run.start.teacher for run in runs if run.method == PROBE and run.start}
+        runs += [run for row in self.teachers.values() for run in row if run.method == PROBE and run.start in probed]
+        return list(dict.fromkeys(runs))
 
 
 def plan_table(
@@ -59,7 +64,8 @@ def plan_table(
             raise UserError(
                 f"{method} needs a teacher, which no column of table {table.name} has; choose a table of pairs"
             )
-    return Grid(table, runs, chosen)
+    teachers = {column.name: plan_teachers(factory, column, seeds) for column in table.columns}
+    return Grid(table, runs, chosen, teachers)
 
 
 def needs_pair(method: str) -> bool:
@@ -84,6 +90,14 @@ def probe_as_asked(factory: RunFactory, column: Column, runs: tuple[Run, ...]) -
     if column.probe is None or source is None:
         return runs
     return tuple(factory.probe(run, source, column.probe.protocol) for run in runs)
+
+
+def plan_teachers(factory: RunFactory, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
+    """Make the runs of the teacher of a column's students, or the probes of it; none if it comes from a file."""
+    if column.teacher is None or column.teacher in factory.released or not has_dataset(factory, column):
+        return ()
+    own = dict.fromkeys(factory.teacher_seed(column.student, column.teacher, seed) for seed in seeds)
+    return probe_as_asked(factory, column, tuple(factory.run(BASELINE, column.teacher, None, seed) for seed in own))
 
 
 def plan_students(factory: RunFactory, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
