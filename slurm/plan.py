@@ -23,6 +23,7 @@ from benchmark.core.spec import Run
 from benchmark.io.files import replacing, restore
 from benchmark.io.untrusted import UntrustedInputError, check_strings, escape_control_chars, parse_json_limited, sized
 from benchmark.planning.jobs import Job, critical_path_lengths
+from benchmark.planning.request import collect_dependencies
 from benchmark.results.owners import this_user
 from benchmark.results.record import Amount
 from benchmark.results.store import Store
@@ -241,9 +242,9 @@ def _fill(database: sqlite3.Connection, request: SweepRequest) -> None:
         database.executemany("insert into needs values (?, ?)", [(number, other) for other in needed])
         for run in job.runs:
             _write_run(database, run, number)
-            for other in run.dependencies():
-                if other.digest not in makers:
-                    _write_run(database, other, None)
+        for other in collect_dependencies(job.runs):
+            if other.digest not in makers:
+                _write_run(database, other, None)
     for number, (title, runs) in enumerate(request.targets.items()):
         database.execute("insert into targets values (?, ?)", (number, title))
         database.executemany("insert into wanted values (?, ?)", [(number, run.digest) for run in runs])

@@ -18,6 +18,7 @@ SWEEPS = (
     (
         "test_slurm_survival",
         "test_slurm_limits",
+        "test_slurm_probes",
         "test_executors",
         "test_slurm_folder",
         "test_slurm_upgrade",
@@ -102,6 +103,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "test_slurm_failures.py": (),
     "test_slurm_folder.py": (),
     "test_slurm_limits.py": (),
+    "test_slurm_probes.py": (),
     "test_slurm_submission.py": (),
     "test_slurm_survival.py": (),
     "test_slurm_upgrade.py": (),
