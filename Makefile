@@ -1,27 +1,35 @@
 # Everything runs in .venv, made from constraints.txt the first time a target needs it.
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests of sweeps (tests/conftest.py) and of kills mostly wait: so two more than processors.
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
+# Some tests wait: of the quick ones few, of all those of sweeps (tests/conftest.py) and of kills. Each process imports
+# everything and collects all tests, which takes ten seconds of a processor.
+PROCESSORS := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test test-all pytest-all lint format clean
+.PHONY: demo test test-all pytest pytest-all lint ruff mypy format clean
 
 demo: .venv/.installed
 	$(BIN)/python -m benchmark.run --table II
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "not slow"
+# mypy beside the tests, while these wait; what ruff finds in a second stops everything.
+test: ruff
+	@$(MAKE) --no-print-directory --jobs=2 mypy pytest
 
-# The linters beside the tests, while these wait: nobody sits in front of them to see the first line that fails.
-test-all: .venv/.installed
-	@$(MAKE) --no-print-directory --jobs=2 lint pytest-all
+test-all: ruff
+	@$(MAKE) --no-print-directory --jobs=2 mypy pytest-all
+
+pytest: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(or $(WORKERS),$(shell expr $(PROCESSORS) + 1)) -m "not slow"
 
 pytest-all: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(or $(WORKERS),$(shell expr $(PROCESSORS) + 2))
 
-lint: .venv/.installed
+lint: ruff mypy
+
+ruff: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mypy: .venv/.installed
 	$(BIN)/mypy
 
 format: .venv/.installed

@@ -65,7 +65,10 @@ SECONDS = {
 ALONE = ("test_demo_learns",)
 """Files whose tests share no costly fixture, and so may run in different processes."""
 SLOW: dict[str, tuple[str, ...]] = {
-    "test_accelerator.py": ("test_steps_neither_wait_for_the_device_nor_mix_it_with_the_host",),
+    "test_accelerator.py": (
+        "test_steps_neither_wait_for_the_device_nor_mix_it_with_the_host",
+        "test_mixed_images_and_crops_of_each_rotation_are_made_on_the_device",
+    ),
     "test_catalogue.py": (
         "test_what_is_said_of_a_method_is_what_a_step_of_it_shows",
         "test_the_cost_that_plans_reckon_with_is_the_one_counted_in_a_step",
@@ -76,7 +79,10 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_what_is_not_broken_is_not_found_out",
     ),
     "test_contract_bits.py": ("test_a_run_gives_the_same_bits_alone_and_beside_others",),
-    "test_demo_learns.py": ("test_every_method_learns_the_digits_at_demo_scale",),
+    "test_demo_learns.py": (
+        "test_every_method_learns_the_digits_at_demo_scale",
+        "test_a_deep_teacher_learns_the_digits_at_demo_scale",
+    ),
     "test_devcluster.py": (),
     "test_distributed.py": (
         "test_stopped_and_killed_and_resumed_gives_the_same_bits",
@@ -84,7 +90,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_every_process_keeps_the_tables_that_one_would_have",
     ),
     "test_executors.py": ("test_what_a_failed_teacher_was_to_teach_fails_with_its_reason",),
-    "test_fuzz.py": ("test_mutated_stores",),
+    "test_fuzz.py": (),
     "test_learning.py": (
         "test_baseline_is_as_accurate_as_a_plain_loop_with_its_recipe",
         "test_the_mean_training_loss_falls_with_every_epoch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -38,15 +39,23 @@ MISTAKES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs that holds the teacher alone, the same for all of these tests."""
+    folder = tmp_path_factory.mktemp("teacher") / "runs"
+    engine.train_dependencies([engine.run_of("KD")], engine.settings(folder))
+    return folder
+
+
 @pytest.mark.parametrize(("change", "said", "place"), MISTAKES)
 def test_a_mistake_ends_one_run_with_a_line_and_keeps_its_traceback(
-    new_methods: NewMethods, tmp_path: Path, change: tuple[str, str], said: str, place: str
+    new_methods: NewMethods, teacher: Path, tmp_path: Path, change: tuple[str, str], said: str, place: str
 ) -> None:
     line = line_of(place)
     new_methods(change)
+    shutil.copytree(teacher, tmp_path / "runs")
     place_of_runs, store = engine.settings(tmp_path / "runs"), Store(tmp_path / "runs")
     broken, well = engine.run_of("Follow"), engine.run_of("KD")
-    engine.train_dependencies([broken, well], place_of_runs)
     # Together with one that has a teacher: what a method may ask for does not depend on who else is there.
     with pytest.raises(RunsFailed) as ended:
         run_until_done([broken, well], place_of_runs)
@@ -62,10 +71,12 @@ def test_a_mistake_ends_one_run_with_a_line_and_keeps_its_traceback(
     assert not store.traceback(well).exists()
 
 
-def test_the_traceback_goes_when_the_run_is_trained_again(new_methods: NewMethods, tmp_path: Path) -> None:
+def test_the_traceback_goes_when_the_run_is_trained_again(
+    new_methods: NewMethods, teacher: Path, tmp_path: Path
+) -> None:
     place, store, run = engine.settings(tmp_path / "runs"), Store(tmp_path / "runs"), engine.run_of
+    shutil.copytree(teacher, tmp_path / "runs")
     new_methods((f", {LOGITS}", ""))
-    engine.train_dependencies([run("Follow")], place)
     with pytest.raises(RunsFailed):
         run_until_done([run("Follow")], place)
     assert store.traceback(run("Follow")).exists()

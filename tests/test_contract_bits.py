@@ -22,6 +22,10 @@ from tests.contract_runs import (
 
 __all__ = ["narrow_networks"]
 
+QUICK = ("CRD", "SSKD", "PS-KD", "LSSKD", "CS-KD", "DLB", "SLA")
+"""Methods that `make test` kills: those whose state is a memory, a head, tables, an earlier batch or a second image."""
+KILLED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in all_methods()]
+
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,7 +33,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kept")
 
 
-@pytest.mark.parametrize("method", all_methods())
+@pytest.mark.parametrize("method", KILLED)
 def test_a_killed_and_resumed_run_gives_the_same_bits(method: str, kept: Path, tmp_path: Path, monkeypatch) -> None:
     run = run_to_resume(method)
     train_what_is_missing(run, kept)
