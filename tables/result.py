@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from tables.specification import TEACHER, Table
 
-Status = Literal["done", "partial", "failed", "not run yet", "runs when named", "not in the suite", "no teacher"]
+Status = Literal[
+    "done", "partial", "failed", "not run yet", "runs when named", "not in the suite", "no teacher", "no dataset"
+]
 ABSENT: tuple[Status, ...] = ("not in the suite", "runs when named")
 """Statuses of cells that can only show what others printed."""
-NEVER: tuple[Status, ...] = (*ABSENT, "no teacher")
+NEVER: tuple[Status, ...] = (*ABSENT, "no teacher", "no dataset")
 """Statuses of cells that no run will fill, unless its method is named."""
 
 

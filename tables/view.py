@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from benchmark.core.protocols import base_scale
@@ -209,7 +210,7 @@ def make_page(result: TableResult, selected: Collection[tuple[str, str]] | None 
         footnotes=tuple((number, text) for text, number in footnotes.numbers.items()),
         scale_note=scale_note,
         remarks=result.remarks,
-        notes=(*([scale_note] if scale_note else []), *table.footnotes, *_renamed(table.columns)),
+        notes=(*([scale_note] if scale_note else []), *table.footnotes, *_renamed(table.columns, result.scale)),
         counts=describe_counts(result),
         generated_from=result.generated_from,
         reproduces=result.reproduces,
@@ -246,13 +247,16 @@ def _select_cells(page: Page, result: TableResult, selected: Collection[tuple[st
     )
 
 
-def _renamed(columns: Iterable[Column]) -> list[str]:
-    """Name the networks behind columns whose title names others."""
+def _renamed(columns: Iterable[Column], scale: str) -> list[str]:
+    """Name the networks behind columns whose title names others, and the datasets on which they are probed."""
     texts = []
     for column in columns:
         pair = f"{column.teacher}>{column.student}" if column.teacher else column.student
-        if column.name != pair:
-            texts.append(f"Column {column.name} is {pair} here.")
+        source = column.probe.source_at(scale) if column.probe else None
+        if column.name == pair or (column.probe and source is None):
+            continue
+        probed = f", probed on {Path(source).stem}," if source else ""
+        texts.append(f"Column {column.name} is {pair}{probed} here.")
     return texts
 
 
@@ -276,6 +280,7 @@ def describe_counts(result: TableResult, selected: Collection[tuple[str, str]] |
     counts = Counter(result.cell(*cell).status for cell in cells)
     absent = counts.pop("not in the suite", 0)
     untaught = counts.pop("no teacher", 0)
+    without = counts.pop("no dataset", 0)
     parts = [f"{counts['done']} of {counts.total()} cells done"]
     for status in ("partial", "failed", "not run yet"):
         if counts[status]:
@@ -284,6 +289,7 @@ def describe_counts(result: TableResult, selected: Collection[tuple[str, str]] |
     ending = f"; {absent} are of methods that are not in the suite" if absent else ""
     ending += f"; {named} are of methods that run when they are named" if named else ""
     ending += f"; {untaught} are of methods that need a teacher, in columns without one" if untaught else ""
+    ending += f"; {without} are in columns that probe on no dataset at this scale" if without else ""
     return f"{', '.join(parts)}{ending}."
 
 

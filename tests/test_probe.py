@@ -11,6 +11,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from benchmark.analysis.cells import look_up_exactly
+from benchmark.analysis.tables import make_table_result
 from benchmark.backbones import build_network
 from benchmark.core.protocols import PROBES, SCALES
 from benchmark.core.spec import Run, Scale
@@ -25,6 +27,7 @@ from benchmark.training.inputs import recipe_for
 from benchmark.training.job import run_until_done
 from benchmark.training.settings import TrainSettings
 from figures.specification import load_figure
+from tables.render import to_markdown
 from tables.specification import load_table
 from tests.commands import run_here
 from tests.engine import SHORT
@@ -144,8 +147,19 @@ def test_the_teacher_is_probed_if_a_student_learns_from_it(method: str, probed: 
     grid = plan_table(table, replace(factory(), scale=SCALES["demo"]), [0], [method])
     teacher = table.columns[0].teacher
     probes = [run for column in grid.teachers.values() for run in column if run.method == "Probe"]
-    assert [run.student for run in probes] == [teacher] * 4
+    assert [run.student for run in probes] == [teacher] * 2
     assert [run.student for run in grid.requested_runs()].count(teacher) == len(set(probes)) * probed
+
+
+def test_columns_that_probe_on_no_dataset_at_a_scale_stay_empty() -> None:
+    made = replace(factory(), scale=SCALES["demo"])
+    grid = plan_table(load_table("transfer").at("demo"), made, [0])
+    result = make_table_result(grid, made, look_up_exactly(lambda run: None), lambda run: None)
+    for column, status in (("STL-10", "not run yet"), ("Tiny-ImageNet", "no dataset")):
+        assert {result.cell("KD", column).status, result.teacher(column).status} == {status}
+    page = to_markdown(result)
+    assert "; 26 are in columns that probe on no dataset at this scale." in page
+    assert "Column STL-10 is VGG13-x1/4>MobileNetV2-s1-u1-x1/2, probed on digits-5-9, here." in page
 
 
 def test_the_table_and_the_figure_probe_on_the_upper_digits_and_leave_all_alone() -> None:
@@ -153,7 +167,7 @@ def test_the_table_and_the_figure_probe_on_the_upper_digits_and_leave_all_alone(
     assert not table.in_all
     assert not figure.in_all
     probes = [column.probe for column in table.columns if column.probe] + [figure.panels[0].probe]
-    assert {probe.source_at("demo") for probe in probes if probe} == {PROBED}
+    assert [probe.source_at("demo") for probe in probes if probe] == [PROBED, PROBED, None, None, PROBED]
     assert [probe.protocol for probe in probes if probe] == [*["probe-lbfgs", "probe-sgd"] * 2, "probe-lbfgs"]
     rows = {row.name: row.published for row in table.rows}
     assert rows["LSSKD"] is None

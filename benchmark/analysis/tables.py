@@ -15,7 +15,7 @@ from benchmark.planning.tables import Grid, has_dataset, plan_table
 from benchmark.plugins.registry import all_methods, method_class, method_names
 from benchmark.results.provenance import describe_environment
 from tables.result import Cell, Status, TableResult
-from tables.specification import TEACHER, Row, Table
+from tables.specification import TEACHER, Column, Row, Table
 
 
 def make_table_result(
@@ -39,7 +39,7 @@ def make_table_result(
             if key in grid.runs:
                 cells[key] = make_cell(row.name, column, look_up(grid.runs[key]), find, lost or {})
             else:
-                cells[key] = Cell(*key, (), "no teacher" if row.method in all_methods() else "not in the suite")
+                cells[key] = Cell(*key, (), _status_without_runs(row, column, factory))
     shown = {row for row, _ in grid.selected} | {row for (row, _), cell in cells.items() if cell.values}
     shown |= {row.name for row in grid.table.rows if not _runs_when_named(row)}
     cells |= {
@@ -69,6 +69,15 @@ def make_table_result(
     )
 
 
+def _status_without_runs(row: Row | None, column: Column, factory: RunFactory) -> Status:
+    """Say why no run of a row was planned in a column; row: None for the teacher's."""
+    if row is not None and row.method not in all_methods():
+        return "not in the suite"
+    if has_dataset(factory, column):
+        return "no teacher"
+    return "not run yet" if column.probe and column.probe.source_at(factory.scale.name) else "no dataset"
+
+
 def _runs_when_named(row: Row) -> bool:
     return row.method in all_methods() and not method_class(row.method).in_default_grid
 
@@ -91,9 +100,11 @@ def _teachers(
     """Make the teacher's cell of each column: from its own run, or as measured here if it came from a file."""
     cells = {}
     for column in grid.table.columns:
-        if column.teacher is None or not has_dataset(factory, column):
+        if column.teacher is None:
             continue
-        if column.teacher in factory.released and column.probe is None:
+        if not has_dataset(factory, column):
+            cells[column.name] = Cell(TEACHER, column.name, (), _status_without_runs(None, column, factory))
+        elif column.teacher in factory.released and column.probe is None:
             accuracy = released_accuracy.get(column.teacher)
             values = () if accuracy is None else (accuracy[column.metric],)
             notes = (f"teacher {column.teacher} comes from a file",)
