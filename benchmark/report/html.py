@@ -47,7 +47,7 @@ def to_html(
     decided: Sequence[DecidedClaim] = (),
     faithful: FaithfulnessListing | None = None,
 ) -> str:
-    """Render the page, with what sweeps decided and how faithful students are after the summary, if there is any.
+    """Render the page, with what sweeps decided and how faithful students are, if there is any.
 
     Text from users is escaped, by Jinja in HTML and by `as_json` in JSON.
     """
