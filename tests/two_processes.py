@@ -7,6 +7,7 @@ for the order of sums.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -82,6 +83,8 @@ class Scaled(nn.Module):
 
 def in_two_processes(folder: Path, *work: Work) -> dict[str, list[Any]]:
     """What each work gives in each of two processes, by its name; the folder is theirs."""
+    # Their first step imports it (by DistributedDataParallel), which would take seconds of each process.
+    importlib.import_module("torch._dynamo")
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_enter, args=(rank, work, folder)) for rank in range(2)]
