@@ -211,6 +211,35 @@ def test_a_measured_number_draws_the_curves_of_its_seeds(browser: webdriver.Chro
     assert not find(browser, "#curve-panel").is_displayed()
 
 
+def test_the_address_and_the_citation_of_a_cell_are_copied_with_one_press(browser: webdriver.Chrome) -> None:
+    # What the page would give to the clipboard, which a browser without a screen may not have.
+    browser.execute_script(
+        "window.copied = [];"
+        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async (text) => copied.push(text)}})"
+    )
+    cell = browser.find_element(By.ID, "table-ii/lsskd/wrn-16-2")
+    browser.execute_script("arguments[0].focus()", cell.find_element(By.CSS_SELECTOR, "button.draw"))
+    for button in cell.find_elements(By.CSS_SELECTOR, ".tools button"):
+        press(button)
+    press(browser.find_element(By.ID, "claim/ps-kd-average").find_elements(By.CSS_SELECTOR, ".tools button")[1])
+    link, entry, claim = browser.execute_script("return copied")
+    assert link.endswith("index.html#table-ii/lsskd/wrn-16-2")
+    assert entry.startswith("@misc{kd-benchmark:table-ii-lsskd-wrn-16-2,")
+    assert "LSSKD, WRN-40-2$\\to$WRN-16-2: " in entry
+    records = cell.get_attribute("data-runs").split()
+    assert len(records) == 3
+    assert f"Records {', '.join(records)}: version 0.1.0, commit 0123456789ab." in entry
+    assert "Claim ps-kd-average: contradicts itself by tables" in claim
+    assert "No run of this suite is behind it." in claim
+    assert find(browser, "#said").text == "Citation copied"
+
+
+def test_a_link_into_what_is_folded_opens_it(browser: webdriver.Chrome, page: Path) -> None:
+    browser.get("about:blank")
+    browser.get(page.as_uri() + "#table-iii")
+    assert find(browser, "#table-iii table").is_displayed()
+
+
 def test_the_page_prints_with_everything_opened(browser: webdriver.Chrome) -> None:
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
     assert pdf.startswith(b"%PDF")

@@ -116,8 +116,8 @@ def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(filled: tuple[s
 def test_links_to_other_files_are_those_that_are_written(filled: tuple[str, Page]) -> None:
     targets = {link.get("href") or "" for link in filled[1].all("a")}
     files = {target for target in targets if not target.startswith(("#", "https://"))}
-    assert {"table_II_paper.tex", "audit.md", "records.csv", "figure_5_paper.svg"} <= files
-    assert all(re.fullmatch(r"[\w.+-]+", name) for name in files)
+    assert {"table_II_paper.tex", "audit.md", "records.csv", "figure_5_paper.svg", "badges/ps-kd-average.svg"} <= files
+    assert all(re.fullmatch(r"(badges/)?[\w.+-]+", name) for name in files)
 
 
 def test_all_that_is_measured_is_in_the_page_without_a_script(filled: tuple[str, Page], tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_names_of_users_are_shown_and_never_read(tmp_path: Path) -> None:
     failed(tmp_path, run.replace(seed=2), HOSTILE)
     write(tmp_path, run, 3, provenance={**record_of(run, 3)["provenance"], "device_name": HOSTILE, "version": HOSTILE})
     text, page = page_of(tmp_path, tmp_path, [])
-    assert len(page.all("script")) == 2
+    assert len(page.all("script")) == 3
     assert page.all("img") == []
     assert HOSTILE in page.text
     assert not [attributes for _, attributes in page.elements if any(name.startswith("on") for name in attributes)]

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from benchmark.audit.render import MEANINGS, describe_origins, describe_tiers, shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
-from benchmark.report import decisions, faithfulness, prose, wording
+from benchmark.report import citing, decisions, faithfulness, prose, wording
 from benchmark.report.answers import make_answers
 from benchmark.report.data import TITLE, Report
 from benchmark.report.decisions import DecidedClaim
@@ -58,6 +58,7 @@ def to_html(
         | faithfulness.list_sections(faithful)
         | SECTIONS,
         report.curves,
+        citing.collect_makers(zip(report.query.runs, report.query.records, strict=True)),
         heading=TITLE,
         subtitle=report.headline,
         lead=wording.LEAD,
@@ -81,15 +82,24 @@ def to_html(
     )
 
 
-def render_page(sections: Mapping[str, str], curves: Mapping[str, dict[str, Any]], **values: Any) -> str:
+def render_page(
+    sections: Mapping[str, str],
+    curves: Mapping[str, dict[str, Any]],
+    makers: Mapping[str, str],
+    *,
+    generated_from: str,
+    written: str,
+    **values: Any,
+) -> str:
     """Render a page of some sections, in which pressing a number draws the curves of its runs.
 
-    sections: the names of their templates and what they are called; curves: by the key of their run.
+    sections: the names of their templates and what they are called; curves, makers: by the key of their run;
+    generated_from, written: by which version, and when.
     """
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
 
     def list_drawn(cell: Cell) -> str:
-        return " ".join(key for seed in cell.finished if (key := make_key(seed.run)) in curves)
+        return " ".join(make_key(seed.run) for seed in cell.finished)
 
     return (
         make_environment(TEMPLATES)
@@ -100,6 +110,9 @@ def render_page(sections: Mapping[str, str], curves: Mapping[str, dict[str, Any]
             best_title=BEST_TITLE,
             best_explanation=BEST_EXPLANATION,
             curves=as_json(curves),
+            citing=as_json(citing.list_for_page(makers, generated_from, written)),
+            generated_from=generated_from,
+            written=written,
             drawn=list_drawn,
             style=style,
             script=script,

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmark.core.spec import Run
 from benchmark.decisions.render import PREFIX, DecisionReport
 from benchmark.io.files import write_text
+from benchmark.report.citing import collect_makers
 from benchmark.report.data import TableReport
 from benchmark.report.decisions import DecidedClaim, list_sections
 from benchmark.report.figures import Drawing, describe_drawing
@@ -57,9 +58,11 @@ def write_overview(
     patterns = ("table_*", "figure_*", f"{PREFIX}*", "report.md")
     others = {path.name for pattern in patterns for path in folder.glob(pattern)} - made
     title = ", ".join([*(table.title for table in tables), *(drawing.title for drawing in drawings)])
+    pairs = [(run, record) for run in runs if (record := store.record(run)) is not None]
     page = render_page(
         {**sections, "files": "Files"},
-        collect_curves([(run, record) for run in runs if (record := store.record(run)) is not None]),
+        collect_curves(pairs),
+        collect_makers(pairs),
         heading=title,
         subtitle="kd-benchmark",
         lead=LEAD,

@@ -195,6 +195,97 @@
   for (const cell of document.querySelectorAll("[data-runs]")) {
     makeDrawable(cell.querySelector(".measured"), cell.dataset.runs.split(" "));
   }
+
+  // Addresses: a cell that is pointed at or focused, and every claim and table, can be copied as a link and as BibTeX.
+
+  const citing = JSON.parse(document.getElementById("citing").textContent);
+  const said = document.getElementById("said");
+
+  function words(element) {
+    const copy = element.cloneNode(true);
+    for (const extra of copy.querySelectorAll(".below, .tools, sup")) extra.remove();
+    return copy.textContent.replace(/\s+/g, " ").trim();
+  }
+
+  function nameOf(target) {
+    if (target.localName === "tr") return `Claim ${words(target.cells[0])}: ${words(target.cells[5])} by tables, ${words(target.cells[6])} by runs`;
+    if (target.localName !== "td") return words(target.querySelector(".caption"));
+    const table = target.closest("table");
+    const column = table.tHead.rows[0].cells[target.cellIndex];
+    return `${table.getAttribute("aria-label")}: ${words(target.parentElement.cells[0])}, ${words(column)}: ${words(target)}`;
+  }
+
+  function latex(text) {
+    return text.replace(/[\\{}]/g, "").replace(/[&%$#_]/g, "\\$&").replace(/[~^]/g, "-").replace(/±/g, "$\\pm$")
+      .replace(/>/g, "$\\to$").replace(/</g, "$<$").replace(/−/g, "$-$").replace(/Δ/g, "$\\Delta$");
+  }
+
+  function addressOf(target) {
+    return `${location.href.split("#")[0]}#${target.id}`;
+  }
+
+  function citationOf(target) {
+    const makers = new Map();
+    for (const key of (target.dataset.runs || "").split(" ").filter(Boolean)) {
+      const maker = citing.makers[citing.runs[key]];
+      makers.set(maker, [...(makers.get(maker) || []), key]);
+    }
+    const records = [...makers].map(([maker, keys]) => `Records ${keys.join(", ")}: ${maker}`).join("; ");
+    const fields = {
+      key: target.id.replace(/[^a-z0-9.+]+/g, "-"), title: latex(nameOf(target)), year: citing.year,
+      address: addressOf(target), suite: citing.suite, records: records ? `${records}.` : citing.nothing,
+    };
+    return citing.entry.replace(/\$(\w+)/g, (_, name) => fields[name]);
+  }
+
+  async function copy(text, what) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // A browser that keeps the clipboard from a page lets it copy what is selected.
+      const field = make("textarea");
+      field.value = text;
+      document.body.append(field);
+      field.select();
+      document.execCommand("copy");
+      field.remove();
+    }
+    said.textContent = `${what} copied`;
+    setTimeout(() => { said.textContent = ""; }, 2000);
+  }
+
+  function makeTools(find) {
+    const link = make("button", { type: "button", title: "Copy the address", "aria-label": "Copy the address" }, "#");
+    const entry = make("button", { type: "button", title: "Copy a citation", "aria-label": "Copy a citation in BibTeX" }, "cite");
+    link.addEventListener("click", () => copy(addressOf(find()), "Address"));
+    entry.addEventListener("click", () => copy(citationOf(find()), "Citation"));
+    return make("span", { class: "tools" }, link, entry);
+  }
+
+  for (const target of document.querySelectorAll("tr[id], #tables article[id]")) {
+    (target.querySelector(".caption") || target.cells[0]).append(makeTools(() => target));
+  }
+  let pointed = null;
+  const tools = makeTools(() => pointed);
+  for (const kind of ["mouseover", "focusin"]) {
+    document.addEventListener(kind, (event) => {
+      const cell = event.target.closest("td[id]");
+      if (!cell || cell === pointed) return;
+      pointed = cell;
+      cell.append(tools);
+    });
+  }
+
+  // A link into what is folded opens it.
+  function reveal() {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    const first = target.querySelector(":scope > details:first-child") || target.closest("details");
+    for (let one = first; one; one = one.parentElement.closest("details")) one.open = true;
+    target.scrollIntoView();
+  }
+  addEventListener("hashchange", reveal);
+  if (location.hash) reveal();
   addEventListener("keydown", (event) => { if (event.key === "Escape" && !panel.hidden) clear(); });
 
   for (const table of document.querySelectorAll("table.data")) {
