@@ -53,7 +53,7 @@ COMMANDS = (
         f"benchmark.{name}"
         for name in ("run", "report", "audit", "export", "faithfulness", "tune", "speed", "catalogue", "decisions")
     ),
-    "benchmark.merge",
+    *("benchmark.merge", "benchmark.report.crate"),
     "benchmark.probe",
     *(f"slurm.{name}" for name in ("status", "retry", "cancel")),
 )

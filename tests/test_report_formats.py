@@ -62,10 +62,11 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report, list
 def test_the_command_writes_every_format(trained) -> None:  # type: ignore[no-untyped-def]
     place, reported = trained
     assert reported.returncode == 0, reported.stderr
-    written = {path.name for path in (place / "out").iterdir()}
+    written = {str(path.relative_to(place / "out")) for path in (place / "out").rglob("*") if path.is_file()}
     assert {"index.html", "report.md", "tables.tex", "records.csv", "records.parquet"} <= written
     assert {"audit.md", "audit.csv", "audit.json", "figure_5_paper.svg", "figure_6_paper.png"} <= written
     assert {f"table_small_demo-2-epochs.{ending}" for ending in ("md", "tex", "csv")} <= written
+    assert {"badges/ps-kd-average.svg", "api/cells.json", "api/cells.schema.json"} <= written
     assert not [name for name in written if name.endswith(".tmp")]
     assert f"Written: {len(written)} files" in reported.stdout
 

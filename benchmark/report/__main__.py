@@ -16,6 +16,7 @@ from benchmark.cli.app import run_app
 from benchmark.cli.options import DEFAULT_RUNS, Pages, Runs, WithoutHost, check_exists
 from benchmark.io.files import check_writable, replacing, write_text
 from benchmark.report import figures, text
+from benchmark.report.api import write_api
 from benchmark.report.badges import write_badges
 from benchmark.report.data import OWN_METHOD, Report, collect_report
 from benchmark.report.decisions import DecidedClaim, read_decisions
@@ -78,7 +79,7 @@ def _write(
     faithful: FaithfulnessListing | None,
     folder: Path,
 ) -> list[Path]:
-    written = [*write_audit(audit, folder), *write_badges(audit, folder)]
+    written = [*write_audit(audit, folder), *write_badges(audit, folder), *write_api(report, audit, folder)]
     for table in report.tables:
         written += write_reports(table.result, folder, table.stem)
     frame = to_dataframe(report.records)

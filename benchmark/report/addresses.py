@@ -19,6 +19,11 @@ def address_table(stem: str) -> str:
     return make_slug(stem).removesuffix("-paper")
 
 
+def address_method(name: str) -> str:
+    """Make the address of a method's card: `method/ps-kd`. A star, of which a slug has none, is written out."""
+    return f"method/{make_slug(name.replace('*', '-star'))}"
+
+
 def address_cells(result: TableResult, table: str) -> dict[tuple[str, str], str]:
     """Make the address of each cell, by row and column name: `table-ii/lsskd/wrn-16-2`, the teachers' row included.
 
