@@ -12,6 +12,7 @@ from rich.table import Table
 from benchmark.cli.app import format_command, run_app
 from benchmark.cli.options import DataRoot, DeviceName, Runs, Threads, WithoutHost
 from benchmark.core.devices import make_deterministic
+from benchmark.core.errors import UserError
 from benchmark.core.text import counted
 from benchmark.data import Dataset, load_dataset
 from benchmark.execution.executor import ExecutionPlan
@@ -20,7 +21,7 @@ from benchmark.executors import make_executor
 from benchmark.export.finished import load_finished_run
 from benchmark.io.files import check_writable
 from benchmark.planning.checks import check_methods, check_records
-from benchmark.planning.request import RunFactory, RunGroup, describe_run
+from benchmark.planning.request import PROBE, RunFactory, RunGroup, describe_run
 from benchmark.results.store import Store
 from benchmark.training.settings import TrainSettings
 
@@ -40,8 +41,9 @@ def main(
         int | None, typer.Option(min=1, max=10**6, help="Learn from about so many images of each class. [all]")
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**31, help="Of the classifier's first weights and the choice of images.")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, max=2**31, help="Of its first weights and the choice of images. [the run's own]"),
+    ] = None,
     data_root: DataRoot = None,
     device: DeviceName = "auto",
     threads: Threads = 1,
@@ -52,6 +54,8 @@ def main(
     console = Console()
     executor = make_executor("local", device, 1, processes=1, profile=None, waits=True)
     finished = load_finished_run(run, runs)
+    if finished.run.method == PROBE and finished.run.start:
+        raise UserError(f"{finished.run.id} is a probe itself; choose the run that it probes, {finished.run.start.id}")
     root = finished.folder.resolve().parent.parent
     check_writable(root, "--runs")
     make_deterministic(executor.device, threads)

@@ -11,11 +11,18 @@ import torch
 from PIL import Image
 
 from benchmark.core.errors import UserError
+from benchmark.core.spec import Scale
 from benchmark.data import Dataset, load_dataset, stl10
 from benchmark.data.augmentation import Recipe
 from benchmark.data.shown_small import ShownSmall
 from benchmark.data.streaming import training_source
 from benchmark.data.torchvision_operators import import_torchvision
+from benchmark.planning.request import RunFactory
+from benchmark.results.store import Store
+from benchmark.training.job import run_until_done
+from benchmark.training.settings import TrainSettings
+from tests.commands import run_here
+from tests.engine import SHORT
 
 NAMES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 COUNTS = {"train": 3, "test": 2}
@@ -24,9 +31,11 @@ COUNTS = {"train": 3, "test": 2}
 
 @pytest.fixture
 def pixels() -> dict[str, np.ndarray]:
-    """Noise, uint8 [images, 96, 96, 3] for each split; image i has class i % 10."""
+    """Noise, brighter from class to class, uint8 [images, 96, 96, 3] for each split; image i has class i % 10."""
     random = np.random.default_rng(0)
-    return {split: random.integers(256, size=(10 * n, 96, 96, 3), dtype=np.uint8) for split, n in COUNTS.items()}
+    brightness = np.arange(0, 130, 13, dtype=np.uint8)[:, None, None, None]
+    noise = {split: random.integers(120, size=(n, 10, 96, 96, 3), dtype=np.uint8) for split, n in COUNTS.items()}
+    return {split: (images + brightness).reshape(-1, 96, 96, 3) for split, images in noise.items()}
 
 
 @pytest.fixture
@@ -118,3 +127,18 @@ def test_a_missing_file_or_folder_is_named(root: Path, tmp_path_factory: pytest.
         load(root)
     with pytest.raises(UserError, match=r"no STL-10 in .*: stl10_binary/ is not there, and downloading"):
         load(tmp_path_factory.mktemp("empty"))
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "sgd"])
+def test_a_student_of_other_images_is_probed_on_it_by_the_command(root: Path, tmp_path: Path, solver: str) -> None:
+    learnt, runs = load_dataset("digits-0-4"), tmp_path / "runs"
+    place = RunFactory("digits-0-4", learnt.fingerprint, SHORT, Scale(name="test", factor=1 / 25), torch.device("cpu"))
+    student = place.run("Baseline", "ResNet8", None, 0)
+    assert run_until_done([student], TrainSettings(runs=runs, dataset="digits-0-4"))
+    options = ["--solver", solver, "--data-root", str(root), "--runs", str(runs)]
+    ended = run_here(student.id, "--dataset", "stl10", *options, module="benchmark.probe")
+    assert ended.returncode == 0, ended.stderr
+    (record,) = [record for record in Store(runs).read_all()[0] if record["run"]["dataset"] == "stl10"]
+    assert record["run"]["start"]["method"] == "Baseline"
+    assert f"{record['final']['top1']:.2f}" in ended.stdout
+    assert solver == "sgd" or record["final"]["top1"] > 30

@@ -141,6 +141,20 @@ def test_a_probe_of_few_labels_learns_from_so_many_of_each_class(place: TrainSet
     assert f"{records[0]['final']['top1']:.2f}" in ended.stdout
 
 
+def test_the_command_takes_the_seed_of_its_run_and_refuses_a_probe(place: TrainSettings) -> None:
+    run = factory().run("Baseline", "ResNet8", None, 1)
+    assert run_until_done([run], replace(place, dataset=LEARNT))
+    probe = factory().probe(run, PROBED, "probe-lbfgs")
+    where = ["--dataset", PROBED, "--runs", str(place.runs)]
+    assert run_here(run.id, *where, module="benchmark.probe").returncode == 0
+    assert Store(place.runs).record(probe) is not None
+    ended = run_here(probe.id, *where, module="benchmark.probe")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        f"error: {probe.id} is a probe itself; choose the run that it probes, {run.id}\n",
+    )
+
+
 @pytest.mark.parametrize(("method", "probed"), [("KD", True), ("Baseline", False)])
 def test_the_teacher_is_probed_if_a_student_learns_from_it(method: str, probed: bool) -> None:
     table = load_table("transfer").at("demo")
