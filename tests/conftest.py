@@ -99,6 +99,9 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_bf16_gives_the_same_bits_in_another_cohort_and_order_and_after_a_stop",
         "test_a_cohort_killed_at_ten_random_moments_gives_the_same_bits",
         "test_past_weights_survive_a_resume_and_differ_from_the_table",
+        "test_the_order_of_a_cohort_does_not_matter",
+        "test_a_subset_of_an_interrupted_cohort_goes_on_from_its_checkpoint",
+        "test_a_teacher_of_another_precision_gives_the_same_bits_whoever_asks_first",
     ),
     "test_run_command.py": (
         "test_a_table_stopped_by_ctrl_c_goes_on_from_its_checkpoint",
