@@ -27,6 +27,7 @@ from benchmark.training.inputs import recipe_for
 from benchmark.training.job import run_until_done
 from benchmark.training.settings import TrainSettings
 from figures.specification import load_figure
+from slurm.plan import Plan, SweepRequest, write_plan
 from tables.render import to_markdown
 from tables.specification import load_table
 from tests.commands import run_here
@@ -120,6 +121,13 @@ def test_probes_of_other_students_are_other_runs_and_their_jobs_leave_the_studen
     assert {run for job in jobs for run in job.runs} == set(probes)
     assert all(len({run.protocol.name for run in job.runs}) == 1 for job in jobs)
     assert {needed for job in jobs for needed in job.needs} == {run.digest for run in runs}
+
+
+def test_the_plan_of_a_sweep_of_probes_alone_holds_all_that_their_students_depend_on(tmp_path: Path) -> None:
+    run = factory().probe(factory().run("HSSAKD", "ResNet8", "ResNet14", 0), PROBED, "probe-lbfgs")
+    jobs = missing_jobs([run], Store(tmp_path), 1, 8, 700)
+    write_plan(tmp_path / "plan.sqlite", SweepRequest("small", "a test", "student", {"": [run]}, {PROBED: jobs}))
+    assert Plan(tmp_path / "plan.sqlite").read_runs(0) == [run]
 
 
 def test_a_probe_without_its_student_fails_and_does_not_train_the_student_on_other_images(tmp_path: Path) -> None:
