@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmark.analysis.cells import look_up_exactly
 from benchmark.analysis.tables import make_table_result
 from benchmark.backbones import build_network
+from benchmark.core.errors import UserError
 from benchmark.core.protocols import PROBES, SCALES
 from benchmark.core.spec import Run, Scale
 from benchmark.data import load_dataset
@@ -171,6 +172,17 @@ def test_the_teacher_is_probed_if_a_student_learns_from_it(method: str, probed: 
     probes = [run for column in grid.teachers.values() for run in column if run.method == "Probe"]
     assert [run.student for run in probes] == [teacher] * 2
     assert [run.student for run in grid.requested_runs()].count(teacher) == len(set(probes)) * probed
+
+
+def test_only_the_wanted_columns_are_probed() -> None:
+    table, made = load_table("transfer").at("demo"), replace(factory(), scale=SCALES["demo"])
+    runs = plan_table(table, made, [0], ["KD"], ["STL-10"]).requested_runs()
+    assert [(run.protocol.name, run.start.method) for run in runs if run.start] == [
+        ("probe-lbfgs", "KD"),
+        ("probe-lbfgs", "Baseline"),
+    ]
+    with pytest.raises(UserError, match=r"^Tiny-ImageNet probes on no dataset at scale demo; choose "):
+        plan_table(table, made, [0], [], ["Tiny-ImageNet"])
 
 
 def test_columns_that_probe_on_no_dataset_at_a_scale_stay_empty() -> None:

@@ -29,7 +29,9 @@ class Grid:
         """List the runs of the cells that the user asked for, and the probes of the teachers that these learn from."""
         runs = [run for cell, runs in self.runs.items() if cell in self.selected for run in runs]
         probed = {run.start.teacher for run in runs if run.method == PROBE and run.start}
-        runs += [run for row in self.teachers.values() for run in row if run.method == PROBE and run.start in probed]
+        columns = {column for _, column in self.selected}
+        teachers = [run for column, row in self.teachers.items() if column in columns for run in row]
+        runs += [run for run in teachers if run.method == PROBE and run.start in probed]
         return list(dict.fromkeys(runs))
 
 
@@ -39,9 +41,15 @@ def plan_table(
     """Plan the runs of a table. If no rows or columns are named, those of the default grid are selected.
 
     Raises:
-        UserError: see `select_rows`; or a named row needs a teacher, and no column has one.
+        UserError: see `select_rows`; or a named row needs a teacher, and no column has one; or a named column probes on
+            no dataset at the scale.
     """
     table = select_rows(table, methods, pairs)
+    for column in table.columns:
+        if column.name in pairs and column.probe and column.probe.source_at(factory.scale.name) is None:
+            raise UserError(
+                f"{column.name} probes on no dataset at scale {factory.scale.name}; choose another one, or other --pairs"
+            )
     seeds = tuple(seeds)
     rows = [row for row in table.rows if row.method in method_names()]
     runs = {
