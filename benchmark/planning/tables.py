@@ -48,7 +48,7 @@ def plan_table(
     for column in table.columns:
         if column.name in pairs and column.probe and column.probe.source_at(factory.scale.name) is None:
             raise UserError(
-                f"{column.name} probes on no dataset at scale {factory.scale.name}; choose another one, or other --pairs"
+                f"{column.name} probes on no dataset at scale {factory.scale.name}; choose another or other --pairs"
             )
     seeds = tuple(seeds)
     rows = [row for row in table.rows if row.method in method_names()]
