@@ -182,7 +182,7 @@ class FigureTarget:
                 raise UserError(f"{error}; or leave this panel out: --pairs {drawn[0]}") from error
             if images is None:
                 continue
-            factory = options.make_factory(figure.protocol, images)
+            factory = options.make_factory(figure.protocol_for(options.scale), images)
             place = panel.probe.source_at(options.scale) if panel.probe else None
             probed = None
             if place is not None:
@@ -197,7 +197,7 @@ class FigureTarget:
             if place is not None and probed is not None:
                 title = f"Figure {figure.name}, {panel.title}, probes on {probed.name}"
                 probe_groups.append(RunGroup(title, place, probed, probes))
-        texts = list_notes(next(iter(points.values())).factory, figure.protocol) if points else []
+        texts = list_notes(next(iter(points.values())).factory, figure.protocol_for(options.scale)) if points else []
         return cls(figure, points, (*groups, *probe_groups), tuple(texts))
 
     def check_rendering(self) -> None:

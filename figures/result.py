@@ -92,7 +92,9 @@ class PanelResult:
     def subject(self) -> str:
         """The networks and the dataset behind its numbers."""
         source = self.panel.probe and self.panel.probe.source_at(self.scale)
-        return f"{self.panel.pair} on {self.dataset}{f', probed on {named(source)}' if source else ''}"
+        # What is probed on comes first: a drawing has no room for the end of long names.
+        probed = f"A probe on {named(source)} of " if source else ""
+        return f"{probed}{self.panel.pair} on {self.dataset}"
 
     @property
     def reproduces(self) -> bool:
@@ -158,7 +160,7 @@ class FigureResult:
         usual = {named(dataset) for panel in self.figure.panels if (dataset := panel.dataset_for(base)) is not None}
         parts = ["figure", self.figure.name, self.scale]
         parts += dict.fromkeys(panel.dataset for panel in self.panels if panel.dataset not in usual)
-        if self.protocol != self.figure.protocol:
+        if self.protocol != self.figure.protocol_for(base):
             parts.append(self.protocol)
         if self.teacher_data == "same":
             parts.append("teacher-on-same")

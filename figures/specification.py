@@ -17,8 +17,16 @@ from pydantic import (
 
 from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
-from benchmark.core.protocols import PROTOCOLS, SCALES
-from tables.schema import Name, check_file_name, check_scales, list_names, load_by_name, locate_datasets
+from benchmark.core.protocols import SCALES, base_scale
+from tables.schema import (
+    Name,
+    check_file_name,
+    check_protocols,
+    check_scales,
+    list_names,
+    load_by_name,
+    locate_datasets,
+)
 from tables.specification import DEFAULT_PROTOCOL, Networks, Probing, Published
 
 FOLDER = Path(__file__).parent
@@ -119,7 +127,7 @@ class Figure(FrozenModel):
     name: Annotated[str, AfterValidator(check_file_name)]
     caption: str
     kind: Kind
-    protocol: Name = DEFAULT_PROTOCOL
+    protocol: Name | dict[Name, Name] = DEFAULT_PROTOCOL
     methods: tuple[Name, ...] = Field(min_length=1)
     optional_methods: tuple[Name, ...] = ()
     titles: dict[Name, Name] = Field(default={})
@@ -131,9 +139,8 @@ class Figure(FrozenModel):
 
     @field_validator("protocol")
     @classmethod
-    def _check_protocol(cls, value: str) -> str:
-        if value not in PROTOCOLS:
-            raise ValueError(f"unknown protocol {value!r}; allowed: {', '.join(PROTOCOLS)}")
+    def _check_protocol(cls, value: str | dict[str, str]) -> str | dict[str, str]:
+        check_protocols(value)
         return value
 
     @model_validator(mode="after")
@@ -180,6 +187,11 @@ class Figure(FrozenModel):
     def title(self, method: str) -> str:
         """What a method is called in the figure."""
         return self.titles.get(method, method)
+
+    def protocol_for(self, scale: str) -> str:
+        """The name of the protocol at a scale or one stretched from it: `lsskd` where the file names none."""
+        known = self.protocol
+        return known if isinstance(known, str) else known.get(base_scale(scale), DEFAULT_PROTOCOL)
 
     def at(self, scale: str) -> Figure:
         """The figure with the panels that are drawn at a scale, and their networks there.

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo
 
 from benchmark.core.errors import UserError, unknown_name
-from benchmark.core.protocols import SCALES
+from benchmark.core.protocols import PROTOCOLS, SCALES
 from benchmark.io.toml import Model, Owners, load_toml
 
 Name = Annotated[str, Field(min_length=1)]
@@ -36,6 +36,19 @@ def check_scales(scales: Iterable[str]) -> None:
     for scale in scales:
         if scale not in SCALES:
             raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
+
+
+def check_protocols(protocols: str | dict[str, str]) -> None:
+    """Check the name of a protocol, or one for each scale.
+
+    Raises:
+        ValueError: there is no such protocol or scale.
+    """
+    if isinstance(protocols, dict):
+        check_scales(protocols)
+    for name in protocols.values() if isinstance(protocols, dict) else [protocols]:
+        if name not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {name!r}; allowed: {', '.join(PROTOCOLS)}")
 
 
 def locate_datasets(value: Any, info: ValidationInfo) -> Any:

@@ -18,10 +18,18 @@ from pydantic import (
 
 from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
-from benchmark.core.protocols import PROBES, PROTOCOLS, base_scale
+from benchmark.core.protocols import PROBES, base_scale
 from benchmark.core.spec import Augmentation
 from tables.literature import Literature, load_literature
-from tables.schema import Name, check_file_name, check_scales, list_names, load_by_name, locate_datasets
+from tables.schema import (
+    Name,
+    check_file_name,
+    check_protocols,
+    check_scales,
+    list_names,
+    load_by_name,
+    locate_datasets,
+)
 from tables.tiers import Epoch, Tier
 
 FOLDER = Path(__file__).parent
@@ -209,11 +217,7 @@ class Table(FrozenModel):
     @field_validator("protocol")
     @classmethod
     def _check_protocol(cls, value: str | dict[str, str]) -> str | dict[str, str]:
-        if isinstance(value, dict):
-            check_scales(value)
-        for name in value.values() if isinstance(value, dict) else [value]:
-            if name not in PROTOCOLS:
-                raise ValueError(f"unknown protocol {name!r}; allowed: {', '.join(PROTOCOLS)}")
+        check_protocols(value)
         return value
 
     @model_validator(mode="after")

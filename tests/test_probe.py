@@ -196,6 +196,14 @@ def test_columns_that_probe_on_no_dataset_at_a_scale_stay_empty() -> None:
     assert "Column STL-10 is VGG13-x1/4>MobileNetV2-s1-u1-x1/2, probed on digits-5-9, here." in page
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_table_and_the_figure_probe_the_same_students(scale: str) -> None:
+    table, figure = load_table("transfer"), load_figure("transfer")
+    panel, column = figure.at(scale).panels[0], table.at(scale).columns[0]
+    assert (panel.pair, panel.dataset_for(scale)) == (f"{column.teacher}>{column.student}", table.dataset_for(scale))
+    assert figure.protocol_for(scale) == table.protocol_for(scale)
+
+
 def test_the_table_and_the_figure_probe_on_the_upper_digits_and_leave_all_alone() -> None:
     table, figure = load_table("transfer"), load_figure("transfer")
     assert not table.in_all

@@ -72,10 +72,11 @@ def empty_result(figure: Figure, scale: str = "paper") -> FigureResult:
     Raises:
         UserError: there is no such scale, or nothing is drawn at it.
     """
-    figure, protocol = figure.at(base_scale(scale)), get_protocol(figure.protocol)
+    figure, name = figure.at(base_scale(scale)), figure.protocol_for(scale)
+    protocol = get_protocol(name)
     epochs = str(protocol.schedule.scaled(select_scale(scale, None, protocol).factor).epochs)
     panels = tuple(_empty_panel(figure, panel, scale, epochs) for panel in figure.panels)
-    return FigureResult(figure, scale, panels, figure.methods, describe_environment(), protocol=figure.protocol)
+    return FigureResult(figure, scale, panels, figure.methods, describe_environment(), protocol=name)
 
 
 def collect_figure_runs(figure: Figure, query: RecordQuery, scale: str | None = None) -> list[FigureResult]:
@@ -115,7 +116,7 @@ def _variants(
     figure: Figure, query: RecordQuery, settings: Sequence[ExperimentSetting], dataset: str
 ) -> Iterator[FigureResult]:
     """Make the figure with teachers that learnt from all images, and with others, where it has runs of its own."""
-    usual = not dataset and settings[0].protocol == get_protocol(figure.protocol)
+    usual = not dataset and settings[0].protocol == get_protocol(figure.protocol_for(settings[0].scale.name))
     planned: set[Run] = set()
     choices: tuple[TeacherData, ...] = ("all", "same") if figure.kind == "few-shot" else ("all",)
     for teacher_data in choices:
@@ -169,7 +170,7 @@ def _fullest(
 
 def _remarks_of(figure: Figure, points: Sequence[Points], settings: Sequence[ExperimentSetting]) -> list[str]:
     """List how the runs differ from the default."""
-    remarks = list_notes(points[0].factory, figure.protocol)
+    remarks = list_notes(points[0].factory, figure.protocol_for(points[0].factory.scale.name))
     for name in dict.fromkeys(some.factory.dataset for some in points):
         if len({setting.fingerprint for setting in settings if setting.dataset == name}) > 1:
             remarks.append(f"There are runs on other images under the name {name}, which are not shown.")
@@ -180,6 +181,7 @@ def _panel_result(
     figure: Figure, points: Points, look_up: LookUp, find: FindRecord, lost: Mapping[str, str]
 ) -> PanelResult:
     panel, factory = points.panel, points.factory
+    protocol = figure.protocol_for(factory.scale.name)
     cells: dict[tuple[str, float], Cell] = {}
     for method in points.methods:
         for fraction in figure.fractions or (factory.fraction,):
@@ -197,7 +199,7 @@ def _panel_result(
         dataset=factory.dataset,
         epochs=_epochs(factory),
         cells=cells,
-        comparable=factory.scale.name == "paper" and is_default_setting(factory, figure.protocol),
+        comparable=factory.scale.name == "paper" and is_default_setting(factory, protocol),
     )
 
 
