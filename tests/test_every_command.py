@@ -219,21 +219,30 @@ def usual_outcome(module: str, *command: str) -> tuple[subprocess.CompletedProce
         return run_here(*command, module=module, folder=Path(name)), files_under(Path(name))
 
 
+SHOWN: tuple[tuple[str, list[str]], ...] = (
+    ("benchmark.run", ["--help"]),
+    ("benchmark.run", ["--list"]),
+    ("benchmark.run", ["--list", "LSSKD"]),
+    ("benchmark.run", ["--table", "II", "--dry-run"]),
+    ("benchmark.audit", []),
+    # Of no runs: the curves of those that the suite brings would be drawn three times.
+    ("benchmark.report", ["--runs", "."]),
+    ("benchmark.merge", ["."]),
+    ("benchmark.export", ["\N{LATIN SMALL LETTER U WITH DIAERESIS}", "--onnx"]),
+    ("slurm.status", []),
+)
+
+
 @pytest.mark.parametrize(
-    ("module", "command"),
+    ("encoding", "module", "command"),
     [
-        ("benchmark.run", ["--help"]),
-        ("benchmark.run", ["--list"]),
-        ("benchmark.run", ["--list", "LSSKD"]),
-        ("benchmark.run", ["--table", "II", "--dry-run"]),
-        ("benchmark.audit", []),
-        ("benchmark.report", []),
-        ("benchmark.merge", ["."]),
-        ("benchmark.export", ["\N{LATIN SMALL LETTER U WITH DIAERESIS}", "--onnx"]),
-        ("slurm.status", []),
+        pytest.param(
+            encoding, *shown, marks=pytest.mark.slow if (encoding, shown[0]) == ("latin-1", "benchmark.report") else ()
+        )
+        for encoding in ("ascii", "latin-1")
+        for shown in SHOWN
     ],
 )
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_without_utf_8_loses_characters_and_no_files(
     tmp_path: Path, module: str, command: list[str], encoding: str
 ) -> None:
