@@ -27,6 +27,9 @@ from benchmark.results.store import Store
 from benchmark.training.launcher import check_sharing
 from benchmark.training.settings import TrainSettings
 
+START_SECONDS = 8.0
+"""What a command takes beside its training: starting, importing, rendering."""
+
 
 @dataclass(frozen=True)
 class Local:
@@ -64,7 +67,7 @@ class Local:
         console.print(_list_jobs(estimates) if plan.verbose else _sum_up_kinds(estimates))
         total = add_up(estimates.values())
         # No plan is faster than its longest job, however many processes there are.
-        seconds = max(total.seconds / self.workers, *(job.seconds for job in estimates))
+        seconds = START_SECONDS + max(total.seconds / self.workers, *(job.seconds for job in estimates))
         processes = f"{self.workers} CPU {'process' if self.workers == 1 else 'processes'}"
         lines = [
             f"To train: {counted(total.runs, 'run')} (teachers and their heads included) in "

@@ -10,11 +10,14 @@ from benchmark.core.spec import Run
 from benchmark.method.contract import ROTATIONS
 from benchmark.plugins.registry import method_class
 
-# Rough costs of one thread of a current processor: arithmetic, and what a step spends on each forward or backward of a
-# convolution with its norm, whatever its size. With both, the demo's 102 runs are estimated at about 280 s; training
-# them took 367 s of one core with AVX-512. A sixth of the estimate for ResNet20 on CIFAR-100 comes from the second.
+# Rough costs of one thread of a current processor: arithmetic; what a step spends on each forward or backward of a
+# convolution with its norm, whatever its size; how many times as much it spends there on a batch's four rotations; and
+# what else a step takes (losses, optimiser, images, its share of the evaluation). A demo of Table II for which these
+# say 416 s took 446 s of processor time with AVX-512, starts and report included.
 MULTIPLY_ADDS_PER_SECOND = 8e10
-SECONDS_PER_CONVOLUTION = 3e-4
+SECONDS_PER_CONVOLUTION = 3.5e-4
+ROTATED_FACTOR = 3.0
+SECONDS_PER_STEP = 4e-3
 
 
 @functools.cache
@@ -66,7 +69,13 @@ def _epoch_seconds(
     steps = -(-images // batch_size)
     multiply_adds = _training_multiply_adds(method, student, teacher, past, image_size)
     convolutions = _training_convolutions(method, student, teacher, image_size)
-    return images * multiply_adds / MULTIPLY_ADDS_PER_SECOND + steps * convolutions * SECONDS_PER_CONVOLUTION
+    seconds = SECONDS_PER_STEP + convolutions * _convolution_seconds(method)
+    return images * multiply_adds / MULTIPLY_ADDS_PER_SECOND + steps * seconds
+
+
+def _convolution_seconds(method: str) -> float:
+    """Seconds that a step of a method spends on each pass through a convolution, beside the arithmetic."""
+    return SECONDS_PER_CONVOLUTION * (ROTATED_FACTOR if method_class(method).view == "rotated" else 1)
 
 
 def training_convolutions(run: Run, image_size: int) -> float:
@@ -99,7 +108,11 @@ def cohort_seconds(cohort: Sequence[Run], image_size: int, images: int) -> float
             view = method_class(run.method).view
             views = ROTATIONS if view == "rotated" else 1
             if view in shared:
-                forward = network_cost(run.teacher_network, _reads_branches(run.method), image_size)[0]
-                total -= run.schedule.epochs * run.fraction * images * views * forward / MULTIPLY_ADDS_PER_SECOND
+                forward = network_cost(run.teacher_network, _reads_branches(run.method), image_size)
+                shown = round(run.fraction * images)
+                steps = -(-shown // run.protocol.batch_size)
+                seconds = shown * views * forward.multiply_adds / MULTIPLY_ADDS_PER_SECOND
+                seconds += steps * forward.convolutions * _convolution_seconds(run.method)
+                total -= run.schedule.epochs * seconds
             shared.add(view)
     return total
