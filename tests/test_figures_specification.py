@@ -95,7 +95,7 @@ def test_figure_6_compares_branches_of_two_networks_with_small_ones_at_scale_dem
     assert [panel.pair for panel in figure.at("paper").panels] == ["ResNet34>ResNet18", "ResNet32x4>ResNet32x4"]
     assert [panel.pair for panel in figure.at("demo").panels] == [
         "ResNet18-x1/4>ResNet10-x1/4",
-        "ResNet20>ResNet8-x1/2",
+        "ResNet14-x1/2>ResNet8-x1/2",
     ]
     assert figure.methods == ("HSSAKD", "LSSKD")
     assert figure.optional_methods == ("HSSAKD-teacher",)

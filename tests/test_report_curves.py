@@ -105,7 +105,7 @@ def test_a_column_that_has_other_networks_at_a_scale_names_those_that_were_train
     (table,) = (table.result for table in collect_report(tmp_path, scale="demo", tables=("II",)).tables)
     curves = collect_pair_curves(table, read_records(tmp_path))
     assert curves is not None
-    assert curves.title == f"ResNet20>ResNet8-x1/2 on cifar100 (column {PAIR})"
+    assert curves.title == f"ResNet14-x1/2>ResNet8-x1/2 on cifar100 (column {PAIR})"
 
 
 def test_a_table_of_which_one_row_is_measured_has_no_drawing(tmp_path: Path) -> None:
