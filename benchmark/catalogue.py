@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -282,6 +283,11 @@ def _section(entry: MethodEntry) -> Iterator[str]:
         yield "|---|---|---|---|"
         for subject, sources in cls.differences.items():
             yield f"| {' | '.join(map(_cell, (subject, *sources)))} |"
+
+
+def describe_in_full(entry: MethodEntry) -> str:
+    """Write all that the page of methods says of one, in Markdown, without its heading and without links."""
+    return re.sub(r"\[([^\]]+)\]\(#[^)]*\)", r"\1", "\n".join([*_section(entry)][3:]))
 
 
 def _base_with_same_options(cls: type[Method]) -> type[Method] | None:

@@ -24,6 +24,11 @@ def address_method(name: str) -> str:
     return f"method/{make_slug(name.replace('*', '-star'))}"
 
 
+def address_network(name: str) -> str:
+    """Make the address of a network's card: `network/wrn-16-2`."""
+    return f"network/{make_slug(name)}"
+
+
 def address_cells(result: TableResult, table: str) -> dict[tuple[str, str], str]:
     """Make the address of each cell, by row and column name: `table-ii/lsskd/wrn-16-2`, the teachers' row included.
 

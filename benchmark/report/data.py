@@ -15,6 +15,7 @@ from benchmark.analysis.query import ExperimentSetting, RecordQuery
 from benchmark.analysis.tables import empty_result, make_table_results
 from benchmark.core.errors import unknown_name
 from benchmark.core.protocols import PAPER, SCALES, base_scale, get_scale
+from benchmark.core.spec import Run
 from benchmark.plugins.registry import method_names
 from benchmark.report import coverage, metrics, runs
 from benchmark.report.addresses import address_cells, address_table
@@ -93,6 +94,7 @@ class Report:
     provenance: ReportTable
     exported: ReportTable | None
     curves: dict[str, dict[str, Any]]
+    weights: dict[str, str]
     damaged: tuple[str, ...]
     generated_from: str
     written: str
@@ -169,10 +171,17 @@ def collect_report(
         provenance=runs.list_provenance(query.records),
         exported=runs.list_edges(pairs, edges),
         curves=runs.collect_curves(pairs),
+        weights=_find_weights(Store(root), query.runs),
         damaged=tuple(damaged),
         generated_from=describe_environment(),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _find_weights(store: Store, found: Sequence[Run]) -> dict[str, str]:
+    """Find the students' weights that were kept: files by the id of their run, as paths in the folder of runs."""
+    paths = {run.id: store.folder(run) / "student.safetensors" for run in found}
+    return {name: str(path.relative_to(store.root)) for name, path in paths.items() if path.is_file()}
 
 
 def _reports(results: Sequence[TableResult], method: str, edges: runs.Edges) -> list[TableReport]:

@@ -15,6 +15,7 @@ from benchmark.audit.render import MEANINGS, describe_origins, describe_tiers, s
 from benchmark.audit.verdicts import Audit
 from benchmark.report import citing, decisions, faithfulness, prose, wording
 from benchmark.report.answers import make_answers
+from benchmark.report.cards import make_method_cards, make_network_cards
 from benchmark.report.data import TITLE, Report
 from benchmark.report.decisions import DecidedClaim
 from benchmark.report.faithfulness import FaithfulnessListing
@@ -32,6 +33,8 @@ SECTIONS = {
     "differences": "Differences",
     "metrics": "Metrics",
     "cost": "Cost",
+    "methods": "Methods",
+    "networks": "Networks",
     "edge": "Edge",
     "audit": "Audit",
     "runs": "Runs",
@@ -64,6 +67,8 @@ def to_html(
         lead=wording.LEAD,
         report=report,
         answers=make_answers(report.tables, audit),
+        method_cards=make_method_cards(report.tables, report.weights),
+        network_cards=make_network_cards(report.tables, report.weights),
         tables=report.tables,
         drawings=drawings,
         decided=decided,
