@@ -201,6 +201,18 @@ def test_records_are_reported_without_hosts_unless_they_are_asked_for(filled: tu
     assert "secret-host-name" in to_dataframe(collect_report(root, without_host=False).records).to_csv()
 
 
+def test_curves_of_many_epochs_are_thinned_and_keep_their_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmark.report.runs.MOST_POINTS", 4)
+    run = request().run("Baseline", "WRN-16-2", None, 0)
+    write(tmp_path, run, 11)
+    (curve,) = collect_report(tmp_path, tables=("II",)).curves.values()
+    # Epochs 2, 5, 8 and 11.
+    assert curve["e"] == [2, 3]
+    assert curve["a"] == [round(epoch["top1"], 2) for epoch in record_of(run, 11)["epochs"][1::3]]
+
+
 def test_curves_hold_no_more_than_a_drawing_shows(tmp_path: Path) -> None:
     run = request().run("Baseline", "WRN-16-2", None, 0)
     epochs = [

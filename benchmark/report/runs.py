@@ -27,6 +27,8 @@ from benchmark.results.record import Record
 from tables.escaping import plain
 
 MEBIBYTE = 2**20
+MOST_POINTS = 40_000
+"""Of all curves of a page together: half a megabyte."""
 
 Pairs = Sequence[tuple[Run, Record]]
 Edges = dict[str, dict[str, Any]]
@@ -110,17 +112,21 @@ def has_curves(record: Record) -> bool:
 def collect_curves(pairs: Pairs) -> dict[str, dict[str, Any]]:
     """Collect by run what is drawn of it: its name `n`, and by epoch the loss `l` and the test accuracy `a` in %.
 
-    Numbers are rounded to what a drawing can show.
+    Numbers are rounded to what a drawing can show. Of more than `MOST_POINTS` epochs in all only every k-th one of a run
+    is kept, counted from its last; its curve then has `e`: its first epoch and k.
     """
     drawn = {}
+    pairs = [(run, record) for run, record in pairs if has_curves(record)]
+    step = math.ceil(sum(len(record["epochs"]) for _, record in pairs) / MOST_POINTS)
     for run, record in pairs:
-        if not has_curves(record):
-            continue
-        epochs = record["epochs"]
+        first = (len(record["epochs"]) - 1) % step
+        epochs = record["epochs"][first::step]
         name = f"{describe_run(run)}, {run.student}, {run.scale.name}, seed {run.seed}"
         curve: dict[str, Any] = {"n": plain(name), "l": [_rounded(epoch.get("loss")) for epoch in epochs]}
         if any("top1" in epoch for epoch in epochs):
             curve["a"] = [_hundredths(epoch.get("top1")) for epoch in epochs]
+        if step > 1:
+            curve["e"] = [first + 1, step]
         drawn[make_key(run.id)] = curve
     return drawn
 

@@ -115,7 +115,8 @@
     if (values.length) {
       let low = Math.min(...values), high = Math.max(...values);
       if (low === high) { low -= 1; high += 1; }
-      const last = Math.max(2, ...series.map(([curve]) => curve[field].length));
+      const at = (curve, place) => (curve.e ? curve.e[0] + curve.e[1] * place : 1 + place);
+      const last = Math.max(2, ...series.map(([curve]) => at(curve, curve[field].length - 1)));
       const x = (epoch) => left + ((epoch - 1) / (last - 1)) * (width - left - right);
       const y = (value) => height - bottom - ((value - low) / (high - low)) * (height - top - bottom);
       for (const tick of ticks(low, high, 4)) {
@@ -127,13 +128,13 @@
       }
       for (const [curve, place] of series) {
         let path = "", pen = "M";
-        curve[field].forEach((value, epoch) => {
+        curve[field].forEach((value, place) => {
           if (value === null) { pen = "M"; return; }
-          path += `${pen}${x(epoch + 1).toFixed(1)} ${y(value).toFixed(1)}`;
+          path += `${pen}${x(at(curve, place)).toFixed(1)} ${y(value).toFixed(1)}`;
           pen = "L";
         });
         const stroke = shape("path", line(place, { d: path }));
-        stroke.append(shape("title", {}, `${curve.n}: ${curve[field].at(-1)} after epoch ${curve[field].length}`));
+        stroke.append(shape("title", {}, `${curve.n}: ${curve[field].at(-1)} after epoch ${at(curve, curve[field].length - 1)}`));
         picture.append(stroke);
       }
     } else {
@@ -256,7 +257,7 @@
 
   function makeTools(find) {
     const link = make("button", { type: "button", title: "Copy the address", "aria-label": "Copy the address" }, "#");
-    const entry = make("button", { type: "button", title: "Copy a citation", "aria-label": "Copy a citation in BibTeX" }, "cite");
+    const entry = make("button", { type: "button", title: "Copy a citation", "aria-label": "cite in BibTeX" }, "cite");
     link.addEventListener("click", () => copy(addressOf(find()), "Address"));
     entry.addEventListener("click", () => copy(citationOf(find()), "Citation"));
     return make("span", { class: "tools" }, link, entry);
