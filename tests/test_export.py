@@ -339,7 +339,7 @@ RUN = "LSSKD_ResNet8"
     ("changes", "command", "said"),
     [
         ({}, [], "missing argument 'RUN'; see python -m benchmark.export --help"),
-        ({}, [RUN], "which format? pass --onnx, the one that there is"),
+        ({}, [RUN], "which format? pass --onnx, or --hub DIR"),
         ({}, ["LSKD_ResNet8", "--onnx"], "no run 'LSKD_ResNet8' (did you mean LSSKD_ResNet8_0.3_test_seed0-"),
         ({}, [RUN, "--onnx", "--runs", "nowhere"], "one of the 0 runs in nowhere; name one, or their folder with"),
         ({"fingerprint": "0" * 64}, [RUN, "--onnx"], "dataset digits is not the one that LSSKD_ResNet8_"),

@@ -109,6 +109,31 @@ def fetch_unpacked(
         os.rename(content / folder, root / folder)
 
 
+def fetch_file(url: str, known_hash: str, folder: Path) -> Path:
+    """Fetch a file into a folder, whole or not at all, unless the file of that hash is there, and return its path.
+
+    known_hash: such as "sha256:d0fb..."; the file is named by it.
+
+    Raises:
+        UserError: it cannot be fetched or written, or is another one.
+    """
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    name = f"{known_hash.rpartition(':')[2][:16]}-{url.rpartition('/')[2]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(
+            pooch.retrieve(url, known_hash, name, folder, downloader=partial(_download, largest=MAX_ARCHIVE_BYTES))
+        )
+    except ValueError as error:
+        raise UserError(
+            f"the checksum of what came from {url} is wrong; give the right one, or another address"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{url} cannot be fetched ({_describe(error)}); check the address and the network") from error
+
+
 class _LimitedFile:
     """Passes what is written on to a file, and refuses more than so many bytes."""
 

@@ -17,7 +17,8 @@ from benchmark.core.devices import make_deterministic
 from benchmark.core.errors import UserError
 from benchmark.export.edge import FIGURES, INPUT, OUTPUT, TIMED_BATCHES, TOLERANCE, Edge, WrongFile
 from benchmark.export.exporting import CPU, PROGRAM, export, name_int8_file, select_images
-from benchmark.export.finished import load_finished_run, load_predictor
+from benchmark.export.finished import load_dataset_of, load_finished_run, load_predictor
+from benchmark.export.hub import write_hub_folder
 from benchmark.io.files import check_writable
 
 CHECK_FAILED = 1
@@ -31,7 +32,11 @@ def main(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="A finished run: its folder, its record.json, or the start of its id.")
     ],
-    onnx_format: Annotated[bool, typer.Option("--onnx", help="As ONNX files, the one format there is.")] = False,
+    onnx_format: Annotated[bool, typer.Option("--onnx", help="As ONNX files.")] = False,
+    hub: Annotated[
+        Path | None,
+        typer.Option(help="A folder to write for a model hub: safetensors, config.json and a card. Uploads nothing."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The file to write. [student.onnx in the run's folder]")] = None,
     dataset: Annotated[str, typer.Option(help="The run's dataset, where it is a TOML file of your own.")] = "",
     data_root: DataRoot = None,
@@ -42,11 +47,19 @@ def main(
     threads: Threads = 1,
     runs: Runs = Path("runs"),
 ) -> int:
-    """Write the student of a run as ONNX files in float32 and int8, check them, and measure them on this processor."""
-    if not onnx_format:
-        raise UserError("which format? pass --onnx, the one that there is")
+    """Write the student of a run as ONNX files, checked and measured on this processor, or as a model hub's folder."""
+    if not onnx_format and hub is None:
+        raise UserError("which format? pass --onnx, or --hub DIR for the folder of a model hub")
     console = Console()
     finished = load_finished_run(run, runs)
+    if hub is not None:
+        check_writable(hub, "--hub")
+        own = load_dataset_of(finished.run, dataset, data_root)
+        student = load_predictor(finished, own.num_classes, own.image_size)
+        for path in write_hub_folder(finished, student, own, hub):
+            console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
+        if not onnx_format:
+            return 0
     target = output or finished.folder / FILE
     check_writable(finished.folder, "--runs")
     check_target(target)

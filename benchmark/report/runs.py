@@ -112,8 +112,8 @@ def has_curves(record: Record) -> bool:
 def collect_curves(pairs: Pairs) -> dict[str, dict[str, Any]]:
     """Collect by run what is drawn of it: its name `n`, and by epoch the loss `l` and the test accuracy `a` in %.
 
-    Numbers are rounded to what a drawing can show. Of more than `MOST_POINTS` epochs in all only every k-th one of a run
-    is kept, counted from its last; its curve then has `e`: its first epoch and k.
+    Numbers are rounded to what a drawing can show. Of more than `MOST_POINTS` epochs in all only every k-th one of a
+    run is kept, counted from its last; its curve then has `e`: its first epoch and k.
     """
     drawn = {}
     pairs = [(run, record) for run, record in pairs if has_curves(record)]
