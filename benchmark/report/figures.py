@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from figures.render import write_figure
 from figures.result import FigureResult
 from figures.specification import figure_names, load_figure
 from tables.escaping import Markup
+
+_LINES, _DECIMALS = re.compile(rb'\sd="[^"]*"'), re.compile(rb"(\.\d)\d+")
+"""The path of a line in an SVG, and the digits of a coordinate that nobody sees."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Drawing:
 
     @property
     def source(self) -> str:
-        """The vector drawing as a data URI."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.files["svg"].read_bytes()).decode()
+        """The vector drawing as a data URI, its lines to a tenth of a point, which halves it."""
+        drawn = _LINES.sub(lambda found: _DECIMALS.sub(rb"\1", found[0]), self.files["svg"].read_bytes())
+        return "data:image/svg+xml;base64," + base64.b64encode(drawn).decode()
 
 
 def describe_drawing(result: FigureResult, paths: Iterable[Path]) -> Drawing:
