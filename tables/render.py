@@ -118,7 +118,7 @@ def to_csv(result: TableResult) -> str:
                 "table": table.name,
                 "row": plain(row.name),
                 "scale": result.scale,
-                "dataset": plain(result.dataset),
+                "dataset": plain(column.tested_on(result.scale) or result.dataset),
             }
             pair = {
                 "column": plain(column.name),

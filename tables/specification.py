@@ -93,6 +93,11 @@ class Column(FrozenModel):
     probe: Probing | None = None
     at_scale: dict[Name, Networks] = Field(default={})
 
+    def tested_on(self, scale: str) -> str | None:
+        """The name of the dataset that its students are probed on at a scale; None where they are not probed."""
+        source = self.probe.source_at(scale) if self.probe else None
+        return Path(source).stem if source else None
+
     @property
     def name(self) -> str:
         """The title, or else the pair."""

@@ -6,7 +6,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from benchmark.core.protocols import base_scale
@@ -252,11 +251,10 @@ def _renamed(columns: Iterable[Column], scale: str) -> list[str]:
     texts = []
     for column in columns:
         pair = f"{column.teacher}>{column.student}" if column.teacher else column.student
-        source = column.probe.source_at(scale) if column.probe else None
-        if column.name == pair or (column.probe and source is None):
+        probed = column.tested_on(scale)
+        if column.name == pair or (column.probe and probed is None):
             continue
-        probed = f", probed on {Path(source).stem}," if source else ""
-        texts.append(f"Column {column.name} is {pair}{probed} here.")
+        texts.append(f"Column {column.name} is {pair}{f', probed on {probed},' if probed else ''} here.")
     return texts
 
 

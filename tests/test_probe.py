@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from benchmark.training.job import run_until_done
 from benchmark.training.settings import TrainSettings
 from figures.specification import load_figure
 from slurm.plan import Plan, SweepRequest, write_plan
-from tables.render import to_markdown
+from tables.render import to_csv, to_markdown
 from tables.specification import load_table
 from tests.commands import run_here
 from tests.engine import SHORT
@@ -192,6 +194,9 @@ def test_columns_that_probe_on_no_dataset_at_a_scale_stay_empty() -> None:
     for column, status in (("STL-10", "not run yet"), ("Tiny-ImageNet", "no dataset")):
         assert {result.cell("KD", column).status, result.teacher(column).status} == {status}
     page = to_markdown(result)
+    rows = list(csv.DictReader(io.StringIO(to_csv(result))))
+    tested = {row["column"]: row["dataset"] for row in rows if row["row"] == "KD"}
+    assert (tested["CIFAR-100"], tested["STL-10"]) == (LEARNT, PROBED)
     assert "; 26 are in columns that probe on no dataset at this scale." in page
     assert "Column STL-10 is VGG13-x1/4>MobileNetV2-s1-u1-x1/2, probed on digits-5-9, here." in page
 
