@@ -96,7 +96,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     load_run_dataset.cache_clear()
 
 
-@pytest.mark.parametrize("walk", WALKS)
+@pytest.mark.parametrize(
+    "walk", [pytest.param(walk, marks=pytest.mark.slow) if walk == "Real CIFAR-100" else walk for walk in WALKS]
+)
 def test_every_command_of_a_walk_runs(walk: str, home: Path) -> None:
     lines = [line for line in lines_of(walk) if not line.startswith("python -m slurm.")]
     assert lines
