@@ -13,13 +13,14 @@ from markupsafe import Markup
 
 from benchmark.audit.render import MEANINGS, describe_origins, describe_tiers, shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
-from benchmark.report import citing, decisions, faithfulness, prose, wording
+from benchmark.report import citing, decisions, faithfulness, prose, ranking, wording
 from benchmark.report.answers import make_answers
 from benchmark.report.cards import make_method_cards, make_network_cards
 from benchmark.report.data import TITLE, Report
 from benchmark.report.decisions import DecidedClaim
 from benchmark.report.faithfulness import FaithfulnessListing
 from benchmark.report.figures import Drawing
+from benchmark.report.ranking import list_rankings
 from benchmark.report.runs import make_key
 from tables.escaping import make_environment
 from tables.result import Cell
@@ -31,6 +32,7 @@ SECTIONS = {
     "tables": "Tables",
     "figures": "Figures",
     "differences": "Differences",
+    "ranking": "Ranking",
     "metrics": "Metrics",
     "cost": "Cost",
     "methods": "Methods",
@@ -67,6 +69,9 @@ def to_html(
         lead=wording.LEAD,
         report=report,
         answers=make_answers(report.tables, audit),
+        rankings=list_rankings(report.tables, report.method),
+        assumes=ranking.ASSUMES,
+        fewest=(ranking.FEWEST_METHODS, ranking.FEWEST_PAIRS, ranking.FEWEST_SEEDS),
         method_cards=make_method_cards(report.tables, report.weights),
         network_cards=make_network_cards(report.tables, report.weights),
         tables=report.tables,
