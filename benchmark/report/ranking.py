@@ -23,17 +23,19 @@ FEWEST_METHODS, FEWEST_PAIRS, FEWEST_SEEDS = 3, 5, 3
 """Below these nothing is ranked: Friedman's chi-squared and the bootstrap mean nothing there."""
 LEVEL = 0.05
 RESAMPLES = 2000
-WIDTH, LEFT, RIGHT, LINE, AXIS = 560, 20, 20, 16, 46
+WIDTH, LEFT, RIGHT, LINE, AXIS = 560, 110, 110, 16, 46
+"""Of the drawing, in pixels: names stand beside the axis, so that no line crosses them."""
 ASSUMES = (
     "Ranks use the order of the means alone, and take the pairs as independent draws. They are not: pairs share "
     "teachers and all share one dataset, so p is too small and the critical difference too short. Friedman's "
     "chi-squared is an approximation that is rough for fewer than ten pairs."
 )
 IMPROVES = (
-    "The probability that a run of the method beats a run of the other one on a pair, both drawn at random, averaged over "
-    "pairs; ties count half. 0.5 is no difference. In brackets the 95 % interval of a bootstrap that draws seeds anew "
-    "within each pair and method: it takes seeds as independent draws, tells nothing of other pairs, and with few seeds "
-    "is too narrow. It does not say how large an improvement is."
+    "The probability that a run of the method beats a run of the other one on a pair, both drawn at random, averaged "
+    "over pairs; ties count half. 0.5 is no difference. In brackets the 95 % interval of a bootstrap that draws seeds "
+    "anew within each pair and method: it takes seeds as independent draws, tells nothing of other pairs, and with few "
+    "seeds is too narrow; there is none where every run of one beats every run of the other. It does not say how large "
+    "an improvement is."
 )
 
 
@@ -87,8 +89,8 @@ class Ranking:
         p = f"{self.p_value:.2g}" if self.p_value >= 1e-4 else "< 0.0001"
         decided = "differ" if self.p_value < LEVEL else "are not told apart, and neither are any two"
         return (
-            f"Friedman's chi-squared {self.statistic:.1f} for {len(self.ranks)} methods on {len(self.columns)} pairs, p "
-            f"{p if p.startswith('<') else f'= {p}'}: at {LEVEL:.0%} the methods {decided}. Nemenyi's critical "
+            f"Friedman's chi-squared {self.statistic:.1f} for {len(self.ranks)} methods on {len(self.columns)} pairs, "
+            f"p {p if p.startswith('<') else f'= {p}'}: at {LEVEL:.0%} the methods {decided}. Nemenyi's critical "
             f"difference is {self.critical:.2f} ranks; a bar joins methods that are closer."
         )
 
