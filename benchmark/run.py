@@ -35,7 +35,7 @@ from benchmark.core.devices import make_deterministic
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.protocols import PROTOCOLS, SCALES, get_scale
 from benchmark.core.sequences import FIRST
-from benchmark.core.spec import Augmentation
+from benchmark.core.spec import Augmentation, TeacherOutputs
 from benchmark.core.text import counted
 from benchmark.data import dataset_names
 from benchmark.decisions.options import MOST_SEEDS, make_sweep, read_claims
@@ -46,6 +46,7 @@ from benchmark.execution.progress import announce_if_slow, exit_code
 from benchmark.execution.scheduler import ExecutionSummary
 from benchmark.executors import ExecutorName, make_executor
 from benchmark.io.files import check_writable
+from benchmark.planning.atlas import check_readers
 from benchmark.planning.checks import MANY_RUNS, check_methods, check_records, confirm_size
 from benchmark.planning.datasets import DatasetCache
 from benchmark.planning.overrides import reject_unused_overrides
@@ -130,6 +131,9 @@ def main(
     teacher_data: Annotated[
         Literal["all", "same"], typer.Option(help="Figure 5's teachers learn from all images, or from the student's.")
     ] = "all",
+    teacher_outputs: Annotated[
+        TeacherOutputs, typer.Option(help="Run teachers in every step, or read their logits (docs/atlas.md).")
+    ] = "live",
     validation: Annotated[
         float,
         typer.Option(
@@ -183,6 +187,7 @@ def main(
         augmentation=get_augmentation(augment),
         teacher_seeds=teacher_seeds,
         teacher_data=teacher_data,
+        teacher_outputs=teacher_outputs,
         processes=processes_per_run,
         validation=validation,
         bf16=executor.bf16,
@@ -257,6 +262,8 @@ def _check_plan(
     """
     everything = collect_dependencies(run for group in groups for run in group.runs)
     reject_unused_overrides(options.settings, (run.method for run in everything))
+    if options.teacher_outputs == "atlas":
+        check_readers(run for group in groups for run in group.runs)
     for group in groups:
         check_methods(group.runs, group.images)
         executor.check_runs(group.runs)

@@ -17,8 +17,10 @@ from benchmark.analysis.notes import list_notes
 from benchmark.analysis.tables import make_table_result
 from benchmark.backbones.pretrained import torchvision_teacher
 from benchmark.core.errors import UserError, unknown_name
+from benchmark.core.protocols import get_protocol
 from benchmark.core.spec import Run
 from benchmark.data import Dataset, imagenet
+from benchmark.planning.atlas import check_views
 from benchmark.planning.datasets import DatasetCache
 from benchmark.planning.figures import Points, check_methods_of, plan_panel
 from benchmark.planning.request import PROBE, RunFactory, RunGroup, RunOptions
@@ -259,12 +261,27 @@ def reject_unused_options(wanted: Sequence[Table | Figure], options: RunOptions,
         raise UserError(
             "--train-teachers only applies to ImageNet tables (elsewhere teachers are always trained); remove it"
         )
+    if options.teacher_outputs == "atlas":
+        # Before any data is fetched.
+        for entry in wanted:
+            _check_views(entry, options)
     few_shot = any(isinstance(entry, Figure) and entry.kind == "few-shot" for entry in wanted)
     if options.teacher_data != "all" and not few_shot:
         raise UserError(
             f"--teacher-data {options.teacher_data} only applies to few-shot figures, such as 5; name one with "
             "--figure, or remove it"
         )
+
+
+def _check_views(entry: Table | Figure, options: RunOptions) -> None:
+    """Refuse a table or figure whose images can have no atlas."""
+    if isinstance(entry, Table):
+        protocol, sources = entry.protocol_for(options.scale), [entry.dataset_for(options.scale)]
+    else:
+        chosen = [panel for panel in entry.panels if not options.pairs or panel.title in options.pairs]
+        protocol, sources = entry.protocol, [panel.dataset_for(options.scale) or "" for panel in chosen]
+    for source in [options.dataset] if options.dataset else sources:
+        check_views(source, get_protocol(options.protocol or protocol), options.augmentation)
 
 
 def count_runs(wanted: Sequence[Table | Figure], options: RunOptions) -> int:

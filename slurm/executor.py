@@ -17,6 +17,7 @@ from benchmark.core.spec import Run
 from benchmark.core.text import counted
 from benchmark.execution.executor import Detached, ExecutionPlan, JobsByDataset, group_by_source, print_groups
 from benchmark.execution.scheduler import ExecutionSummary
+from benchmark.planning.atlas import price_atlases
 from benchmark.planning.jobs import Grouping, all_jobs
 from benchmark.planning.request import RunGroup
 from benchmark.results.store import Store, load
@@ -94,6 +95,11 @@ class Slurm:
         print_arrays(console, order.jobs, store, self.profile, order.retry_failed)
         prices = [self._price(order, store, grouping) for grouping in get_args(Grouping)]
         runs = [(run, images.image_size) for _, runs, images in group_by_source(order.groups) for run in runs]
+        for source, _, images in group_by_source(order.groups):
+            pending = pending_jobs(order.jobs[_name_dataset(source)], store, order.retry_failed)
+            if price := price_atlases([job.runs for job in pending], images, store):
+                for line in price.describe():
+                    console.print(line, highlight=False, soft_wrap=True)
         print_prices(console, prices, self.profile, sum(rates.is_measured(*each) for each in runs), len(runs))
 
     def _price(self, order: ExecutionPlan, store: Store, grouping: Grouping) -> SweepPrice:

@@ -26,6 +26,11 @@ def list_notes(factory: RunFactory, usual_protocol: str) -> list[str]:
         texts.append(f"Students are trained with {factory.augmentation} on top of the protocol's augmentation.")
     if factory.teacher_seeds == "paired":
         texts.append("Each seed has a teacher of its own.")
+    if factory.teacher_outputs == "atlas":
+        texts.append(
+            "Methods that need only the teacher's logits of the plain view read them in half precision from its atlas; "
+            "their costs leave out the making of it."
+        )
     if factory.processes > 1:
         texts.append(f"{factory.processes} processes shared each batch; in each of them norms saw its own images only.")
     if factory.validation:
@@ -42,6 +47,7 @@ def is_default_setting(factory: RunFactory, usual_protocol: str) -> bool:
     Sharing a batch among processes changes the protocol, because norms see parts of it; ImageNet's is defined that way.
     """
     plain = not factory.options and factory.augmentation == "standard"
+    plain &= factory.teacher_outputs == "live"
     plain &= factory.processes == 1 or usual_protocol in SHARED_BATCHES
     whole = factory.validation == 0 and factory.fraction == 1
     return plain and whole and factory.protocol == get_protocol(usual_protocol)
@@ -62,6 +68,7 @@ def variant_suffix(factory: RunFactory) -> str:
         "options": factory.options,
         "augmentation": factory.augmentation.removeprefix("standard"),
         "teachers": factory.teacher_seeds.removeprefix("shared"),
+        "teacher outputs": factory.teacher_outputs.removeprefix("live"),
         "files": sorted(file.teacher.sha256 for file in factory.released.values()),
         "validation": factory.validation,
         "processes": factory.processes - 1,

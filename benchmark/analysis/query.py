@@ -14,7 +14,7 @@ import torch
 
 from benchmark.analysis.cells import LookUp
 from benchmark.core.protocols import CHANGEABLE, PROTOCOLS, get_protocol
-from benchmark.core.spec import Precision, Protocol, ReleasedTeacher, Run, Scale
+from benchmark.core.spec import Precision, Protocol, ReleasedTeacher, Run, Scale, TeacherOutputs
 from benchmark.planning.request import PROBE, SELF_TEACHER_SEED, PretrainedFile, RunFactory
 from benchmark.plugins.registry import method_names
 from benchmark.results.record import Record
@@ -30,7 +30,7 @@ class ExperimentSetting:
     """What all runs of a table have in common: dataset, protocol, scale and teachers.
 
     released: the teachers that came from files, by network; teacher_seeds: whether each seed has teachers of its own;
-    processes: how many shared each batch.
+    processes: how many shared each batch; teacher_outputs: whether methods that can read their teacher's atlas.
     """
 
     dataset: str
@@ -40,6 +40,7 @@ class ExperimentSetting:
     released: Released = ()
     teacher_seeds: TeacherSeeds = "shared"
     processes: int = 1
+    teacher_outputs: TeacherOutputs = "live"
 
     def make_factory(self, **changes: Any) -> RunFactory:
         """Make what plans runs in this setting; a query ignores their precision."""
@@ -49,6 +50,7 @@ class ExperimentSetting:
             precision="fp32",
             teacher_seeds=self.teacher_seeds,
             processes=self.processes,
+            teacher_outputs=self.teacher_outputs,
             released=dict(self.released),
             **changes,
         )
@@ -101,10 +103,12 @@ class RecordQuery:
     def settings(self) -> list[ExperimentSetting]:
         """List the settings that there are runs of, except those that were tested on held-out training images.
 
-        A run that has no teacher belongs to all settings that are equal in the rest.
+        A run that has no teacher belongs to all settings that are equal in the rest, and one that runs its teacher to
+        those in which others read an atlas.
         """
         with_branches = {run.head for run in self.runs if isinstance(run.head, ReleasedTeacher)}
         found: dict[tuple[Any, ...], ExperimentSetting] = {}
+        outputs: dict[tuple[Any, ...], dict[TeacherOutputs, None]] = defaultdict(dict)
         teachers: dict[tuple[Any, ...], dict[tuple[Released, TeacherSeeds], None]] = defaultdict(dict)
         for run in self.runs:
             if run.method not in method_names() or run.validation or run.protocol.name not in PROTOCOLS:
@@ -115,6 +119,7 @@ class RecordQuery:
             found.setdefault(
                 key, ExperimentSetting(run.dataset, run.fingerprint, protocol, run.scale, processes=run.processes)
             )
+            outputs[key] |= {"live": None, run.teacher_outputs: None}
             if isinstance(run.teacher, ReleasedTeacher):
                 file = PretrainedFile(run.teacher, run.teacher in with_branches)
                 teachers[key][((run.teacher.network, file),), "shared"] = None
@@ -122,9 +127,10 @@ class RecordQuery:
                 own = run.seed > 0 and run.teacher.seed % SELF_TEACHER_SEED == run.seed
                 teachers[key][(), "paired" if own else "shared"] = None
         return [
-            dataclasses.replace(setting, released=released, teacher_seeds=teacher_seeds)
+            dataclasses.replace(setting, released=released, teacher_seeds=teacher_seeds, teacher_outputs=read)
             for key, setting in found.items()
             for released, teacher_seeds in _together(teachers[key])
+            for read in outputs[key]
         ]
 
     def look_up(self, cells: Iterable[Sequence[Run]], teacher_seeds: TeacherSeeds = "shared") -> LookUp:

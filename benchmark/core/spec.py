@@ -12,12 +12,13 @@ import json
 import math
 import re
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 Precision = Literal["fp32", "bf16"]
 Augmentation = Literal["standard", "cutout", "cutmix", "cutout+cutmix"]
+TeacherOutputs = Literal["live", "atlas"]
 
 
 class Frozen(BaseModel):
@@ -27,6 +28,10 @@ class Frozen(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    later_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of a later version than the first: at their default they are left out of the content and of what is
+    written, so that no digest changes and an earlier version reads the value."""
 
     @cached_property
     def content(self) -> str:
@@ -65,7 +70,10 @@ class Frozen(BaseModel):
 
     def _entries(self) -> list[tuple[str, str]]:
         """Each field's name and its value as canonical JSON, sorted by name."""
-        return [(name, self._encoded(name)) for name in _sorted_fields(type(self))]
+        return [(name, self._encoded(name)) for name in _sorted_fields(type(self)) if not self._is_left_out(name)]
+
+    def _is_left_out(self, name: str) -> bool:
+        return name in self.later_fields and getattr(self, name) == type(self).model_fields[name].default
 
     def _encoded(self, name: str) -> str:
         value = getattr(self, name)
@@ -233,6 +241,18 @@ class Run(Frozen):
     processes: int = Field(1, ge=1)
     """How many processes share each batch (data parallelism); the norms of each use its own rows only."""
     seed: int = Field(0, ge=0)
+    teacher_outputs: TeacherOutputs = "live"
+    """Whether each step runs the teacher, or reads its logits from an atlas (`benchmark.training.atlas`)."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("teacher_outputs",)
+
+    @model_serializer(mode="wrap")
+    def _serialise(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        for name in self.later_fields:
+            if self._is_left_out(name):
+                content.pop(name, None)
+        return content
 
     def require_data(self) -> Run:
         """Return the run itself if it can be recorded.

@@ -81,10 +81,10 @@ class Batch:
         if mix is not None:
             partners = needed[mix.partner]
             self.mixture = Mixture(source.labels[partners], partners, mix.share)
+        self.plan = plan
         self._places = index
         self._mix = mix
         self._source = source
-        self._plan = plan
         self._views: dict[View, Tensor] = {}
 
     @property
@@ -111,7 +111,7 @@ class Batch:
         return self._views[name]
 
     def _make(self, name: View) -> Tensor:
-        source, plan = self._source, self._plan
+        source, plan = self._source, self.plan
         if name == "rotated" and source.recipe.rotated_crop == "shared":
             # Turned after hole and mix, which is the same as turning the image, the hole and the box.
             return rotations(self.view("plain"))
@@ -123,7 +123,7 @@ class Batch:
 
     def _crops(self, name: View, turns: int) -> Tensor:
         """Make the normalised images [turns * batch, 3, height, width] of a view before holes and mixes."""
-        return self._source.view(self._plan, name, self._places, turns)
+        return self._source.view(self.plan, name, self._places, turns)
 
 
 class Source(ABC):

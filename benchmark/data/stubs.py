@@ -21,21 +21,32 @@ UNREAD = ""
 
 @dataclass(frozen=True)
 class DatasetStub:
-    """Numbers of training and test images and of classes; height and width in pixels; what the data folder holds."""
+    """Numbers of training and test images and of classes; sizes in pixels; what the data folder holds."""
 
     train: int
     test: int
     classes: int
     image_size: int
     folders: tuple[str, ...]
+    padding: int = 0
 
 
 STUBS = {
     cifar100.NAME: DatasetStub(
-        50_000, 10_000, cifar100.NUM_CLASSES, cifar100.IMAGE_SIZE, (cifar100.NAME, cifar100.ARCHIVE_FOLDER)
+        50_000,
+        10_000,
+        cifar100.NUM_CLASSES,
+        cifar100.IMAGE_SIZE,
+        (cifar100.NAME, cifar100.ARCHIVE_FOLDER),
+        cifar100.PADDING,
     ),
     tiny_imagenet.NAME: DatasetStub(
-        100_000, 10_000, tiny_imagenet.NUM_CLASSES, tiny_imagenet.IMAGE_SIZE, (tiny_imagenet.FOLDER,)
+        100_000,
+        10_000,
+        tiny_imagenet.NUM_CLASSES,
+        tiny_imagenet.IMAGE_SIZE,
+        (tiny_imagenet.FOLDER,),
+        tiny_imagenet.PADDING,
     ),
     tiny_imagenet.SMALL_NAME: DatasetStub(
         100_000, 10_000, tiny_imagenet.NUM_CLASSES, tiny_imagenet.SMALL_SIZE, (tiny_imagenet.FOLDER,)
@@ -85,7 +96,9 @@ def find_stub(name: str, data_root: Path | None = None) -> Dataset | None:
     classes = tuple(f"class {number}" for number in range(form.classes))
     # None of these colours is ever used.
     grey = (0.5, 0.5, 0.5)
-    return Dataset(name, classes, images(form.train), images(form.test), grey, grey, 0, flip=True, fingerprint=UNREAD)
+    return Dataset(
+        name, classes, images(form.train), images(form.test), grey, grey, form.padding, flip=True, fingerprint=UNREAD
+    )
 
 
 def describe_unread(unread: Dataset, data_root: Path | None) -> str:

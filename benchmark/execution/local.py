@@ -19,6 +19,7 @@ from benchmark.execution.executor import ExecutionPlan, JobsByDataset, group_by_
 from benchmark.execution.pool import run_jobs
 from benchmark.execution.progress import ProgressDisplay
 from benchmark.execution.scheduler import ExecutionSummary
+from benchmark.planning.atlas import price_atlases
 from benchmark.planning.cost import training_multiply_adds
 from benchmark.planning.gpu import GpuSpeed
 from benchmark.planning.jobs import Job, missing_jobs
@@ -65,13 +66,22 @@ class Local:
             console.print("Nothing is to be trained: every run has its record.")
             return
         console.print(_list_jobs(estimates) if plan.verbose else _sum_up_kinds(estimates))
-        total = add_up(estimates.values())
+        prices = [
+            price_atlases([job.runs for job in jobs], images[source], store) for source, jobs in plan.jobs.items()
+        ]
+        atlases = [price for price in prices if price]
+        making = [
+            Estimate(0, each.images, each.multiply_adds, each.seconds, each.gpu_seconds, measured=0) for each in atlases
+        ]
+        total = add_up([*estimates.values(), *making])
         # No plan is faster than its longest job, however many processes there are.
         seconds = START_SECONDS + max(total.seconds / self.workers, *(job.seconds for job in estimates))
         processes = f"{self.workers} CPU {'process' if self.workers == 1 else 'processes'}"
         lines = [
+            *(line for price in atlases for line in price.describe()),
             f"To train: {counted(total.runs, 'run')} (teachers and their heads included) in "
-            f"{counted(len(estimates), 'job')}, {total.multiply_adds:.2e} multiply-adds.",
+            f"{counted(len(estimates), 'job')}, {total.multiply_adds:.2e} multiply-adds"
+            f"{' with those of the atlases' if atlases else ''}.",
             f"Roughly {format_hours(seconds)} with {processes}; {format_hours(total.gpu_seconds)} on one {gpu.name} "
             f"({describe_speed(total)}).",
             f"Nothing was started.{'' if plan.verbose else ' Pass --verbose to list each job.'}",

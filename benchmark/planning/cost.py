@@ -31,8 +31,16 @@ def network_cost(name: str, with_branches: bool, image_size: int) -> ForwardCost
 
 
 def training_multiply_adds(run: Run, image_size: int) -> int:
-    """Count the multiply-adds of training on one image: three forwards for what learns, one for the teacher."""
-    return _training_multiply_adds(run.method, run.student, run.teacher_network, run.options.get("past"), image_size)
+    """Count the multiply-adds of training on one image: three forwards for what learns, one for the teacher.
+
+    A teacher whose logits are read from an atlas costs nothing here (see `benchmark.planning.atlas`).
+    """
+    return _training_multiply_adds(run.method, run.student, live_teacher(run), run.options.get("past"), image_size)
+
+
+def live_teacher(run: Run) -> str | None:
+    """Name the network of the teacher that each step runs; None if there is none, or if its logits are read."""
+    return run.teacher_network if run.teacher_outputs == "live" else None
 
 
 @functools.cache
@@ -55,7 +63,7 @@ def _training_multiply_adds(method: str, student: str, teacher: str | None, past
 
 def run_seconds(run: Run, image_size: int, images: int) -> float:
     """Estimate roughly the seconds that a run takes on one thread, its teacher's forwards included."""
-    names = (run.method, run.student, run.teacher_network)
+    names = (run.method, run.student, live_teacher(run))
     images = round(run.fraction * images)
     return run.schedule.epochs * _epoch_seconds(
         *names, run.options.get("past"), images, run.protocol.batch_size, image_size
@@ -80,7 +88,7 @@ def _convolution_seconds(method: str) -> float:
 
 def training_convolutions(run: Run, image_size: int) -> float:
     """Count the convolutions that a training step passes, a forward and its backward as three forwards."""
-    return _training_convolutions(run.method, run.student, run.teacher_network, image_size)
+    return _training_convolutions(run.method, run.student, live_teacher(run), image_size)
 
 
 @functools.cache
@@ -104,11 +112,11 @@ def cohort_seconds(cohort: Sequence[Run], image_size: int, images: int) -> float
     total = sum(run_seconds(run, image_size, images) for run in cohort)
     shared: set[str] = set()
     for run in cohort:
-        if run.teacher_network:
+        if teacher := live_teacher(run):
             view = method_class(run.method).view
             views = ROTATIONS if view == "rotated" else 1
             if view in shared:
-                forward = network_cost(run.teacher_network, _reads_branches(run.method), image_size)
+                forward = network_cost(teacher, _reads_branches(run.method), image_size)
                 shown = round(run.fraction * images)
                 steps = -(-shown // run.protocol.batch_size)
                 seconds = shown * views * forward.multiply_adds / MULTIPLY_ADDS_PER_SECOND

@@ -23,6 +23,7 @@ from benchmark.plugins.registry import all_methods, method_class
 from benchmark.training.cost import StepProbe
 from benchmark.training.dummies import CLASSES
 from benchmark.training.learner import build_method
+from benchmark.training.needs import WatchedOutputs
 
 DEFAULT = "lsskd"
 TEACHER, STUDENT = "ResNet56", "ResNet20"
@@ -95,18 +96,6 @@ def _labels() -> Tensor:
     return torch.arange(IMAGES) % CLASSES
 
 
-class _Watched:
-    """Outputs of a network that remember which of them were read."""
-
-    def __init__(self, outputs: Outputs, read: set[str]) -> None:
-        self._outputs = outputs
-        self._read = read
-
-    def __getattr__(self, name: str) -> Any:
-        self._read.add(name)
-        return getattr(self._outputs, name)
-
-
 def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
     """Find what a training step of a method needs, and its multiply-adds for an image."""
     probe = StepProbe(make_reference_run(cls, get_protocol(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
@@ -115,7 +104,7 @@ def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
     views: set[str] = set()
 
     def watched(kind: str, run: Callable[..., Outputs]) -> Callable[..., Any]:
-        return lambda shown, **how: _Watched(run(shown, **how), read[kind])
+        return lambda shown, **how: WatchedOutputs(run(shown, **how), read[kind])
 
     def images_of(view: View) -> Tensor:
         views.add(view)

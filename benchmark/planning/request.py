@@ -12,12 +12,23 @@ from benchmark.backbones import uses_grouped_convolutions
 from benchmark.core.devices import supports_bf16
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import PROBES, PROTOCOLS, base_scale, default_seed_count, get_protocol, select_scale
-from benchmark.core.spec import Augmentation, Precision, Protocol, ReleasedTeacher, Run, Scale, Siblings
+from benchmark.core.spec import (
+    Augmentation,
+    Precision,
+    Protocol,
+    ReleasedTeacher,
+    Run,
+    Scale,
+    Siblings,
+    TeacherOutputs,
+)
 from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
+from benchmark.planning.atlas import check_views
 from benchmark.planning.cost import training_multiply_adds
 from benchmark.planning.overrides import parse_settings
 from benchmark.plugins.registry import method_class, resolve_options
+from benchmark.training.needs import reads_plain_logits_only
 
 TEACHER_SEED = 0
 SELF_TEACHER_SEED = 1000
@@ -64,6 +75,8 @@ class RunFactory:
     """Share of the training images; the student's seed selects them, the same for every method."""
     teacher_data: Literal["all", "same"] = "all"
     """Whether teachers and their heads are trained on all images or on the student's."""
+    teacher_outputs: TeacherOutputs = "live"
+    """With `atlas`, methods that need nothing of their teacher but the logits of the plain view read these."""
     released: Mapping[str, PretrainedFile] = field(default_factory=dict)
     """Teachers that come from files, by network."""
     bf16: bool | None = None
@@ -212,6 +225,9 @@ class RunFactory:
                 processes=self.processes,
                 seed=seed,
             )
+            # Mixed images and images with holes have no place in an atlas.
+            if self.teacher_outputs == "atlas" and augmentation == "standard" and reads_plain_logits_only(first):
+                first = first.replace_unchecked(teacher_outputs="atlas")
             self._siblings[key] = Siblings(first)
         return self._siblings[key].run(seed, share[1], teacher, head, start)
 
@@ -219,10 +235,13 @@ class RunFactory:
 def match_compute(runs: Sequence[Run], other: Run) -> tuple[Run, ...]:
     """Stretch the main schedule of a cell's runs, so that training one takes the multiply-adds of another run.
 
-    runs: of one factory, equal but for their seeds.
+    runs: of one factory, equal but for their seeds. The length of a schedule does not depend on an atlas.
     """
     first, schedule = runs[0], runs[0].protocol.schedule
-    factor = training_multiply_adds(other, SIZE_FOR_LENGTH) / training_multiply_adds(first, SIZE_FOR_LENGTH)
+    own, others = (
+        training_multiply_adds(run.replace_unchecked(teacher_outputs="live"), SIZE_FOR_LENGTH) for run in (first, other)
+    )
+    factor = others / own
     stretched = first.replace_unchecked(protocol=first.protocol.replace(schedule=schedule.scaled(factor)))
     siblings = Siblings(stretched)
     return tuple(siblings.run(run.seed, run.fraction_seed, run.teacher, run.head, run.start) for run in runs)
@@ -248,6 +267,7 @@ def describe_run(run: Run) -> str:
     protocol = (PROTOCOLS | PROBES).get(run.protocol.name, run.protocol)
     usual = resolve_options(method_class(run.method), protocol, run.student, teacher=run.teacher_network).model_dump()
     changed: list[str] = [] if run.augmentation == "standard" else [run.augmentation]
+    changed += [] if run.teacher_outputs == "live" else [run.teacher_outputs]
     if run.fraction < 1:
         share = f"{run.fraction:.0%}" if run.fraction >= 0.01 else f"{run.fraction:.1%}"
         changed.append(f"{share} of the images")
@@ -275,6 +295,7 @@ class RunOptions:
     augmentation: Augmentation = "standard"
     teacher_seeds: Literal["shared", "paired"] = "shared"
     teacher_data: Literal["all", "same"] = "all"
+    teacher_outputs: TeacherOutputs = "live"
     processes: int = 1
     validation: float = 0.0
     bf16: bool | None = None
@@ -289,6 +310,8 @@ class RunOptions:
             UserError: the protocol, an option or the number of epochs is refused.
         """
         recipe, options = parse_settings(list(self.settings), get_protocol(self.protocol or protocol))
+        if self.teacher_outputs == "atlas":
+            check_views(images.name, recipe, self.augmentation)
         return RunFactory(
             dataset=images.name,
             fingerprint=images.fingerprint,
@@ -301,6 +324,7 @@ class RunOptions:
             augmentation=self.augmentation,
             teacher_seeds=self.teacher_seeds,
             teacher_data=self.teacher_data,
+            teacher_outputs=self.teacher_outputs,
             processes=self.processes,
             released=released or {},
             bf16=self.bf16,

@@ -15,13 +15,18 @@ Kind = tuple[str, str, str | None, int, str]
 """What decides how long an image takes: method, student, teacher, image size, precision."""
 _KIND_COLUMNS = ["method", "student", "teacher", "cost_image_size", "precision"]
 _TEXTS = ("method", "student", "teacher", "precision")
+ATLAS_OF = "atlas of "
+"""Before the name of a teacher that was not run, because its logits were read."""
 LARGEST = 1e18
 """Of a number of seconds, images or multiply-adds. The longest run of the paper has 3e17 multiply-adds."""
 
 
 def kind_of(run: Run, image_size: int) -> Kind:
     """The kind of a run: what decides how long an image takes."""
-    return (run.method, run.student, run.teacher_network, image_size, run.precision)
+    teacher = run.teacher_network
+    if run.teacher_outputs == "atlas":
+        teacher = f"{ATLAS_OF}{teacher}"
+    return (run.method, run.student, teacher, image_size, run.precision)
 
 
 def select_timed(records: pd.DataFrame, device: str) -> pd.DataFrame:
@@ -48,6 +53,9 @@ def select_timed(records: pd.DataFrame, device: str) -> pd.DataFrame:
         cost_image_size=to_numbers(rows["cost_image_size"]),
         **{name: rows[name].map(_to_text) for name in _TEXTS},
     )
+    if "teacher_outputs" in rows:
+        is_read = rows["teacher_outputs"] == "atlas"
+        rows = rows.assign(teacher=rows["teacher"].where(~is_read, ATLAS_OF + rows["teacher"]))
     return rows[(rows["own_seconds"] > 0) & (rows["shown"] > 0) & (rows["cost_image_size"] > 0)]
 
 

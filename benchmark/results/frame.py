@@ -38,6 +38,7 @@ def to_row(record: Mapping[str, Any]) -> Row:
         "augmentation": run.augmentation,
         "student": run.student,
         "teacher": run.teacher_network,
+        "teacher_outputs": run.teacher_outputs,
         "protocol": run.protocol.name,
         "scale": run.scale.name,
         "epochs": run.schedule.epochs,

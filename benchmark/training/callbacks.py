@@ -15,7 +15,8 @@ class Progress:
     step: int
     steps: int
     images_per_second: float
-    loss: float
+    loss: float | None
+    """None while a teacher's atlas is made, before the first step."""
     top1: float | None
     seconds_left: float
 

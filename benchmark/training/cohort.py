@@ -100,7 +100,8 @@ class Cohort:
         ]
         if teacher is not None:
             for learner in self.learners:
-                if learner.run.teacher is not None:
+                if learner.run.teacher is not None and learner.run.teacher_outputs == "live":
+                    assert teacher.network is not None
                     learner.method.receive_teacher(teacher.network)
         self.members = [run.id for run in runs]
         self.folder = cohort_folder(self.store, runs)

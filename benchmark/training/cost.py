@@ -27,7 +27,8 @@ class StepCost:
 
     parameters, multiply_adds: of what predicts after training, which is the student alone unless its method says
     otherwise; parameters_in_training: of all that learns, the method's modules included; training_multiply_adds: of a
-    training step, forward and backward, with the forwards of the teacher and its head as if no other run shared them.
+    training step, forward and backward, with the forwards of the teacher and its head as if no other run shared them;
+    where the teacher's logits are read from an atlas, nobody runs it.
     """
 
     parameters: int
@@ -55,7 +56,7 @@ class StepProbe:
         source = training_source(images.train, recipe_for(run.protocol, images), self.batch_size, CPU, ("rehearsal",))
         self.batch = source.batch(source.epoch(0), 0)
         self.learner = Learner(run, num_classes, image_size, labels.cpu(), 1, CPU)
-        self.teacher = dummy_teacher([run], num_classes, image_size, CPU)
+        self.teacher = dummy_teacher([run], num_classes, image_size, CPU, images)
 
     def multiply_adds(self) -> int:
         """Take a step of the second epoch, where there is a past; returns its multiply-adds per image."""
@@ -78,7 +79,8 @@ def step_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> St
     The head of a teacher has no student, so its `parameters` and `multiply_adds` are 0.
     """
     options = json.dumps(run.options, sort_keys=True)
-    key = (run.method, options, run.student, run.teacher_network, num_classes, image_size, len(labels))
+    networks = (run.student, run.teacher_network, run.teacher_outputs)
+    key = (run.method, options, *networks, num_classes, image_size, len(labels))
     if key not in _known:
         probe = StepProbe(run, num_classes, image_size, labels)
         learning = sum(weight.numel() for weight in probe.learner.parameters)

@@ -24,6 +24,7 @@ from benchmark.data.subsets import split_held_out, stratified_fraction
 from benchmark.method.contract import Method
 from benchmark.plugins.registry import method_class
 from benchmark.results.store import Store
+from benchmark.training.atlas import Atlas
 from benchmark.training.learner import build_method, head_key
 from benchmark.training.settings import TrainSettings
 from benchmark.training.teacher import Teacher
@@ -85,7 +86,10 @@ def first_weights(run: Run, settings: TrainSettings) -> dict[str, Tensor] | None
 def load_teacher(
     runs: Iterable[Run], data: TrainingData, settings: TrainSettings, device: torch.device
 ) -> Teacher | None:
-    """Load the teacher that runs share, with every head that they read; None if no run has a teacher."""
+    """Load the teacher that runs share, with every head and the atlas that they read; None if no run has a teacher.
+
+    Where all of them read the atlas, the teacher's network is not loaded.
+    """
     taught = [run for run in runs if run.teacher is not None]
     if not taught:
         return None
@@ -94,14 +98,30 @@ def load_teacher(
     for run in taught:
         if run.head is not None and head_key(run) not in heads:
             heads[head_key(run)] = placed(_load_head(run, data, settings), device)
-    network = teacher_network(first, data.dataset.num_classes, settings)
+    live = [run for run in taught if run.teacher_outputs == "live"]
+    network = placed(teacher_network(first, data.dataset.num_classes, settings), device) if live else None
+    reader = next((run for run in taught if run.teacher_outputs == "atlas"), None)
+    atlas = None
+    if reader is not None:
+        atlas = find_atlas(reader, data, settings).open(recipe_for(reader.protocol, data.dataset), device)
     assert first.teacher_precision is not None
     return Teacher(
-        placed(network, device),
+        network,
         heads,
         first.teacher_precision,
         preactivations=any(method_class(run.method).needs_preactivations for run in taught),
+        atlas=atlas,
     )
+
+
+def find_atlas(run: Run, data: TrainingData, settings: TrainSettings) -> Atlas:
+    """Find where the atlas is that a run reads, or will be.
+
+    Raises:
+        CorruptRun: the record of its teacher is damaged or has gone.
+    """
+    recipe = recipe_for(run.protocol, data.dataset)
+    return Atlas.of(run, recipe, len(data.train), data.dataset.num_classes, Store(settings.runs))
 
 
 def teacher_network(run: Run, num_classes: int, settings: TrainSettings) -> Network:

@@ -13,6 +13,7 @@ from benchmark.results.leases import BEAT_SECONDS, Lease, LeaseManager
 from benchmark.results.owners import LeaseHolder
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
+from benchmark.training.atlas_making import make_atlas
 from benchmark.training.callbacks import LogFn, ProgressCallback, StopFn
 from benchmark.training.checkpoint import cohort_folder
 from benchmark.training.cohort import train
@@ -87,7 +88,7 @@ def run_available(
                     held_by_others={run: owner for run, owner in held_by_others.items() if store.record(run) is None}
                 )
             guard = _LeaseGuard(list(held.values()), stop)
-            if not _train(mine, settings, guard, on_progress, log) and not guard.lease_lost:
+            if not _train(mine, settings, leases, guard, on_progress, log) and not guard.lease_lost:
                 return AttemptResult(stopped=True)
             if guard.lease_lost:
                 log("another process has taken this one for dead and trains on; leaving it to that one")
@@ -102,9 +103,14 @@ def run_available(
 
 
 def _train(
-    runs: Sequence[Run], settings: TrainSettings, stop: StopFn, on_progress: ProgressCallback, log: LogFn
+    runs: Sequence[Run],
+    settings: TrainSettings,
+    leases: LeaseManager,
+    stop: StopFn,
+    on_progress: ProgressCallback,
+    log: LogFn,
 ) -> bool:
-    """Train runs as one cohort; False if `stop` asked to leave before its end.
+    """Train runs as one cohort, after the atlas that they read is made; False if `stop` asked to leave before its end.
 
     Raises:
         UserError: the user must fix something.
@@ -116,7 +122,8 @@ def _train(
             store.traceback(run).unlink(missing_ok=True)
     train_cohort = train_distributed if runs[0].processes > 1 else fit if is_fitted(runs[0]) else train
     try:
-        return train_cohort(runs, settings, stop, on_progress, log)
+        made = make_atlas(runs, settings, leases, stop, on_progress, log)
+        return made and train_cohort(runs, settings, stop, on_progress, log)
     except WorkerProcessDied as error:
         if error.__cause__ is not None:
             save_traceback(store, runs[0], error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from benchmark.plugins.registry import method_class, resolve_options
 from benchmark.plugins.source import fingerprint_code
 from benchmark.training import ddp
 from benchmark.training.optimizer import MomentumSGD
-from benchmark.training.teacher import TeacherOnBatch
+from benchmark.training.teacher import ATLAS, WITHOUT_ATLAS, LogitsAlone, TeacherOnBatch
 
 
 class NonFiniteLoss(Exception):
@@ -209,8 +209,18 @@ class Learner:
             # `teacher` is set if any run of the cohort has one.
             if teacher is None or run.teacher is None:
                 raise ContractError(f"{run.method} asks for a teacher, and does not say needs_teacher = True")
+            if run.teacher_outputs == "atlas":
+                return read_outputs(teacher, view)
             self._asked.add(view)
             return teacher.outputs(view, widen)
+
+        def read_outputs(teacher: TeacherOnBatch, view: View) -> Outputs:
+            if view != "plain":
+                raise ContractError(
+                    f"{run.method} asks for the teacher's view {view}, and an atlas has plain ones only; {WITHOUT_ATLAS}"
+                )
+            self._asked_heads.add((ATLAS, view))
+            return cast(Outputs, LogitsAlone(run.method, teacher.logits_read()))
 
         def teacher_head(view: View) -> Any:
             if teacher is None or run.head is None:

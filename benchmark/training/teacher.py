@@ -14,16 +14,30 @@ from benchmark.backbones.network import Network, Outputs
 from benchmark.core.devices import autocast
 from benchmark.core.spec import Precision
 from benchmark.data.augmentation import Batch
-from benchmark.method.contract import Method, View
+from benchmark.method.contract import ContractError, Method, View
+from benchmark.training.atlas import AtlasReader
+
+ATLAS = "atlas"
+"""Names the time of reading among the times of the teacher's outputs."""
+WITHOUT_ATLAS = "train it without --teacher-outputs atlas"
 
 
 class Teacher:
-    """A network in evaluation mode without gradients, and its trained heads by run digest."""
+    """A network in evaluation mode without gradients, and its trained heads by run digest.
+
+    network: None if all runs read the atlas, which has the network's logits of every plain view.
+    """
 
     def __init__(
-        self, network: Network, heads: dict[str, Method], precision: Precision, preactivations: bool = False
+        self,
+        network: Network | None,
+        heads: dict[str, Method],
+        precision: Precision,
+        preactivations: bool = False,
+        atlas: AtlasReader | None = None,
     ) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network = None if network is None else network.eval().requires_grad_(False)
+        self.atlas = atlas
         self.heads = {digest: head.eval().requires_grad_(False) for digest, head in heads.items()}
         self.precision = precision
         self.preactivations = preactivations
@@ -43,6 +57,7 @@ class TeacherOnBatch:
         self._heads: dict[tuple[str, str], Any] = {}
         self._widened: dict[tuple[str, str], Any] = {}
         self._seconds: dict[tuple[str, str], float] = {}
+        self._read: Tensor | None = None
 
     @property
     def seconds(self) -> float:
@@ -58,12 +73,22 @@ class TeacherOnBatch:
         if widen and self._teacher.precision == "bf16":
             return self._wide(("outputs", view), lambda: self.outputs(view))
         if view not in self._outputs:
+            assert self._teacher.network is not None
             images = self._batch.view(view)
             started = time.perf_counter()
             with torch.no_grad(), autocast(images.device, self._teacher.precision):
                 self._outputs[view] = self._teacher.network(images, self._teacher.preactivations)
             self._seconds["outputs", view] = time.perf_counter() - started
         return self._outputs[view]
+
+    def logits_read(self) -> Tensor:
+        """Read the logits of the plain view from the atlas, float32 [batch, classes]."""
+        assert self._teacher.atlas is not None
+        if self._read is None:
+            started = time.perf_counter()
+            self._read = self._teacher.atlas.logits(self._batch)
+            self._seconds[ATLAS, "plain"] = time.perf_counter() - started
+        return self._read
 
     def head(self, digest: str, view: View, widen: bool = False) -> Any:
         """Compute the output of the head with that run digest for a view; `widen` as for `outputs`."""
@@ -82,6 +107,16 @@ class TeacherOnBatch:
         if key not in self._widened:
             self._widened[key] = widened(narrow())
         return self._widened[key]
+
+
+class LogitsAlone:
+    """What a method sees of a teacher whose logits are read: these and nothing else."""
+
+    def __init__(self, method: str, logits: Tensor) -> None:
+        self._method, self.logits = method, logits
+
+    def __getattr__(self, name: str) -> Any:
+        raise ContractError(f"{self._method} reads the teacher's {name}, and an atlas has logits only; {WITHOUT_ATLAS}")
 
 
 def widened(value: Any) -> Any:

@@ -1,0 +1,141 @@
+"""What teachers' atlases cost and save, before anything is trained; and what can have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from benchmark.core.errors import UserError
+from benchmark.core.protocols import PROTOCOLS
+from benchmark.core.spec import Augmentation, Protocol, Run
+from benchmark.core.text import counted
+from benchmark.data import imagenet
+from benchmark.data.dataset import Dataset
+from benchmark.data.views import count_views
+from benchmark.planning import cost, gpu
+from benchmark.plugins.registry import method_class
+from benchmark.results.store import Store
+from benchmark.training.atlas import Atlas
+from benchmark.training.evaluation import BATCH_SIZE
+from benchmark.training.inputs import recipe_for
+
+OPTION = "--teacher-outputs atlas"
+
+
+def check_views(dataset: str, protocol: Protocol, augmentation: Augmentation) -> None:
+    """Refuse images of which an atlas cannot have every view.
+
+    Raises:
+        UserError: the images are ImageNet's, are mixed or have holes, or each of their rotations has its own crop.
+    """
+    if dataset == imagenet.NAME:
+        raise UserError(
+            f"{OPTION}: crops of {dataset} are random boxes, so its images have no list of views; leave it out"
+        )
+    if augmentation != "standard":
+        raise UserError(f"{OPTION}: {augmentation} makes views that no atlas has; leave out --augment or {OPTION}")
+    if protocol.rotated_crop != "shared":
+        allowed = [name for name, each in PROTOCOLS.items() if each.rotated_crop == "shared" and name != imagenet.NAME]
+        raise UserError(
+            f"{OPTION}: in protocol {protocol.name} each rotation has its own crop, which an atlas does not have; "
+            f"choose --protocol from {', '.join(allowed)}, or leave it out"
+        )
+
+
+def check_readers(runs: Iterable[Run]) -> None:
+    """Refuse a request for an atlas that no run reads, and rows that would read one but for their augmentation.
+
+    Raises:
+        UserError: it would change nothing, or a row has an augmentation of its own.
+    """
+    runs = list(runs)
+    for run in runs:
+        if run.augmentation != "standard" and run.teacher is not None:
+            raise UserError(
+                f"{OPTION}: {run.method} is trained with {run.augmentation}, whose views no atlas has; choose other rows "
+                "with --methods, or leave it out"
+            )
+    if not any(run.teacher_outputs == "atlas" for run in runs):
+        raise UserError(
+            f"{OPTION} changes nothing: no method of this command needs only its teacher's logits of the plain view; "
+            "choose one that does with --methods, such as KD or DKD, or leave it out"
+        )
+
+
+@dataclass(frozen=True)
+class AtlasPrice:
+    """What the atlases of some jobs cost and save.
+
+    runs: that read one; atlases: how many; views: of an image; size: in bytes, of all; made: passes of teachers over
+    the images that make what is missing; left: passes that the jobs' other methods need all the same; without: passes
+    without an atlas (all passes are of the plain view); multiply_adds, seconds (on one core), gpu_seconds: of making.
+    """
+
+    runs: int
+    atlases: int
+    views: int
+    size: int
+    made: int
+    left: int
+    without: int
+    images: int
+    multiply_adds: int
+    seconds: float
+    gpu_seconds: float
+
+    def describe(self) -> list[str]:
+        """Describe the price in two lines."""
+        verdict = "" if self.made + self.left < self.without else ": more than it saves here"
+        return [
+            f"Teachers' atlases: {counted(self.runs, 'run')} read {self.atlases} of {self.views} views "
+            f"({self.size / 1e9:.2f} GB). Passes of teachers over the images: {self.made + self.left:,} "
+            f"({self.made:,} to make atlases), instead of {self.without:,}{verdict}.",
+            f"Making them takes {self.multiply_adds:.2e} multiply-adds.",
+        ]
+
+
+def price_atlases(jobs: Iterable[Sequence[Run]], images: Dataset, store: Store) -> AtlasPrice | None:
+    """Price the atlases that the runs of some jobs read; None if none reads any. images: that all train on."""
+    readers: dict[tuple[object, ...], Run] = {}
+    count, left, without = 0, 0, 0
+    for runs in jobs:
+        reading = [run for run in runs if run.teacher_outputs == "atlas"]
+        if not reading:
+            continue
+        count += len(reading)
+        live = [run for run in runs if cost.live_teacher(run) and method_class(run.method).view == "plain"]
+        left += max((run.schedule.epochs for run in live), default=0)
+        without += max(run.schedule.epochs for run in (*reading, *live))
+        for run in reading:
+            share = (run.fraction, run.fraction_seed, run.validation, run.validation_seed)
+            readers[run.teacher, run.teacher_precision, *share] = run
+    if not readers:
+        return None
+    views, size = count_views(images.padding, images.flip), images.image_size
+    made, total, shown, multiply_adds, seconds, gpu_seconds = 0, 0, 0, 0, 0.0, 0.0
+    for run in readers.values():
+        passes = _count_missing(run, images, store)
+        own = round(run.fraction * (1 - run.validation) * len(images.train.labels))
+        made += passes
+        total += views * own * images.num_classes * 2
+        assert run.teacher_network is not None
+        forward = cost.network_cost(run.teacher_network, False, size)
+        shown += passes * own
+        multiply_adds += passes * own * forward.multiply_adds
+        steps = passes * -(-own // BATCH_SIZE)
+        seconds += passes * own * forward.multiply_adds / cost.MULTIPLY_ADDS_PER_SECOND
+        seconds += steps * forward.convolutions * cost.SECONDS_PER_CONVOLUTION
+        gpu_seconds += passes * own * forward.multiply_adds / gpu.MULTIPLY_ADDS_PER_SECOND
+        gpu_seconds += steps * forward.convolutions * gpu.SECONDS_PER_CONVOLUTION
+    return AtlasPrice(
+        count, len(readers), views, total, made, left, without, shown, multiply_adds, seconds, gpu_seconds
+    )
+
+
+def _count_missing(run: Run, images: Dataset, store: Store) -> int:
+    """Count the views that an atlas lacks: all of them where its teacher is not trained yet."""
+    try:
+        recipe = recipe_for(run.protocol, images)
+        return len(Atlas.of(run, recipe, 0, images.num_classes, store).list_missing())
+    except UserError:
+        return count_views(images.padding, images.flip)
