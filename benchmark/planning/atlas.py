@@ -29,9 +29,7 @@ def check_views(dataset: str, protocol: Protocol, augmentation: Augmentation) ->
         UserError: the images are ImageNet's, are mixed or have holes, or each of their rotations has its own crop.
     """
     if dataset == imagenet.NAME:
-        raise UserError(
-            f"{OPTION}: crops of {dataset} are random boxes, so its images have no list of views; leave it out"
-        )
+        raise UserError(f"{OPTION}: crops of {dataset} are random boxes, of which there is no list; leave it out")
     if augmentation != "standard":
         raise UserError(f"{OPTION}: {augmentation} makes views that no atlas has; leave out --augment or {OPTION}")
     if protocol.rotated_crop != "shared":
@@ -52,8 +50,8 @@ def check_readers(runs: Iterable[Run]) -> None:
     for run in runs:
         if run.augmentation != "standard" and run.teacher is not None:
             raise UserError(
-                f"{OPTION}: {run.method} is trained with {run.augmentation}, whose views no atlas has; choose other rows "
-                "with --methods, or leave it out"
+                f"{OPTION}: {run.method} is trained with {run.augmentation}, whose views no atlas has; "
+                "choose other rows with --methods, or leave it out"
             )
     if not any(run.teacher_outputs == "atlas" for run in runs):
         raise UserError(
@@ -85,12 +83,14 @@ class AtlasPrice:
 
     def describe(self) -> list[str]:
         """Describe the price in two lines."""
-        verdict = "" if self.made + self.left < self.without else ": more than it saves here"
+        some = f"{self.atlases} {'atlas' if self.atlases == 1 else 'atlases'}"
+        passes = self.made + self.left
+        verdict = "" if passes < self.without else ": more than it saves here"
         return [
-            f"Teachers' atlases: {counted(self.runs, 'run')} read {self.atlases} of {self.views} views "
-            f"({self.size / 1e9:.2f} GB). Passes of teachers over the images: {self.made + self.left:,} "
-            f"({self.made:,} to make atlases), instead of {self.without:,}{verdict}.",
-            f"Making them takes {self.multiply_adds:.2e} multiply-adds.",
+            f"Teachers' atlases: {counted(self.runs, 'run')} read {some} of {self.views} views, "
+            f"{self.size / 1e9:.2f} GB.",
+            f"Passes of teachers over the training images: {passes:,} ({self.made:,} of them, with "
+            f"{self.multiply_adds:.2e} multiply-adds, to make atlases) instead of {self.without:,}{verdict}.",
         ]
 
 

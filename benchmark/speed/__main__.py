@@ -12,7 +12,7 @@ from benchmark.cli.app import run_app, split_names
 from benchmark.cli.options import DeviceName
 from benchmark.core.devices import cpu_count, device_name, make_deterministic, resolve_device
 from benchmark.core.errors import unknown_name
-from benchmark.core.spec import Precision
+from benchmark.core.spec import Precision, TeacherOutputs
 from benchmark.core.text import counted
 from benchmark.planning.overrides import parse_pair
 from benchmark.plugins.registry import method_class, method_names
@@ -35,6 +35,9 @@ def main(
     image_size: Annotated[
         int, typer.Option(min=8, max=1024, help="Height and width of the images.")
     ] = training.IMAGE_SIZE,
+    teacher_outputs: Annotated[
+        TeacherOutputs, typer.Option(help="atlas: time methods also with logits that are read (docs/atlas.md).")
+    ] = "live",
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Timed rounds; the median counts.")] = ROUNDS,
 ) -> int:
     """Print images per second of each method alone and in a cohort, and the ratios to the bare student step."""
@@ -48,7 +51,7 @@ def main(
     precisions = _parse_precisions(precision)
     make_deterministic(target, used)
     console.print(f"{device_name(target)}, {counted(used, 'thread')}, torch {torch.__version__}", highlight=False)
-    training.measure(console, both, chosen, target, used, precisions, image_size, rounds)
+    training.measure(console, both, chosen, target, used, precisions, image_size, rounds, teacher_outputs)
     return 0
 
 

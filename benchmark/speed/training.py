@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmark.core.devices import autocast, placed
 from benchmark.core.protocols import get_protocol
 from benchmark.core.rng import generator
-from benchmark.core.spec import Precision, Run, Scale, teacher_key
+from benchmark.core.spec import Precision, Run, Scale, TeacherOutputs, teacher_key
 from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
 from benchmark.planning.request import RunFactory
@@ -29,10 +29,12 @@ from benchmark.training.cohort import Cohort
 from benchmark.training.dummies import CLASSES, dummy_teacher, random_images
 from benchmark.training.inputs import TrainingData
 from benchmark.training.learner import fresh_network
+from benchmark.training.needs import reads_plain_logits_only
 from benchmark.training.settings import TrainSettings
 
 IMAGES = 50_000
 IMAGE_SIZE = 32
+FROM_ATLAS = " from an atlas"
 CHEAP = ("KD", "FitNet", "AT", "CRD")
 """The methods that train on plain images from a teacher: docs/usage.md states the saving of their cohort."""
 
@@ -64,10 +66,12 @@ def measure(
     precisions: Sequence[Precision],
     size: int,
     rounds: int,
+    teacher_outputs: TeacherOutputs = "live",
 ) -> None:
     """Print images per second of each method alone and in a cohort, and the ratios to the bare student step.
 
-    pairs: of teacher and student; size: of the images, in pixels.
+    pairs: of teacher and student; size: of the images, in pixels; teacher_outputs: with `atlas`, methods that can read
+    their teacher's atlas are timed with it too.
     """
     dataset = random_images(IMAGES, size)
     console.print(
@@ -78,7 +82,7 @@ def measure(
     for teacher, student in pairs:
         contestants: list[Contestant] = []
         for precision in precisions:
-            contestants += _contestants(dataset, teacher, student, methods, precision, device, threads)
+            contestants += _contestants(dataset, teacher, student, methods, precision, device, threads, teacher_outputs)
         _race(contestants, device, rounds)
         _print(console, f"{teacher}>{student}", contestants)
 
@@ -91,6 +95,7 @@ def _contestants(
     precision: Precision,
     device: torch.device,
     threads: int,
+    teacher_outputs: TeacherOutputs,
 ) -> list[Contestant]:
     factory = RunFactory(
         dataset.name, dataset.fingerprint, get_protocol("lsskd"), Scale(name="speed", factor=1), device, precision
@@ -102,6 +107,9 @@ def _contestants(
         Contestant("bare teacher forward", precision, batch, _bare_forward(teacher, batch, dataset, precision, device)),
     ]
     cohorts = [(run.method, [run]) for run in runs]
+    if teacher_outputs == "atlas":
+        reading = [run.replace(teacher_outputs="atlas") for run in runs if reads_plain_logits_only(run)]
+        cohorts += [(f"{run.method}{FROM_ATLAS}", [run]) for run in reading]
     cheap = [run for run in runs if run.method in CHEAP]
     if len(cheap) > 1:
         cohorts.append((f"cohort {'+'.join(run.method for run in cheap)}", cheap))
@@ -160,8 +168,9 @@ def _fixed_batch(batch: int, size: int, device: torch.device) -> torch.Tensor:
 def _cohort_step(runs: Sequence[Run], dataset: Dataset, device: torch.device, threads: int) -> Callable[[], None]:
     """A step of the engine's own loop, with a teacher and heads that are not trained (which costs the same)."""
     runs = [run.replace(start=None) for run in runs]
+    # The logits of an epoch are read from an atlas at once, before its first step, which is one of those that warm up.
     settings = TrainSettings(runs=Path("runs"), dataset=dataset.name, device=str(device), threads=threads)
-    teacher = dummy_teacher(runs, dataset.num_classes, dataset.image_size, device)
+    teacher = dummy_teacher(runs, dataset.num_classes, dataset.image_size, device, dataset)
     cohort = Cohort(runs, TrainingData(dataset, dataset.train, dataset.test), teacher, settings)
     plan = cohort.source.epoch(0)
     return lambda: cohort.one_step(plan)
@@ -195,6 +204,11 @@ def _print(console: Console, pair: str, contestants: Sequence[Contestant]) -> No
         screen.add_row(*row)
     console.print(f"\n{pair}", highlight=False)
     console.print(screen)
+    for name, kind in by_name:
+        if name.endswith(FROM_ATLAS):
+            live = by_name[name.removesuffix(FROM_ATLAS), kind]
+            gain = by_name[name, kind].images_per_second / live.images_per_second
+            console.print(f"{name}, {kind}: {gain:.2f} times as fast as with its teacher live", highlight=False)
     for name in dict.fromkeys(contestant.name for contestant in contestants if contestant.name.startswith("cohort")):
         for kind in kinds:
             members = by_name[name, kind].members

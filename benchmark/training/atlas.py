@@ -1,8 +1,8 @@
 """A teacher's atlas: its logits of every plain view of every training image, computed once for all runs of a store.
 
 `<root>/<dataset>/atlases/<teacher>-<identity>/` has a folder for each view (see `benchmark.data.views`) with one file,
-`logits-<sha256>.npy`: float16 [images, classes], in the order of the training set. `atlas.json`, written last, says what
-they are of. A file is whole or not there, and one that does not match its name is never used; so whatever ends the
+`logits-<sha256>.npy`: float16 [images, classes], in the order of the training set. `atlas.json`, written last, says
+what they are of. A file is whole or not there, and one that does not match its name is never used; so whatever ends the
 making of an atlas, the files that are there stay good. Files are mapped into memory, not read as a whole.
 """
 

@@ -127,8 +127,8 @@ class _Maker:
             self._report(view, views)
         if not bool(torch.isfinite(logits).all()):
             raise UserError(
-                f"a logit of teacher {self.run.teacher_network} does not fit half precision (65,504 at most), so it can "
-                "have no atlas; leave out --teacher-outputs atlas"
+                f"a logit of teacher {self.run.teacher_network} does not fit half precision (65,504 at most), "
+                "so it can have no atlas; leave out --teacher-outputs atlas"
             )
         return logits.cpu().numpy()
 

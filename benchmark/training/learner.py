@@ -217,7 +217,7 @@ class Learner:
         def read_outputs(teacher: TeacherOnBatch, view: View) -> Outputs:
             if view != "plain":
                 raise ContractError(
-                    f"{run.method} asks for the teacher's view {view}, and an atlas has plain ones only; {WITHOUT_ATLAS}"
+                    f"{run.method} asks for the teacher's view {view}, and an atlas has plain ones; {WITHOUT_ATLAS}"
                 )
             self._asked_heads.add((ATLAS, view))
             return cast(Outputs, LogitsAlone(run.method, teacher.logits_read()))
