@@ -1,4 +1,4 @@
-"""A teacher's atlas: its views are those of augmentation, its logits those of the teacher, and nothing ends it early."""
+"""A teacher's atlas: its views are those of augmentation, its logits the teacher's, and nothing ends it early."""
 
 from __future__ import annotations
 

@@ -128,6 +128,17 @@ def test_batches_shared_by_processes_make_a_table_of_their_own() -> None:
     assert result.remarks[0].startswith("2 processes shared each batch")
 
 
+def test_runs_that_read_an_atlas_stand_in_a_table_of_their_own() -> None:
+    live, read = [[kd(seed, teacher_outputs=outputs) for seed in range(3)] for outputs in ("live", "atlas")]
+    first, second = tables_of([*live, *read])
+    assert first.cell("KD", COLUMN.name).status == second.cell("KD", COLUMN.name).status == "done"
+    assert first.stem != second.stem
+    assert not any("atlas" in remark for remark in first.remarks)
+    assert any("in half precision from its atlas" in remark for remark in second.remarks)
+    (alone,) = tables_of(read)
+    assert any("in half precision from its atlas" in remark for remark in alone.remarks)
+
+
 def test_all_cells_of_a_student_are_of_one_precision() -> None:
     baselines = [request(precision="bf16").run("Baseline", "ResNet20", None, seed) for seed in range(2)]
     (result,) = tables_of([kd(0), kd(1), kd(2), *baselines])

@@ -19,6 +19,16 @@ def test_methods_alone_and_as_a_cohort_are_timed_against_the_bare_step() -> None
     assert "times cheaper than its 2 methods alone" in ended.stdout
 
 
+def test_a_method_of_logits_is_timed_with_an_atlas_too() -> None:
+    arguments = ["--pairs", "ResNet20>ResNet8", "--methods", "KD,AT", "--precision", "fp32", "--rounds", "1"]
+    more = ["--threads", "1", "--image-size", "8", "--teacher-outputs", "atlas"]
+    ended = run_here(*arguments, *more, module="benchmark.speed")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.search(r"^KD from an atlas  +[1-9]", ended.stdout, re.M)
+    assert "AT from an atlas" not in ended.stdout
+    assert re.search(r"^KD from an atlas, fp32: [0-9.]+ times as fast as with its teacher live$", ended.stdout, re.M)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
