@@ -119,7 +119,8 @@ class RecordQuery:
             found.setdefault(
                 key, ExperimentSetting(run.dataset, run.fingerprint, protocol, run.scale, processes=run.processes)
             )
-            outputs[key] |= {"live": None, run.teacher_outputs: None}
+            if run.teacher is not None:
+                outputs[key][run.teacher_outputs] = None
             if isinstance(run.teacher, ReleasedTeacher):
                 file = PretrainedFile(run.teacher, run.teacher in with_branches)
                 teachers[key][((run.teacher.network, file),), "shared"] = None
@@ -130,7 +131,7 @@ class RecordQuery:
             dataclasses.replace(setting, released=released, teacher_seeds=teacher_seeds, teacher_outputs=read)
             for key, setting in found.items()
             for released, teacher_seeds in _together(teachers[key])
-            for read in outputs[key]
+            for read in outputs[key] or ("live",)
         ]
 
     def look_up(self, cells: Iterable[Sequence[Run]], teacher_seeds: TeacherSeeds = "shared") -> LookUp:

@@ -128,7 +128,7 @@ class Atlas:
 
     @staticmethod
     def _map(path: Path) -> np.ndarray:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def open(self, recipe: Recipe, device: torch.device) -> AtlasReader:
         """Open all views for reading.
