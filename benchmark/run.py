@@ -263,7 +263,7 @@ def _check_plan(
     everything = collect_dependencies(run for group in groups for run in group.runs)
     reject_unused_overrides(options.settings, (run.method for run in everything))
     if options.teacher_outputs == "atlas":
-        check_readers(run for group in groups for run in group.runs)
+        check_readers(everything)
     for group in groups:
         check_methods(group.runs, group.images)
         executor.check_runs(group.runs)

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from benchmark.core.spec import Run
+from benchmark.data import dataset_names
 from benchmark.data.augmentation import EpochPlan, Recipe, TrainingSource
 from benchmark.data.dataset import ImageSet
 from benchmark.data.stubs import find_stub
 from benchmark.data.views import count_views, make_view, number_views
 from benchmark.method.contract import ContractError
-from benchmark.planning.atlas import AtlasPrice, price_atlases
+from benchmark.planning.atlas import SHOWN_AS_BOXES, AtlasPrice, price_atlases
 from benchmark.planning.jobs import missing_jobs
 from benchmark.planning.request import RunFactory, RunOptions
 from benchmark.results.leases import Lease, LeaseManager
@@ -320,6 +321,11 @@ def test_prices_of_table_two_with_three_seeds(tmp_path: Path) -> None:
     assert mixed.describe()[1].endswith("4,320: more than it saves here.")
 
 
+def test_datasets_that_are_shown_as_boxes_are_those_without_padded_images(tmp_path: Path) -> None:
+    unpadded = [name for name in dataset_names() if (stub := find_stub(name, tmp_path)) and not stub.padding]
+    assert sorted(unpadded) == sorted(SHOWN_AS_BOXES)
+
+
 def test_what_is_made_already_costs_nothing(tmp_path: Path) -> None:
     place = teach(tmp_path)
     first = price_atlases([[kd()]], engine.digits(), Store(tmp_path))
@@ -335,6 +341,7 @@ REFUSED = {
     ("--augment", "cutmix"): "cutmix makes views that no atlas has",
     ("--protocol", "sskd"): "in protocol sskd each rotation has its own crop",
     ("--dataset", "imagenet"): "crops of imagenet are random boxes",
+    ("--dataset", "stl10"): "crops of stl10 are random boxes",
     ("--methods", "FitNet"): "changes nothing: no method of this command needs only its teacher's logits",
     ("--methods", "KD", "--set", "protocol.rotated_crop=per_rotation"): "each rotation has its own crop",
 }

@@ -9,7 +9,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.protocols import PROTOCOLS
 from benchmark.core.spec import Augmentation, Protocol, Run
 from benchmark.core.text import counted
-from benchmark.data import imagenet
+from benchmark.data import imagenet, stl10, tiny_imagenet
 from benchmark.data.dataset import Dataset
 from benchmark.data.views import count_views
 from benchmark.planning import cost, gpu
@@ -20,15 +20,17 @@ from benchmark.training.evaluation import BATCH_SIZE
 from benchmark.training.inputs import recipe_for
 
 OPTION = "--teacher-outputs atlas"
+SHOWN_AS_BOXES = (imagenet.NAME, stl10.NAME, tiny_imagenet.SMALL_NAME)
+"""The datasets whose images are trained on as random boxes; all others are cropped after padding."""
 
 
 def check_views(dataset: str, protocol: Protocol, augmentation: Augmentation) -> None:
     """Refuse images of which an atlas cannot have every view.
 
     Raises:
-        UserError: the images are ImageNet's, are mixed or have holes, or each of their rotations has its own crop.
+        UserError: crops are random boxes (ImageNet), images are mixed or have holes, or each rotation has its own crop.
     """
-    if dataset == imagenet.NAME:
+    if dataset in SHOWN_AS_BOXES:
         raise UserError(f"{OPTION}: crops of {dataset} are random boxes, of which there is no list; leave it out")
     if augmentation != "standard":
         raise UserError(f"{OPTION}: {augmentation} makes views that no atlas has; leave out --augment or {OPTION}")
