@@ -22,6 +22,8 @@ from benchmark.results.record import Record
 OF_ONE_SEED = ("seed", "precision", "teacher_precision", "fraction_seed")
 """Fields that may differ between the seeds of one cell."""
 TeacherSeeds = Literal["shared", "paired"]
+LIVE: tuple[TeacherOutputs, ...] = ("live",)
+"""How the teachers of a setting without any teacher are taken to have been used."""
 Released = tuple[tuple[str, PretrainedFile], ...]
 
 
@@ -131,7 +133,7 @@ class RecordQuery:
             dataclasses.replace(setting, released=released, teacher_seeds=teacher_seeds, teacher_outputs=read)
             for key, setting in found.items()
             for released, teacher_seeds in _together(teachers[key])
-            for read in outputs[key] or ("live",)
+            for read in outputs[key] or LIVE
         ]
 
     def look_up(self, cells: Iterable[Sequence[Run]], teacher_seeds: TeacherSeeds = "shared") -> LookUp:
