@@ -275,13 +275,14 @@ def reject_unused_options(wanted: Sequence[Table | Figure], options: RunOptions,
 
 def _check_views(entry: Table | Figure, options: RunOptions) -> None:
     """Refuse a table or figure whose images can have no atlas."""
+    protocol = options.protocol or entry.protocol_for(options.scale)
     if isinstance(entry, Table):
-        protocol, sources = entry.protocol_for(options.scale), [entry.dataset_for(options.scale)]
+        sources = [entry.dataset_for(options.scale)]
     else:
         chosen = [panel for panel in entry.panels if not options.pairs or panel.title in options.pairs]
-        protocol, sources = entry.protocol, [panel.dataset_for(options.scale) or "" for panel in chosen]
+        sources = [panel.dataset_for(options.scale) or "" for panel in chosen]
     for source in [options.dataset] if options.dataset else sources:
-        check_views(source, get_protocol(options.protocol or protocol), options.augmentation)
+        check_views(source, get_protocol(protocol), options.augmentation)
 
 
 def count_runs(wanted: Sequence[Table | Figure], options: RunOptions) -> int:
