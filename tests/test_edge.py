@@ -56,7 +56,15 @@ LARGE = {
 """Networks that differ from another one only in depth or width; tried by hand, too slow for every test run."""
 
 
-@pytest.mark.parametrize("name", [name for name in network_names() if name not in LARGE])
+EXPORTED = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "ResNeXt29" else name
+    for name in network_names()
+    if name not in LARGE
+]
+"""ResNeXt29 takes longer than any three others."""
+
+
+@pytest.mark.parametrize("name", EXPORTED)
 def test_every_network_is_exported_with_the_same_logits_and_counts(name: str) -> None:
     size = 32 if name.startswith("ImageNet") else 8 if name == "ResNeXt29" else 16
     network = settled(name, size)
