@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from benchmark.core.rng import seed_of
 from benchmark.report.data import TableReport
@@ -97,6 +96,9 @@ class Ranking:
 
 def compute_critical_difference(methods: int, pairs: int) -> float:
     """Compute Nemenyi's critical difference of mean ranks at `LEVEL` (Demsar 2006, section 3.2.2)."""
+    # Here and below: scipy.stats takes a second to import, and most reports have nothing to rank.
+    from scipy import stats
+
     quantile = float(stats.studentized_range.ppf(1 - LEVEL, methods, np.inf)) / math.sqrt(2)
     return quantile * math.sqrt(methods * (methods + 1) / (6 * pairs))
 
@@ -119,6 +121,8 @@ def rank_rows(table: TableReport) -> Ranking | None:
     rows = [row for row, has in found.items() if columns and set(columns) <= has]
     if len(rows) < FEWEST_METHODS or len(columns) < FEWEST_PAIRS:
         return None
+    from scipy import stats
+
     means = np.array([[np.mean(result.cell(row, name).values) for name in columns] for row in rows])
     ranks = stats.rankdata(-means, axis=0).mean(axis=1)
     statistic, p_value = stats.friedmanchisquare(*means)
@@ -224,6 +228,8 @@ def compute_improvement(
     found = float(probability(*samples))
     if found in (0.0, 1.0):
         return found, None
+    from scipy import stats
+
     interval = stats.bootstrap(
         samples,
         probability,
