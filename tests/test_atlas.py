@@ -226,6 +226,21 @@ def test_a_view_that_another_process_makes_is_waited_for(tmp_path: Path, monkeyp
     assert atlas.list_missing() == []
 
 
+def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+    place = teach(tmp_path)
+    files: list[dict[str, int]] = []
+
+    def other_process_makes_all(line: str) -> None:
+        # Said once this one has looked at what is missing.
+        assert "9 of 9 views are missing" in line
+        assert make(place)
+        files.append(files_of(atlas_of(place)))
+
+    leases = LeaseManager(place.runs)
+    assert make_atlas([kd()], place, leases, lambda: False, lambda progress: None, other_process_makes_all)
+    assert [files_of(atlas_of(place))] == files
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut short", "emptied"])
 def test_a_damaged_view_is_put_aside_and_made_again(tmp_path: Path, damage: str) -> None:
     place = teach(tmp_path)
