@@ -42,9 +42,7 @@ def to_html(text: str, prefix: str) -> Markup:
     parser.use(dollarmath_plugin, allow_space=False, allow_labels=False, renderer=_render_formula)
     parser.use(anchors_plugin, max_level=6)
     parser.add_render_rule("fence", _render_fence)
-    parser.add_render_rule(
-        "table_open", lambda *_: '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>'
-    )
+    parser.add_render_rule("table_open", lambda _, tokens, index, *__: _open_table(prefix, tokens, index))
     parser.add_render_rule("table_close", lambda *_: "</table></div>")
     tokens = parser.parse(text)
     _adapt_to_page(tokens, prefix)
@@ -71,6 +69,13 @@ def to_mathml(tex: str, display: bool = False) -> str:
     if "\\" in mathml.replace("&#x0005C;", "\\") or not known:
         raise ValueError(f"cannot convert the formula {tex!r}: it contains an unknown command")
     return re.sub(r"<(m\w+)([^<>]*?) ?/>", r"<\1\2></\1>", mathml)
+
+
+def _open_table(prefix: str, tokens: Sequence[Token], index: int) -> str:
+    """Open a table in a box that scrolls, which has a name of its own on the page."""
+    number = sum(token.type == "table_open" for token in tokens[: index + 1])
+    label = escape(f"{prefix.rstrip('/-')}, table {number}")
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
 
 
 def _render_formula(tex: str, settings: dict[str, Any]) -> str:
