@@ -56,7 +56,7 @@ def test_a_command_trains_until_it_is_decided_and_goes_on_where_it_ended(folder:
     assert decision["mean"] == pytest.approx(statistics.fmean(differences[: decision["n"]]))
     assert (three["claim"], three["target"]) == ("KD > Baseline", "table_small_demo-1-epochs")
     page = (folder / "reports" / "index.html").read_text(encoding="utf-8")
-    assert "<h2>Decisions</h2>" in page
+    assert "<h2>Decisions:" in page
     assert f"{four['summary']}." in html.unescape(page)
 
 
