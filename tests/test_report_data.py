@@ -201,9 +201,7 @@ def test_records_are_reported_without_hosts_unless_they_are_asked_for(filled: tu
     assert "secret-host-name" in to_dataframe(collect_report(root, without_host=False).records).to_csv()
 
 
-def test_curves_of_many_epochs_are_thinned_and_keep_their_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_curves_of_many_epochs_are_thinned_and_keep_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmark.report.runs.MOST_POINTS", 4)
     run = request().run("Baseline", "WRN-16-2", None, 0)
     write(tmp_path, run, 11)
