@@ -91,7 +91,7 @@ def test_a_table_is_trained_to_its_end_and_reported(trained) -> None:
     assert warnings_of(ended) == []
     assert "3 of 3 cells done" in ended.stdout
     assert ended.stdout.splitlines()[-1] == f"Open {place / 'reports' / 'index.html'}"
-    assert "<h2>Tables</h2>" in (place / "reports" / "index.html").read_text(encoding="utf-8")
+    assert "<h2>Tables:" in (place / "reports" / "index.html").read_text(encoding="utf-8")
     assert len(records_in(place)) == 4, "the teacher is another run than the row Baseline"
     markdown, latex = (report_in(place, ending) for ending in ("md", "tex"))
     for method in ("Baseline", "KD", "LSSKD"):
