@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmark.core.statistics import summarise
+from benchmark.report.curves import OWN_METHOD
 from benchmark.report.data import TableReport
 from benchmark.report.metrics import BASELINE
 from benchmark.report.table import compute_mean
@@ -157,7 +158,7 @@ def _place(title: str, unit: str, note: str, points: list[Point]) -> CostPicture
     taken: list[tuple[float, float, float]] = []
     for point in sorted(points, key=lambda point: (point.cost, -point.accuracy)):
         at, label, anchor = (x(point.cost), y(point.accuracy)), None, "start"
-        if point.front or len(points) <= FEW or point.name in (BASELINE, TEACHER):
+        if point.front or len(points) <= FEW or point.name in (BASELINE, TEACHER, OWN_METHOD):
             wide = len(point.name) * LETTER
             anchor = "end" if at[0] + wide + 8 > WIDTH - RIGHT else "start"
             begin = at[0] - wide - 8 if anchor == "end" else at[0] + 8
