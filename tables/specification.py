@@ -34,8 +34,8 @@ from tables.tiers import Epoch, Tier
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "tables/table_II.toml"
-TEACHER, BASELINE = "Teacher", "Baseline"
-"""The row of the teachers, and the one that gains are over."""
+TEACHER, BASELINE, OWN_METHOD = "Teacher", "Baseline", "LSSKD"
+"""The row of the teachers, the one that gains are over, and the method of the paper that is examined."""
 DEFAULT_PROTOCOL = "lsskd"
 
 

@@ -21,8 +21,8 @@ from benchmark.faithfulness.logits import compute_logits
 from benchmark.planning.request import describe_run
 from benchmark.results.store import Store
 from benchmark.training.inputs import select_training_data
+from tables.specification import BASELINE
 
-BASELINE = "Baseline"
 KEPT_LOGITS = 64
 """Of so many runs at most, so that those of several pairs are not computed again and a large store fits in memory."""
 

@@ -18,6 +18,7 @@ from benchmark.faithfulness.comparing import SHOWN_CLASSES, ClassChange, Faithfu
 from benchmark.io.files import write_text
 from figures.render import import_matplotlib, make_metadata, save_drawing
 from tables.escaping import plain
+from tables.specification import OWN_METHOD
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from figures.style import Style
 
 STEM = "faithfulness"
-OWN_METHOD = "LSSKD"
-MOST_PANELS = 6
 HEADINGS = (
     "n",
     "top-1,\n%",
@@ -38,6 +37,7 @@ HEADINGS = (
     "errors re-\npeated, %",
     "errors cor-\nrected, %",
 )
+LEGEND = "filled: taught by\nthis teacher; hollow:\nnever met it"
 CAPTION = (
     "How often student and teacher predict the same class of a test image, over the student's accuracy. Filled: taught "
     "by this teacher; hollow: controls that never met it. A more accurate student agrees more with any teacher that is "
@@ -131,7 +131,7 @@ def draw(summaries: dict[Setting, list[Summary]]) -> Figure:
 
         from figures.style import SMALL, choose_styles
 
-    shown = list(summaries.items())[:MOST_PANELS]
+    shown = list(summaries.items())
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     drawing = Figure(figsize=(4.8 if columns == 1 else 7.0, 2.9 * rows + 0.2), layout="constrained")
@@ -143,7 +143,13 @@ def draw(summaries: dict[Setting, list[Summary]]) -> Figure:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     drawing.legend(
-        handles=[*entries.values()], labels=[*entries], loc="outside right upper", frameon=False, fontsize=SMALL
+        handles=[*entries.values()],
+        labels=[*entries],
+        loc="outside right upper",
+        frameon=False,
+        fontsize=SMALL,
+        title=LEGEND,
+        title_fontsize=SMALL,
     )
     return drawing
 
@@ -164,11 +170,12 @@ def _draw_panel(ax: Axes, setting: Setting, lines: Sequence[Summary], styles: Ma
             label=shorten(line.first.method, 24),
             zorder=style.level,
         )
-    pair, dataset, scale, *_ = setting
+    pair, dataset, scale, _, fraction, epochs = setting
+    part = "" if fraction == 1 else f"{fraction:.0%} of the images, "
     counts = sorted({line.seeds for line in lines})
     n = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]} to {counts[-1]}"
     ax.set_title(shorten(pair, 44), fontsize=NORMAL, fontweight="bold", loc="left")
-    ax.set_xlabel(f"top-1, % ({dataset}, {n})", fontsize=SMALL)
+    ax.set_xlabel(f"top-1, % ({dataset}, {part}{epochs} epochs, {n})", fontsize=SMALL)
     ax.set_ylabel("agreement with the teacher, %", fontsize=SMALL)
     ax.margins(0.12)
     ax.grid(True, linewidth=0.5, color="0.9", zorder=0)

@@ -18,7 +18,7 @@ from benchmark.io.files import check_writable, replacing, write_text
 from benchmark.report import figures, text
 from benchmark.report.api import write_api
 from benchmark.report.badges import write_badges
-from benchmark.report.data import OWN_METHOD, Report, collect_report
+from benchmark.report.data import Report, collect_report
 from benchmark.report.decisions import DecidedClaim, read_decisions
 from benchmark.report.faithfulness import FaithfulnessListing, read_faithfulness
 from benchmark.report.figures import Drawing
@@ -28,6 +28,7 @@ from benchmark.report.wording import describe_records
 from benchmark.results import to_dataframe
 from figures.render import check_drawing
 from tables.render import write_reports
+from tables.specification import OWN_METHOD
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from benchmark.audit.verdicts import Audit, Finding, Verdict, count_verdicts
 from benchmark.core.statistics import summarise
 from benchmark.core.text import format_signed
 from benchmark.report.data import TableReport
-from benchmark.report.metrics import BASELINE
 from benchmark.report.pareto import LETTER, CostPicture, Label, draw_all_costs
 from benchmark.report.table import (
     EMPTY,
@@ -20,6 +20,7 @@ from benchmark.report.table import (
     format_word,
 )
 from tables.result import NEVER, Cell
+from tables.specification import BASELINE
 from tables.view import PageCell
 
 CLOSE, FAR = 0.3, 1.0
@@ -174,8 +175,8 @@ def count_claims(audit: Audit) -> list[VerdictBar]:
     return [bar for bar in bars if bar.parts]
 
 
-def _bar(title: str, findings: Sequence[Finding], of: str) -> VerdictBar:
-    counts = count_verdicts(findings, "paper" if of == "paper" else "runs")
+def _bar(title: str, findings: Sequence[Finding], of: Literal["paper", "runs"]) -> VerdictBar:
+    counts = count_verdicts(findings, of)
     total, at, parts = sum(count.number for count in counts.values()), 0, []
     for verdict, count in counts.items():
         parts.append((verdict, count.number, round(100 * at / total, 2), round(100 * (at + count.number) / total, 2)))

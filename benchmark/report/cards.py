@@ -18,9 +18,9 @@ from benchmark.core.protocols import PAPER
 from benchmark.report import prose
 from benchmark.report.addresses import address_method, address_network
 from benchmark.report.data import TableReport
-from benchmark.report.metrics import BASELINE
 from benchmark.report.table import format_count, format_power
 from tables.result import Cell
+from tables.specification import BASELINE
 from tables.view import TEACHER, PageCell
 
 CLASSES = 100

@@ -14,7 +14,7 @@ from benchmark.results.record import Record
 from figures.render import import_matplotlib, make_metadata, save_drawing
 from tables.escaping import plain
 from tables.result import Cell, TableResult
-from tables.specification import TEACHER
+from tables.specification import OWN_METHOD, TEACHER
 from tables.view import describe_result
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ LEAST = 2
 """Rows that a drawing needs, and points that a curve needs."""
 MARKERS = 13
 """Markers of a curve at most."""
-OWN_METHOD = "LSSKD"
 
 
 @dataclass(frozen=True)

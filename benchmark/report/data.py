@@ -27,11 +27,10 @@ from benchmark.results.record import Record, anonymise_record
 from benchmark.results.store import Store
 from tables.escaping import Markup
 from tables.result import TableResult
-from tables.specification import Table, load_table, table_names
+from tables.specification import OWN_METHOD, Table, load_table, table_names
 from tables.view import Page, make_page
 
 TITLE = "Knowledge distillation, reproduced"
-OWN_METHOD = "LSSKD"
 
 
 @dataclass(frozen=True)

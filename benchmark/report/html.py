@@ -57,11 +57,10 @@ def to_html(
     Text from users is escaped, by Jinja in HTML and by `as_json` in JSON.
     """
     ledger = prose.read_ledger()
+    first = {"summary": SECTIONS["summary"]} | decisions.list_sections(decided)
+    measured = {name: SECTIONS[name] for name in ("tables", "figures")}
     return render_page(
-        {"summary": SECTIONS["summary"]}
-        | decisions.list_sections(decided)
-        | faithfulness.list_sections(faithful)
-        | SECTIONS,
+        first | measured | faithfulness.list_sections(faithful) | SECTIONS,
         report.curves,
         citing.collect_makers(zip(report.query.runs, report.query.records, strict=True)),
         heading=TITLE,

@@ -22,8 +22,8 @@ from benchmark.report.table import (
     format_word,
 )
 from tables.result import Cell, Price, TableResult
+from tables.specification import BASELINE
 
-BASELINE = "Baseline"
 HOUR = 3600.0
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmark.core.statistics import summarise
-from benchmark.report.curves import OWN_METHOD
 from benchmark.report.data import TableReport
-from benchmark.report.metrics import BASELINE
 from benchmark.report.table import compute_mean
 from tables.result import Cell
+from tables.specification import BASELINE, OWN_METHOD
 from tables.view import TEACHER
 
 FEW = 10

@@ -16,7 +16,7 @@ import numpy as np
 from benchmark.core.rng import seed_of
 from benchmark.report.data import TableReport
 from benchmark.report.pareto import Label
-from benchmark.report.table import EMPTY, ReportCell, ReportColumn, ReportTable, format_word
+from benchmark.report.table import ReportCell, ReportColumn, ReportTable, format_word
 
 FEWEST_METHODS, FEWEST_PAIRS, FEWEST_SEEDS = 3, 5, 3
 """Below these nothing is ranked: Friedman's chi-squared and the bootstrap mean nothing there."""
@@ -197,7 +197,7 @@ def list_improvements(table: TableReport, method: str) -> ReportTable | None:
             (
                 format_word(row.name),
                 ReportCell(text, probability),
-                ReportCell(str(len(pairs)), float(len(pairs)), shown) if pairs else EMPTY,
+                ReportCell(str(len(pairs)), float(len(pairs)), shown),
             )
         )
     if not lines:
