@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from benchmark.audit.claims import load_claims
 from benchmark.audit.expressions import FUNCTIONS, Reference, parse
-from benchmark.audit.values import NoNumber, Numbers, Row, Value, evaluate
+from benchmark.audit.sources import NoNumber, Numbers, Paper, Row
+from benchmark.audit.values import Value, evaluate
 from benchmark.core.errors import UserError
 
 ROWS = {
@@ -36,7 +38,7 @@ class Table:
         return f"{reference.name} is missing"
 
 
-class World:
+class MadeUpPaper:
     """Published numbers are ten above, reproduced ones twenty; one table; one method."""
 
     def source(self, name: str) -> Numbers:
@@ -63,8 +65,11 @@ class World:
         return {"cost": 9.0, "extra_parameters": 7.0}[name]
 
 
+PAPER = cast(Paper, MadeUpPaper())
+
+
 def value(text: str) -> Value:
-    return evaluate(parse(text), Table(ROWS), World())[0]
+    return evaluate(parse(text), Table(ROWS), PAPER)[0]
 
 
 @pytest.mark.parametrize(
@@ -118,18 +123,18 @@ def test_a_mean_of_a_difference_is_the_difference_of_means_over_the_common_colum
 ) -> None:
     rows = {("T", name): dict(zip("uvwxyz", values, strict=False)) for name, values in (("A", a), ("B", b))}
     shared = min(len(a), len(b))
-    found, _ = evaluate(parse('mean(T["A"] - T["B"])'), Table(rows), World())
+    found, _ = evaluate(parse('mean(T["A"] - T["B"])'), Table(rows), PAPER)
     assert found == pytest.approx((sum(a[:shared]) - sum(b[:shared])) / shared, abs=1e-9)
 
 
 def test_comparisons_are_told_with_their_values() -> None:
-    _, steps = evaluate(parse('all(II["LSSKD"] > II["KD"]) and II["KD", "a"] == 76'), Table(ROWS), World())
+    _, steps = evaluate(parse('all(II["LSSKD"] > II["KD"]) and II["KD", "a"] == 76'), Table(ROWS), PAPER)
     assert [(step.text, step.holds) for step in steps] == [
         ("Table II, LSSKD, a 76.00 > Table II, KD, a 75.00", True),
         ("Table II, LSSKD, b 73.00 > Table II, KD, b 70.00", True),
         ("Table II, KD, a 75.00 ≠ 76", False),
     ]
-    _, steps = evaluate(parse('published(II["KD", "a"]) == printed(II["KD", "a"])'), Table(ROWS), World())
+    _, steps = evaluate(parse('published(II["KD", "a"]) == printed(II["KD", "a"])'), Table(ROWS), PAPER)
     assert steps[0].text == "Table II, KD, a (published) 85.00 ≠ Table II, KD, a (printed) 75.00"
 
 
@@ -202,7 +207,7 @@ def test_no_text_does_worse_than_be_refused(text: str) -> None:
     except UserError:
         return
     try:
-        evaluate(expression, Table(ROWS), World())
+        evaluate(expression, Table(ROWS), PAPER)
     except (UserError, NoNumber):
         return
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -257,10 +257,9 @@ def load_papers(only: Sequence[str] = ()) -> dict[str, ClaimSet]:
     known = [claim.id for claims in papers.values() for claim in claims.claims]
     check_ids(only, known)
     wanted = {
-        paper: [name for name in only if any(claim.id == name for claim in claims.claims)]
-        for paper, claims in papers.items()
+        paper: [claim.id for claim in claims.claims if not only or claim.id in only] for paper, claims in papers.items()
     }
-    return {paper: claims.selected(wanted[paper]) for paper, claims in papers.items() if wanted[paper] or not only}
+    return {paper: claims.selected(wanted[paper]) for paper, claims in papers.items() if wanted[paper]}
 
 
 def check_ids(names: Sequence[str], known: Sequence[str]) -> None:
@@ -294,31 +293,27 @@ def load_claims(path: Path = FOLDER / f"{PAPER}.toml") -> ClaimSet:
     return claims
 
 
-def find_claim_references(claim: Claim) -> Iterator[Reference]:
-    """Every row and cell that a claim names."""
-    for formula in claim.formulas.values():
-        yield from formula.references
-    for reading in claim.readings:
-        yield from parse(reading.expression).references
-    if best := claim.best:
-        for row in (best.row, *best.than):
-            yield from (Reference(best.table, row, column) for column in best.columns or (None,))
-
-
 def _check_names(claim: Claim, claims: ClaimSet) -> None:
-    for reference in find_claim_references(claim):
+    """Refuse a claim that names a table, a row, a column or a fact that is not there."""
+    formulas = [*claim.formulas.values(), *(parse(reading.expression) for reading in claim.readings)]
+    references = [reference for formula in formulas for reference in formula.references]
+    if best := claim.best:
+        rows, columns = (best.row, *best.than), best.columns or (None,)
+        references += [Reference(best.table, row, column) for row in rows for column in columns]
+    for reference in references:
         if reference.table in claims.figures:
             continue
         _check_table(claim, reference.table, claims)
-        if reference.row not in claims.rows(reference.table):
-            rows = claims.rows(reference.table)
-            raise UserError(f"claim {claim.id}: {unknown_name(f'row of table {reference.table}', reference.row, rows)}")
-        columns = [column.name for column in claims.loaded[reference.table].columns]
-        if reference.column is not None and reference.column not in columns:
-            unknown = unknown_name(f"column of table {reference.table}", reference.column, columns)
+        known_rows = claims.rows(reference.table)
+        if reference.row not in known_rows:
+            unknown = unknown_name(f"row of table {reference.table}", reference.row, known_rows)
+            raise UserError(f"claim {claim.id}: {unknown}")
+        known_columns = [column.name for column in claims.loaded[reference.table].columns]
+        if reference.column is not None and reference.column not in known_columns:
+            unknown = unknown_name(f"column of table {reference.table}", reference.column, known_columns)
             raise UserError(f"claim {claim.id}: {unknown}")
     facts = [fact.name for fact in claims.facts]
-    for formula in (*claim.formulas.values(), *(parse(reading.expression) for reading in claim.readings)):
+    for formula in formulas:
         for table in formula.table_arguments:
             _check_table(claim, table, claims)
         for name in formula.facts:

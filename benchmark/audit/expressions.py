@@ -79,22 +79,25 @@ class Expression:
         return tuple(dict.fromkeys(find_references(self.tree, None)))
 
     @property
+    def calls(self) -> list[tuple[str, ast.expr]]:
+        """The functions that the expression calls, each with its first argument."""
+        nodes = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
+        return [(node.func.id, node.args[0]) for node in nodes if isinstance(node.func, ast.Name)]
+
+    @property
     def table_arguments(self) -> tuple[str, ...]:
         """The tables that are arguments of functions."""
-        calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
-        return tuple(node.args[0].id for node in calls if node.args and isinstance(node.args[0], ast.Name))
+        return tuple(argument.id for _, argument in self.calls if isinstance(argument, ast.Name))
 
     @property
     def compares_rows(self) -> bool:
         """Whether a function takes the other rows of a table that the source has."""
-        calls = [node.func for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
-        return any(isinstance(name, ast.Name) and name.id in ("best_rival", "rank_of_gain") for name in calls)
+        return any(name in ("best_rival", "rank_of_gain") for name, _ in self.calls)
 
     @property
     def facts(self) -> tuple[str, ...]:
         """The facts that the expression names."""
-        calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
-        named = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "fact"]
+        named = [argument for name, argument in self.calls if name == "fact"]
         return tuple(node.value for node in named if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
     @property

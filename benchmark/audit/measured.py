@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from benchmark.audit.claims import Best, Claim
 from benchmark.audit.expressions import Expression, Reference, format_title
-from benchmark.audit.sources import Measured, Paper, Results, select_by_seed, select_cells
-from benchmark.audit.values import NoNumber, Row, evaluate
+from benchmark.audit.sources import Measured, NoNumber, Paper, Results, Row, select_by_seed, select_cells
+from benchmark.audit.values import evaluate
 from benchmark.audit.verdicts import (
     Answer,
     Part,
@@ -147,7 +147,10 @@ def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results)
     seeds = common_seeds(values for row in kept.values() for values in row.values())
     if not seeds or not all(kept.values()):
         raise NoNumber("no seed that all cells have" if all(kept.values()) else f"{lacking[0]}: not run yet")
-    at_seed = [Measured({reference: _at(row, seed) for reference, row in kept.items()}) for seed in seeds]
+    at_seed = [
+        Measured({reference: {name: row[name][seed] for name in row} for reference, row in kept.items()})
+        for seed in seeds
+    ]
     values = [evaluate(formula, numbers, paper)[0] for numbers in at_seed]
     rights = [is_right(claim, formula, value) for value in values]
     verdict: Verdict
@@ -163,17 +166,19 @@ def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results)
         parts = _parts(claim, formula, paper, [compute_columns(formula, numbers, paper) for numbers in at_seed])
     value = difference.mean if difference else None
     answer = Answer(verdict, text, reason, value, difference, parts)
-    return _in_setting(answer, {table: results[table] for table in _tables(references)}, _rows(references), lacking)
+    rows = list(dict.fromkeys((reference.table, reference.row) for reference in references))
+    return _in_setting(answer, results, rows, lacking)
 
 
 def _in_setting(
     answer: Answer,
-    by_name: Results,
+    results: Results,
     rows: Sequence[tuple[str, str]],
     lacking: Sequence[str],
     refuted: bool = False,
 ) -> _Candidate:
-    """The answer, without a verdict if its setting or missing cells do not allow one; rows: its rows and tables."""
+    """The answer, without a verdict if its setting or missing cells do not allow one; rows: its tables and rows."""
+    by_name = {table: results[table] for table, _ in rows}
     tables = list(by_name.values())
     settings = [
         f"scale {table.scale}, {table.dataset}{describe_precision(table, [row for of, row in rows if of == name])}"
@@ -195,14 +200,6 @@ def describe_precision(result: TableResult, rows: Sequence[str]) -> str:
     seeds = [seed for row in rows for cell in select_cells(result, row).values() for seed in cell.finished]
     precisions = sorted({seed.precision for seed in seeds})
     return f", precision {' and '.join(precisions)}" if set(precisions) - {"fp32"} else ""
-
-
-def _rows(references: Sequence[Reference]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((reference.table, reference.row) for reference in references))
-
-
-def _tables(references: Sequence[Reference]) -> list[str]:
-    return list(dict.fromkeys(reference.table for reference in references))
 
 
 def _cells(reference: Reference, paper: Paper, results: Results) -> Cells:
@@ -240,10 +237,6 @@ def _measured_columns(cells: dict[Reference, Cells]) -> dict[Reference, Cells]:
             name: values for name, values in row.items() if shared or all(name in other for other in rows)
         }
     return kept
-
-
-def _at(row: Cells, seed: int) -> Row:
-    return {column: values[seed] for column, values in row.items()}
 
 
 def _parts(claim: Claim, formula: Expression, paper: Paper, by_seeds: list[Row]) -> tuple[Part, ...]:
@@ -313,7 +306,7 @@ def _best(best: Best, paper: Paper, results: Results) -> _Candidate:
     if without:
         answer = replace(answer, reason=f"{answer.reason}; without {', '.join(without)}, not run here")
     rows = [(best.table, name) for name in (best.row, *compared)]
-    return _in_setting(answer, {best.table: results[best.table]}, rows, list(dict.fromkeys(lacking)), refuted)
+    return _in_setting(answer, results, rows, list(dict.fromkeys(lacking)), refuted)
 
 
 def _several_of_a_metric(pairs: Mapping[str, Pair], metrics: Mapping[str, str]) -> list[list[Pair]]:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from benchmark.audit.claims import MOST_CLOSENESS
 from benchmark.audit.verdicts import Answer, Audit, Count, Finding, Verdict, count_matters, count_verdicts
 from benchmark.core.statistics import PairedDifference
-from tables.escaping import Markup, escape_markdown, plain
+from benchmark.core.text import counted
+from tables.escaping import escape_markdown, plain
 from tables.tiers import MEANINGS as TIERS
 from tables.tiers import NAMES, Tier
 
@@ -44,14 +45,6 @@ OTHERWISE = "also"
 MOST_ORIGINS = 2
 """At most so many sources are named in a line; `audit.md` names all of them."""
 MEASURED_EPOCH = "last epoch"
-CSV_FIELDS = (
-    *("id", "where", "text", "says", "implied", "matter", "verdict_on_text", "verdict_of_runs"),
-    *("printed", "printed_value", "printed_verdict", "published", "published_value", "published_verdict"),
-    *("measured", "measured_mean", "measured_std", "measured_low", "measured_high", "n", "p_value", "setting"),
-    *("measured_reason", "caveat_of_runs", "note"),
-    *("source", "reproduced", "reproduced_value", "reproduced_verdict"),
-    *("printed_origin", "published_origin", "reproduced_origin", "measured_epoch"),
-)
 
 
 def summarise_audit(audit: Audit) -> list[str]:
@@ -59,10 +52,10 @@ def summarise_audit(audit: Audit) -> list[str]:
     stated, implied = audit.stated, audit.implied
     lines = []
     if stated:
-        about = _of_how_many(count_matters(stated), "statement", "statements")
+        about = _of_how_many(stated, "statement")
         lines.append(f"{about}. By the paper's own tables and the literature: {_counted(stated, 'paper')}.")
     if implied:
-        about = _of_how_many(count_matters(implied), "thing", "things")
+        about = _of_how_many(implied, "thing")
         lines.append(f"{about} that nobody states and the tables take for granted: {_counted(implied, 'paper')}.")
     runs = [_counted(stated, "runs")] if stated else []
     runs += [f"of what is taken for granted, {_counted(implied, 'runs')}"] if implied else []
@@ -115,15 +108,15 @@ def to_markdown(audit: Audit, stem: str = "audit") -> str:
     lines += [describe_measured(audit), "", "| claim | the text says | printed | verdict on the text | measured here |"]
     lines.append("|---|---|---|---|---|")
     for finding in audit.findings:
-        link = f"[{finding.claim.id}](#{finding.claim.id})"
+        claim, measured = finding.claim, finding.measured
         cells = [
-            link,
-            finding.claim.in_words,
-            shorten_answer(finding.printed),
+            f"[{claim.id}](#{claim.id})",
+            escape_markdown(claim.in_words),
+            escape_markdown(shorten_answer(finding.printed)),
             f"**{finding.paper}**",
-            _of_runs(finding),
+            escape_markdown(f"{measured.verdict}: {shorten_answer(measured)}" if measured.text else measured.verdict),
         ]
-        lines.append(f"| {' | '.join([cells[0], *map(_cell, cells[1:3]), cells[3], _cell(cells[4])])} |")
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- **{verdict}**: {meaning}" for verdict, meaning in MEANINGS.items()), "", P_VALUES]
     for finding in audit.findings:
         lines += ["", *_section(finding, audit.caveat)]
@@ -132,49 +125,46 @@ def to_markdown(audit: Audit, stem: str = "audit") -> str:
 
 def to_csv(audit: Audit) -> str:
     """Render the audit as CSV: a line for each claim, with full precision."""
+    rows = [_describe_in_numbers(finding, audit.caveat) for finding in audit.findings]
     written = io.StringIO()
-    writer = csv.DictWriter(written, CSV_FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(written, rows[0], lineterminator="\n")
     writer.writeheader()
-    for finding in audit.findings:
-        claim, printed, published, measured = finding.claim, finding.printed, finding.published, finding.measured
-        difference = measured.difference
-        low, high = difference.interval if difference and difference.interval else (None, None)
-        writer.writerow(
-            {
-                **{
-                    name: plain(value) if isinstance(value, str) else value
-                    for name, value in _describe(finding).items()
-                },
-                "printed": plain(shorten_answer(printed)),
-                "printed_value": printed.value,
-                "printed_verdict": printed.verdict,
-                "published": plain(shorten_answer(published)),
-                "published_value": published.value,
-                "published_verdict": published.verdict,
-                "measured": plain(measured.text),
-                "measured_mean": difference.mean if difference else None,
-                "measured_std": difference.std if difference else None,
-                "measured_low": low,
-                "measured_high": high,
-                "n": difference.n if difference else None,
-                "p_value": difference.p_value if difference else None,
-                "setting": plain(measured.setting),
-                "measured_reason": plain(measured.reason),
-                "caveat_of_runs": plain(audit.caveat) if finding.runs in JUDGED else "",
-                "note": plain(claim.note),
-                "source": plain(claim.source),
-                "reproduced": plain(shorten_answer(finding.reproduced)),
-                "reproduced_value": finding.reproduced.value,
-                "reproduced_verdict": finding.reproduced.verdict,
-                **{
-                    f"{tier}_origin": plain(" | ".join(answer.origins))
-                    for tier, answer in finding.answers.items()
-                    if tier != "measured"
-                },
-                "measured_epoch": MEASURED_EPOCH if difference else None,
-            }
-        )
+    for row in rows:
+        writer.writerow({name: plain(value) if isinstance(value, str) else value for name, value in row.items()})
     return written.getvalue()
+
+
+def _describe_in_numbers(finding: Finding, caveat: str) -> dict[str, Any]:
+    """The claim, its verdicts, and the numbers behind them."""
+
+    def describe(tier: Tier) -> dict[str, Any]:
+        answer = finding.answers[tier]
+        return {tier: shorten_answer(answer), f"{tier}_value": answer.value, f"{tier}_verdict": answer.verdict}
+
+    measured, difference = finding.measured, finding.measured.difference
+    low, high = difference.interval if difference and difference.interval else (None, None)
+    return {
+        **_describe(finding),
+        **describe("printed"),
+        **describe("published"),
+        "measured": measured.text,
+        "measured_mean": difference.mean if difference else None,
+        "measured_std": difference.std if difference else None,
+        "measured_low": low,
+        "measured_high": high,
+        "n": difference.n if difference else None,
+        "p_value": difference.p_value if difference else None,
+        "setting": measured.setting,
+        "measured_reason": measured.reason,
+        "caveat_of_runs": caveat if finding.runs in JUDGED else "",
+        "note": finding.claim.note,
+        "source": finding.claim.source,
+        **describe("reproduced"),
+        "printed_origin": " | ".join(finding.printed.origins),
+        "published_origin": " | ".join(finding.published.origins),
+        "reproduced_origin": " | ".join(finding.reproduced.origins),
+        "measured_epoch": MEASURED_EPOCH if difference else None,
+    }
 
 
 def to_json(audit: Audit) -> str:
@@ -191,10 +181,7 @@ def to_json(audit: Audit) -> str:
         "findings": [
             {
                 **_describe(finding),
-                "printed": asdict(finding.printed),
-                "published": asdict(finding.published),
-                "reproduced": asdict(finding.reproduced),
-                "measured": asdict(finding.measured),
+                **{tier: asdict(answer) for tier, answer in finding.answers.items()},
                 "other_readings": [asdict(other) for other in finding.others],
                 "note": finding.claim.note,
                 "source": finding.claim.source,
@@ -229,8 +216,9 @@ def _counts(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def _of_how_many(count: Count, one: str, several: str) -> str:
-    return f"{count.number} {one if count.number == 1 else several}{_different(count)}"
+def _of_how_many(findings: Sequence[Finding], thing: str) -> str:
+    count = count_matters(findings)
+    return f"{counted(count.number, thing)}{_different(count)}"
 
 
 def _counted(findings: Sequence[Finding], of: Literal["paper", "runs"]) -> str:
@@ -261,15 +249,6 @@ def describe_measured(audit: Audit) -> str:
     """Say in which settings there are runs."""
     settings = "; ".join(plain(setting) for setting in audit.settings)
     return f"Measured: {settings}." if settings else "Measured: nothing yet."
-
-
-def _of_runs(finding: Finding) -> str:
-    measured = finding.measured
-    return measured.verdict if not measured.text else f"{measured.verdict}: {shorten_answer(measured)}"
-
-
-def _cell(text: str) -> Markup:
-    return escape_markdown(text)
 
 
 def _section(finding: Finding, caveat: str) -> Iterator[str]:

@@ -8,10 +8,10 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from benchmark.audit.claims import ClaimSet, name_row
 from benchmark.audit.expressions import Reference, format_title
-from benchmark.audit.values import CLOSE, NoNumber, Numbers, Row
 from tables.result import Cell, TableResult
 from tables.specification import BASELINE, TEACHER, Table, get_number
 from tables.tiers import Epoch, Tier, describe_origin
@@ -19,6 +19,26 @@ from tables.tiers import Epoch, Tier, describe_origin
 Results = Mapping[str, TableResult]
 """The results of one setting (dataset, scale, protocol), by the name of the table or of a figure's panel."""
 FACTS = Path(__file__).parents[1] / "facts.json"
+CLOSE = 1e-9
+"""Numbers that differ by less are equal but for rounding in floating point."""
+Row = dict[str, float]
+"""Numbers by column."""
+
+
+class NoNumber(Exception):
+    """A cell has no number in a source; the message names it."""
+
+
+class Numbers(Protocol):
+    """A source of cells."""
+
+    def row(self, reference: Reference) -> Row:
+        """The numbers of a reference's row, without the columns that have none."""
+        ...
+
+    def missing(self, reference: Reference) -> str:
+        """The reason why a row or a cell has no number."""
+        ...
 
 
 def _by_column(table: Table, values: Sequence[float]) -> Row:

@@ -1,4 +1,4 @@
-"""Evaluates expressions on a source of cells: printed, published or measured numbers."""
+"""Evaluate expressions on a source of cells: printed, published or measured numbers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import operator
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from benchmark.audit.expressions import OF_TABLES, SOURCES, Expression, Reference, find_references, format_title
+from benchmark.audit.expressions import OF_TABLES, SOURCES, Expression, find_references, format_title
+from benchmark.audit.sources import CLOSE, NoNumber, Numbers, Paper, Row
 from benchmark.core.errors import UserError
 from benchmark.core.text import format_minus, format_signed
 
 MOST_COLUMNS_OF_SUBSETS = 16
 """All subsets of so many columns, 2 to this power, are few enough to try."""
-CLOSE = 1e-9
-"""Numbers that differ by less are equal but for rounding in floating point."""
 
-Row = dict[str, float]
 Truths = dict[str, bool]
 Value = float | bool | str | Row | Truths
 
@@ -30,64 +28,15 @@ _ARITHMETIC: dict[type[ast.AST], Callable[[float, float], float]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-_COMPARISONS: dict[type[ast.AST], tuple[str, Callable[[float, float], bool]]] = {
-    ast.Eq: ("==", lambda a, b: abs(a - b) < CLOSE),
-    ast.NotEq: ("!=", lambda a, b: abs(a - b) >= CLOSE),
-    ast.Lt: ("<", lambda a, b: a < b - CLOSE),
-    ast.LtE: ("<=", lambda a, b: a < b + CLOSE),
-    ast.Gt: (">", lambda a, b: a > b + CLOSE),
-    ast.GtE: (">=", lambda a, b: a > b - CLOSE),
+_COMPARISONS: dict[type[ast.AST], tuple[str, str, Callable[[float, float], bool]]] = {
+    ast.Eq: ("=", "≠", lambda a, b: abs(a - b) < CLOSE),
+    ast.NotEq: ("≠", "=", lambda a, b: abs(a - b) >= CLOSE),
+    ast.Lt: ("<", "≥", lambda a, b: a < b - CLOSE),
+    ast.LtE: ("≤", ">", lambda a, b: a < b + CLOSE),
+    ast.Gt: (">", "≤", lambda a, b: a > b + CLOSE),
+    ast.GtE: ("≥", "<", lambda a, b: a > b - CLOSE),
 }
-_OPPOSITES = {"==": "≠", "!=": "=", "<": "≥", "<=": ">", ">": "≤", ">=": "<"}
-_SIGNS = {"==": "=", "!=": "≠", "<": "<", "<=": "≤", ">": ">", ">=": "≥"}
-
-
-class NoNumber(Exception):
-    """A cell has no number in a source; the message names it."""
-
-
-class Numbers(Protocol):
-    """A source of cells."""
-
-    def row(self, reference: Reference) -> Row:
-        """The numbers of a reference's row by column, without the columns that have none."""
-        ...
-
-    def missing(self, reference: Reference) -> str:
-        """The reason why a row or a cell has no number."""
-        ...
-
-
-class EvalContext(Protocol):
-    """What functions may ask beside numbers; `benchmark.audit.sources.Paper` answers."""
-
-    def source(self, name: str) -> Numbers:
-        """`printed`, `published` or `reproduced`."""
-        ...
-
-    def networks(self, table: str) -> Sequence[str]:
-        """The networks in the names of a table's columns."""
-        ...
-
-    def copied(self, table: str) -> tuple[int, int]:
-        """Printed cells of other methods that equal a published number, and printed cells of other methods."""
-        ...
-
-    def fact(self, name: str) -> float:
-        """A number of the claims' file that is no accuracy of a method."""
-        ...
-
-    def rivals(self, table: str, numbers: Numbers) -> dict[str, Row]:
-        """The rows of a table that have numbers and are not the paper's own."""
-        ...
-
-    def mean_gains(self, table: str, numbers: Numbers) -> list[tuple[str, float]]:
-        """The mean gain over the own baseline of every row with a number in all columns, the largest first."""
-        ...
-
-    def of_method(self, name: str, method: str) -> float:
-        """The cost of training by a method: one of OF_METHODS."""
-        ...
+"""The sign of a comparison, its opposite, and how it is computed."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +47,16 @@ class ReasoningStep:
     holds: bool
 
 
-def evaluate(expression: Expression, numbers: Numbers, world: EvalContext) -> tuple[Value, tuple[ReasoningStep, ...]]:
+def evaluate(expression: Expression, numbers: Numbers, paper: Paper) -> tuple[Value, tuple[ReasoningStep, ...]]:
     """Evaluate an expression on a source; returns its value and the comparisons that led to it.
+
+    paper: answers what functions ask beside the source's numbers.
 
     Raises:
         NoNumber: a row or cell has no number, or two rows have no column in common.
         UserError: values that do not go together, a division by zero.
     """
-    evaluator = _Evaluator(expression.text, numbers, world)
+    evaluator = _Evaluator(expression.text, numbers, paper)
     value = evaluator.value(expression.tree)
     return value, tuple(evaluator.steps)
 
@@ -113,8 +64,8 @@ def evaluate(expression: Expression, numbers: Numbers, world: EvalContext) -> tu
 class _Evaluator:
     """Evaluates the tree of one expression; `steps` are the comparisons it made."""
 
-    def __init__(self, text: str, numbers: Numbers, world: EvalContext) -> None:
-        self.text, self.numbers, self.world = text, numbers, world
+    def __init__(self, text: str, numbers: Numbers, paper: Paper) -> None:
+        self.text, self.numbers, self.paper = text, numbers, paper
         self.steps: list[ReasoningStep] = []
 
     def value(self, node: ast.expr) -> Value:
@@ -151,7 +102,7 @@ class _Evaluator:
 
     def _call(self, name: str, args: list[ast.expr]) -> Value:
         if name in SOURCES:
-            inner = _Evaluator(self.text, self.world.source(name), self.world)
+            inner = _Evaluator(self.text, self.paper.source(name), self.paper)
             value = inner.value(args[0])
             self.steps += inner.steps
             return value
@@ -169,7 +120,7 @@ class _Evaluator:
             case ("count", [dict() as row]):
                 return float(sum(self._truths([row])))
             case ("fact", [str() as name]):
-                return self.world.fact(name)
+                return self.paper.fact(name)
             case ("abs", [float() as number]):
                 return abs(number)
             case ("first" | "last", [dict() as row]):
@@ -177,7 +128,7 @@ class _Evaluator:
             case ("nearest_subset_mean", [float() as number, dict() as row]):
                 return self._nearest_subset_mean(number, self._numbers([row]))
             case ("cost" | "extra_parameters", [str() as method]):
-                return self.world.of_method(name, method)
+                return self.paper.of_method(name, method)
         raise self._mismatch(f"{name} of {', '.join(map(_kind, values))}")
 
     def _asked_of_table(self, name: str, table: str, rest: list[Value]) -> Value:
@@ -193,20 +144,20 @@ class _Evaluator:
         raise self._mismatch(f"{name} of {', '.join(map(_kind, rest)) or 'a table alone'}")
 
     def _copied(self, table: str) -> float:
-        equal, cells = self.world.copied(table)
+        equal, cells = self.paper.copied(table)
         self.steps.append(ReasoningStep(f"{format_title(table)} {equal} of {cells} cells", True))
         return float(equal)
 
     def _best_rival(self, table: str) -> Row:
         best: Row = {}
-        for row in self.world.rivals(table, self.numbers).values():
+        for row in self.paper.rivals(table, self.numbers).values():
             best |= {column: max(number, best.get(column, number)) for column, number in row.items()}
         if not best:
             raise NoNumber(f"{format_title(table)} has no row of another method")
         return best
 
     def _rank_of_gain(self, table: str, row: str) -> float:
-        gains = self.world.mean_gains(table, self.numbers)
+        gains = self.paper.mean_gains(table, self.numbers)
         names = [name for name, _ in gains]
         if row not in names:
             raise NoNumber(f"{format_title(table)} has no gain of {row} in every column")
@@ -219,7 +170,7 @@ class _Evaluator:
         found = any(
             network == prefix
             or (network.startswith(prefix) and not (prefix[-1:].isdigit() and network[len(prefix)].isdigit()))
-            for network in self.world.networks(table)
+            for network in self.paper.networks(table)
         )
         self.steps.append(
             ReasoningStep(f"{format_title(table)} has {'a' if found else 'no'} column of {prefix}", found)
@@ -236,11 +187,11 @@ class _Evaluator:
         return self._columnwise(left, right, computed)
 
     def _compared(self, left: ast.expr, right: ast.expr, operation: ast.cmpop) -> Value:
-        sign, compare = _COMPARISONS[type(operation)]
+        sign, opposite, compare = _COMPARISONS[type(operation)]
         values = self.value(left), self.value(right)
 
         def compared(a: Any, b: Any, column: str = "") -> bool:
-            holds = (a == b) == (sign == "==") if isinstance(a, str) else compare(a, b)
+            holds = (a == b) == (sign == "=") if isinstance(a, str) else compare(a, b)
             texts = [_named(left, a, column), _named(right, b, column)]
             if not isinstance(a, str) and not (_is_plain(left) and _is_plain(right)):
                 # What a formula computes has no short name; the claim says in words what it is.
@@ -248,19 +199,17 @@ class _Evaluator:
                 texts = [f"{column}: {numbers[0]}" if column else numbers[0], numbers[1]]
             if _printed_of(right) == ast.unparse(left):
                 texts[1] = f"{b:.2f} as printed"
-            self.steps.append(ReasoningStep(f" {_SIGNS[sign] if holds else _OPPOSITES[sign]} ".join(texts), holds))
+            self.steps.append(ReasoningStep(f" {sign if holds else opposite} ".join(texts), holds))
             return holds
 
-        if all(isinstance(value, str) for value in values) and sign in ("==", "!="):
+        if all(isinstance(value, str) for value in values) and sign in ("=", "≠"):
             return compared(*values)
         return self._columnwise(*values, compared, named=True)
 
     def _columnwise(self, left: Value, right: Value, compute: Callable[..., Any], named: bool = False) -> Any:
         """Compute on two numbers, or on the columns that two rows share; a number is combined with every column."""
-        for value in (left, right):
-            numeric = isinstance(value, float) or (isinstance(value, dict) and not _has_truths(value))
-            if not numeric:
-                raise self._mismatch(f"{_kind(left)} with {_kind(right)}")
+        if not {_kind(left), _kind(right)} <= {"a number", "a row"}:
+            raise self._mismatch(f"{_kind(left)} with {_kind(right)}")
         if not isinstance(left, dict) and not isinstance(right, dict):
             return compute(left, right)
         rows = [value for value in (left, right) if isinstance(value, dict)]

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 from benchmark.audit.claims import Best, Claim
 from benchmark.audit.expressions import Expression, Reference, parse
-from benchmark.audit.sources import Paper
-from benchmark.audit.values import CLOSE, NoNumber, Numbers, ReasoningStep, Row, Value, evaluate
+from benchmark.audit.sources import CLOSE, NoNumber, Numbers, Paper, Row
+from benchmark.audit.values import ReasoningStep, Value, evaluate
 from benchmark.core.errors import UserError
 from benchmark.core.statistics import PairedDifference
 from benchmark.core.text import format_minus, format_signed
@@ -343,7 +343,10 @@ def find_competitors(best: Best, paper: Paper, source: PaperTier) -> list[str]:
 
 def _best(best: Best, paper: Paper, source: PaperTier, words: Words) -> Answer:
     numbers = paper.source(source)
-    own = _row(numbers, Reference(best.table, best.row, None), best.columns)
+    reference = Reference(best.table, best.row, None)
+    own = {name: value for name, value in numbers.row(reference).items() if not best.columns or name in best.columns}
+    if not own:
+        raise NoNumber(numbers.missing(reference))
     rivals = {name: numbers.row(Reference(best.table, name, None)) for name in find_competitors(best, paper, source)}
     for name in rivals if best.than and source != "reproduced" else ():
         if not rivals[name]:
@@ -369,10 +372,3 @@ def _best(best: Best, paper: Paper, source: PaperTier, words: Words) -> Answer:
 def describe_rank(first: int, columns: int) -> str:
     """Describe in how many columns a row is above all others."""
     return f"above all in {first} of {columns} columns" if columns > 1 else ("above all" if first else "not above all")
-
-
-def _row(numbers: Numbers, reference: Reference, columns: Sequence[str]) -> Row:
-    row: Row = {name: number for name, number in numbers.row(reference).items() if not columns or name in columns}
-    if not row:
-        raise NoNumber(numbers.missing(reference))
-    return row

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from benchmark.audit.expressions import LONGEST, Expression, Reference, parse
-from benchmark.audit.values import EvalContext, Row, evaluate
+from benchmark.audit.sources import Paper, Row
+from benchmark.audit.values import evaluate
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.plugins.registry import method_names
 
@@ -91,7 +92,7 @@ class Claim:
         """
         numbers = _Numbers(cells, columns)
         parts = (self.difference, *(self.sides or ()))
-        difference, *sides = (_as_number(evaluate(part, numbers, _NOTHING)[0]) for part in parts)
+        difference, *sides = (_as_number(evaluate(part, numbers, _NO_PAPER)[0]) for part in parts)
         return difference, tuple(sides)
 
 
@@ -109,8 +110,8 @@ class _Numbers:
         return f"{reference.name}: not run yet"
 
 
-_NOTHING = cast(EvalContext, None)
-"""What functions ask beside cells; claims with such functions are refused as they are read."""
+_NO_PAPER = cast(Paper, None)
+"""Only functions ask a paper, and claims with such functions are refused as they are read."""
 
 
 def _as_number(value: object) -> float:
@@ -240,7 +241,7 @@ def _is_by_column(text: str, difference: Expression) -> bool:
     rows = dict.fromkeys(reference.row for reference in difference.references)
     columns = ["first", "second", *(reference.column for reference in difference.references if reference.column)]
     cells = {(row, name): 50.0 + 7 * i + i * j for i, row in enumerate(rows) for j, name in enumerate(columns)}
-    value, _ = evaluate(difference, _Numbers(cells, columns[:2]), _NOTHING)
+    value, _ = evaluate(difference, _Numbers(cells, columns[:2]), _NO_PAPER)
     if isinstance(value, dict):
         if any(isinstance(node, ast.Call) for node in ast.walk(difference.tree)):
             raise UserError(f"{OPTION} {text!r} compares the columns of a row with a mean; compare rows, or two means")
