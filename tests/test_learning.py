@@ -62,7 +62,7 @@ def test_baseline_is_as_accurate_as_a_plain_loop_with_its_recipe(
     # The plain loop has the recipe's numbers a second time, so a changed protocol must not pass unseen.
     assert (protocol.learning_rate, protocol.momentum, protocol.weight_decay) == (LEARNING_RATE, MOMENTUM, WEIGHT_DECAY)
     digits = load_dataset("digits")
-    steps = math.ceil(len(digits.train) / protocol.batch_size)
+    steps = math.ceil(len(digits.train) / run.batch_size)
     plain = [
         train_plainly(
             digits,
@@ -72,6 +72,7 @@ def test_baseline_is_as_accurate_as_a_plain_loop_with_its_recipe(
             seed,
             protocol.learning_rate * run.scale.learning_rate_factor,
             run.warmup_epochs * steps,
+            run.batch_size,
         )[-1]
         for seed in SEEDS
     ]

@@ -267,7 +267,7 @@ def test_cost_grows_with_what_a_run_does() -> None:
 
     cost = seconds("KD")
     assert seconds("KD", images=2 * IMAGES) == pytest.approx(2 * cost, rel=1e-6)
-    assert seconds("KD", scale=SCALES["paper"]) == pytest.approx(40 * cost, rel=1e-6)
+    assert seconds("KD", scale=SCALES["paper"]) == pytest.approx(20 * seconds("KD", scale=SCALES["quick"]), rel=1e-6)
     assert seconds("KD", size=32) > cost
     assert seconds("KD", "ResNet56") > cost
     assert seconds("KD", "ResNet20", "ResNet20") < cost
@@ -321,12 +321,12 @@ def test_so_many_epochs_are_a_scale_of_their_own() -> None:
             False,
             {(0, 0): 0.01, (0, 4): 0.05, (0, 9): 0.1, (1, 0): 0.1, (60, 0): 0.02, (160, 0): 0.0008},
         ),
-        # 6 epochs, milestones 150/40 and 210/40 to the nearest; two epochs of warm-up to 0.4 of the rate.
+        # 4 epochs, milestone 150/60 to the nearest, 210/60 is the end; a third of them warms up to 0.4 of the rate.
         (
             "lsskd",
             "demo",
             False,
-            {(0, 0): 0.001, (0, 9): 0.01, (1, 9): 0.02, (3, 9): 0.02, (4, 0): 0.002, (5, 9): 0.0002},
+            {(0, 0): 0.002, (0, 9): 0.02, (1, 0): 0.02, (2, 9): 0.02, (3, 0): 0.002, (3, 9): 0.002},
         ),
         ("lsskd", "quick", False, {(0, 0): 0.05, (7, 9): 0.05, (8, 0): 0.005, (10, 9): 0.005, (11, 0): 0.0005}),
     ],
@@ -335,6 +335,14 @@ def test_learning_rates_by_hand(protocol, scale, mobile, expected) -> None:
     run = run_of("Baseline", protocol=PROTOCOLS[protocol], scale=SCALES[scale])
     for (epoch, step), rate in expected.items():
         assert run.learning_rate(epoch, step, 10, mobile) == pytest.approx(rate, rel=1e-9), (epoch, step)
+
+
+def test_the_demo_halves_the_batch_and_a_number_of_epochs_does_not() -> None:
+    lsskd = PROTOCOLS["lsskd"]
+    assert run_of("Baseline", protocol=lsskd, scale=SCALES["demo"]).batch_size == lsskd.batch_size / 2
+    assert select_scale("demo", 4, lsskd) == SCALES["demo"]
+    assert run_of("Baseline", protocol=lsskd, scale=select_scale("demo", 1, lsskd)).batch_size == lsskd.batch_size
+    assert run_of("Baseline", protocol=lsskd.replace(batch_size=2), scale=SCALES["demo"]).batch_size == 2
 
 
 def test_heads_have_schedules_of_their_own() -> None:

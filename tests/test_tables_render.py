@@ -55,7 +55,7 @@ def result(scale: str = "demo", **changes: object) -> TableResult:
     whole = TableResult(
         table=TABLE,
         scale=scale,
-        epochs="6" if scale == "demo" else "240",
+        epochs="4" if scale == "demo" else "240",
         dataset="digits" if scale == "demo" else "cifar100",
         cells={(one.row, one.column): one for one in cells},
         teachers={FIRST: cell("Teacher", FIRST, 76.4, notes=("from a file",))},
@@ -136,7 +136,7 @@ def test_published_numbers_are_marked_with_their_source() -> None:
 @pytest.mark.parametrize("render", [to_markdown, to_latex, lambda shown: terminal(shown, 200)])
 def test_numbers_of_another_scale_are_said_not_to_be_comparable(render) -> None:  # type: ignore[no-untyped-def]
     plain = (
-        "These numbers are from scale demo, on dataset digits, after 6 epochs, and are not comparable with the paper's."
+        "These numbers are from scale demo, on dataset digits, after 4 epochs, and are not comparable with the paper's."
     )
     assert plain in render(result("demo"))
     assert "not comparable" not in render(result("paper"))

@@ -130,7 +130,7 @@ PROBES = {
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale(name="demo", factor=1 / 40, learning_rate_factor=0.4, warmup_epochs=2),
+        Scale(name="demo", factor=1 / 60, learning_rate_factor=0.4, warmup_epochs=2, batch_factor=0.5),
         Scale(name="quick", factor=1 / 20),
         Scale(name="paper", factor=1),
     )
@@ -174,7 +174,7 @@ def get_scale(name: str) -> Scale:
 
 
 def select_scale(name: str, epochs: int | None, protocol: Protocol) -> Scale:
-    """The named scale, or one like it at which the protocol's main schedule has so many epochs.
+    """The named scale, or one like it at which the protocol's main schedule has so many epochs of its own batches.
 
     Raises:
         UserError: there is no such scale, or more epochs than the protocol has.
@@ -185,7 +185,11 @@ def select_scale(name: str, epochs: int | None, protocol: Protocol) -> Scale:
     whole = protocol.schedule.epochs
     if epochs > whole:
         raise UserError(f"--epochs {epochs} is more than protocol {protocol.name} has; allowed: 1 to {whole}")
-    stretched = scale.replace(name=f"{name}-{epochs}-epochs", factor=epochs / whole)
+    factor = epochs / whole
+    if factor == scale.factor:
+        return scale
+    # The batch is the protocol's own: when no scale had another one, these runs had this identity.
+    stretched = scale.replace(name=f"{name}-{epochs}-epochs", factor=factor, batch_factor=1.0)
     # A scale that is equal in all but its name is that scale, so its runs are not trained twice.
     same = (known for known in SCALES.values() if stretched == known.replace(name=stretched.name))
     return next(same, stretched)

@@ -72,6 +72,14 @@ class Frozen(BaseModel):
         """Each field's name and its value as canonical JSON, sorted by name."""
         return [(name, self._encoded(name)) for name in _sorted_fields(type(self)) if not self._is_left_out(name)]
 
+    @model_serializer(mode="wrap")
+    def _serialise(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        for name in self.later_fields:
+            if self._is_left_out(name):
+                content.pop(name, None)
+        return content
+
     def _is_left_out(self, name: str) -> bool:
         return name in self.later_fields and getattr(self, name) == type(self).model_fields[name].default
 
@@ -104,9 +112,9 @@ def _joined(entries: list[tuple[str, str]]) -> str:
     return "{" + ",".join(f'"{name}":{value}' for name, value in entries) + "}"
 
 
-def scaled_count(epochs: int, factor: float) -> int:
-    """Multiply a number of epochs by a factor, rounded to the nearest, at least 1."""
-    return max(1, math.floor(epochs * factor + 0.5))
+def scaled_count(count: int, factor: float) -> int:
+    """Multiply a number of epochs or images by a factor, rounded to the nearest, at least 1."""
+    return max(1, math.floor(count * factor + 0.5))
 
 
 class LRSchedule(Frozen):
@@ -185,13 +193,16 @@ class Scale(Frozen):
     """How much of a protocol is trained: every number of epochs and milestone is multiplied by one factor.
 
     The learning rate may have its own factor and warm-up epochs (linear, by steps), for schedules so short that deep
-    networks would not recover from a start at the protocol's full rate.
+    networks would not recover from a start at the protocol's full rate. Smaller batches make more steps of an epoch.
     """
 
     name: str
     factor: float = Field(gt=0, le=1)
     learning_rate_factor: float = Field(1.0, gt=0, le=1)
     warmup_epochs: int = Field(0, ge=0)
+    batch_factor: float = Field(1.0, gt=0, le=1)
+
+    later_fields: ClassVar[tuple[str, ...]] = ("batch_factor",)
 
 
 class ReleasedTeacher(Frozen):
@@ -246,14 +257,6 @@ class Run(Frozen):
 
     later_fields: ClassVar[tuple[str, ...]] = ("teacher_outputs",)
 
-    @model_serializer(mode="wrap")
-    def _serialise(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = handler(self)
-        for name in self.later_fields:
-            if self._is_left_out(name):
-                content.pop(name, None)
-        return content
-
     def require_data(self) -> Run:
         """Return the run itself if it can be recorded.
 
@@ -282,6 +285,11 @@ class Run(Frozen):
     def schedule(self) -> LRSchedule:
         """The epochs and milestones of this run, scaled."""
         return self.protocol.method_schedules.get(self.method, self.protocol.schedule).scaled(self.scale.factor)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a whole batch: the protocol's, scaled, at least 2."""
+        return max(2, scaled_count(self.protocol.batch_size, self.scale.batch_factor))
 
     @property
     def warmup_epochs(self) -> int:

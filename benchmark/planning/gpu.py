@@ -62,7 +62,7 @@ class GpuSpeed:
         shown = round(run.fraction * images) * run.schedule.epochs
         if (measured := self.measured.get(kind_of(run, image_size))) is not None:
             return shown * measured
-        steps = shown / run.protocol.batch_size
+        steps = shown / run.batch_size
         return (
             shown * training_multiply_adds(run, image_size) / MULTIPLY_ADDS_PER_SECOND
             + steps * training_convolutions(run, image_size) * SECONDS_PER_CONVOLUTION

@@ -138,7 +138,7 @@ class _Maker:
             return
         self.reported = now
         speed = self.images / (now - self.began)
-        steps = -(-len(self.source.labels) // self.run.protocol.batch_size)
+        steps = -(-len(self.source.labels) // self.run.batch_size)
         # A whole atlas counts for less than the first step: a job is judged by how far it has come.
         position = {"epoch": 1, "epochs": self.run.schedule.epochs, "step": view, "steps": views * steps}
         left = (views - view) * len(self.source.labels) / speed

@@ -82,7 +82,7 @@ class Cohort:
         self.teacher = teacher
         self.recipe = recipe_for(first.protocol, dataset, first.augmentation)
         names = (first.dataset, first.fraction, first.validation, first.protocol.name, first.seed)
-        self.source = training_source(data.train, self.recipe, first.protocol.batch_size, self.device, names)
+        self.source = training_source(data.train, self.recipe, first.batch_size, self.device, names)
         if group.size > 1:
             self.source.rows = group.rows
         self.learners = [

@@ -80,7 +80,7 @@ def check_sharing(run: Run, device_name: str, workers: int = 1) -> None:
         UserError: there are too few devices, the batch cannot be split into equal parts, or several jobs would run at
             once.
     """
-    size, batch = run.processes, run.protocol.batch_size
+    size, batch = run.processes, run.batch_size
     if size == 1:
         return
     if workers > 1 or multiprocessing.current_process().daemon:

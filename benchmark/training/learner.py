@@ -95,7 +95,7 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fi
         initialise=initialise,
         branches=branches,
         network=network,
-        batch_size=fewest_rows(run.processes, min(run.protocol.batch_size, len(labels))),
+        batch_size=fewest_rows(run.processes, min(run.batch_size, len(labels))),
     )
     return cls(context, resolve_options(cls, run.protocol, run.student, run.options, teacher=run.teacher_network))
 
