@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Literal, Self, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
 from benchmark.core.protocols import SCALES, base_scale
 from tables.schema import (
+    Datasets,
     Name,
+    Protocols,
+    check_count,
     check_file_name,
-    check_protocols,
-    check_scales,
+    check_once,
+    choose_for_scale,
     list_names,
     load_by_name,
-    locate_datasets,
 )
-from tables.specification import DEFAULT_PROTOCOL, Networks, Probing, Published
+from tables.specification import DEFAULT_PROTOCOL, Networks, Probing, Published, ScaledNetworks
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "figures/figure_5.toml"
@@ -42,14 +36,6 @@ def _share(value: float) -> float:
 
 
 Fractions = tuple[Annotated[float, Field(strict=True), AfterValidator(_share)], ...]
-
-
-def _once(kind: str, entries: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for entry in entries:
-        if entry in seen:
-            raise ValueError(f"{kind}: {entry!r} stands there twice; allowed: once")
-        seen.add(entry)
 
 
 class PublishedMarks(Published):
@@ -68,52 +54,26 @@ class PublishedMarks(Published):
         return self.title or self.method
 
 
-class Panel(FrozenModel):
+class Panel(ScaledNetworks):
     """One pair of axes: a pair of networks on a dataset. At a scale without a dataset it is not drawn.
 
-    at_scale: other networks at some scales; published, probe: only in a figure of kind few-shot. With `probe` the
+    published, probe: only in a figure of kind few-shot. With `probe` the
     students learn from all images of `dataset`, and their probes from shares of those of another one.
     """
 
     title: Name
-    student: Name
-    teacher: Name | None = None
-    dataset: Name | dict[str, Name]
-    at_scale: dict[Name, Networks] = Field(default={})
+    dataset: Datasets
     published: tuple[PublishedMarks, ...] = ()
     probe: Probing | None = None
 
-    @property
-    def pair(self) -> str:
-        """The networks as people write them."""
-        return f"{self.teacher}>{self.student}" if self.teacher else self.student
-
-    @field_validator("dataset", mode="before")
-    @classmethod
-    def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
-        return locate_datasets(value, info)
-
-    @field_validator("at_scale")
-    @classmethod
-    def _check_scales(cls, value: dict[str, Networks]) -> dict[str, Networks]:
-        check_scales(value)
-        return value
-
     def dataset_for(self, scale: str) -> str | None:
         """The name of the dataset, or the path of its file, at a scale; None where the panel is not drawn."""
-        return self.dataset if isinstance(self.dataset, str) else self.dataset.get(scale)
+        return choose_for_scale(self.dataset, scale)
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """The datasets of all scales."""
         return (self.dataset,) if isinstance(self.dataset, str) else tuple(self.dataset.values())
-
-    def at(self, scale: str) -> Panel:
-        """The panel with its networks of a scale."""
-        networks = self.at_scale.get(scale)
-        if networks is None:
-            return self
-        return self.model_copy(update={"student": networks.student, "teacher": networks.teacher})
 
 
 class Figure(FrozenModel):
@@ -127,7 +87,7 @@ class Figure(FrozenModel):
     name: Annotated[str, AfterValidator(check_file_name)]
     caption: str
     kind: Kind
-    protocol: Name | dict[Name, Name] = DEFAULT_PROTOCOL
+    protocol: Protocols = DEFAULT_PROTOCOL
     methods: tuple[Name, ...] = Field(min_length=1)
     optional_methods: tuple[Name, ...] = ()
     titles: dict[Name, Name] = Field(default={})
@@ -137,16 +97,10 @@ class Figure(FrozenModel):
     footnotes: tuple[str, ...] = ()
     in_all: bool = True
 
-    @field_validator("protocol")
-    @classmethod
-    def _check_protocol(cls, value: str | dict[str, str]) -> str | dict[str, str]:
-        check_protocols(value)
-        return value
-
     @model_validator(mode="after")
     def _check_shape(self) -> Self:
-        _once("methods", self.all_methods)
-        _once("panels", (panel.title for panel in self.panels))
+        check_once("methods", self.all_methods)
+        check_once("panels", [panel.title for panel in self.panels])
         for field, method in (*(("titles", name) for name in self.titles), ("highlight", self.highlight)):
             if method is not None and method not in self.all_methods:
                 raise ValueError(f"{field}: {method!r} is no method of the figure; {self._allowed_methods}")
@@ -164,16 +118,12 @@ class Figure(FrozenModel):
 
     def _check_published(self, panel: Panel) -> None:
         place = f"published numbers of panel {panel.title}"
-        _once(place, (marks.name for marks in panel.published))
+        check_once(place, [marks.name for marks in panel.published])
         for marks in panel.published:
             if marks.method not in self.all_methods:
                 raise ValueError(f"{place}: {marks.method!r} is no method of the figure; {self._allowed_methods}")
             for field, numbers in (("mean", marks.mean), ("std", marks.std)):
-                if numbers and len(numbers) != len(self.fractions):
-                    raise ValueError(
-                        f"{place}: {len(numbers)} given as {field} of {marks.name}; allowed: {len(self.fractions)}, "
-                        "one for each fraction, nan where there is none"
-                    )
+                check_count(f"{place}: {field} of {marks.name}", numbers, len(self.fractions), "fraction")
 
     @property
     def all_methods(self) -> tuple[str, ...]:
@@ -190,8 +140,7 @@ class Figure(FrozenModel):
 
     def protocol_for(self, scale: str) -> str:
         """The name of the protocol at a scale or one stretched from it: `lsskd` where the file names none."""
-        known = self.protocol
-        return known if isinstance(known, str) else known.get(base_scale(scale), DEFAULT_PROTOCOL)
+        return choose_for_scale(self.protocol, base_scale(scale)) or DEFAULT_PROTOCOL
 
     def at(self, scale: str) -> Figure:
         """The figure with the panels that are drawn at a scale, and their networks there.

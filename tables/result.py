@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tables.schema import choose_for_scale
 from tables.specification import TEACHER, Table
 
 Status = Literal[
@@ -101,8 +102,7 @@ class TableResult:
     @property
     def reproduces(self) -> bool:
         """Whether the numbers may be set against the printed ones: the whole protocol, on the paper's dataset."""
-        datasets = self.table.dataset
-        intended = datasets if isinstance(datasets, str) else datasets.get("paper", self.dataset)
+        intended = choose_for_scale(self.table.dataset, "paper") or self.dataset
         # A dataset file says its own name only when it is read, so a path cannot be compared with it.
         same_dataset = intended.endswith(".toml") or intended == self.dataset
         return self.comparable and self.scale == "paper" and same_dataset
@@ -120,9 +120,9 @@ class TableResult:
         """What its files are called, so that another scale, dataset or protocol overwrites nothing."""
         parts = ["table", self.table.name, self.scale]
         base = self.scale.partition("-")[0]
-        usual = self.table.dataset if isinstance(self.table.dataset, str) else self.table.dataset.get(base)
+        usual = choose_for_scale(self.table.dataset, base)
         if usual != self.dataset and not (usual or "").endswith(".toml"):
             parts.append(self.dataset)
         if self.protocol != self.table.protocol_for(base):
             parts.append(self.protocol)
-        return "_".join([*parts, *([self.variant] if self.variant else [])])
+        return "_".join([*parts, *filter(None, [self.variant])])

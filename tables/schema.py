@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.protocols import PROTOCOLS, SCALES
 from benchmark.io.toml import Model, Owners, load_toml
 
 Name = Annotated[str, Field(min_length=1)]
+Scales = TypeVar("Scales", bound=Iterable[str])
 
 
 def check_file_name(value: str) -> str:
@@ -27,8 +28,30 @@ def check_file_name(value: str) -> str:
     return value
 
 
-def check_scales(scales: Iterable[str]) -> None:
-    """Refuse an unknown scale.
+def check_once(kind: str, entries: Sequence[str]) -> None:
+    """Check that each entry stands there once.
+
+    Raises:
+        ValueError: one stands there twice.
+    """
+    if repeated := [entry for entry in entries if entries.count(entry) > 1]:
+        raise ValueError(f"{kind}: {repeated[0]!r} stands there twice; allowed: once")
+
+
+def check_count(what: str, numbers: Sequence[float], count: int, place: str) -> None:
+    """Check that there is a number for each place, or none at all.
+
+    Raises:
+        ValueError: there are too few or too many.
+    """
+    if numbers and len(numbers) != count:
+        raise ValueError(
+            f"{what}: {len(numbers)} given; allowed: {count}, one for each {place}, nan where there is none"
+        )
+
+
+def check_scales(scales: Scales) -> Scales:
+    """Check the names of scales, or what is given by scale.
 
     Raises:
         ValueError: a scale is unknown.
@@ -36,9 +59,10 @@ def check_scales(scales: Iterable[str]) -> None:
     for scale in scales:
         if scale not in SCALES:
             raise ValueError(f"unknown scale {scale!r}; allowed: {', '.join(SCALES)}")
+    return scales
 
 
-def check_protocols(protocols: str | dict[str, str]) -> None:
+def check_protocols(protocols: str | dict[str, str]) -> str | dict[str, str]:
     """Check the name of a protocol, or one for each scale.
 
     Raises:
@@ -49,6 +73,7 @@ def check_protocols(protocols: str | dict[str, str]) -> None:
     for name in protocols.values() if isinstance(protocols, dict) else [protocols]:
         if name not in PROTOCOLS:
             raise ValueError(f"unknown protocol {name!r}; allowed: {', '.join(PROTOCOLS)}")
+    return protocols
 
 
 def locate_datasets(value: Any, info: ValidationInfo) -> Any:
@@ -65,6 +90,17 @@ def locate_datasets(value: Any, info: ValidationInfo) -> Any:
     folder = (info.context or {}).get("folder", Path())
     located = {scale: str(folder / entry) if entry.endswith(".toml") else entry for scale, entry in entries.items()}
     return located if isinstance(value, Mapping) else located["any scale"]
+
+
+Datasets = Annotated[Name | dict[str, Name], BeforeValidator(locate_datasets)]
+"""A dataset's name or path, or one for each scale."""
+Protocols = Annotated[Name | dict[Name, Name], AfterValidator(check_protocols)]
+"""A protocol's name, or one for each scale."""
+
+
+def choose_for_scale(entry: str | Mapping[str, str], scale: str) -> str | None:
+    """Choose from one entry for all scales, or one for each; None where a scale has none."""
+    return entry if isinstance(entry, str) else entry.get(scale)
 
 
 def list_names(folder: Path, kind: str) -> list[str]:

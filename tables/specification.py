@@ -5,16 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, Self, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
@@ -22,13 +15,16 @@ from benchmark.core.protocols import PROBES, base_scale
 from benchmark.core.spec import Augmentation
 from tables.literature import Literature, load_literature
 from tables.schema import (
+    Datasets,
     Name,
+    Protocols,
+    check_count,
     check_file_name,
-    check_protocols,
+    check_once,
     check_scales,
+    choose_for_scale,
     list_names,
     load_by_name,
-    locate_datasets,
 )
 from tables.tiers import Epoch, Tier
 
@@ -50,22 +46,33 @@ Percentages = tuple[Annotated[float, Field(strict=True), AfterValidator(_percent
 
 
 class Networks(FrozenModel):
-    """The networks of a column at one scale."""
+    """A pair of networks, or a student without a teacher."""
 
     student: Name
     teacher: Name | None = None
+
+    @property
+    def pair(self) -> str:
+        """The networks as people write them."""
+        return f"{self.teacher}>{self.student}" if self.teacher else self.student
+
+
+class ScaledNetworks(Networks):
+    """The networks of a column or a panel; `at_scale` has other networks at some scales."""
+
+    at_scale: Annotated[dict[Name, Networks], AfterValidator(check_scales)] = Field(default={})
+
+    def at(self, scale: str) -> Self:
+        """The same with its networks of a scale."""
+        networks = self.at_scale.get(scale, self)
+        return self.model_copy(update={"student": networks.student, "teacher": networks.teacher})
 
 
 class Probing(FrozenModel):
     """How the students of a column are probed: on which dataset (or one for each scale), and by which protocol."""
 
-    dataset: Name | dict[str, Name]
+    dataset: Datasets
     protocol: Name = "probe-lbfgs"
-
-    @field_validator("dataset", mode="before")
-    @classmethod
-    def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
-        return locate_datasets(value, info)
 
     @field_validator("protocol")
     @classmethod
@@ -76,22 +83,19 @@ class Probing(FrozenModel):
 
     def source_at(self, scale: str) -> str | None:
         """The dataset's name, or the path of its file, at a scale or one stretched from it; None if there is none."""
-        return self.dataset if isinstance(self.dataset, str) else self.dataset.get(base_scale(scale))
+        return choose_for_scale(self.dataset, base_scale(scale))
 
 
-class Column(FrozenModel):
-    """A pair of networks, or a student without a teacher; `at_scale` has other networks at some scales.
+class Column(ScaledNetworks):
+    """A column of a table.
 
     metric: what of its runs the column shows; two columns of one pair share their runs; probe: the column shows what a
     new classifier reaches on the features of its students, on another dataset.
     """
 
-    student: Name
-    teacher: Name | None = None
     title: Name | None = None
     metric: Metric = "top1"
     probe: Probing | None = None
-    at_scale: dict[Name, Networks] = Field(default={})
 
     def tested_on(self, scale: str) -> str | None:
         """The name of the dataset that its students are probed on at a scale; None where they are not probed."""
@@ -104,21 +108,10 @@ class Column(FrozenModel):
         return self.title or self.pair
 
     @property
-    def pair(self) -> str:
-        """The networks as people write them."""
-        return f"{self.teacher}>{self.student}" if self.teacher else self.student
-
-    @property
     def heading(self) -> tuple[str, str]:
         """The name in two lines, broken before the student; the upper one empty where one is enough."""
         teacher, arrow, student = self.name.partition(">")
         return (teacher, f">{student}") if arrow else ("", self.name)
-
-    @field_validator("at_scale")
-    @classmethod
-    def _check_scales(cls, value: dict[str, Networks]) -> dict[str, Networks]:
-        check_scales(value)
-        return value
 
 
 class Published(FrozenModel):
@@ -143,8 +136,7 @@ class Published(FrozenModel):
 class Row(FrozenModel):
     """A method, with what was printed for it (one number for each column, nan: none) in %, or published elsewhere.
 
-    published: by its authors, or as others quote them; reproduced: by others, from runs of their own.
-
+    published: by its authors, or as others quote them; reproduced: by others, from runs of their own;
     title: what the row is called where the method's name is not enough; augment: added to the images of its runs;
     as_long_as: a method whose training multiply-adds its runs take too, by a longer schedule; scales: where the row is
     shown, empty for everywhere.
@@ -154,7 +146,7 @@ class Row(FrozenModel):
     title: Name | None = None
     augment: Augmentation = "standard"
     as_long_as: Name | None = None
-    scales: tuple[Name, ...] = ()
+    scales: Annotated[tuple[Name, ...], AfterValidator(check_scales)] = ()
     printed: Percentages = ()
     published: Published | None = None
     reproduced: Published | None = None
@@ -171,12 +163,6 @@ class Row(FrozenModel):
         """The title, or else the method's name."""
         return self.title or self.method
 
-    @field_validator("scales")
-    @classmethod
-    def _check_scales(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        check_scales(value)
-        return value
-
 
 class Table(FrozenModel):
     """A table as its TOML file says; the format is told at the top of `table_II.toml`.
@@ -190,12 +176,12 @@ class Table(FrozenModel):
     name: Annotated[str, AfterValidator(check_file_name)]
     caption: str
     metric: str = "top-1 accuracy, %"
-    dataset: Name | dict[str, Name]
-    protocol: Name | dict[Name, Name] = DEFAULT_PROTOCOL
+    dataset: Datasets
+    protocol: Protocols = DEFAULT_PROTOCOL
     columns: tuple[Column, ...] = Field(min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
     footnotes: tuple[str, ...] = ()
-    scale_notes: dict[Name, str] = Field(default={})
+    scale_notes: Annotated[dict[Name, str], AfterValidator(check_scales)] = Field(default={})
     teachers: Published | None = None
     printed_runs: int | None = Field(None, ge=1)
     printed_epoch: Epoch | None = None
@@ -208,35 +194,12 @@ class Table(FrozenModel):
     def _locate_literature(cls, value: str | None, info: ValidationInfo) -> str | None:
         return value and str((info.context or {}).get("folder", Path()) / value)
 
-    @field_validator("scale_notes")
-    @classmethod
-    def _check_scale_notes(cls, value: dict[str, str]) -> dict[str, str]:
-        check_scales(value)
-        return value
-
-    @field_validator("dataset", mode="before")
-    @classmethod
-    def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
-        return locate_datasets(value, info)
-
-    @field_validator("protocol")
-    @classmethod
-    def _check_protocol(cls, value: str | dict[str, str]) -> str | dict[str, str]:
-        check_protocols(value)
-        return value
-
     @model_validator(mode="after")
     def _check_shape(self) -> Table:
-        names = [column.name for column in self.columns]
-        for kind, entries in (("columns", names), ("rows", [row.name for row in self.rows])):
-            if repeated := [entry for entry in entries if entries.count(entry) > 1]:
-                raise ValueError(f"{kind}: {repeated[0]!r} stands there twice; allowed: once")
+        check_once("columns", [column.name for column in self.columns])
+        check_once("rows", [row.name for row in self.rows])
         for field, numbers in self._numbers():
-            if numbers and len(numbers) != len(names):
-                raise ValueError(
-                    f"{field}: {len(numbers)} given; allowed: {len(names)}, one for each column, "
-                    "nan where there is none"
-                )
+            check_count(field, numbers, len(self.columns), "column")
         return self
 
     def _numbers(self) -> Iterator[tuple[str, Percentages]]:
@@ -254,18 +217,13 @@ class Table(FrozenModel):
 
     def at(self, scale: str) -> Table:
         """The table with each column's networks of a scale, and the rows that are shown there."""
-        columns = tuple(
-            column.model_copy(update={"student": networks.student, "teacher": networks.teacher, "at_scale": {}})
-            if (networks := column.at_scale.get(scale))
-            else column
-            for column in self.columns
-        )
+        columns = tuple(column.at(scale) for column in self.columns)
         rows = tuple(row for row in self.rows if not row.scales or scale in row.scales)
         return self.model_copy(update={"columns": columns, "rows": rows})
 
     def protocol_for(self, scale: str) -> str:
         """The name of the protocol at a scale: `lsskd` where the file names none."""
-        return self.protocol if isinstance(self.protocol, str) else self.protocol.get(scale, DEFAULT_PROTOCOL)
+        return choose_for_scale(self.protocol, scale) or DEFAULT_PROTOCOL
 
     def dataset_for(self, scale: str) -> str:
         """The name of the dataset, or the path of its file, at a scale.
@@ -273,14 +231,13 @@ class Table(FrozenModel):
         Raises:
             UserError: the table names none for this scale.
         """
-        if isinstance(self.dataset, str):
-            return self.dataset
-        if scale not in self.dataset:
+        dataset = choose_for_scale(self.dataset, scale)
+        if dataset is None:
             raise UserError(
                 f"table {self.name} has no dataset for scale {scale!r}; allowed: {', '.join(self.dataset)}; "
                 "choose one of these or pass --dataset"
             )
-        return self.dataset[scale]
+        return dataset
 
 
 def get_number(numbers: Sequence[float], position: int) -> float | None:

@@ -188,7 +188,7 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         (SMALL, "[0.5, 1.0]", "[0.5, 1.5]", "field 'fractions[2]' = 1.5 is refused: a share of the training images"),
         (SMALL, "[0.5, 1.0]", "['half']", "field 'fractions[1]' = 'half' is refused"),
         (SMALL, "fractions = [0.5, 1.0]", "", "fractions: a figure of kind few-shot needs one or more"),
-        (SMALL, "[60.0, nan]", "[60.0]", "1 given as mean of KD; allowed: 2, one for each fraction, nan where there"),
+        (SMALL, "[60.0, nan]", "[60.0]", "mean of KD: 1 given; allowed: 2, one for each fraction, nan where there"),
         (SMALL, "[60.0, nan]", "[160.0, nan]", "field 'panels[1].published[1].mean[1]' = 160.0 is refused: allowed: 0"),
         (SMALL, 'methods = ["KD"', 'protocol = "no"\nmethods = ["KD"', "unknown protocol 'no'; allowed: lsskd, crd"),
         (
