@@ -55,6 +55,7 @@ from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.targets import (
     ALL,
+    FigureTarget,
     PretrainedTeachers,
     Target,
     count_runs,
@@ -64,6 +65,7 @@ from benchmark.targets import (
 )
 from benchmark.training.job import remove_finished_checkpoints
 from benchmark.training.settings import TrainSettings
+from figures.render import check_drawing
 from figures.specification import figure_names
 from tables.specification import table_names
 
@@ -289,8 +291,8 @@ def train_and_render(
         UserError: the user must fix something first; a record became corrupt while this command ran.
         Detached: the jobs continue without this command.
     """
-    for target in targets:
-        target.check_rendering()
+    if any(isinstance(target, FigureTarget) for target in targets):
+        check_drawing()
     # Half of what the report imports is of no use to --help or --list.
     from benchmark.report.overview import write_overview
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from rich.console import Console
@@ -27,7 +26,7 @@ from benchmark.planning.request import PROBE, RunFactory, RunGroup, RunOptions
 from benchmark.planning.tables import Grid, plan_table, select_rows
 from benchmark.planning.teachers import Teachers, load_teachers, parse_teacher_files
 from benchmark.results.store import Store
-from figures.render import check_drawing, write_figure
+from figures.render import write_figure
 from figures.result import FigureResult
 from figures.specification import Figure, figure_names, load_figure
 from tables.render import to_terminal, write_reports
@@ -39,32 +38,6 @@ Failures = Mapping[str, str]
 """Why runs left no record, by run id."""
 LoadDataset = Callable[[str, str], Dataset | None]
 """Gives the dataset of a source for what needs it; None where there is none and that is forgiven."""
-
-
-class Target(Protocol):
-    """A table or a figure that was planned."""
-
-    @property
-    def groups(self) -> Sequence[RunGroup]:
-        """What is to be trained for it."""
-
-    def check_rendering(self) -> None:
-        """Try what rendering needs of this machine, before anything is trained.
-
-        Raises:
-            UserError: it is missing or does not work.
-        """
-
-    def render(
-        self, store: Store, failures: Failures, reports: Path, console: Console, all_cells: bool = False
-    ) -> tuple[TableResult | FigureResult, list[Path]]:
-        """Write its files from what the store holds, print it, and return both.
-
-        all_cells: print also the cells that were not asked for.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
 
 
 @dataclass(frozen=True)
@@ -117,15 +90,19 @@ class TableTarget:
 
     @property
     def groups(self) -> Sequence[RunGroup]:
+        """What is to be trained for the table."""
         return (self.group, *self.probes)
-
-    def check_rendering(self) -> None:
-        """Try nothing: text needs nothing of the machine but the folder, which is checked already."""
 
     def render(
         self, store: Store, failures: Failures, reports: Path, console: Console, all_cells: bool = False
-    ) -> tuple[TableResult | FigureResult, list[Path]]:
-        """Write the table's files and print it; it is printed also where they cannot be written."""
+    ) -> tuple[TableResult, list[Path]]:
+        """Write the table's files from what the store holds, print it, and return both.
+
+        It is printed also where the files cannot be written. all_cells: print also the cells that were not asked for.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         result = make_table_result(
             self.grid, self.factory, look_up_exactly(store.record), store.record, self.accuracy, self.remarks, failures
         )
@@ -202,14 +179,16 @@ class FigureTarget:
         texts = list_notes(next(iter(points.values())).factory, figure.protocol_for(options.scale)) if points else []
         return cls(figure, points, (*groups, *probe_groups), tuple(texts))
 
-    def check_rendering(self) -> None:
-        """Try the drawing library."""
-        check_drawing()
-
     def render(
         self, store: Store, failures: Failures, reports: Path, console: Console, all_cells: bool = False
-    ) -> tuple[TableResult | FigureResult, list[Path]]:
-        """Write the figure's files and say where they are."""
+    ) -> tuple[FigureResult, list[Path]]:
+        """Write the figure's files from what the store holds, say where they are, and return both.
+
+        all_cells: as for tables; a figure always shows all of them.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
         result = make_figure_result(
             self.figure, self.points, look_up_exactly(store.record), store.record, self.remarks, failures
         )
@@ -218,6 +197,7 @@ class FigureTarget:
         return result, written
 
 
+Target = TableTarget | FigureTarget
 ALL = "all"
 
 

@@ -91,7 +91,7 @@ def test_a_figure_tries_the_drawing_library_before_anything_is_trained(
     def fail() -> None:
         raise UserError("figures cannot be drawn here")
 
-    monkeypatch.setattr(targets, "check_drawing", fail)
+    monkeypatch.setattr(run, "check_drawing", fail)
     monkeypatch.setattr(run.Store, "__init__", lambda *_: pytest.fail("training began"))
     target = targets.FigureTarget(made_up.few_shot("demo", 1).figure, {}, ())
     with pytest.raises(UserError, match="cannot be drawn"):

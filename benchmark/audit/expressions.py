@@ -15,6 +15,7 @@ and needs the cells that a claim names before anything is computed.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,11 @@ class Reference:
         quantity = self.quantity.replace("_", "-") if self.quantity else None
         origin = f" ({self.source})" if self.source else ""
         return ", ".join(filter(None, (format_title(self.table), self.row, self.column, quantity))) + origin
+
+
+def name_panel(figure: str, title: str) -> str:
+    """Name a panel of a figure as claims do: `Figure5_CIFAR100`."""
+    return f"Figure{figure}_{re.sub(r'[^A-Za-z0-9]', '', title)}"
 
 
 def format_title(table: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from benchmark.analysis.figures import collect_figure_runs
 from benchmark.analysis.query import RecordQuery
 from benchmark.analysis.tables import make_table_results
 from benchmark.audit.claims import ClaimSet
+from benchmark.audit.expressions import name_panel
 from benchmark.backbones import is_network
 from benchmark.results.store import Store
 from figures.result import FINAL, FigureResult, Number, PanelResult
@@ -77,7 +77,7 @@ def _as_table(result: FigureResult, panel: PanelResult, numbers: Sequence[Number
     few_shot = result.figure.kind == "few-shot"
     titles = {number.place: f"{float(number.place):.0%}" if few_shot else f"stage {number.place}" for number in numbers}
     table = Table(
-        name=f"Figure{result.figure.name}_{re.sub(r'[^A-Za-z0-9]', '', panel.panel.title)}",
+        name=name_panel(result.figure.name, panel.panel.title),
         caption=result.figure.caption,
         dataset=panel.dataset,
         columns=tuple(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmark.audit.expressions import name_panel
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.spec import Run
 from benchmark.decisions.claim import OPTION, CellName, Claim, Subject
 from benchmark.planning.request import RunGroup
 from benchmark.plugins.registry import method_names
-from benchmark.targets import FigureTarget, TableTarget, Target
+from benchmark.targets import TableTarget, Target
 from figures.specification import Figure
 from tables.specification import Table
 
@@ -74,15 +74,10 @@ def list_subjects(entry: Table | Figure, methods: Sequence[str], pairs: Sequence
         )
     rows = {name: name for name in entry.all_methods} | more
     return [
-        Subject(name_panel(entry, panel.title), f"figure {entry.name}, {panel.title}", rows)
+        Subject(name_panel(entry.name, panel.title), f"figure {entry.name}, {panel.title}", rows)
         for panel in entry.panels
         if not pairs or panel.title in pairs
     ]
-
-
-def name_panel(figure: Figure, title: str) -> str:
-    """The name of a panel in the language of the audit."""
-    return f"Figure{figure.name}_{re.sub(r'[^A-Za-z0-9]', '', title)}"
 
 
 def list_cells(target: Target) -> list[PlannedCells]:
@@ -94,7 +89,6 @@ def list_cells(target: Target) -> list[PlannedCells]:
         columns = [column for column in grid.table.columns if column.name in chosen and column.probe is None]
         metrics = {column.name: column.metric for column in columns}
         return [PlannedCells(grid.table.name, tuple(metrics), grid.runs, metrics, target.group)]
-    assert isinstance(target, FigureTarget)
     found = []
     # The groups of probes stand behind those of the panels.
     for (title, points), group in zip(target.points.items(), target.groups, strict=False):
@@ -102,7 +96,7 @@ def list_cells(target: Target) -> list[PlannedCells]:
             continue
         runs = {(method, name_share(share)): made for (method, share), made in points.runs.items()}
         metrics = {name_share(share): "top1" for share in target.figure.fractions}
-        found.append(PlannedCells(name_panel(target.figure, title), tuple(metrics), runs, metrics, group))
+        found.append(PlannedCells(name_panel(target.figure.name, title), tuple(metrics), runs, metrics, group))
     return found
 
 
@@ -127,12 +121,11 @@ def limit_seeds(target: Target, counts: Counts, rows: Sequence[str], is_recorded
         grid = target.grid
         kept = {cell: limit(grid.table.name, cell, runs) for cell, runs in grid.runs.items()}
         return dataclasses.replace(target, grid=dataclasses.replace(grid, runs=kept))
-    assert isinstance(target, FigureTarget)
     points = {
         title: dataclasses.replace(
             some,
             runs={
-                (method, share): limit(name_panel(target.figure, title), (method, name_share(share)), runs)
+                (method, share): limit(name_panel(target.figure.name, title), (method, name_share(share)), runs)
                 for (method, share), runs in some.runs.items()
             },
         )

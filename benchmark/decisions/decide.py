@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from benchmark.core.models import FrozenModel
@@ -11,7 +11,7 @@ from benchmark.core.sequences import FIRST, Interval, count_until, make_interval
 from benchmark.core.spec import Run
 from benchmark.core.statistics import LEVEL, summarise
 from benchmark.decisions.cells import PlannedCells
-from benchmark.decisions.claim import CellName, Claim
+from benchmark.decisions.claim import Claim
 from benchmark.results.record import Record
 
 FindRecord = Callable[[Run], Record | None]
@@ -59,66 +59,46 @@ def judge(
     Raises:
         UserError: see `PlannedCells.list_units`, `Claim.compute`.
     """
-    return [
-        _judge_unit(claim, cells, unit, columns, find, seeds, most, comparisons)
-        for unit, columns in cells.list_units(claim).items()
-    ]
-
-
-def _judge_unit(
-    claim: Claim,
-    cells: PlannedCells,
-    unit: str,
-    columns: Sequence[str],
-    find: FindRecord,
-    seeds: int,
-    most: int,
-    comparisons: int,
-) -> Decision:
-    names = claim.list_cells(columns)
-    found: dict[int, tuple[float, tuple[float, ...]]] = {}
-    failed: list[int] = []
-    for seed in range(seeds):
-        records = {name: find(cells.runs[name][seed]) for name in names}
-        if any(record is not None and record["status"] == "failed" for record in records.values()):
-            failed.append(seed)
-        elif (accuracies := _read_values(records, cells.metrics)) is not None:
-            found[seed] = claim.compute(accuracies, columns)
-    values = [difference for difference, _ in found.values()]
-    count = count_until(values, claim.margin)
-    used = list(found)[:count]
-    differences = values[: len(used)]
-    interval = make_intervals(differences)[-1] if differences else None
-    spent = used[-1] + 1 if used else 0
-    saved = most - spent if count is not None else 0
-    summary = summarise(differences) if differences else None
-    return Decision(
-        table=claim.table,
-        column=unit,
-        compared=claim.compared,
-        margin=claim.margin,
-        verdict=_judge_interval(claim, interval),
-        n=len(used),
-        spent=spent,
-        mean=summary.mean if summary else None,
-        std=summary.std if summary else None,
-        interval=interval,
-        at_once=count_until(differences, claim.margin, (1 - LEVEL) / comparisons) is not None,
-        saved=saved,
-        saved_runs=saved * len(names),
-        variance_cut=_measure_pairing(differences, [found[seed][1] for seed in used]),
-        failed=tuple(seed for seed in failed if seed < spent or count is None),
-    )
-
-
-def _read_values(records: Mapping[CellName, Record | None], metrics: Mapping[str, str]) -> dict[CellName, float] | None:
-    """The accuracy of each cell; None where one has no record."""
-    values = {}
-    for name, record in records.items():
-        if record is None:
-            return None
-        values[name] = float(record["final"][metrics[name[1]]])
-    return values
+    decisions = []
+    for unit, columns in cells.list_units(claim).items():
+        names = claim.list_cells(columns)
+        found: dict[int, tuple[float, tuple[float, ...]]] = {}
+        failed: list[int] = []
+        for seed in range(seeds):
+            known = {name: record for name in names if (record := find(cells.runs[name][seed])) is not None}
+            if any(record["status"] == "failed" for record in known.values()):
+                failed.append(seed)
+            elif len(known) == len(names):
+                values = {name: float(record["final"][cells.metrics[name[1]]]) for name, record in known.items()}
+                found[seed] = claim.compute(values, columns)
+        differences = [difference for difference, _ in found.values()]
+        count = count_until(differences, claim.margin)
+        used = list(found)[:count]
+        differences = differences[:count]
+        interval = make_intervals(differences)[-1] if differences else None
+        spent = used[-1] + 1 if used else 0
+        saved = most - spent if count is not None else 0
+        summary = summarise(differences) if differences else None
+        decisions.append(
+            Decision(
+                table=claim.table,
+                column=unit,
+                compared=claim.compared,
+                margin=claim.margin,
+                verdict=_judge_interval(claim, interval),
+                n=len(used),
+                spent=spent,
+                mean=summary.mean if summary else None,
+                std=summary.std if summary else None,
+                interval=interval,
+                at_once=count_until(differences, claim.margin, (1 - LEVEL) / comparisons) is not None,
+                saved=saved,
+                saved_runs=saved * len(names),
+                variance_cut=_measure_pairing(differences, [found[seed][1] for seed in used]),
+                failed=tuple(seed for seed in failed if seed < spent or count is None),
+            )
+        )
+    return decisions
 
 
 def _judge_interval(claim: Claim, interval: Interval | None) -> Verdict:

@@ -154,15 +154,9 @@ def list_notes(decisions: Sequence[Decision], gaps: Sequence[str]) -> tuple[str,
     ]
     for each in decisions:
         if each.failed:
-            notes.append(f"{each.column}: {_name_seeds(each.failed)} failed and {_verb(each.failed)} left out.")
+            named, verb = ("seed", "is") if len(each.failed) == 1 else ("seeds", "are")
+            numbers = ", ".join(map(str, each.failed))
+            notes.append(f"{each.column}: {named} {numbers} failed and {verb} left out.")
         if each.std == 0:
             notes.append(f"{each.column}: the same at all seeds, which does not tell how it varies, so no interval.")
     return (*notes, *gaps)
-
-
-def _name_seeds(seeds: Sequence[int]) -> str:
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-
-
-def _verb(seeds: Sequence[int]) -> str:
-    return "is" if len(seeds) == 1 else "are"
