@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,6 @@ class StagedNetwork(Network):
 
     def __init__(self, widths: Sequence[int], strides: Sequence[int] = (1, 2, 2), num_classes: int = 10) -> None:
         super().__init__()
-        self.num_classes = num_classes
         self.names = [f"stage{number}" for number in range(1, len(widths))]
         self.stem = Block(3, widths[0], 1)
         for name, inputs, outputs, stride in zip(self.names, widths[:-1], widths[1:], strides, strict=True):
@@ -63,9 +62,6 @@ class StagedNetwork(Network):
             averaged=maps,
             classifier=self.fc,
         )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        raise NotImplementedError("its weights are stored")
 
 
 def optimiser_of(case: Case, *modules: nn.Module) -> torch.optim.SGD:

@@ -142,7 +142,6 @@ class TinyNetwork(Network):
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_classes = self.SHAPE.num_classes
         self.stem = nn.Conv2d(3, 2, 3, padding=1)
         self.norm = nn.BatchNorm2d(2)
         self.first = nn.Conv2d(2, 3, 3, padding=1)
@@ -157,9 +156,6 @@ class TinyNetwork(Network):
         third = self.third(second).tanh()
         pooled = third.mean((2, 3))
         return Outputs(self.classifier(pooled), pooled, stem, (first, second, third))
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator)
 
 
 def tiny_network(name: str = "student") -> TinyNetwork:

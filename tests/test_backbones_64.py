@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.backbones import build_branches, build_network, shape_of
+from benchmark.backbones import build_branches, build_network
+from benchmark.backbones.shapes import network_shape
 from benchmark.core.rng import generator
 from benchmark.core.spec import LRSchedule, Protocol, Scale
 from benchmark.planning.request import RunFactory
@@ -38,7 +39,7 @@ def test_the_network_of_32_runs_forward_and_backward_at_64(name: str) -> None:
     outputs = network(torch.randn(BATCH, 3, SIZE, SIZE, generator=generator("images")))
     assert outputs.logits.shape == (BATCH, CLASSES)
     # Other sizes of map, and nothing else: no weight has a shape that depends on them.
-    smaller = shape_of(name, network, 32)
+    smaller = network_shape(name, CLASSES, 32)
     assert outputs.pooled.shape == (BATCH, smaller.pooled)
     assert [maps.shape[1] for maps in outputs.branch_maps] == [channels for channels, _, _ in smaller.branch_maps]
     assert outputs.stages[0].shape[2] > smaller.stages[0][1]
@@ -57,7 +58,7 @@ def test_the_network_of_32_runs_forward_and_backward_at_64(name: str) -> None:
 @pytest.mark.parametrize("method", [*FEW_SHOT, *WITH_CONNECTORS])
 def test_a_method_takes_a_step_on_the_few_shot_pair(method: str, tmp_path: Path) -> None:
     images = replace(random_images(2 * CLASSES, SIZE, CLASSES), padding=8)
-    request = RunFactory(images.name, images.fingerprint, SHORT, Scale(name="test", factor=1), CPU, "fp32")
+    request = RunFactory(images.name, images.fingerprint, SHORT, Scale(name="test", factor=1), CPU, precision="fp32")
     run = request.run(method, "ResNet20", "ResNet56", 0)
     teacher = dummy_teacher([run], images.num_classes, SIZE, CPU)
     assert (teacher is not None) == method_class(method).needs_teacher

@@ -13,10 +13,10 @@ from benchmark.backbones import (
     check_network,
     is_network,
     public_name,
-    shape_of,
     uses_grouped_convolutions,
 )
 from benchmark.backbones.family import blocks_per_stage
+from benchmark.backbones.shapes import network_shape
 from benchmark.core.errors import UserError
 
 
@@ -92,4 +92,4 @@ def test_a_name_from_a_pattern_builds_what_it_says(name: str, convolutions: int,
     with torch.device("meta"):
         network = build_network(name, 10)
     assert sum(isinstance(part, nn.Conv2d) for part in network.modules()) == convolutions
-    assert tuple(channels for channels, *_ in shape_of(name, network, 16).stages) == stages
+    assert tuple(channels for channels, *_ in network_shape(name, 10, 16).stages) == stages

@@ -257,14 +257,10 @@ class Classified(Network):
 
     def __init__(self, nested: bool) -> None:
         super().__init__()
-        self.num_classes = 3
         layer = nn.Linear(2, 3)
         self.classifier = nn.Sequential(layer) if nested else layer
 
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
-        raise NotImplementedError
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
         raise NotImplementedError
 
 

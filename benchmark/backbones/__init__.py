@@ -19,7 +19,7 @@ from benchmark.backbones import (
 )
 from benchmark.backbones.auxiliary import AuxiliaryBranches, BranchOutputs
 from benchmark.backbones.family import Architecture, with_sizes
-from benchmark.backbones.network import Network, Outputs, Shape, shape_of
+from benchmark.backbones.network import Network, Outputs, Shape
 from benchmark.core.errors import UserError, nearest, unknown_name
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "network_patterns",
     "public_branches_name",
     "public_name",
-    "shape_of",
     "uses_grouped_convolutions",
 ]
 

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from benchmark.backbones.initialisation import ConvolutionRule, LinearRule, fill_parameters
 
 
-def repeat_stages(stage: Callable[[int, int, int], nn.Module], widths: Sequence[int]) -> list[list[nn.Module]]:
-    """Build, for each stage map, the stages that its branch repeats.
+def repeat_stages(stage: Callable[[int, int, int], nn.Module], widths: Sequence[int]) -> list[nn.Sequential]:
+    """Build, for each stage map, the stages that its branch repeats, in a row.
 
     stage: builds the stage of an index from its input's channels and its stride; widths: channels of the stage maps.
     """
     last = len(widths) - 1
     branches = [
-        [stage(index, widths[index - 1], 2) for index in range(start, len(widths))] for start in range(1, len(widths))
+        nn.Sequential(*(stage(index, widths[index - 1], 2) for index in range(start, len(widths))))
+        for start in range(1, len(widths))
     ]
-    return [*branches, [stage(last, widths[last], 1)]]
+    return [*branches, nn.Sequential(stage(last, widths[last], 1))]
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,14 @@ and of torchvision's `resnet` for ImageNet. The stride of a bottleneck is on its
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import Architecture
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.resnet import BasicBlock, ResidualBlock, Stage, run_stages
 
@@ -90,11 +87,11 @@ class FourStageResNet(Network):
     """
 
     after_stages = ("linear",)
+    convolution_rule = "he_fan_out"
 
     def __init__(self, plan: Plan, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
         plan = plan.divided(divisor)
-        self.num_classes = num_classes
         self.conv1 = self._first_convolution(plan.base_width)
         self.bn1 = nn.BatchNorm2d(plan.base_width)
         first, second, third, fourth = plan.stage_widths
@@ -107,20 +104,7 @@ class FourStageResNet(Network):
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = self._stem(images)
         stages, before = run_stages((self.layer1, self.layer2, self.layer3, self.layer4), stem)
-        pooled = stages[-1].mean((2, 3))
-        classifier = self.get_submodule(self.after_stages[-1])
-        return Outputs(
-            classifier(pooled),
-            pooled,
-            stem,
-            stages,
-            before if preactivations else None,
-            averaged=stages[-1],
-            classifier=classifier,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator, convolution="he_fan_out")
+        return self.make_outputs(stem, stages, stages[-1], before if preactivations else None)
 
     @staticmethod
     def _first_convolution(width: int) -> nn.Conv2d:
@@ -155,8 +139,7 @@ def four_stage_branches(plan: Plan, num_outputs: int, divisor: int = 1) -> Auxil
     """
     plan = plan.divided(divisor)
     widths = plan.stage_widths
-    extractors = [nn.Sequential(*stages) for stages in repeat_stages(plan.stage, widths)]
-    return AuxiliaryBranches(extractors, widths[-1], num_outputs, "he_fan_out")
+    return AuxiliaryBranches(repeat_stages(plan.stage, widths), widths[-1], num_outputs, "he_fan_out")
 
 
 def _small(depth: int, public_branches: str | None = None) -> Architecture:

@@ -7,16 +7,14 @@ activation is ReLU, the first group has an expanding convolution too, and the he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.family import Architecture
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
 
@@ -71,53 +69,71 @@ def groups_of_branches(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
     return [*repeated, (first._replace(stride=1), *rest)]
 
 
-def inverted_bottleneck(
-    in_channels: int,
-    out_channels: int,
-    expansion: int,
-    stride: int,
-    activation: Callable[[], nn.Module],
-    bias: bool = False,
-) -> nn.Sequential:
-    """1x1 convolution to `expansion` times the channels, depthwise 3x3, 1x1, each with a norm; the last one linear."""
-    inner = expansion * in_channels
-    return nn.Sequential(
-        nn.Conv2d(in_channels, inner, 1, bias=bias),
-        nn.BatchNorm2d(inner),
-        activation(),
-        nn.Conv2d(inner, inner, 3, stride, padding=1, groups=inner, bias=bias),
-        nn.BatchNorm2d(inner),
-        activation(),
-        nn.Conv2d(inner, out_channels, 1, bias=bias),
-        nn.BatchNorm2d(out_channels),
-    )
-
-
 def _relu() -> nn.Module:
     return nn.ReLU(inplace=True)
 
 
 class Unit(nn.Module):
-    """An inverted bottleneck, added to the input where that has the same size and width; no activation at its end."""
+    """An inverted bottleneck, added to the input where that has the same size and width; no activation at its end.
 
-    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
+    The bottleneck is a 1x1 convolution to `expansion` times the channels, a depthwise 3x3 and a 1x1, each with a norm.
+    name: of the bottleneck's sub-module, which the public networks call differently.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        expansion: int,
+        stride: int,
+        name: str = "conv",
+        activation: Callable[[], nn.Module] = _relu,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
+        inner = expansion * in_channels
         self.skips = stride == 1 and in_channels == out_channels
-        self.conv = inverted_bottleneck(in_channels, out_channels, expansion, stride, _relu)
+        self.name = name
+        bottleneck = nn.Sequential(
+            nn.Conv2d(in_channels, inner, 1, bias=bias),
+            nn.BatchNorm2d(inner),
+            activation(),
+            nn.Conv2d(inner, inner, 3, stride, padding=1, groups=inner, bias=bias),
+            nn.BatchNorm2d(inner),
+            activation(),
+            nn.Conv2d(inner, out_channels, 1, bias=bias),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.add_module(name, bottleneck)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return maps + self.conv(maps) if self.skips else self.conv(maps)
+        residual = self.get_submodule(self.name)(maps)
+        return maps + residual if self.skips else residual
 
 
-def _group(in_channels: int, group: Group) -> nn.Sequential:
-    first = Unit(in_channels, group.channels, group.expansion, group.stride)
-    rest = (Unit(group.channels, group.channels, group.expansion, 1) for _ in range(group.units - 1))
-    return nn.Sequential(first, *rest)
+def build_groups(unit: Callable[..., Unit], in_channels: int, groups: Sequence[Group]) -> list[list[Unit]]:
+    """Build the units of each group; the first group reads `in_channels`. unit: takes the first arguments of `Unit`."""
+    built = []
+    for group in groups:
+        first = unit(in_channels, group.channels, group.expansion, group.stride)
+        rest = (unit(group.channels, group.channels, group.expansion, 1) for _ in range(group.units - 1))
+        built.append([first, *rest])
+        in_channels = group.channels
+    return built
+
+
+def run_groups(groups: Iterable[nn.Module], stem: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Compute the map of the last group, and the stage maps."""
+    maps, stages = stem, []
+    for number, group in enumerate(groups, start=1):
+        maps = group(maps)
+        if number in STAGE_ENDS:
+            stages.append(maps)
+    return maps, tuple(stages)
 
 
 def _groups(in_channels: int, groups: Sequence[Group]) -> nn.Sequential:
-    widths = (in_channels, *(group.channels for group in groups))
-    return nn.Sequential(*(_group(width, group) for width, group in zip(widths, groups, strict=False)))
+    return nn.Sequential(*(nn.Sequential(*units) for units in build_groups(Unit, in_channels, groups)))
 
 
 def _head(widths: Widths) -> tuple[nn.Module, nn.Module]:
@@ -133,11 +149,12 @@ class MobileNetV2(Network):
     """
 
     after_stages = ("conv2", "classifier")
+    convolution_rule = "he_fan_out"
+    linear_rule = "normal"
 
     def __init__(self, stem_stride: int, num_classes: int, divisor: int = 1, units: int | None = None) -> None:
         super().__init__()
         widths = WIDTHS.divided(divisor, units)
-        self.num_classes = num_classes
         self.conv1 = nn.Sequential(
             nn.Conv2d(3, widths.stem, 3, stem_stride, padding=1, bias=False), nn.BatchNorm2d(widths.stem), _relu()
         )
@@ -149,26 +166,8 @@ class MobileNetV2(Network):
 
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = self.conv1(images)
-        maps, stages = stem, []
-        for number, group in enumerate(self.blocks, start=1):
-            maps = group(maps)
-            if number in STAGE_ENDS:
-                stages.append(maps)
-        averaged = self.conv2(maps)
-        pooled = averaged.mean((2, 3))
-        linear_maps = tuple(stages)
-        return Outputs(
-            self.classifier(pooled),
-            pooled,
-            stem,
-            linear_maps,
-            linear_maps if preactivations else None,
-            averaged=averaged,
-            classifier=self.classifier,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator, convolution="he_fan_out", linear="normal")
+        maps, stages = run_groups(self.blocks, stem)
+        return self.make_outputs(stem, stages, self.conv2(maps), stages if preactivations else None)
 
 
 def mobilenet_v2_branches(num_outputs: int, divisor: int = 1, units: int | None = None) -> AuxiliaryBranches:

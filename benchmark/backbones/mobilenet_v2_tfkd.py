@@ -6,15 +6,22 @@ convolution, a 1x1 stem whose padding adds a border of one pixel, and a 1x1 conv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.family import Architecture
-from benchmark.backbones.initialisation import fill_parameters
-from benchmark.backbones.mobilenet_v2 import STAGE_ENDS, Group, Widths, groups_of_branches, inverted_bottleneck
+from benchmark.backbones.mobilenet_v2 import (
+    STAGE_ENDS,
+    Group,
+    Unit,
+    Widths,
+    build_groups,
+    groups_of_branches,
+    run_groups,
+)
 from benchmark.backbones.network import Network, Outputs
 
 WIDTHS = Widths(
@@ -36,29 +43,10 @@ def _relu6() -> nn.Module:
     return nn.ReLU6(inplace=True)
 
 
-class Unit(nn.Module):
-    """An inverted bottleneck, added to the input where that has the same size and width; no activation at its end."""
-
-    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
-        super().__init__()
-        self.skips = stride == 1 and in_channels == out_channels
-        self.residual = inverted_bottleneck(in_channels, out_channels, expansion, stride, _relu6, bias=True)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps + self.residual(maps) if self.skips else self.residual(maps)
-
-
-def _group(in_channels: int, group: Group) -> nn.Module:
-    first = Unit(in_channels, group.channels, group.expansion, group.stride)
-    if group.units == 1:
-        return first
-    rest = (Unit(group.channels, group.channels, group.expansion, 1) for _ in range(group.units - 1))
-    return nn.Sequential(first, *rest)
-
-
 def _groups(in_channels: int, groups: Sequence[Group]) -> list[nn.Module]:
-    widths = (in_channels, *(group.channels for group in groups))
-    return [_group(width, group) for width, group in zip(widths, groups, strict=False)]
+    """Build the groups; one of a single unit is the unit itself."""
+    unit = partial(Unit, name="residual", activation=_relu6, bias=True)
+    return [units[0] if len(units) == 1 else nn.Sequential(*units) for units in build_groups(unit, in_channels, groups)]
 
 
 def _head(in_channels: int, head_width: int) -> list[nn.Module]:
@@ -86,7 +74,6 @@ class MobileNetV2TfKD(Network):
 
     def __init__(self, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
-        self.num_classes = num_classes
         stem_width, groups, head_width = WIDTHS.divided(divisor)
         self.pre = nn.Sequential(nn.Conv2d(3, stem_width, 1, padding=1), nn.BatchNorm2d(stem_width), _relu6())
         for number, group in enumerate(_groups(stem_width, groups), start=1):
@@ -96,26 +83,9 @@ class MobileNetV2TfKD(Network):
 
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = self.pre(images)
-        maps, stages = stem, []
-        for number in range(1, len(WIDTHS.groups) + 1):
-            maps = self.get_submodule(f"stage{number}")(maps)
-            if number in STAGE_ENDS:
-                stages.append(maps)
-        averaged = self.conv1(maps)
-        pooled = averaged.mean((2, 3))
-        linear_maps = tuple(stages)
-        return Outputs(
-            self.conv2(pooled),
-            pooled,
-            stem,
-            linear_maps,
-            linear_maps if preactivations else None,
-            averaged=averaged,
-            classifier=self.conv2,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator)
+        groups = (self.get_submodule(f"stage{number}") for number in range(1, len(WIDTHS.groups) + 1))
+        maps, stages = run_groups(groups, stem)
+        return self.make_outputs(stem, stages, self.conv1(maps), stages if preactivations else None)
 
 
 def mobilenet_v2_tfkd_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from benchmark.backbones.tracing import ForwardTracer
+from benchmark.backbones.initialisation import ConvolutionRule, LinearRule, fill_parameters
 
 
 @dataclass(frozen=True)
@@ -41,30 +41,15 @@ class Outputs:
         """The maps that auxiliary branches read, first to last."""
         return self.stages if self.tapped is None else self.tapped
 
-    def detach(self) -> Outputs:
-        """The same values without a graph."""
-
-        def cut(maps: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-            return None if maps is None else tuple(map_.detach() for map_ in maps)
-
-        return replace(
-            self,
-            logits=self.logits.detach(),
-            pooled=self.pooled.detach(),
-            stem=self.stem.detach(),
-            stages=tuple(stage.detach() for stage in self.stages),
-            preactivations=cut(self.preactivations),
-            tapped=cut(self.tapped),
-            averaged=None if self.averaged is None else self.averaged.detach(),
-        )
-
 
 class Network(nn.Module, ABC):
     """A backbone. Keys and order of its state dict are those of the public implementations."""
 
-    num_classes: int
     after_stages: ClassVar[tuple[str, ...]]
-    """Names of the direct sub-modules behind the last stage map, a norm of its own up to the classifier."""
+    """Names of the direct sub-modules behind the last stage map; the last of them is the classifier."""
+    convolution_rule: ClassVar[ConvolutionRule] = "default"
+    linear_rule: ClassVar[LinearRule] = "default"
+    """How `initialise` fills convolutions and linear layers (see `fill_parameters`)."""
 
     @property
     def classifier_module(self) -> nn.Module:
@@ -75,9 +60,23 @@ class Network(nn.Module, ABC):
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         """Images [batch, 3, height, width] to `Outputs`."""
 
-    @abstractmethod
+    def make_outputs(
+        self,
+        stem: Tensor,
+        stages: Sequence[Tensor],
+        averaged: Tensor,
+        preactivations: Sequence[Tensor] | None = None,
+        tapped: tuple[Tensor, ...] | None = None,
+    ) -> Outputs:
+        """Average the map `averaged` over its places, classify the mean, and collect what a forward gives."""
+        pooled = averaged.mean((2, 3))
+        classifier = self.classifier_module
+        before = None if preactivations is None else tuple(preactivations)
+        return Outputs(classifier(pooled), pooled, stem, tuple(stages), before, tapped, averaged, classifier)
+
     def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        """Fill every parameter by the rule of this family, each from the stream of its own name."""
+        """Fill every parameter by the rules of this family, each from the stream of its own name."""
+        fill_parameters(self, generator, self.convolution_rule, self.linear_rule)
 
 
 def without_classifier(network: Network) -> Network:
@@ -109,28 +108,6 @@ class Shape:
     def branch_maps(self) -> tuple[tuple[int, int, int], ...]:
         """Sizes of the maps that auxiliary branches read."""
         return self.stages if self.tapped is None else self.tapped
-
-
-def shape_of(name: str, network: Network, image_size: int, tracer: ForwardTracer | None = None) -> Shape:
-    """Find the shape of `network` for square images, without arithmetic.
-
-    tracer: counts what a forward costs, and makes the network useless; without one, the network stays as it is.
-    """
-    if tracer is None:
-        tracer, network = ForwardTracer(), copy.deepcopy(network)
-    outputs: Outputs = tracer.trace(network, torch.zeros(1, 3, image_size, image_size, device="cpu"))
-
-    def sizes(map_: Tensor) -> tuple[int, int, int]:
-        return (map_.shape[1], map_.shape[2], map_.shape[3])
-
-    return Shape(
-        name=name,
-        num_classes=network.num_classes,
-        stem=sizes(outputs.stem),
-        stages=tuple(sizes(stage) for stage in outputs.stages),
-        pooled=outputs.pooled.shape[1],
-        tapped=None if outputs.tapped is None else tuple(sizes(map_) for map_ in outputs.tapped),
-    )
 
 
 @contextlib.contextmanager

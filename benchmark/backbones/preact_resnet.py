@@ -7,15 +7,11 @@ identities, and neither norm nor ReLU follows the last block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import Architecture
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
 WIDTH = 64
@@ -65,7 +61,6 @@ class PreActResNet(Network):
         super().__init__()
         width = WIDTH // divisor
         widths = stage_widths(width)
-        self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = stage(width, widths[0], stride=1)
@@ -80,20 +75,8 @@ class PreActResNet(Network):
         second = self.layer2(first)
         third = self.layer3(second)
         fourth = self.layer4(third)
-        pooled = fourth.mean((2, 3))
         sums = (first, second, third, fourth)
-        return Outputs(
-            self.linear(pooled),
-            pooled,
-            stem,
-            sums,
-            sums if preactivations else None,
-            averaged=fourth,
-            classifier=self.linear,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator)
+        return self.make_outputs(stem, sums, fourth, sums if preactivations else None)
 
 
 def preact_resnet18_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
@@ -102,8 +85,7 @@ def preact_resnet18_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBra
     The public code has none; these follow HSAKD's rule (see `auxiliary`).
     """
     widths = stage_widths(WIDTH // divisor)
-    repeated = repeat_stages(lambda index, width, stride: stage(width, widths[index], stride), widths)
-    extractors = [nn.Sequential(*stages) for stages in repeated]
+    extractors = repeat_stages(lambda index, width, stride: stage(width, widths[index], stride), widths)
     return AuxiliaryBranches(extractors, widths[-1], num_outputs)
 
 

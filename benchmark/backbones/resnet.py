@@ -7,17 +7,14 @@ the skip by a 1x1 convolution and a norm wherever the stride or the width change
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import DIVISOR, NUMBER, Architecture, Family, blocks_per_stage, divide_channels
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
 NARROW = (16, 16, 32, 64)
@@ -110,11 +107,11 @@ class ResNet(Network):
     """
 
     after_stages = ("fc",)
+    convolution_rule = "he_fan_out"
 
     def __init__(self, depth: int, widths: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
-        self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.layer1 = stage(widths[0], widths[1], blocks, stride=1)
@@ -125,19 +122,7 @@ class ResNet(Network):
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(images)), inplace=True)
         stages, before = run_stages((self.layer1, self.layer2, self.layer3), stem)
-        pooled = stages[-1].mean((2, 3))
-        return Outputs(
-            self.fc(pooled),
-            pooled,
-            stem,
-            stages,
-            before if preactivations else None,
-            averaged=stages[-1],
-            classifier=self.fc,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator, convolution="he_fan_out")
+        return self.make_outputs(stem, stages, stages[-1], before if preactivations else None)
 
 
 def run_stages(stages: tuple[Stage, ...], maps: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -159,8 +144,7 @@ def resnet_branches(depth: int, widths: tuple[int, ...], num_outputs: int) -> Au
     """
     blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
     outputs = widths[1:]
-    repeated = repeat_stages(lambda index, width, stride: stage(width, outputs[index], blocks, stride), outputs)
-    extractors = [nn.Sequential(*stages) for stages in repeated]
+    extractors = repeat_stages(lambda index, width, stride: stage(width, outputs[index], blocks, stride), outputs)
     return AuxiliaryBranches(extractors, outputs[-1], num_outputs, "he_fan_out", "zero_bias")
 
 

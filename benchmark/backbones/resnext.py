@@ -7,15 +7,12 @@ first stage's 3x3 convolutions.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import Architecture, divide_channels
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.resnet import ActivatedBlock, Stage, run_stages
 
@@ -70,11 +67,12 @@ class ResNeXt(Network):
     """
 
     after_stages = ("classifier",)
+    convolution_rule = "he_fan_out"
+    linear_rule = "he_fan_in"
 
     def __init__(self, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
         stem, first, second, third = divide_channels((STEM_WIDTH, *STAGE_WIDTHS), divisor)
-        self.num_classes = num_classes
         self.conv_1_3x3 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn_1 = nn.BatchNorm2d(stem)
         self.stage_1 = stage(1, stem, first, stride=1)
@@ -85,19 +83,7 @@ class ResNeXt(Network):
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = F.relu(self.bn_1(self.conv_1_3x3(images)), inplace=True)
         stages, before = run_stages((self.stage_1, self.stage_2, self.stage_3), stem)
-        pooled = stages[-1].mean((2, 3))
-        return Outputs(
-            self.classifier(pooled),
-            pooled,
-            stem,
-            stages,
-            before if preactivations else None,
-            averaged=stages[-1],
-            classifier=self.classifier,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator, convolution="he_fan_out", linear="he_fan_in")
+        return self.make_outputs(stem, stages, stages[-1], before if preactivations else None)
 
 
 def resnext29_8x64d_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
@@ -106,8 +92,7 @@ def resnext29_8x64d_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBra
     The public code has none; these follow HSAKD's rule (see `auxiliary`).
     """
     widths = divide_channels(STAGE_WIDTHS, divisor)
-    repeated = repeat_stages(lambda index, width, stride: stage(index + 1, width, widths[index], stride), widths)
-    extractors = [nn.Sequential(*stages) for stages in repeated]
+    extractors = repeat_stages(lambda index, width, stride: stage(index + 1, width, widths[index], stride), widths)
     return AuxiliaryBranches(extractors, widths[-1], num_outputs, "he_fan_out", "he_fan_in")
 
 

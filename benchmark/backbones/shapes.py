@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from benchmark.backbones import build_branches, build_network
-from benchmark.backbones.network import Shape, shape_of
+from benchmark.backbones.network import Outputs, Shape
 from benchmark.backbones.tracing import ForwardTracer
 
 CLASSES = 100
@@ -29,7 +30,19 @@ def trace_network(name: str, image_size: int) -> tuple[Shape, ForwardCost]:
     tracer = ForwardTracer()
     with torch.device("meta"):
         network = build_network(name, CLASSES)
-    shape = shape_of(name, network, image_size, tracer)
+    outputs: Outputs = tracer.trace(network, torch.zeros(1, 3, image_size, image_size, device="cpu"))
+
+    def sizes(map_: Tensor) -> tuple[int, int, int]:
+        return (map_.shape[1], map_.shape[2], map_.shape[3])
+
+    shape = Shape(
+        name=name,
+        num_classes=CLASSES,
+        stem=sizes(outputs.stem),
+        stages=tuple(sizes(stage) for stage in outputs.stages),
+        pooled=outputs.pooled.shape[1],
+        tapped=None if outputs.tapped is None else tuple(sizes(map_) for map_ in outputs.tapped),
+    )
     return shape, ForwardCost(tracer.multiply_adds, tracer.convolutions)
 
 

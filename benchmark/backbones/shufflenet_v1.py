@@ -6,15 +6,12 @@ and, unlike the paper, a ReLU after each depthwise convolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import Architecture, divide_channels
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.resnet import ActivatedBlock, Stage, run_stages
 
@@ -82,7 +79,6 @@ class ShuffleNetV1(Network):
         super().__init__()
         first, second, third = divide_channels(STAGE_WIDTHS, divisor)
         first_units, second_units, third_units = 3 * (units,) if units else STAGE_UNITS
-        self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, STEM_WIDTH, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
         # The stem is too narrow to be worth dividing: the paper's first 1x1 convolution is not grouped either.
@@ -94,34 +90,15 @@ class ShuffleNetV1(Network):
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
         stem = F.relu(self.bn1(self.conv1(images)), inplace=True)
         stages, before = run_stages((self.layer1, self.layer2, self.layer3), stem)
-        pooled = stages[-1].mean((2, 3))
-        return Outputs(
-            self.linear(pooled),
-            pooled,
-            stem,
-            stages,
-            before if preactivations else None,
-            averaged=stages[-1],
-            classifier=self.linear,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator)
+        return self.make_outputs(stem, stages, stages[-1], before if preactivations else None)
 
 
 def shufflenet_v1_branches(num_outputs: int, divisor: int = 1, units: int | None = None) -> AuxiliaryBranches:
-    """The branches of ShuffleNet v1, initialised as HSAKD does: unlike the backbone, by He's rule and zero biases."""
-    first, second, third = divide_channels(STAGE_WIDTHS, divisor)
-    _, second_units, third_units = 3 * (units,) if units else STAGE_UNITS
-    extractors = (
-        nn.Sequential(
-            stage(first, second, second_units, stride=2),
-            stage(second, third, third_units, stride=2),
-        ),
-        nn.Sequential(stage(second, third, third_units, stride=2)),
-        nn.Sequential(stage(third, third, third_units, stride=1)),
-    )
-    return AuxiliaryBranches(extractors, third, num_outputs, "he_fan_out", "zero_bias")
+    """Build the branches of ShuffleNet v1, initialised as in HSAKD: unlike the backbone by He's rule, biases zero."""
+    widths = divide_channels(STAGE_WIDTHS, divisor)
+    rows = 3 * (units,) if units else STAGE_UNITS
+    extractors = repeat_stages(lambda index, width, stride: stage(width, widths[index], rows[index], stride), widths)
+    return AuxiliaryBranches(extractors, widths[-1], num_outputs, "he_fan_out", "zero_bias")
 
 
 NETWORKS = {

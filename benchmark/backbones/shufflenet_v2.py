@@ -5,16 +5,14 @@ Names and order of the parameters are those of RepDistiller's `ShuffleV2` at wid
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.backbones.auxiliary import AuxiliaryBranches
+from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import Architecture
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.shufflenet_v1 import shuffle_channels
 
@@ -123,7 +121,6 @@ class ShuffleNetV2(Network):
         super().__init__()
         first, second, third, head = WIDTHS[divisor]
         first_units, second_units, third_units = 3 * (units,) if units else STAGE_UNITS
-        self.num_classes = num_classes
         self.conv1 = _pointwise(3, STEM_WIDTH)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
         self.layer1 = stage(STEM_WIDTH, first, first_units, stride=2)
@@ -143,37 +140,17 @@ class ShuffleNetV2(Network):
             if preactivations:
                 before.append(torch.cat([passed, transformed], dim=1))
         averaged = F.relu(self.bn2(self.conv2(maps)), inplace=True)
-        pooled = averaged.mean((2, 3))
-        return Outputs(
-            self.linear(pooled),
-            pooled,
-            stem,
-            tuple(stages),
-            tuple(before) if preactivations else None,
-            averaged=averaged,
-            classifier=self.linear,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator)
+        return self.make_outputs(stem, stages, averaged, before if preactivations else None)
 
 
 def shufflenet_v2_branches(num_outputs: int, divisor: int = 1, units: int | None = None) -> AuxiliaryBranches:
-    """The branches of ShuffleNet v2, each with a last 1x1 convolution of its own."""
-    first, second, third, head = WIDTHS[divisor]
-    _, second_units, third_units = 3 * (units,) if units else STAGE_UNITS
-
-    def extractor(*stages: nn.Module) -> nn.Sequential:
-        return nn.Sequential(*stages, nn.Conv2d(third, head, 1, bias=False), nn.BatchNorm2d(head), nn.ReLU())
-
-    extractors = (
-        extractor(
-            stage(first, second, second_units, stride=2),
-            stage(second, third, third_units, stride=2),
-        ),
-        extractor(stage(second, third, third_units, stride=2)),
-        extractor(stage(third, third, third_units, stride=1)),
-    )
+    """Build the branches of ShuffleNet v2, each with a last 1x1 convolution of its own."""
+    *widths, head = WIDTHS[divisor]
+    rows = 3 * (units,) if units else STAGE_UNITS
+    repeated = repeat_stages(lambda index, width, stride: stage(width, widths[index], rows[index], stride), widths)
+    extractors = [
+        nn.Sequential(*stages, _pointwise(widths[-1], head), nn.BatchNorm2d(head), nn.ReLU()) for stages in repeated
+    ]
     return AuxiliaryBranches(extractors, head, num_outputs)
 
 

@@ -6,14 +6,11 @@ a bias in every convolution, and a down unit that widens only in its last convol
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import Architecture
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.resnet import ActivatedBlock, Stage, run_stages
 from benchmark.backbones.shufflenet_v1 import shuffle_channels
@@ -91,7 +88,6 @@ class ShuffleNetV2TfKD(Network):
     def __init__(self, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
         first, second, third, head = WIDTHS[divisor]
-        self.num_classes = num_classes
         self.pre = nn.Sequential(nn.Conv2d(3, STEM_WIDTH, 3, padding=1), nn.BatchNorm2d(STEM_WIDTH))
         self.stage2 = stage(STEM_WIDTH, first, STAGE_UNITS[0], stride=2)
         self.stage3 = stage(first, second, STAGE_UNITS[1], stride=2)
@@ -103,19 +99,7 @@ class ShuffleNetV2TfKD(Network):
         stem = self.pre(images)
         stages, before = run_stages((self.stage2, self.stage3, self.stage4), stem)
         averaged = self.conv5(stages[-1])
-        pooled = averaged.mean((2, 3))
-        return Outputs(
-            self.fc(pooled),
-            pooled,
-            stem,
-            stages,
-            before if preactivations else None,
-            averaged=averaged,
-            classifier=self.fc,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator)
+        return self.make_outputs(stem, stages, averaged, before if preactivations else None)
 
 
 def shufflenet_v2_tfkd_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:

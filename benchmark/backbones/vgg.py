@@ -6,17 +6,14 @@ follows it, and a single linear layer replaces the paper's three.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches
 from benchmark.backbones.family import Architecture, divide_channels
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -59,10 +56,11 @@ class VGG(Network):
     """
 
     after_stages = ("classifier",)
+    convolution_rule = "he_fan_out"
+    linear_rule = "normal"
 
     def __init__(self, depth: int, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
-        self.num_classes = num_classes
         widths = divide_channels(WIDTHS, divisor)
         for index, (channels, number) in enumerate(zip(pairwise((3, *widths)), CONVOLUTIONS[depth], strict=True)):
             self.add_module(f"block{index}", group(*channels, number))
@@ -79,20 +77,8 @@ class VGG(Network):
             maps = F.relu(before[-1])
             after.append(maps)
         stem, *stages = after
-        pooled = maps.mean((2, 3))
-        return Outputs(
-            self.classifier(pooled),
-            pooled,
-            stem,
-            tuple(stages),
-            tuple(before[1:]) if preactivations else None,
-            tapped=(stem, stages[0], stages[1], stages[3]),
-            averaged=maps,
-            classifier=self.classifier,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator, convolution="he_fan_out", linear="normal")
+        tapped = (stem, stages[0], stages[1], stages[3])
+        return self.make_outputs(stem, stages, maps, before[1:] if preactivations else None, tapped)
 
 
 def vgg_branches(depth: int, num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:

@@ -7,16 +7,13 @@ norm and ReLU that follow them belong to the next stage (or, for the last stage,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
 from benchmark.backbones.family import DIVISOR, NUMBER, Architecture, Family, blocks_per_stage, divide_channels
-from benchmark.backbones.initialisation import fill_parameters
 from benchmark.backbones.network import Network, Outputs
 
 STEM_WIDTH = 16
@@ -90,13 +87,14 @@ class WideResNet(Network):
     """
 
     after_stages = ("bn1", "fc")
+    convolution_rule = "he_fan_out"
+    linear_rule = "zero_bias"
 
     def __init__(self, depth: int, widen_factor: int, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
         blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
         widths = stage_widths(widen_factor, divisor)
         stem_width = STEM_WIDTH // divisor
-        self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, stem_width, 3, padding=1, bias=False)
         self.block1 = Stage(stem_width, widths[0], blocks, stride=1)
         self.block2 = Stage(widths[0], widths[1], blocks, stride=2)
@@ -111,7 +109,6 @@ class WideResNet(Network):
         third = self.block3(second)
         normalised = self.bn1(third)
         averaged = F.relu(normalised)
-        pooled = averaged.mean((2, 3))
         before = None
         if preactivations:
             # The stages have already passed these maps through the same norms once. Calling the modules again would
@@ -121,26 +118,14 @@ class WideResNet(Network):
                 _normalise(self.block3.first_norm, second),
                 normalised,
             )
-        return Outputs(
-            self.fc(pooled),
-            pooled,
-            stem,
-            (first, second, third),
-            before,
-            averaged=averaged,
-            classifier=self.fc,
-        )
-
-    def initialise(self, generator: Callable[[str], torch.Generator]) -> None:
-        fill_parameters(self, generator, convolution="he_fan_out", linear="zero_bias")
+        return self.make_outputs(stem, (first, second, third), averaged, before)
 
 
 def wide_resnet_branches(depth: int, widen_factor: int, num_outputs: int, divisor: int = 1) -> AuxiliaryBranches:
     """Build the branches of WRN-depth-widen_factor; maps are raw sums, so each branch has a norm before its ReLU."""
     blocks = blocks_per_stage(depth, LAYERS_OUTSIDE)
     widths = stage_widths(widen_factor, divisor)
-    repeated = repeat_stages(lambda index, width, stride: Stage(width, widths[index], blocks, stride), widths)
-    extractors = [nn.Sequential(*stages) for stages in repeated]
+    extractors = repeat_stages(lambda index, width, stride: Stage(width, widths[index], blocks, stride), widths)
     norms = [nn.BatchNorm2d(widths[-1]) for _ in extractors]
     return AuxiliaryBranches(
         extractors, widths[-1], num_outputs, "he_fan_out", "zero_bias", tail_name="bn", tails=norms
