@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmark.core.text import duration
 from benchmark.execution.executor import JobsByDataset
-from benchmark.planning.jobs import Grouping
+from benchmark.planning.jobs import Grouping, find_needed
 from benchmark.results.store import Store
 from slurm import client
 from slurm.cost import SweepPrice
@@ -32,17 +32,16 @@ def print_arrays(
     """Print the arrays of the jobs that are still to be done, in the order in which they can start."""
     limit = client.ARRAY_LIMIT if client.missing_command() else client.array_limit()
     jobs = pending_jobs([job for _, job in topological_order(plans)], store, retry_failed)
-    makers = {run.digest: place for place, job in enumerate(jobs) for run in job.runs}
     groups: dict[frozenset[int], list[int]] = defaultdict(list)
-    for place, job in enumerate(jobs):
-        groups[frozenset({makers[digest] for digest in job.needs if digest in makers} - {place})].append(place)
+    for place, needed in enumerate(find_needed(jobs)):
+        groups[frozenset(needed)].append(place)
     screen = Table("array", "jobs", "waits for", "trains", "hours", box=None, pad_edge=False)
     numbers: dict[int, int] = {}
-    for needed, places in groups.items():
+    for awaited, places in groups.items():
         for first in range(0, len(places), limit):
             array = [jobs[place] for place in places[first : first + limit]]
             numbers.update(dict.fromkeys(places[first : first + limit], screen.row_count + 1))
-            waits = ", ".join(map(str, sorted({numbers[place] for place in needed})))
+            waits = ", ".join(map(str, sorted({numbers[place] for place in awaited})))
             names = "; ".join(dict.fromkeys(job.title for job in array[:MOST_NAMES]))
             more = f" and {len(array) - MOST_NAMES} more" if len(array) > MOST_NAMES else ""
             hours = sum(job.seconds for job in array) / 3600 * max(1, profile.gpus)

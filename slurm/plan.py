@@ -12,7 +12,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.files import replacing, restore
 from benchmark.io.untrusted import UntrustedInputError, check_strings, escape_control_chars, parse_json_limited, sized
-from benchmark.planning.jobs import Job, critical_path_lengths
+from benchmark.planning.jobs import Job, critical_path_lengths, find_needed
 from benchmark.planning.request import collect_dependencies
 from benchmark.results.owners import this_user
 from benchmark.results.record import Amount
@@ -232,18 +231,18 @@ def _fill(database: sqlite3.Connection, request: SweepRequest) -> None:
         "created": time.time(),
     }
     database.executemany("insert into about values (?, ?)", [(key, json.dumps(about[key])) for key in about])
-    jobs = topological_order(request.plans)
-    makers = {run.digest: number for number, (_, job) in enumerate(jobs) for run in job.runs}
-    priorities = critical_path_lengths([job for _, job in jobs])
-    for number, (source, job) in enumerate(jobs):
+    ordered = topological_order(request.plans)
+    jobs = [job for _, job in ordered]
+    trained = {run.digest for job in jobs for run in job.runs}
+    priorities = critical_path_lengths(jobs)
+    for number, ((source, job), needed) in enumerate(zip(ordered, find_needed(jobs), strict=True)):
         row = (number, job.title, job.name, source, job.seconds, priorities[number])
         database.execute("insert into jobs values (?, ?, ?, ?, ?, ?)", row)
-        needed = {makers[digest] for digest in job.needs if digest in makers} - {number}
         database.executemany("insert into needs values (?, ?)", [(number, other) for other in needed])
         for run in job.runs:
             _write_run(database, run, number)
         for other in collect_dependencies(job.runs):
-            if other.digest not in makers:
+            if other.digest not in trained:
                 _write_run(database, other, None)
     for number, (title, runs) in enumerate(request.targets.items()):
         database.execute("insert into targets values (?, ?)", (number, title))
@@ -271,14 +270,10 @@ def pending_jobs(jobs: Sequence[Job], store: Store, retry_failed: bool = False) 
 def topological_order(plans: Mapping[str, Sequence[Job]]) -> list[tuple[str, Job]]:
     """All jobs with their dataset, each after the jobs that it needs."""
     jobs = [(source, job) for source, jobs in plans.items() for job in jobs]
-    makers = {run.digest: place for place, (_, job) in enumerate(jobs) for run in job.runs}
-    sorter: TopologicalSorter[int] = TopologicalSorter()
-    for place, (_, job) in enumerate(jobs):
-        sorter.add(place, *({makers[digest] for digest in job.needs if digest in makers} - {place}))
-    sorter.prepare()
-    order: list[int] = []
-    while sorter.is_active():
-        ready = sorted(sorter.get_ready())
-        order += ready
-        sorter.done(*ready)
-    return [jobs[place] for place in order]
+    needed = find_needed([job for _, job in jobs])
+
+    @functools.cache
+    def depth(position: int) -> int:
+        return 1 + max(map(depth, needed[position]), default=0)
+
+    return [jobs[position] for position in sorted(range(len(jobs)), key=depth)]

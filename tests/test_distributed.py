@@ -354,7 +354,7 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"equal parts of 2 or more for 16 processes"):
         check_sharing(run.replace(processes=16), "cpu")
     with pytest.raises(UserError, match=r"one after another; use --workers 1$"):
-        run_jobs([Job((run,), frozenset(), 1.0)], settings(tmp_path), 2, JobCallback())
+        run_jobs([Job((run,), 1.0)], settings(tmp_path), 2, JobCallback())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"2 processes need as many CUDA devices, and there is 1; .*--device cpu$"):

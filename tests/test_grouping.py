@@ -1,4 +1,4 @@
-"""Cohorts are split and joined as the plainest way of doing it would, which takes far longer for a large plan."""
+"""Cohorts are split and joined as the plainest way of doing it would."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.core.spec import Run
-from benchmark.planning.cohorts import CohortKey, CohortPlan, balance_cohorts, dependency_depths, merge_teacher_free
+from benchmark.planning.cohorts import CohortKey, dependency_depths, merge_teacher_free
 from benchmark.planning.cost import cohort_seconds, run_seconds
+from benchmark.planning.jobs import Job, balance_jobs
 from benchmark.plugins.registry import method_class
 from tests import engine
 
@@ -49,17 +50,17 @@ def test_the_dearest_cohort_is_halved_until_no_worker_is_idle(runs: list[Run], c
     ends = [0, *sorted(cuts), len(runs)]
     groups = [list(runs[start:end]) for start, end in itertools.pairwise(ends)]
     depths = dict.fromkeys((run.digest for run in runs), 0)
-    cohorts = [CohortPlan(tuple(group), seconds(group)) for group in groups]
-    found = balance_cohorts(cohorts, depths, workers, IMAGE_SIZE, IMAGES)
-    assert [list(cohort.runs) for cohort in found] == split_plainly(groups, workers)
-    assert all(cohort.seconds == seconds(list(cohort.runs)) for cohort in found)
+    jobs = [Job(tuple(group), seconds(group)) for group in groups]
+    found = balance_jobs(jobs, depths, workers, IMAGE_SIZE, IMAGES)
+    assert [list(job.runs) for job in found] == split_plainly(groups, workers)
+    assert all(job.seconds == seconds(list(job.runs)) for job in found)
 
 
 def test_each_depth_is_split_for_all_workers() -> None:
     runs = RUNS[:4]
     depths = {run.digest: place % 2 for place, run in enumerate(runs)}
-    cohorts = [CohortPlan(tuple(runs[start::2]), seconds(runs[start::2])) for start in (0, 1)]
-    assert [len(cohort.runs) for cohort in balance_cohorts(cohorts, depths, 2, IMAGE_SIZE, IMAGES)] == [1] * 4
+    jobs = [Job(tuple(runs[start::2]), seconds(runs[start::2])) for start in (0, 1)]
+    assert [len(job.runs) for job in balance_jobs(jobs, depths, 2, IMAGE_SIZE, IMAGES)] == [1] * 4
 
 
 def test_a_run_is_as_deep_as_what_it_waits_for() -> None:

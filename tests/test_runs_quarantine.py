@@ -177,7 +177,7 @@ def test_what_needs_a_failed_teacher_is_struck_off_however_much_it_is(tmp_path: 
     store, run = Store(tmp_path), run_of("KD")
     (teacher,) = run.dependencies()
     store.finish(teacher, {"status": "failed", "reason": "loss not finite", "provenance": {}}, {})
-    jobs = [Job((run.replace(seed=seed),), frozenset([teacher.digest]), 1.0) for seed in range(300)]
+    jobs = [Job((run.replace(seed=seed),), 1.0) for seed in range(300)]
     schedule = JobScheduler(jobs, store)
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack(0)) + 150)

@@ -79,9 +79,7 @@ class JobScheduler:
         self.summary = ExecutionSummary()
         self._failed: dict[str, str] = {}
         self._datasets = {run.dataset for job in jobs for run in job.runs}
-        self._priority = {id(job): seconds for job, seconds in zip(jobs, critical_path_lengths(jobs), strict=True)}
-        self._kept = list(jobs)
-        """Every job, so that no two have the same id."""
+        self._priority = dict(zip(jobs, critical_path_lengths(jobs), strict=True))
         self._given_up: dict[str, str] = {}
         self._corruptions: Counter[str] = Counter()
         self._false_alarms: Counter[str] = Counter()
@@ -98,7 +96,7 @@ class JobScheduler:
     def _scan(self, callback: JobCallback) -> Job | bool:
         """Return the next job that can start; if there is none, whether the queue changed and must be scanned again."""
         records: dict[Run, Record | None] = {}
-        considered = sorted(self.waiting, key=lambda job: -self._priority[id(job)])
+        considered = sorted(self.waiting, key=lambda job: -self._priority[job])
         for job in considered:
             needed = dict.fromkeys(needed for run in job.runs for needed in run.dependencies())
             records |= {run: self._record(run, callback) for run in needed if run not in records}
@@ -128,12 +126,11 @@ class JobScheduler:
                 self._failed.setdefault(run.digest, f"it has no record on {run.dataset}")
             elif run not in planned:
                 # They come first: others wait for them.
-                self._wait(_job_for(run), priority=math.inf)
+                self._wait(Job((run,), seconds=0.0), priority=math.inf)
 
     def _wait(self, job: Job, priority: float) -> None:
         self.waiting.append(job)
-        self._kept.append(job)
-        self._priority[id(job)] = priority
+        self._priority[job] = priority
 
     def _blocked(self, run: Run, records: Mapping[Run, Record | None]) -> str | None:
         """Return why a run can never start, if that is known."""
@@ -147,7 +144,7 @@ class JobScheduler:
         self.waiting.remove(job)
         rest = [run for run in job.runs if run not in blocked]
         if rest:
-            self._wait(job.with_runs(rest), self._priority[id(job)])
+            self._wait(job.with_runs(rest), self._priority[job])
         blocked_job = job.with_runs(list(blocked))
         callback.on_start(blocked_job)
         self.finish(blocked_job, "; ".join(dict.fromkeys(blocked.values())), callback)
@@ -174,7 +171,7 @@ class JobScheduler:
         run = damage.run
         lines = self.store.quarantine(run)
         for line in lines:
-            callback.on_message(_job_for(run), line)
+            callback.on_message(Job((run,), seconds=0.0), line)
         counts, allowed = (self._corruptions, MAX_CORRUPTIONS) if lines else (self._false_alarms, MAX_FALSE_ALARMS)
         counts[run.digest] += 1
         if counts[run.digest] < allowed:
@@ -196,7 +193,7 @@ class JobScheduler:
         self.running.remove(job)
         unfinished = [run for run in job.runs if self._record(run, callback) is None]
         if unfinished:
-            self._wait(job if len(unfinished) == len(job.runs) else job.with_runs(unfinished), self._priority[id(job)])
+            self._wait(job if len(unfinished) == len(job.runs) else job.with_runs(unfinished), self._priority[job])
         callback.on_end(job, JobOutcome(None, stopped=True, outcomes={}))
 
     def finish(self, job: Job, reason: str | None, callback: JobCallback) -> None:
@@ -217,11 +214,6 @@ class JobScheduler:
         stopped = reason is None and None in records.values()
         outcomes = {names[run]: _outcome(record) for run, record in records.items() if record is not None}
         callback.on_end(job, JobOutcome(reason, stopped, outcomes))
-
-
-def _job_for(run: Run) -> Job:
-    """Make a job for a run that was expected to be finished; its cost was never estimated."""
-    return Job((run,), frozenset(needed.digest for needed in run.dependencies()), seconds=0.0)
 
 
 def _outcome(record: Record) -> str:

@@ -1,17 +1,17 @@
-"""Groups runs into cohorts, and splits cohorts so that no worker is idle."""
+"""Groups runs into cohorts, and splits cohorts in halves."""
 
 from __future__ import annotations
 
-import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmark.core.spec import Run
-from benchmark.planning.cost import cohort_seconds, run_seconds
+from benchmark.core.spec import Run, cohort_key, teacher_key
+from benchmark.planning.cost import run_seconds
 from benchmark.plugins.registry import method_class
+from benchmark.results.store import Store
+from benchmark.training import checkpoint as checkpoints
 
 
 class CohortKey(NamedTuple):
@@ -27,14 +27,6 @@ class CohortKey(NamedTuple):
     folder: Path | None
     teacher: str | None
     student: str | None
-
-
-@dataclass(frozen=True)
-class CohortPlan:
-    """Runs that are trained together, and an estimate of their seconds on one thread."""
-
-    runs: tuple[Run, ...]
-    seconds: float
 
 
 def dependency_depths(runs: Iterable[Run]) -> dict[str, int]:
@@ -64,34 +56,30 @@ def merge_teacher_free(groups: Mapping[CohortKey, list[Run]]) -> dict[CohortKey,
     return merged
 
 
-def balance_cohorts(
-    cohorts: Sequence[CohortPlan], depths: Mapping[str, int], workers: int, image_size: int, images: int
-) -> list[CohortPlan]:
-    """Halve the most expensive cohorts of a depth until every worker has one, or all are of one run.
+def group_runs(runs: Sequence[Run], store: Store, depths: Mapping[str, int], across_students: bool) -> list[list[Run]]:
+    """Group the runs that are trained together. depths: see `dependency_depths`.
 
-    depths: see `dependency_depths`.
+    Runs with dependents are trained apart, so that their dependents wait for nothing else. Unless a group may have
+    several students, runs that can start do not wait for those that need a head first.
     """
-    by_depth: dict[int, list[CohortPlan]] = defaultdict(list)
-    for cohort in cohorts:
-        by_depth[max(depths[run.digest] for run in cohort.runs)].append(cohort)
-    split: list[CohortPlan] = []
-    for level in by_depth.values():
-        # Cohorts that can be halved come first, then the most expensive, then the oldest.
-        waiting = [(len(cohort.runs) < 2, -cohort.seconds, number) for number, cohort in enumerate(level)]
-        heapq.heapify(waiting)
-        whole = dict(enumerate(level))
-        while len(whole) < workers and not waiting[0][0]:
-            _, _, number = heapq.heappop(waiting)
-            for half in _halves(whole.pop(number).runs, image_size, images):
-                number = len(level)
-                level.append(CohortPlan(half, cohort_seconds(half, image_size, images)))
-                whole[number] = level[number]
-                heapq.heappush(waiting, (len(half) < 2, -level[number].seconds, number))
-        split += whole.values()
-    return split
+    needed = {dependency.digest for run in runs for dependency in run.dependencies()}
+    folders = {dataset: _folders_to_resume(store, dataset) for dataset in {run.dataset for run in runs}}
+    groups: dict[CohortKey, list[Run]] = defaultdict(list)
+    for run in runs:
+        folder = folders[run.dataset].get(run.id) if folders[run.dataset] else None
+        depth, student = (0, None) if across_students else (depths[run.digest], run.student)
+        key = CohortKey(depth, run.digest in needed, cohort_key(run), folder, teacher_key(run), student)
+        groups[key].append(run)
+    return list((merge_teacher_free(groups) if across_students else groups).values())
 
 
-def _halves(runs: Sequence[Run], image_size: int, images: int) -> list[tuple[Run, ...]]:
+def _folders_to_resume(store: Store, dataset: str) -> dict[str, Path]:
+    """Find, by run id, the folder of the most advanced checkpoint that holds the run."""
+    folders = checkpoints.folders_by_progress(store, dataset)
+    return {run_id: folder for folder in folders for run_id in checkpoints.members(folder)}
+
+
+def split_in_halves(runs: Sequence[Run], image_size: int, images: int) -> list[tuple[Run, ...]]:
     """Split a cohort into two parts of about equal cost; the most expensive runs are assigned first."""
     costs = {run: run_seconds(run, image_size, images) for run in runs}
     halves: tuple[set[Run], set[Run]] = (set(), set())

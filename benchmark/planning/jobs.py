@@ -1,4 +1,4 @@
-"""Groups runs into jobs with their dependencies and cost."""
+"""Makes jobs of runs, with their dependencies and cost, and splits jobs so that no worker is idle."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from benchmark.core.protocols import base_scale
-from benchmark.core.spec import (
-    Run,
-    cohort_key,
-    teacher_key,
-)
-from benchmark.planning.cohorts import CohortKey, CohortPlan, balance_cohorts, dependency_depths, merge_teacher_free
+from benchmark.core.spec import Run
+from benchmark.planning.cohorts import dependency_depths, group_runs, split_in_halves
 from benchmark.planning.cost import cohort_seconds
 from benchmark.planning.request import collect_dependencies, describe_run
 from benchmark.results.store import Store
-from benchmark.training import checkpoint as checkpoints
 
 Grouping = Literal["run", "student", "cohort"]
 """What one job of a cluster trains: one run; all runs of one student that can share a pass over the data; or all runs
@@ -28,17 +22,20 @@ that can, of any student."""
 
 @dataclass(frozen=True)
 class Job:
-    """Runs to be trained as one cohort, and the digests of the runs that must be finished before."""
+    """Runs to be trained as one cohort."""
 
     runs: tuple[Run, ...]
-    needs: frozenset[str]
     seconds: float
     """Estimated on one thread, or on the device of a cluster."""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The digests of the runs that must be finished before."""
+        return frozenset(needed.digest for run in self.runs for needed in run.dependencies())
+
     def with_runs(self, runs: Sequence[Run]) -> Job:
         """Make a job of some of the runs."""
-        needs = frozenset(needed.digest for run in runs for needed in run.dependencies())
-        return Job(tuple(runs), needs, self.seconds * len(runs) / len(self.runs))
+        return Job(tuple(runs), self.seconds * len(runs) / len(self.runs))
 
     @property
     def name(self) -> str:
@@ -63,13 +60,20 @@ class Job:
         return ", ".join(dict.fromkeys(describe_run(run) for run in self.runs))
 
 
+def find_needed(jobs: Sequence[Job]) -> list[set[int]]:
+    """Find, for each job, the positions of the other jobs that must have ended before it starts."""
+    makers = {run.digest: position for position, job in enumerate(jobs) for run in job.runs}
+    return [
+        {makers[digest] for digest in job.needs if digest in makers} - {position} for position, job in enumerate(jobs)
+    ]
+
+
 def critical_path_lengths(jobs: Sequence[Job]) -> list[float]:
     """Add to the seconds of each job those of the longest chain of jobs that waits for it."""
-    position_of = {run.digest: position for position, job in enumerate(jobs) for run in job.runs}
     followers: dict[int, set[int]] = defaultdict(set)
-    for position, job in enumerate(jobs):
-        for needed in {position_of.get(digest, position) for digest in job.needs} - {position}:
-            followers[needed].add(position)
+    for position, needed in enumerate(find_needed(jobs)):
+        for other in needed:
+            followers[other].add(position)
 
     @functools.cache
     def length(position: int) -> float:
@@ -91,9 +95,9 @@ def missing_jobs(
     missing = store.missing(_of_their_dataset(runs), retry_failed)
     depths = dependency_depths(missing)
     long = any(base_scale(run.scale.name) == "paper" for run in missing)
-    groups = _groups(missing, store, depths, "student" if workers > 1 or long else "cohort")
-    cohorts = [CohortPlan(tuple(group), cohort_seconds(group, image_size, images)) for group in groups]
-    return [_job(cohort) for cohort in balance_cohorts(cohorts, depths, workers, image_size, images)]
+    groups = group_runs(missing, store, depths, across_students=workers == 1 and not long)
+    jobs = [_make_job(group, image_size, images) for group in groups]
+    return balance_jobs(jobs, depths, workers, image_size, images)
 
 
 def all_jobs(runs: Iterable[Run], store: Store, grouping: Grouping, image_size: int, images: int) -> list[Job]:
@@ -104,8 +108,8 @@ def all_jobs(runs: Iterable[Run], store: Store, grouping: Grouping, image_size: 
     everything = _of_their_dataset(runs)
     groups = [[run] for run in everything]
     if grouping != "run":
-        groups = _groups(everything, store, dependency_depths(everything), grouping)
-    return [_job(CohortPlan(tuple(group), cohort_seconds(group, image_size, images))) for group in groups]
+        groups = group_runs(everything, store, dependency_depths(everything), across_students=grouping == "cohort")
+    return [_make_job(group, image_size, images) for group in groups]
 
 
 def _of_their_dataset(runs: Iterable[Run]) -> list[Run]:
@@ -115,29 +119,23 @@ def _of_their_dataset(runs: Iterable[Run]) -> list[Run]:
     return [run for run in collect_dependencies(runs) if run.dataset in datasets]
 
 
-def _groups(runs: Sequence[Run], store: Store, depths: Mapping[str, int], grouping: Grouping) -> list[list[Run]]:
-    """Group the runs that are trained together."""
-    needed = {dependency.digest for run in runs for dependency in run.dependencies()}
-    folders = {dataset: _folders_to_resume(store, dataset) for dataset in {run.dataset for run in runs}}
-    apart = grouping != "cohort"
-    groups: dict[CohortKey, list[Run]] = defaultdict(list)
-    for run in runs:
-        folder = folders[run.dataset].get(run.id) if folders[run.dataset] else None
-        # Runs with dependents are trained apart, so that their dependents wait for nothing else. With several workers,
-        # runs that can start do not wait for those that need a head first.
-        depth = depths[run.digest] if apart else 0
-        student = run.student if apart else None
-        key = CohortKey(depth, run.digest in needed, cohort_key(run), folder, teacher_key(run), student)
-        groups[key].append(run)
-    return list(groups.values()) if apart else list(merge_teacher_free(groups).values())
+def _make_job(runs: Sequence[Run], image_size: int, images: int) -> Job:
+    return Job(tuple(runs), cohort_seconds(runs, image_size, images))
 
 
-def _job(cohort: CohortPlan) -> Job:
-    needs = frozenset(dependency.digest for run in cohort.runs for dependency in run.dependencies())
-    return Job(cohort.runs, needs, cohort.seconds)
+def balance_jobs(
+    jobs: Iterable[Job], depths: Mapping[str, int], workers: int, image_size: int, images: int
+) -> list[Job]:
+    """Halve the most expensive jobs of a depth until every worker has one, or all are of one run.
 
-
-def _folders_to_resume(store: Store, dataset: str) -> dict[str, Path]:
-    """Find, by run id, the folder of the most advanced checkpoint that holds the run."""
-    folders = checkpoints.folders_by_progress(store, dataset)
-    return {run_id: folder for folder in folders for run_id in checkpoints.members(folder)}
+    depths: see `dependency_depths`.
+    """
+    by_depth: dict[int, list[Job]] = defaultdict(list)
+    for job in jobs:
+        by_depth[max(depths[run.digest] for run in job.runs)].append(job)
+    for level in by_depth.values():
+        while len(level) < workers and (divisible := [job for job in level if len(job.runs) > 1]):
+            largest = max(divisible, key=lambda job: job.seconds)
+            level.remove(largest)
+            level += [_make_job(half, image_size, images) for half in split_in_halves(largest.runs, image_size, images)]
+    return [job for level in by_depth.values() for job in level]
