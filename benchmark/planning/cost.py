@@ -35,7 +35,19 @@ def training_multiply_adds(run: Run, image_size: int) -> int:
 
     A teacher whose logits are read from an atlas costs nothing here (see `benchmark.planning.atlas`).
     """
-    return _training_multiply_adds(run.method, run.student, live_teacher(run), run.options.get("past"), image_size)
+    cls, views = method_class(run.method), _count_views(run)
+    own, _ = network_cost(run.student, cls.student_branches, image_size)
+    total = 0
+    if cls.trains_student:
+        total += round(3 * cls.student_passes * views * own)
+    elif cls.student_branches:
+        total += 3 * views * (own - network_cost(run.student, False, image_size).multiply_adds)
+    if live_teacher(run):
+        total += views * _teacher_cost(run, image_size).multiply_adds
+    if run.options.get("past") == "previous_weights":
+        # The forward of the previous epoch's student.
+        total += views * own
+    return total
 
 
 def live_teacher(run: Run) -> str | None:
@@ -43,68 +55,41 @@ def live_teacher(run: Run) -> str | None:
     return run.teacher_network if run.teacher_outputs == "live" else None
 
 
-@functools.cache
-def _training_multiply_adds(method: str, student: str, teacher: str | None, past: str | None, image_size: int) -> int:
-    cls = method_class(method)
-    views = ROTATIONS if cls.view == "rotated" else 1
-    own, _ = network_cost(student, cls.student_branches, image_size)
-    total = 0
-    if cls.trains_student:
-        total += round(3 * cls.student_passes * views * own)
-    elif cls.student_branches:
-        total += 3 * views * (own - network_cost(student, False, image_size)[0])
-    if teacher:
-        total += views * network_cost(teacher, _reads_branches(method), image_size)[0]
-    if past == "previous_weights":
-        # The forward of the previous epoch's student.
-        total += views * own
-    return total
+def _count_views(run: Run) -> int:
+    return ROTATIONS if method_class(run.method).view == "rotated" else 1
+
+
+def _teacher_cost(run: Run, image_size: int) -> ForwardCost:
+    """Find the cost of the forward of a run's teacher for one image, with the branches that the method reads."""
+    head = method_class(run.method).teacher_head
+    assert run.teacher_network is not None
+    return network_cost(run.teacher_network, head is not None and method_class(head).student_branches, image_size)
 
 
 def run_seconds(run: Run, image_size: int, images: int) -> float:
     """Estimate roughly the seconds that a run takes on one thread, its teacher's forwards included."""
-    names = (run.method, run.student, live_teacher(run))
-    images = round(run.fraction * images)
-    return run.schedule.epochs * _epoch_seconds(
-        *names, run.options.get("past"), images, run.protocol.batch_size, image_size
-    )
+    shown = round(run.fraction * images)
+    steps = -(-shown // run.batch_size)
+    step_seconds = SECONDS_PER_STEP + training_convolutions(run, image_size) * _convolution_seconds(run)
+    arithmetic = shown * training_multiply_adds(run, image_size) / MULTIPLY_ADDS_PER_SECOND
+    return run.schedule.epochs * (arithmetic + steps * step_seconds)
 
 
-@functools.cache
-def _epoch_seconds(
-    method: str, student: str, teacher: str | None, past: str | None, images: int, batch_size: int, image_size: int
-) -> float:
-    steps = -(-images // batch_size)
-    multiply_adds = _training_multiply_adds(method, student, teacher, past, image_size)
-    convolutions = _training_convolutions(method, student, teacher, image_size)
-    seconds = SECONDS_PER_STEP + convolutions * _convolution_seconds(method)
-    return images * multiply_adds / MULTIPLY_ADDS_PER_SECOND + steps * seconds
-
-
-def _convolution_seconds(method: str) -> float:
-    """Seconds that a step of a method spends on each pass through a convolution, beside the arithmetic."""
-    return SECONDS_PER_CONVOLUTION * (ROTATED_FACTOR if method_class(method).view == "rotated" else 1)
+def _convolution_seconds(run: Run) -> float:
+    """Seconds that a step of a run spends on each pass through a convolution, beside the arithmetic."""
+    return SECONDS_PER_CONVOLUTION * (ROTATED_FACTOR if _count_views(run) > 1 else 1)
 
 
 def training_convolutions(run: Run, image_size: int) -> float:
     """Count the convolutions that a training step passes, a forward and its backward as three forwards."""
-    return _training_convolutions(run.method, run.student, live_teacher(run), image_size)
-
-
-@functools.cache
-def _training_convolutions(method: str, student: str, teacher: str | None, image_size: int) -> float:
-    cls = method_class(method)
+    cls = method_class(run.method)
     convolutions = 0.0
     if cls.trains_student or cls.student_branches:
-        convolutions += 3 * cls.student_passes * network_cost(student, cls.student_branches, image_size).convolutions
-    if teacher:
-        convolutions += network_cost(teacher, _reads_branches(method), image_size).convolutions
+        own = network_cost(run.student, cls.student_branches, image_size)
+        convolutions += 3 * cls.student_passes * own.convolutions
+    if live_teacher(run):
+        convolutions += _teacher_cost(run, image_size).convolutions
     return convolutions
-
-
-def _reads_branches(method: str) -> bool:
-    head = method_class(method).teacher_head
-    return head is not None and method_class(head).student_branches
 
 
 def cohort_seconds(cohort: Sequence[Run], image_size: int, images: int) -> float:
@@ -112,15 +97,14 @@ def cohort_seconds(cohort: Sequence[Run], image_size: int, images: int) -> float
     total = sum(run_seconds(run, image_size, images) for run in cohort)
     shared: set[str] = set()
     for run in cohort:
-        if teacher := live_teacher(run):
-            view = method_class(run.method).view
-            views = ROTATIONS if view == "rotated" else 1
-            if view in shared:
-                forward = network_cost(teacher, _reads_branches(run.method), image_size)
-                shown = round(run.fraction * images)
-                steps = -(-shown // run.protocol.batch_size)
-                seconds = shown * views * forward.multiply_adds / MULTIPLY_ADDS_PER_SECOND
-                seconds += steps * forward.convolutions * _convolution_seconds(run.method)
-                total -= run.schedule.epochs * seconds
+        view = method_class(run.method).view
+        if live_teacher(run) and view in shared:
+            forward = _teacher_cost(run, image_size)
+            shown = round(run.fraction * images)
+            steps = -(-shown // run.batch_size)
+            seconds = shown * _count_views(run) * forward.multiply_adds / MULTIPLY_ADDS_PER_SECOND
+            seconds += steps * forward.convolutions * _convolution_seconds(run)
+            total -= run.schedule.epochs * seconds
+        if live_teacher(run):
             shared.add(view)
     return total
