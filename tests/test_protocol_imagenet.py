@@ -130,7 +130,7 @@ def test_no_method_keeps_a_table_of_what_it_said_of_each_image() -> None:
 
 @pytest.mark.parametrize("name", ["LSSKD", "PS-KD"])
 def test_memory_of_the_past_fits_the_whole_of_imagenet(name: str) -> None:
-    whole = RunFactory("imagenet", "0" * 64, PROTOCOL, SCALES["paper"], torch.device("cpu"), "fp32")
+    whole = RunFactory("imagenet", "0" * 64, PROTOCOL, SCALES["paper"], torch.device("cpu"), precision="fp32")
     run = whole.run(name, "ImageNet-ResNet18", None, 0)
     method = build_method(run, 1000, 224, torch.zeros(1_281_167, dtype=torch.int64), fill=False)
     kinds = {type(module) for module in method.modules()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -53,8 +53,27 @@ class PretrainedFile:
     has_branches: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How all runs of a command are trained: what its options and the factory of its runs have in common."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validation: float = 0.0
+    augmentation: Augmentation = "standard"
+    """Of the students; teachers and their heads are always trained with the protocol's own."""
+    teacher_seeds: Literal["shared", "paired"] = "shared"
+    processes: int = 1
+    """How many processes share each batch of a run."""
+    teacher_data: Literal["all", "same"] = "all"
+    """Whether teachers and their heads are trained on all images or on the student's."""
+    teacher_outputs: TeacherOutputs = "live"
+    """With `atlas`, methods that need nothing of their teacher but the logits of the plain view read these."""
+    bf16: bool | None = None
+    """Whether the device supports bf16; None: it belongs to this machine and is queried."""
+
+
 @dataclass(frozen=True)
-class RunFactory:
+class RunFactory(TrainingOptions):
     """Makes the runs of a plan from what they have in common."""
 
     dataset: str
@@ -62,25 +81,12 @@ class RunFactory:
     protocol: Protocol
     scale: Scale
     device: torch.device
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    validation: float = 0.0
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Options that the user set, by method."""
-    augmentation: Augmentation = "standard"
-    """Of the students; teachers and their heads are always trained with the protocol's own."""
-    teacher_seeds: Literal["shared", "paired"] = "shared"
-    processes: int = 1
-    """How many processes share each batch of a run."""
     fraction: float = 1.0
     """Share of the training images; the student's seed selects them, the same for every method."""
-    teacher_data: Literal["all", "same"] = "all"
-    """Whether teachers and their heads are trained on all images or on the student's."""
-    teacher_outputs: TeacherOutputs = "live"
-    """With `atlas`, methods that need nothing of their teacher but the logits of the plain view read these."""
     released: Mapping[str, PretrainedFile] = field(default_factory=dict)
     """Teachers that come from files, by network."""
-    bf16: bool | None = None
-    """Whether the device supports bf16; None: it belongs to this machine and is queried."""
     probed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Name and fingerprint of the datasets that students are probed on, by source (see `load_dataset`)."""
     _siblings: dict[tuple[Any, ...], Siblings] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -279,7 +285,7 @@ def describe_run(run: Run) -> str:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(TrainingOptions):
     """The options of a command that hold for all its tables and figures; an empty value leaves the choice to these."""
 
     scale: str
@@ -291,15 +297,6 @@ class RunOptions:
     pairs: tuple[str, ...] = ()
     seeds: int | None = None
     dataset: str = ""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    augmentation: Augmentation = "standard"
-    teacher_seeds: Literal["shared", "paired"] = "shared"
-    teacher_data: Literal["all", "same"] = "all"
-    teacher_outputs: TeacherOutputs = "live"
-    processes: int = 1
-    validation: float = 0.0
-    bf16: bool | None = None
-    """See `RunFactory.bf16`."""
 
     def make_factory(
         self, protocol: str, images: Dataset, released: Mapping[str, PretrainedFile] | None = None
@@ -318,16 +315,9 @@ class RunOptions:
             protocol=recipe,
             scale=select_scale(self.scale, self.epochs, recipe),
             device=self.device,
-            precision=self.precision,
-            validation=self.validation,
             options=options,
-            augmentation=self.augmentation,
-            teacher_seeds=self.teacher_seeds,
-            teacher_data=self.teacher_data,
-            teacher_outputs=self.teacher_outputs,
-            processes=self.processes,
             released=released or {},
-            bf16=self.bf16,
+            **{shared.name: getattr(self, shared.name) for shared in fields(TrainingOptions)},
         )
 
     @property
