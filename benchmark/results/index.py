@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,12 +26,10 @@ from benchmark.io.files import write_text
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.results import frame
 from benchmark.results.frame import Row, to_row
-from benchmark.results.record import RecordStatus, Status, get_status
+from benchmark.results.record import Record, RecordStatus, Status, get_status
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from benchmark.results.record import Record
 
 NAME = "index.json"
 MIN_LOOKUPS = 100
@@ -74,18 +72,19 @@ def load(root: Path, read: Callable[[Path], Record]) -> pd.DataFrame:
         UserError: see `read`; what was read before is kept in the cache.
     """
 
+    import pandas as pd  # Late: it is slow to import, and plans need the entries only.
+
     def read_or_skip(path: str) -> Record | None:
         with contextlib.suppress(FileNotFoundError):
             return read(root / path / "record.json")
         return None
 
-    import pandas as pd  # Late: it is slow to import, and plans need the entries only.
-
-    return pd.DataFrame([entry.row for entry in _load_entries(root, dict(_scan(root)), read_or_skip).values()])
+    stats = {path: stat for path in _list_folders(root) if (stat := _stat(root / path / "record.json"))}
+    return pd.DataFrame([entry.row for entry in _load_entries(root, stats, read_or_skip).values()])
 
 
 def read_statuses(
-    root: Path, runs: Sequence[Run], read: Callable[[Run], Record | None]
+    root: Path, runs: Iterable[Run], read: Callable[[Run], Record | None]
 ) -> dict[Run, RecordStatus | None]:
     """How runs ended, None for those without a record; reads the records that the cache does not have.
 
@@ -131,13 +130,10 @@ def _load_entries(
     return {path: entries[path] for path in stats if path in entries}
 
 
-def _scan(root: Path) -> Iterator[tuple[str, FileStat]]:
-    """The folder of every record, from the root, with its file's state, in the order of paths."""
+def _list_folders(root: Path) -> Iterator[str]:
+    """Every folder that may hold a record, from the root, in the order of paths."""
     for dataset in _list_names(root):
-        for name in _list_names(root / dataset):
-            path = f"{dataset}/{name}"
-            if stat := _stat(root / path / "record.json"):
-                yield path, stat
+        yield from (f"{dataset}/{name}" for name in _list_names(root / dataset))
 
 
 def _list_names(folder: Path) -> list[str]:

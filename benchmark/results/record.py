@@ -156,7 +156,13 @@ def get_status(record: Record) -> RecordStatus:
     return RecordStatus(record["status"], code if isinstance(code, str) else None)
 
 
-def _read_record(path: Path) -> Record:
+def read_record(path: Path) -> Record:
+    """The record in a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it cannot be read, is damaged (CorruptRecord) or of another version (OtherVersion).
+    """
     try:
         return parse_record(read_text_limited(path, MAX_RECORD_BYTES))
     except FileNotFoundError:
@@ -175,9 +181,10 @@ def _read_record(path: Path) -> Record:
         ) from error
 
 
-def _is_damaged(record: Path) -> bool:
+def is_damaged(record: Path) -> bool:
+    """Whether a file holds no record as it was written."""
     try:
-        _read_record(record)
+        read_record(record)
     except CorruptRecord:
         return True
     return False

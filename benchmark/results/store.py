@@ -16,8 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 from pydantic import TypeAdapter
@@ -35,21 +34,20 @@ from benchmark.io.files import (
     write_text,
 )
 from benchmark.io.untrusted import UntrustedInputError, escape_control_chars, read_text_limited
+from benchmark.results import index
 from benchmark.results.record import (
     RECORD_FORMAT,
     CorruptRecord,
     CorruptRun,
     Record,
-    _is_damaged,
-    _read_record,
+    Status,
     compute_checksum,
+    is_damaged,
+    read_record,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from benchmark.results.record import RecordStatus
-
 
 MAX_METRICS_BYTES = 2**12
 """Of the file that holds what a teacher from a file reaches."""
@@ -91,7 +89,7 @@ class Store:
         """
         path = self.folder(run) / "record.json"
         try:
-            record = _read_record(path)
+            record = read_record(path)
         except FileNotFoundError:
             return None
         except CorruptRecord as error:
@@ -104,7 +102,7 @@ class Store:
         """Whether the run has a record, of success or of failure; it is not read."""
         return (self.folder(run) / "record.json").exists()
 
-    def statuses(self, runs: Iterable[Run]) -> dict[Run, Literal["finished", "failed"] | None]:
+    def statuses(self, runs: Iterable[Run]) -> dict[Run, Status | None]:
         """How some runs ended, None for those that have no record.
 
         Fast for many runs: records that were read before are taken from the index, as in `load`.
@@ -112,7 +110,8 @@ class Store:
         Raises:
             UserError: see `record`.
         """
-        return {run: status and status.status for run, status in self._read_statuses(runs, self.record).items()}
+        statuses = index.read_statuses(self.root, runs, self.record)
+        return {run: status and status.status for run, status in statuses.items()}
 
     def code_hashes(self, runs: Iterable[Run]) -> dict[Run, str | None]:
         """The hash of the method's code that trained each run with a record; None where the record has no hash.
@@ -120,12 +119,8 @@ class Store:
         Raises:
             UserError: see `record`.
         """
-        return {run: status.code for run, status in self._read_statuses(runs, self.record).items() if status}
-
-    def _read_statuses(
-        self, runs: Iterable[Run], read: Callable[[Run], Record | None]
-    ) -> Mapping[Run, RecordStatus | None]:
-        return _index().read_statuses(self.root, list(runs), read)
+        statuses = index.read_statuses(self.root, runs, self.record)
+        return {run: status.code for run, status in statuses.items() if status}
 
     def missing(self, runs: Iterable[Run], retry_failed: bool = False) -> list[Run]:
         """The runs that are still to be trained: without a record or, with `retry_failed`, without one of success.
@@ -200,7 +195,7 @@ class Store:
         try:
             record = self.record(run)
         except CorruptRun:
-            return _quarantine_if(path, _is_damaged)
+            return _quarantine_if(path, is_damaged)
         if record is None:
             return []
         lines: list[str] = []
@@ -209,7 +204,7 @@ class Store:
             differs = functools.partial(self._differs, run, part)
             lines += _quarantine_if(folder / f"{part}.safetensors", differs)
         return lines + _quarantine_if(
-            path, lambda moved: _is_damaged(moved) or bool(_damaged_parts(folder, _read_record(moved)))
+            path, lambda moved: is_damaged(moved) or bool(_damaged_parts(folder, read_record(moved)))
         )
 
     def _differs(self, run: Run, part: str, weights: Path) -> bool:
@@ -238,7 +233,7 @@ class Store:
                 lines.extend(self.quarantine(run))
                 return None
 
-        statuses = self._read_statuses(runs, read)
+        statuses = index.read_statuses(self.root, runs, read)
         return lines, {run: status.code for run, status in statuses.items() if status}
 
     def save_teacher_metrics(self, dataset: str, sha256: str, figures: Mapping[str, float]) -> None:
@@ -270,7 +265,7 @@ class Store:
         records, damaged = [], []
         for path in sorted(self.root.glob("*/*/record.json")):
             try:
-                record = _read_record(path)
+                record = read_record(path)
             except FileNotFoundError:
                 # Renamed since the folder was listed.
                 continue
@@ -296,14 +291,7 @@ def load(root: Path = Path("runs")) -> pd.DataFrame:
     Raises:
         UserError: a record that is read is damaged, of another version, or cannot be read.
     """
-    return _index().load(root, _read_record)
-
-
-def _index() -> ModuleType:
-    """The index of records. It is imported late: pandas takes half a second, and training does not need it."""
-    from benchmark.results import index
-
-    return index
+    return index.load(root, read_record)
 
 
 def _damaged_parts(folder: Path, record: Record) -> list[str]:
