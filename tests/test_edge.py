@@ -17,6 +17,7 @@ from torch import nn
 from benchmark.backbones import network_names
 from benchmark.backbones.cost import multiply_adds, parameters
 from benchmark.core.errors import UserError
+from benchmark.export import load_edge
 from benchmark.export.edge import (
     ROUNDINGS,
     Accuracy,
@@ -25,7 +26,6 @@ from benchmark.export.edge import (
     compute_logits,
     count_multiply_adds,
     count_parameters,
-    load_edge,
     measure_latencies,
     open_session,
     quantise,

@@ -30,9 +30,9 @@ from benchmark.core.spec import Run
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import evaluation_batches
 from benchmark.data.dataset import Images
-from benchmark.export import exporting, load_edge
+from benchmark.export import Edge, exporting, load_edge
 from benchmark.export.__main__ import app, format_milliseconds
-from benchmark.export.edge import Edge, compute_logits, open_session, quantise, to_onnx
+from benchmark.export.edge import compute_logits, open_session, quantise, to_onnx
 from benchmark.export.exporting import ExportSubject, select_images
 from benchmark.results.record import Record
 from benchmark.results.store import Store

@@ -15,7 +15,8 @@ from benchmark.cli.app import run_app
 from benchmark.cli.options import DataRoot, Runs, Threads
 from benchmark.core.devices import make_deterministic
 from benchmark.core.errors import UserError
-from benchmark.export.edge import FIGURES, INPUT, OUTPUT, TIMED_BATCHES, TOLERANCE, Edge, WrongFile
+from benchmark.export import FIGURES, Edge
+from benchmark.export.edge import INPUT, OUTPUT, TIMED_BATCHES, TOLERANCE, WrongFile
 from benchmark.export.exporting import CPU, PROGRAM, export, name_int8_file, select_images
 from benchmark.export.finished import load_dataset_of, load_finished_run, load_predictor
 from benchmark.export.hub import write_hub_folder

@@ -1,7 +1,4 @@
-"""ONNX files of trained networks: writing, counting, quantising to int8, timing with onnxruntime.
-
-`load_edge` reads the figures of an export.
-"""
+"""ONNX files of trained networks: writing, counting, quantising to int8, timing with onnxruntime."""
 
 from __future__ import annotations
 
@@ -25,12 +22,6 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from benchmark.core.errors import UserError
-from benchmark.io.untrusted import UntrustedInputError, read_text_limited
-from benchmark.results.record import MAX_RECORD_BYTES
-
-FORMAT = 1
-FIGURES = "edge.json"
 INPUT, OUTPUT = "images", "logits"
 OPSET = 17
 """Old enough for the runtimes of small devices; int8 with a scale for each channel needs 13."""
@@ -42,8 +33,6 @@ TIMED_BATCHES = (1, 64)
 WARM_UP = 3
 LEAST_REPEATS = 5
 BATCH = 50
-
-Edge = dict[str, Any]
 
 
 class WrongFile(Exception):
@@ -296,32 +285,3 @@ def scale_batches(batches: Iterator[tuple[Tensor, Tensor]], image_size: int) -> 
             size = (image_size, image_size)
             images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
         yield images.contiguous(), labels
-
-
-def load_edge(folder: Path) -> Edge | None:
-    """Read the figures of an exported run from its folder; None if it was not exported, or was trained again since.
-
-    Raises:
-        UserError: the file of figures, or the run's record, is damaged.
-    """
-    path = folder / FIGURES
-    try:
-        edge: Edge = json.loads(read_text_limited(path, MAX_RECORD_BYTES))
-        record = json.loads(read_text_limited(folder / "record.json", MAX_RECORD_BYTES))
-        if edge["format"] != FORMAT:
-            raise ValueError("another format")
-        return edge if edge["weights"] == record["weights"].get("student") else None
-    except FileNotFoundError:
-        return None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        UntrustedInputError,
-    ) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}); delete it and export the run again"
-        ) from error

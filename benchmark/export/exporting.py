@@ -29,15 +29,13 @@ from benchmark.core.spec import Run
 from benchmark.data.augmentation import Recipe, evaluation_batches
 from benchmark.data.dataset import Dataset, Images
 from benchmark.data.subsets import stratified_fraction
+from benchmark.export import FIGURES, FORMAT, Edge
 from benchmark.export.edge import (
-    FIGURES,
-    FORMAT,
     INPUT,
     OPSET,
     OUTPUT,
     TIMED_BATCHES,
     Accuracy,
-    Edge,
     WrongFile,
     add_notes,
     compare,

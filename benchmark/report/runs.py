@@ -12,6 +12,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.protocols import CHANGEABLE, PROTOCOLS
 from benchmark.core.spec import Protocol, Run
 from benchmark.core.text import counted, format_minus
+from benchmark.export import FIGURES, load_edge
 from benchmark.planning.request import describe_run as describe_planned_run
 from benchmark.report.table import (
     ReportCell,
@@ -186,22 +187,17 @@ def load_edges(pairs: Pairs, folders: Mapping[str, Path]) -> tuple[Edges, list[s
     """
     found: Edges = {}
     damaged = []
-    exported = [run for run, _ in pairs if (folders[run.id] / "edge.json").is_file()]
-    if exported:
-        # Takes a second to import, for onnxruntime, and most stores have nothing that was exported.
-        from benchmark.export import load_edge
-
-        for run in exported:
-            try:
-                edge = load_edge(folders[run.id])
-                if edge is not None:
-                    _edge_line(run, edge)
-                    found[run.id] = edge
-            except UserError as error:
-                damaged.append(str(error))
-            except (KeyError, TypeError, ValueError) as error:
-                path = folders[run.id] / "edge.json"
-                damaged.append(f"{path} cannot be read ({type(error).__name__}); delete it and export the run again")
+    for run, _ in pairs:
+        try:
+            edge = load_edge(folders[run.id])
+            if edge is not None:
+                _edge_line(run, edge)
+                found[run.id] = edge
+        except UserError as error:
+            damaged.append(str(error))
+        except (KeyError, TypeError, ValueError) as error:
+            path = folders[run.id] / FIGURES
+            damaged.append(f"{path} cannot be read ({type(error).__name__}); delete it and export the run again")
     return found, damaged
 
 
