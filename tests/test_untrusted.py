@@ -19,7 +19,7 @@ from benchmark.audit.claims import load_claims
 from benchmark.cli.app import refuse
 from benchmark.core.errors import UserError
 from benchmark.data import cache, decoding, folders, imagenet, load_dataset
-from benchmark.data.cache import CacheLocation, locate_cache, read_or_build
+from benchmark.data.cache import locate_cache, read_or_build
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from figures.specification import load_figure
 from slurm.profile import load_profile
@@ -47,14 +47,14 @@ def rewritten(index: Path, change: Callable[[dict[str, object]], object]) -> Non
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> CacheLocation:
-    where = CacheLocation(tmp_path / "cache", None)
+def place(tmp_path: Path) -> tuple[Path, ...]:
+    where = (tmp_path / "cache",)
     read_or_build(where, "set", "source", content)
     return where
 
 
-def test_an_index_names_no_file_outside_of_its_folder(place: CacheLocation, tmp_path: Path) -> None:
-    folder = place.preferred / "set"
+def test_an_index_names_no_file_outside_of_its_folder(place: tuple[Path, ...], tmp_path: Path) -> None:
+    folder = place[0] / "set"
     (train,) = folder.glob("train-images-*.npy")
     secret = train.rename(tmp_path / "secret.npy")
     rewritten(folder / "index.json", lambda index: index["files"].update({"train-images": str(secret)}))  # type: ignore[attr-defined]
@@ -79,23 +79,23 @@ def test_an_index_names_no_file_outside_of_its_folder(place: CacheLocation, tmp_
     ],
 )
 def test_an_index_that_the_suite_did_not_write_is_built_again(
-    place: CacheLocation, change: Callable[[dict[str, object]], object]
+    place: tuple[Path, ...], change: Callable[[dict[str, object]], object]
 ) -> None:
-    rewritten(place.preferred / "set" / "index.json", change)
+    rewritten(place[0] / "set" / "index.json", change)
     again = read_or_build(place, "set", "source", content)
     assert again.content.classes == ("a", "b")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"sha256": "x", "index": ' + "[" * 100_000])
-def test_an_index_that_is_nested_deeply_is_built_again(place: CacheLocation, text: str) -> None:
-    (place.preferred / "set" / "index.json").write_text(text)
+def test_an_index_that_is_nested_deeply_is_built_again(place: tuple[Path, ...], text: str) -> None:
+    (place[0] / "set" / "index.json").write_text(text)
     assert read_or_build(place, "set", "source", content).content.classes == ("a", "b")
     read_or_build(place, "set", "source", never)
 
 
 @pytest.mark.parametrize("name", ["index.json", "train-images-*.npy"])
-def test_a_pipe_in_a_cache_is_not_waited_for(place: CacheLocation, name: str) -> None:
-    (path,) = (place.preferred / "set").glob(name)
+def test_a_pipe_in_a_cache_is_not_waited_for(place: tuple[Path, ...], name: str) -> None:
+    (path,) = (place[0] / "set").glob(name)
     path.unlink()
     os.mkfifo(path)
     assert read_or_build(place, "set", "source", content).content.classes == ("a", "b")
@@ -109,7 +109,7 @@ def kept_listing(tmp_path: Path) -> tuple[Path, Path]:
     for folder in [*(root / "imagenet").glob("*/*"), *(root / "imagenet").glob("*")]:
         os.utime(folder, (1e9, 1e9))
     load_dataset("imagenet", root)
-    path = locate_cache(root, None).preferred / "imagenet-files.npz"
+    path = locate_cache(root, None)[0] / "imagenet-files.npz"
     assert path.is_file()
     return root, path
 

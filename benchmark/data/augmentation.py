@@ -123,7 +123,7 @@ class Batch:
 
     def _crops(self, name: View, turns: int) -> Tensor:
         """Make the normalised images [turns * batch, 3, height, width] of a view before holes and mixes."""
-        return self._source.view(self.plan, name, self._places, turns)
+        return self._source.crops(*self._source.choices(self.plan, name, self._places, turns))
 
 
 class Source(ABC):
@@ -154,7 +154,7 @@ class Source(ABC):
         self.rows: Callable[[int], slice] = slice
         """The rows of a batch of a given size that this process trains on: all, unless others have the rest."""
         self._choices = self.device if choices is None else torch.device(choices)
-        self._normalise = Normalisation(recipe, self.size, self.size, self.device)
+        self._normalise = Normalisation(recipe, self.size, self.device)
         sizes = torch.bincount(images.labels)
         self._by_class = torch.argsort(images.labels, stable=True).to(self._choices)
         self._class_size = sizes[images.labels].to(self._choices)
@@ -242,14 +242,6 @@ class Source(ABC):
             return None
         stream = generator(*self.names, plan.epoch, "cutmix", step)
         return sample_mix(images, self.size, self.recipe.cutmix, stream, self.device)
-
-    def view(self, plan: EpochPlan, name: View, index: Tensor, turns: int) -> Tensor:
-        """Make normalised images [turns * batch, 3, height, width] of a view before holes and mixes; `index`: [batch].
-
-        Raises:
-            ValueError: there is no such view.
-        """
-        return self.crops(*self.choices(plan, name, index, turns))
 
     def choices(self, plan: EpochPlan, name: View, index: Tensor, turns: int) -> tuple[Tensor, Tensor, Tensor]:
         """Get which images a view shows, where their crops are and which are mirrored: the arguments of `crops`.
@@ -339,10 +331,10 @@ class TrainingSource(Source):
 class Normalisation:
     """Turns uint8 pixels into float32, scaled to 0..1, less the mean, over the standard deviation."""
 
-    def __init__(self, recipe: Recipe, height: int, width: int, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, size: int, device: torch.device) -> None:
         # Constants spread over a whole image let the arithmetic run along long rows instead of three channels.
-        self._mean = torch.tensor(recipe.mean).repeat(height * width).to(device)
-        self._std = torch.tensor(recipe.std).repeat(height * width).to(device)
+        self._mean = torch.tensor(recipe.mean).repeat(size**2).to(device)
+        self._std = torch.tensor(recipe.std).repeat(size**2).to(device)
         # A tensor on the device: CUDA divides by a plain number through its reciprocal, which rounds differently.
         self._white = torch.tensor(float(WHITE), device=device)
 
@@ -374,6 +366,6 @@ def evaluation_batches(
     Images in memory are shown as they are; of those on disk see `benchmark.data.streamed.ImageFiles.batches`.
     """
     device = torch.device(device)
-    normalise = Normalisation(recipe, image_set.image_size, image_set.image_size, device)
+    normalise = Normalisation(recipe, image_set.image_size, device)
     for images, labels in image_set.batches(batch_size):
         yield normalise(images.to(device)), labels.to(device)

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from benchmark.data.dataset import (
     Colour,
     Dataset,
     ImageSet,
-    check_deviation,
     content_hash,
     fingerprint_of,
     measured_normalisation,
@@ -65,14 +64,6 @@ class CachedContent:
     std: Colour
 
 
-@dataclass(frozen=True)
-class CacheLocation:
-    """The folder for caches: `preferred`, or `fallback` (if there is one) if `preferred` cannot be written."""
-
-    preferred: Path
-    fallback: Path | None
-
-
 def make_dataset(
     name: str, cached: CachedContent, padding: int, flip: bool, mean: Colour | None = None, std: Colour | None = None
 ) -> Dataset:
@@ -82,7 +73,11 @@ def make_dataset(
         UserError: a channel's standard deviation is 0.
     """
     content, mean, std = cached.content, mean or cached.mean, std or cached.std
-    check_deviation(name, std)
+    if min(std) <= 0:
+        raise UserError(
+            f"dataset {name}: a colour channel has the same value in every training image, so its measured standard "
+            "deviation is 0; set mean and std yourself"
+        )
     return Dataset(
         name=name,
         classes=content.classes,
@@ -100,33 +95,52 @@ class CorruptCache(Exception):
     """A cache whose index or arrays are not what was written."""
 
 
-def locate_cache(data_root: Path, cache_root: Path | None) -> CacheLocation:
-    """Choose the folders for the caches of a data folder: `cache_root` if given, else beside the data or the user's."""
+def locate_cache(data_root: Path, cache_root: Path | None) -> tuple[Path, ...]:
+    """List the folders for the caches of a data folder; the first that can be written is used.
+
+    It is `cache_root` if that is given, and else one beside the data, or the user's.
+    """
     if cache_root is not None:
-        return CacheLocation(cache_root, None)
+        return (cache_root,)
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     # Data folders share the user's cache folder, so each has a part of its own there.
     own = hashlib.sha256(str(data_root.resolve()).encode()).hexdigest()[:12]
-    return CacheLocation(data_root / FOLDER, home / "kd-benchmark" / own)
+    return (data_root / FOLDER, home / "kd-benchmark" / own)
 
 
-def read_or_build(location: CacheLocation, key: str, source: str, build: Callable[[], Content]) -> CachedContent:
+def state_of_files(folder: Path, names: Iterable[str], dataset: str) -> str:
+    """Compute a hash of the sizes and times of files, which changes when one of them does.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    status = []
+    for name in names:
+        try:
+            found = (folder / name).stat()
+        except OSError as error:
+            raise UserError(f"{folder / name} is missing; delete {folder} and get {dataset} again") from error
+        status.append((name, found.st_size, found.st_mtime_ns))
+    return hashlib.sha256(json.dumps(status).encode()).hexdigest()
+
+
+def read_or_build(caches: Sequence[Path], key: str, source: str, build: Callable[[], Content]) -> CachedContent:
     """Read the content cached under `key`; build it first if it is missing or was built from another source.
 
-    `source` identifies the state of what it is built from (see `folders.ClassFolders.state`). One process builds while
-    others wait. A damaged cache is built again.
+    caches: see `locate_cache`; source: the state of what it is built from, such as `folders.ClassFolders.state`.
+    One process builds while others wait. A damaged cache is built again.
 
     Raises:
         UserError: what was written cannot be read back, or no folder can be written.
     """
-    for folder in filter(None, (location.preferred, location.fallback)):
+    for folder in caches:
         # Reading needs no lock, so a finished cache also serves from a disk that cannot be written. A cache that is
         # being replaced can look damaged for a moment; the second look below is under the lock.
         with contextlib.suppress(CorruptCache):
             cached = _read(folder / key, source)
             if cached is not None:
                 return cached
-    with _locked(location, key) as folder:
+    with _locked(caches, key) as folder:
         try:
             cached = _read(folder, source)
         except CorruptCache as error:
@@ -145,10 +159,10 @@ def read_or_build(location: CacheLocation, key: str, source: str, build: Callabl
 
 
 @contextlib.contextmanager
-def _locked(location: CacheLocation, key: str) -> Iterator[Path]:
+def _locked(caches: Sequence[Path], key: str) -> Iterator[Path]:
     """Lock the first folder for `key` that can be written against other processes."""
     refusals = []
-    for folder in filter(None, (location.preferred, location.fallback)):
+    for folder in caches:
         lock = FileLock(folder / f"{key}.lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)

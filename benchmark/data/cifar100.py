@@ -6,17 +6,15 @@ with the same result: the archive as torchvision unpacks it, or class folders.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import Content, locate_cache, make_dataset, read_or_build
+from benchmark.data.cache import Content, locate_cache, make_dataset, read_or_build, state_of_files
 from benchmark.data.dataset import Dataset
-from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_unpacked, lock_data_folder
+from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_folder
 from benchmark.data.folders import canonical, list_class_folders, read_class_folders
 from benchmark.data.torchvision_operators import import_torchvision
 
@@ -55,11 +53,8 @@ def _source(root: Path, download: bool) -> tuple[str, Callable[[], Content]]:
         folders = list_class_folders(root / NAME)
         _check_classes(root / NAME, folders.classes)
         return folders.state, lambda: read_class_folders(folders, IMAGE_SIZE)
-    if not (root / ARCHIVE_FOLDER).is_dir():
-        if not download:
-            raise UserError(_not_found(root, "downloading is switched off"))
-        _download(root)
-    return _archive_state(root / ARCHIVE_FOLDER), lambda: _read_archive(root)
+    fetch_folder(root, ARCHIVE_FOLDER, URL, HASH, "meta", lambda why: _not_found(root, why), download)
+    return state_of_files(root / ARCHIVE_FOLDER, ARCHIVE_FILES, "CIFAR-100"), lambda: _read_archive(root)
 
 
 def _not_found(root: Path, why: str) -> str:
@@ -73,18 +68,6 @@ def _not_found(root: Path, why: str) -> str:
 def _check_classes(folder: Path, classes: tuple[str, ...]) -> None:
     if len(classes) != NUM_CLASSES:
         raise UserError(f"{folder} has {len(classes)} classes; CIFAR-100 has {NUM_CLASSES}, so complete it")
-
-
-def _archive_state(folder: Path) -> str:
-    """Compute a hash that changes when a file of the unpacked archive does."""
-    status = []
-    for name in ARCHIVE_FILES:
-        try:
-            found = (folder / name).stat()
-        except OSError as error:
-            raise UserError(f"{folder / name} is missing; delete {folder} and get CIFAR-100 again") from error
-        status.append((name, found.st_size, found.st_mtime_ns))
-    return hashlib.sha256(json.dumps(status).encode()).hexdigest()
 
 
 def _read_archive(root: Path) -> Content:
@@ -103,10 +86,3 @@ def _read_archive(root: Path) -> Content:
         splits.append(canonical(source.data, alphabetical[np.asarray(source.targets)]))
     _check_classes(root / ARCHIVE_FOLDER, classes)
     return Content(classes, *splits)
-
-
-def _download(root: Path) -> None:
-    """Fetch and unpack the archive; one process does while others wait."""
-    with lock_data_folder(root, ARCHIVE_FOLDER, lambda why: _not_found(root, why)):
-        if not (root / ARCHIVE_FOLDER).is_dir():
-            fetch_unpacked(URL, HASH, root, ARCHIVE_FOLDER, "meta")

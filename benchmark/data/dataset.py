@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.core.errors import UserError
-
 LEVELS = 256
 """Values that an 8-bit channel can take."""
 
@@ -167,16 +165,3 @@ def measured_normalisation(images: Tensor) -> tuple[Colour, Colour]:
         means.append(first / (total * (LEVELS - 1)))
         deviations.append(math.sqrt((total * second - first * first) / (total * total)) / (LEVELS - 1))
     return (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])
-
-
-def check_deviation(name: str, std: Colour) -> None:
-    """Check that no channel's standard deviation is 0.
-
-    Raises:
-        UserError: a channel has the same value everywhere.
-    """
-    if min(std) <= 0:
-        raise UserError(
-            f"dataset {name}: a colour channel has the same value in every training image, so its measured standard "
-            "deviation is 0; set mean and std yourself"
-        )

@@ -51,7 +51,12 @@ def _make(name: str, shown: range) -> Dataset:
     images = torch.from_numpy(levels.astype(np.uint8))[..., None].repeat(1, 1, 1, 3)
     labels = torch.from_numpy(table[:, -1].copy())
     kept, held = split_held_out(labels, TEST_SHARE, NAME, "test")
-    train, test = (_subset(images, labels, split[_are_in(labels[split], shown)], shown.start) for split in (kept, held))
+
+    def select(split: Tensor) -> ImageSet:
+        own = split[(labels[split] >= shown.start) & (labels[split] < shown.stop)]
+        return ImageSet(images[own], labels[own] - shown.start)
+
+    train, test = select(kept), select(held)
     mean, std = measured_normalisation(train.images)
     return Dataset(
         name=name,
@@ -74,11 +79,3 @@ def _read_table() -> np.ndarray:
     assert spec.submodule_search_locations
     path = Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     return np.loadtxt(path, delimiter=",", dtype=np.int64)
-
-
-def _are_in(labels: Tensor, shown: range) -> Tensor:
-    return (labels >= shown.start) & (labels < shown.stop)
-
-
-def _subset(images: Tensor, labels: Tensor, index: Tensor, first: int) -> ImageSet:
-    return ImageSet(images[index], labels[index] - first)

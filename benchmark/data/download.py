@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -32,21 +32,45 @@ MAX_ARCHIVE_BYTES = 2**30
 log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def lock_data_folder(root: Path, name: str, error_line: Callable[[str], str]) -> Iterator[None]:
-    """Create the data folder `root` if needed and lock it against other downloads of the dataset `name`.
+def fetch_folder(
+    root: Path,
+    folder: str,
+    url: str,
+    known_hash: str,
+    needed: str,
+    error_line: Callable[[str], str],
+    allowed: bool,
+    members: list[str] | None = None,
+    largest: int | None = None,
+) -> None:
+    """Fetch a dataset's archive and put its top folder `folder` into the data folder `root`, unless it is there.
 
-    error_line: makes the line for the user from the reason why the download failed.
+    The folder appears whole or not at all. One process fetches while others wait. An intact archive of that name in
+    `root` is unpacked without fetching it.
+
+    url: of a .zip or .tar.gz archive; known_hash: of the archive, such as "md5:90528d7c..."; needed: a file that the
+    folder must hold; error_line: makes the line for the user from the reason why there is no folder;
+    allowed: whether it may be fetched; members: the files of the archive that are unpacked, None for all;
+    largest: bytes that are fetched at most, instead of `MAX_ARCHIVE_BYTES`.
 
     Raises:
-        UserError: what is done within it failed, or the folder cannot be written.
+        UserError: something else is in its place, it may not be fetched, or that failed.
     """
+    path = root / folder
+    if path.is_dir():
+        return
+    if os.path.lexists(path):
+        raise UserError(f"{path} is no folder, or leads to none; it must be the folder inside {url}")
+    if not allowed:
+        raise UserError(error_line("downloading is switched off"))
     existed = root.is_dir()
-    lock_path = root / f".{name}.lock"
+    lock_path = root / f".{folder}.lock"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(lock_path):
-            yield
+            # Whoever waited for the lock finds what another process has fetched.
+            if not path.is_dir():
+                _fetch_unpacked(root, folder, url, known_hash, needed, members, largest or MAX_ARCHIVE_BYTES)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             lock_path.unlink(missing_ok=True)
@@ -64,22 +88,10 @@ def _describe(error: BaseException) -> str:
     return text if text and text.isprintable() else type(error).__name__
 
 
-def fetch_unpacked(
-    url: str,
-    known_hash: str,
-    root: Path,
-    folder: str,
-    needed: str,
-    members: list[str] | None = None,
-    largest: int | None = None,
+def _fetch_unpacked(
+    root: Path, folder: str, url: str, known_hash: str, needed: str, members: list[str] | None, largest: int
 ) -> None:
-    """Fetch a .zip or .tar.gz archive and put its top folder `folder` into `root`, whole or not at all.
-
-    An intact archive of that name in `root` is unpacked without fetching it. To be called within `lock_data_folder`.
-
-    known_hash: of the archive, such as "md5:90528d7c..."; needed: a file that the folder must hold;
-    members: the files of the archive that are unpacked, None for all; largest: bytes that are fetched at
-    most, instead of `MAX_ARCHIVE_BYTES`.
+    """Fetch and unpack an archive under the lock of `fetch_folder`, whose arguments these are.
 
     Raises:
         OSError, RuntimeError: the archive cannot be fetched or unpacked, or is not the one of that hash.
@@ -98,7 +110,7 @@ def fetch_unpacked(
     with tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=root, ignore_cleanup_errors=True) as temporary:
         content = Path(temporary, "content").absolute()
         path = root if (root / name).is_file() else temporary
-        download = partial(_download, largest=largest or MAX_ARCHIVE_BYTES)
+        download = partial(_download, largest=largest)
         processor = unpack(members=members, extract_dir=str(content))
         try:
             pooch.retrieve(url, known_hash, name, path, processor, download)

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import CacheLocation, locate_cache
+from benchmark.data.cache import locate_cache
 from benchmark.data.dataset import Dataset
 from benchmark.data.decoding import MARGIN, RATIO, SCALE
 from benchmark.data.download import DEFAULT_DATA_ROOT
@@ -138,19 +138,14 @@ def _check_layout(root: Path, folder: Path) -> None:
 
 
 def _warn_of_a_part(folder: Path, listing: Listing) -> None:
-    whole = len(listing.classes) == NUM_CLASSES and all(len(listing.names[split]) == WHOLE[split] for split in SPLITS)
-    if not whole:
-        train, val = (len(listing.names[split]) for split in SPLITS)
-        log.warning(
-            "%s is a part of ImageNet: %d classes, %d training and %d validation images (of 1000, 1281167 and 50000)",
-            folder,
-            len(listing.classes),
-            train,
-            val,
-        )
+    found = (len(listing.classes), *(len(listing.names[split]) for split in SPLITS))
+    whole = (NUM_CLASSES, *WHOLE.values())
+    if found != whole:
+        line = "%s is a part of ImageNet: %d classes, %d training and %d validation images (of %d, %d and %d)"
+        log.warning(line, folder, *found, *whole)
 
 
-def _list_files(folder: Path, location: CacheLocation) -> Listing:
+def _list_files(folder: Path, caches: Sequence[Path]) -> Listing:
     """List the files of both splits; take the kept list if no folder has changed since.
 
     Raises:
@@ -163,7 +158,7 @@ def _list_files(folder: Path, location: CacheLocation) -> Listing:
         raise UserError(f"{folder} has {len(classes['train'])} classes; there must be two or more to tell apart")
     # A folder's time changes when a file in it appears, disappears or is renamed, but not when one is overwritten.
     state = hashlib.sha256(json.dumps([str(folder.resolve()), folders]).encode()).hexdigest()
-    kept = [root / f"{NAME}-files.npz" for root in (location.preferred, location.fallback) if root is not None]
+    kept = [root / f"{NAME}-files.npz" for root in caches]
     for path in kept:
         listing = _read_listing(path, state, classes["train"])
         if listing is not None:

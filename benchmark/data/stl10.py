@@ -14,16 +14,14 @@ so its images are shown at CIFAR's size (see `benchmark.data.shown_small`), as H
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from pathlib import Path
 
 import numpy as np
 
 from benchmark.core.errors import UserError
-from benchmark.data.cache import Content, locate_cache, read_or_build
+from benchmark.data.cache import Content, locate_cache, read_or_build, state_of_files
 from benchmark.data.dataset import Dataset, ImageSet
-from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_unpacked, lock_data_folder
+from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_folder
 from benchmark.data.folders import canonical
 from benchmark.data.shown_small import show_small
 
@@ -60,13 +58,13 @@ def load(data_root: Path | None = None, cache_root: Path | None = None, download
     """
     root = DEFAULT_DATA_ROOT if data_root is None else data_root
     folder = root / FOLDER
-    if not folder.is_dir():
-        if os.path.lexists(folder):
-            raise UserError(f"{folder} is no folder, or leads to none; it must be the folder inside {URL}")
-        if not download:
-            raise UserError(_not_found(root, "downloading is switched off"))
-        _download(root)
-    cached = read_or_build(locate_cache(root, cache_root), NAME, _state(folder), lambda: _read(folder))
+    files = (*HASHES, CLASS_NAMES)
+    members = [f"{FOLDER}/{name}" for name in files]
+    fetch_folder(
+        root, FOLDER, URL, HASH, CLASS_NAMES, lambda why: _not_found(root, why), download, members, ARCHIVE_BYTES
+    )
+    state = state_of_files(folder, files, "STL-10")
+    cached = read_or_build(locate_cache(root, cache_root), NAME, state, lambda: _read(folder))
     return show_small(NAME, cached.content, cached.hashes, IMAGE_SIZE, MEAN, STD)
 
 
@@ -76,26 +74,6 @@ def _not_found(root: Path, why: str) -> str:
         f"no STL-10 in {root}{parent}: {FOLDER}/ is not there, and {why}; unpack stl10_binary.tar.gz there (or run "
         "once with a network)"
     )
-
-
-def _download(root: Path) -> None:
-    """Fetch and unpack the archive; one process does while others wait."""
-    with lock_data_folder(root, FOLDER, lambda why: _not_found(root, why)):
-        if not (root / FOLDER).is_dir():
-            members = [f"{FOLDER}/{name}" for name in (*HASHES, CLASS_NAMES)]
-            fetch_unpacked(URL, HASH, root, FOLDER, CLASS_NAMES, members, ARCHIVE_BYTES)
-
-
-def _state(folder: Path) -> str:
-    """Compute a hash that changes when one of the files does."""
-    status = []
-    for name in (*HASHES, CLASS_NAMES):
-        try:
-            found = (folder / name).stat()
-        except OSError as error:
-            raise UserError(f"{folder / name} is missing; delete {folder} and get STL-10 again") from error
-        status.append((name, found.st_size, found.st_mtime_ns))
-    return hashlib.sha256(json.dumps(status).encode()).hexdigest()
 
 
 def _read(folder: Path) -> Content:

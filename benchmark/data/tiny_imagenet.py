@@ -28,7 +28,7 @@ from benchmark.core.errors import UserError
 from benchmark.data import imagenet
 from benchmark.data.cache import CachedContent, locate_cache, make_dataset, read_or_build
 from benchmark.data.dataset import Dataset
-from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_unpacked, lock_data_folder
+from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_folder
 from benchmark.data.folders import ClassFolders, image_files, list_subfolders, read_class_folders
 from benchmark.data.shown_small import show_small
 
@@ -72,17 +72,8 @@ def load_small(data_root: Path | None = None, cache_root: Path | None = None, do
 
 def _read_cached(data_root: Path | None, cache_root: Path | None, download: bool) -> CachedContent:
     root = DEFAULT_DATA_ROOT if data_root is None else data_root
-    folder = root / FOLDER
-    if not folder.is_dir():
-        if os.path.lexists(folder):
-            raise UserError(f"{folder} is no folder, or leads to none; it must be the folder inside {URL}")
-        if not download:
-            raise UserError(_not_found(root, "downloading is switched off"))
-        with lock_data_folder(root, FOLDER, lambda why: _not_found(root, why)):
-            # Whoever waited for the lock finds what another process has fetched.
-            if not folder.is_dir():
-                fetch_unpacked(URL, HASH, root, FOLDER, WNIDS)
-    found = list_images(folder)
+    fetch_folder(root, FOLDER, URL, HASH, WNIDS, lambda why: _not_found(root, why), download)
+    found = list_images(root / FOLDER)
     return read_or_build(
         locate_cache(root, cache_root), NAME, found.state, lambda: read_class_folders(found, IMAGE_SIZE)
     )
