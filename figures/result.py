@@ -12,7 +12,7 @@ from typing import Literal
 from benchmark.core.protocols import base_scale
 from benchmark.core.statistics import BySeed, Summary, summarise
 from figures.specification import Figure, Panel, PublishedMarks
-from tables.result import Cell
+from tables.result import Cell, describe_comparison
 from tables.specification import get_number
 
 StageMetric = Literal["stages", "stages_joint"]
@@ -191,22 +191,13 @@ class FigureResult:
 
     @property
     def statement(self) -> str:
-        """In one line: where the numbers come from, and whether they may be compared with the paper's.
-
-        The words are those of `tables.view.describe_result`.
-        """
+        """In one line: where the numbers come from, and whether they may be compared with the paper's."""
         datasets = list(dict.fromkeys(panel.dataset for panel in self.panels))
-        epochs = self.panels[0].epochs
-        after = f"{epochs} epoch" if epochs == "1" else f"{epochs} epochs"
         on = f"{'dataset' if len(datasets) == 1 else 'datasets'} {' and '.join(datasets)}"
-        origin = f"scale {self.scale}, on {on}, after {after}"
         if not self.has_values():
             return f"No runs yet at scale {self.scale}, on {on}."
-        if self.reproduces:
-            return f"Measured at {origin}."
         published = any(panel.panel.published for panel in self.panels)
-        against = "are not comparable with the paper's" if published else "are no results of the full protocol"
-        return f"These numbers are from {origin}, and {against}."
+        return describe_comparison(self.scale, on, self.panels[0].epochs, self.reproduces, published)
 
     @property
     def counts(self) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmark.core.statistics import summarise
 from benchmark.io.files import write_text
 from tables.escaping import Markup, escape_latex, escape_markdown, format_pipe_table, make_environment, plain
 from tables.gains import compute_measured_gain, compute_printed_gain, compute_published_gain
 from tables.result import ABSENT, Cell, TableResult
-from tables.specification import TEACHER, Column, Published, Row, get_number
+from tables.specification import Column, Published, Row, get_number
 from tables.terminal import superscript, to_terminal
 from tables.tiers import GAIN
 from tables.view import (
@@ -24,6 +24,7 @@ from tables.view import (
     PageCell,
     PageReference,
     PageRow,
+    find_usual_seeds,
     make_page,
 )
 
@@ -85,15 +86,9 @@ def to_latex(result: TableResult) -> str:
         .get_template("table.tex.j2")
         .render(
             page=page,
-            label=Markup(page.name),
-            columns=_latex_columns(page, page.has_references),
-            heading=_latex_heading(page, page.has_references),
-            rows=[_latex_row(row, page.has_references, _usual_count(page.rows)) for row in page.rows],
-            seeds=_latex_seeds(page.rows),
-            best_columns=_latex_columns(page, False),
-            best_heading=_latex_heading(page, False),
-            best=[_latex_row(row, False, _usual_count(page.best)) for row in page.best],
-            best_seeds=_latex_seeds(page.best),
+            label=Markup(result.table.name),
+            all=_latex_grid(page, page.rows, page.has_references),
+            best=_latex_grid(page, page.best, beside=False),
             best_title=BEST_TITLE,
             best_explanation=BEST_EXPLANATION,
         )
@@ -106,14 +101,9 @@ def to_csv(result: TableResult) -> str:
     written = io.StringIO()
     writer = csv.DictWriter(written, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
-    teachers = (
-        [Row(method=TEACHER, published=table.teachers)] if any(column.teacher for column in table.columns) else []
-    )
-    for row in (*teachers, *table.rows):
+    for row in result.rows:
         for position, column in enumerate(table.columns):
-            is_teacher = row.method == TEACHER
-            cell = result.teacher(column.name) if is_teacher else result.cell(row.name, column.name)
-            measured = _csv_fields(cell, row, position, result)
+            measured = _csv_fields(result.cell(row.name, column.name), row, position, result)
             place = {
                 "table": table.name,
                 "row": plain(row.name),
@@ -215,17 +205,25 @@ def _gain(gain: str) -> str:
     return f" {GAIN}{gain}" if gain else ""
 
 
+def _latex_grid(page: Page, rows: Sequence[PageRow], beside: bool) -> dict[str, Any]:
+    """Make the parts of a tabular; beside: whether printed numbers stand beside the measured ones."""
+    usual = find_usual_seeds(rows)
+    others = any(entry.seeds not in ("", usual) for row in rows for entry in row.entries)
+    return {
+        # Decimal points align by themselves, because all numbers have two decimals.
+        "columns": Markup(f"@{{}}l*{{{len(page.columns)}}}{{{'rl' if beside else 'l'}}}@{{}}"),
+        "heading": _latex_heading(page, beside),
+        "rows": [_latex_row(row, beside, usual) for row in rows],
+        "seeds": f"Seeds: {usual}{', unless a cell says otherwise' if others else ''}." if usual else "",
+    }
+
+
 def _latex_line(cells: Sequence[str]) -> Markup:
     return Markup(" & ".join(cells))
 
 
 def _latex_marks(marks: Marks) -> str:
     return f"\\textsuperscript{{{','.join(map(str, marks))}}}" if marks else ""
-
-
-def _latex_columns(page: Page, beside: bool) -> Markup:
-    """Make the column specification; decimal points align by themselves, because all numbers have two decimals."""
-    return Markup(f"@{{}}l*{{{len(page.columns)}}}{{{'rl' if beside else 'l'}}}@{{}}")
 
 
 def _latex_heading(page: Page, beside: bool) -> list[Markup]:
@@ -239,15 +237,12 @@ def _latex_heading(page: Page, beside: bool) -> list[Markup]:
     lower = [over_both(column.heading[1]) for column in page.columns]
     has_upper = any(column.heading[0] for column in page.columns)
     lines = [["method", *upper], ["", *lower]] if has_upper else [["method", *lower]]
+    head = [Markup(f"{_latex_line(line)} \\\\") for line in lines]
     if not beside:
-        return [Markup(f"{_latex_line(line)} \\\\") for line in lines]
+        return head
     rules = " ".join(f"\\cmidrule(lr){{{2 * place}-{2 * place + 1}}}" for place in range(1, len(page.columns) + 1))
     kinds = ["", *("printed & measured" for _ in page.columns)]
-    return [
-        *(Markup(f"{_latex_line(line)} \\\\") for line in lines),
-        Markup(rules),
-        Markup(f"{_latex_line(kinds)} \\\\"),
-    ]
+    return [*head, Markup(rules), Markup(f"{_latex_line(kinds)} \\\\")]
 
 
 def _latex_row(row: PageRow, beside: bool, usual: str) -> Markup:
@@ -289,16 +284,3 @@ def _latex_stack(lines: Sequence[str]) -> str:
         return "".join(lines)
     stacked = r" \\ ".join(lines)
     return rf"\shortstack[l]{{{stacked}}}"
-
-
-def _usual_count(rows: Sequence[PageRow]) -> str:
-    """Find how many seeds stand behind most numbers, in the words of an entry."""
-    counts = Counter(entry.seeds for row in rows for entry in row.entries if entry.summary)
-    return counts.most_common(1)[0][0] if counts else ""
-
-
-def _latex_seeds(rows: Sequence[PageRow]) -> str:
-    """Say how many seeds stand behind the numbers."""
-    usual = _usual_count(rows)
-    others = any(entry.summary and entry.seeds != usual for row in rows for entry in row.entries)
-    return f"Seeds: {usual}{', unless a cell says otherwise' if others else ''}." if usual else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tables.schema import choose_for_scale
-from tables.specification import TEACHER, Table
+from tables.specification import TEACHER, Row, Table
 
 Status = Literal[
     "done", "partial", "failed", "not run yet", "runs when named", "not in the suite", "no teacher", "no dataset"
@@ -77,6 +77,18 @@ class Cell:
         return {run.seed: float(run.metrics[self.metric]) for run in self.finished}
 
 
+def describe_comparison(scale: str, on: str, epochs: str, reproduces: bool, printed: bool) -> str:
+    """Say in one line where numbers come from, and whether they may be compared with the paper's.
+
+    on: the dataset or datasets; epochs: how many; printed: whether the paper has numbers to compare them with.
+    """
+    origin = f"scale {scale}, on {on}, after {epochs} {'epoch' if epochs == '1' else 'epochs'}"
+    if reproduces:
+        return f"Measured at {origin}."
+    against = "are not comparable with the paper's" if printed else "are no results of the full protocol"
+    return f"These numbers are from {origin}, and {against}."
+
+
 @dataclass(frozen=True)
 class TableResult:
     """The cells of a table at one scale.
@@ -107,8 +119,22 @@ class TableResult:
         same_dataset = intended.endswith(".toml") or intended == self.dataset
         return self.comparable and self.scale == "paper" and same_dataset
 
+    @property
+    def statement(self) -> str:
+        """In one line: where the numbers come from, and whether they may be compared with the paper's."""
+        printed = any(row.printed or row.published for row in self.table.rows)
+        return describe_comparison(self.scale, f"dataset {self.dataset}", self.epochs, self.reproduces, printed)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of the table, that of the teachers first where a column has one."""
+        teachers = Row(method=TEACHER, published=self.table.teachers)
+        return (*([teachers] if any(column.teacher for column in self.table.columns) else []), *self.table.rows)
+
     def cell(self, row: str, column: str) -> Cell:
-        """The cell of a row and a column."""
+        """The cell of a row, or of the teachers, and a column."""
+        if row == TEACHER:
+            return self.teacher(column)
         return self.cells.get((row, column)) or Cell(row, column, (), "not run yet")
 
     def teacher(self, column: str) -> Cell:

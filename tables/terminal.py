@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from rich.text import Text
 from tables.escaping import plain
 from tables.result import ABSENT, TableResult
 from tables.tiers import GAIN, NAMES, SIGNS
-from tables.view import Page, PageCell, PageReference, PageRow, make_page
+from tables.view import Page, PageCell, PageReference, PageRow, find_usual_seeds, make_page
 
 WIDEST_GAP = 3
 USUAL_LINES, MOST_LINES = 3, 5
@@ -45,12 +44,12 @@ def to_terminal(
     all of them for None.
     """
     page = make_page(result, selected)
-    seeds = _usual_seeds(page)
+    seeds = find_usual_seeds(page.rows)
     lines, marks = _choose_notes(page, seeds, width)
     above: list[RenderableType] = [
-        Text.assemble((f"Table {page.name}. ", "bold"), plain(page.caption)),
-        Text(plain(page.statement), style="" if page.reproduces else "yellow"),
-        *(Text(plain(remark), style="yellow") for remark in page.remarks),
+        Text.assemble((f"Table {result.table.name}. ", "bold"), plain(result.table.caption)),
+        Text(plain(result.statement), style="" if result.reproduces else "yellow"),
+        *(Text(plain(remark), style="yellow") for remark in result.remarks),
     ]
     panels = [Padding(grid, (1, 0, 0, 0)) for grid in _Layout(page, width, seeds, marks).panels()]
     below = [Text(line, style="dim") for line in lines]
@@ -129,12 +128,6 @@ class _Layout:
             yield grid
 
 
-def _usual_seeds(page: Page) -> str:
-    """Find the number of seeds of most cells, in their words; empty where nothing was measured."""
-    found = Counter(entry.seeds for entry in page.entries if entry.seeds)
-    return found.most_common(1)[0][0] if found else ""
-
-
 def _split(widths: Sequence[int], room: int) -> list[tuple[int, int]]:
     """Split columns, each with a gap of one before it, into the fewest even groups that are no wider than the room.
 
@@ -200,7 +193,7 @@ def _legend(page: Page, seeds: str) -> str:
     usual = f", {seeds}{' unless a cell says otherwise' if others else ''}" if seeds else ""
     names = [f"{NAMES[tier]}{SIGNS[tier]}" for tier in page.tiers]
     tiers = " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
-    measured = f"Measured {plain(page.metric)}{spread}, last epoch{usual}"
+    measured = f"Measured {plain(page.result.table.metric)}{spread}, last epoch{usual}"
     sentences = [f"{measured}, over {tiers}." if tiers else f"{measured}."]
     if page.has_gains:
         sentences.append(f"{GAIN}: gain over the own baseline.")

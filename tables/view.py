@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from benchmark.core.protocols import base_scale
 from benchmark.core.statistics import Summary, summarise
 from benchmark.core.text import format_signed
 from tables.gains import compute_measured_gain, compute_printed_gain, compute_published_gain
-from tables.result import ABSENT, Cell, Status, TableResult
+from tables.result import ABSENT, Status, TableResult
 from tables.specification import TEACHER, Column, Row, get_number
 from tables.tiers import GAIN, GAIN_MEANING, MEANINGS, NAMES, SIGNS, Tier, describe_origin
 
@@ -59,8 +60,8 @@ class PageCell:
     status: Status | Literal[""]
     summary: Summary | None
     seeds: str
-    rank: int
-    marks: Marks
+    rank: int = 0
+    marks: Marks = ()
     gain: str = ""
     references: tuple[PageReference, ...] = ()
 
@@ -93,27 +94,27 @@ class PageRow:
 class Page:
     """A table with all that is said over and under it.
 
-    best: the best-on-test values of the rows that have any; scale_note: what is particular to this scale; footnotes: by
-    their numbers, which marks refer to; notes: on the table as a whole.
+    columns, rows: those that are shown; best: the best-on-test values of the rows that have any; footnotes: by their
+    numbers, which marks refer to; counts: of the cells, in a sentence.
     """
 
-    name: str
-    caption: str
-    metric: str
-    scale: str
-    dataset: str
-    statement: str
-    remarks: tuple[str, ...]
+    result: TableResult
     columns: tuple[Column, ...]
     rows: tuple[PageRow, ...]
     best: tuple[PageRow, ...]
-    scale_note: str
     footnotes: tuple[tuple[int, str], ...]
-    notes: tuple[str, ...]
     counts: str
-    generated_from: str
-    reproduces: bool
-    printed_origin: str
+
+    @property
+    def scale_note(self) -> str:
+        """What is particular to this scale."""
+        return self.result.table.scale_notes.get(base_scale(self.result.scale), "")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say of the table as a whole."""
+        renamed = _describe_renamed(self.result.table.columns, self.result.scale)
+        return (*filter(None, [self.scale_note]), *self.result.table.footnotes, *renamed)
 
     @property
     def entries(self) -> tuple[PageCell, ...]:
@@ -144,9 +145,9 @@ class Page:
     @property
     def tier_note(self) -> str:
         """What the tiers of the page are, and which epoch and how many runs their numbers are of."""
-        words = []
+        words, table = [], self.result.table
         for tier in self.tiers:
-            origin = f", {self.printed_origin}" if tier == "printed" else ""
+            origin = f", {describe_origin(table.printed_runs, table.printed_epoch)}" if tier == "printed" else ""
             words.append(f"{NAMES[tier].capitalize()}{SIGNS[tier]}: {MEANINGS[tier]}{origin}.")
         return " ".join(words)
 
@@ -166,14 +167,10 @@ class Page:
         return any(entry.rank for entry in self.entries)
 
 
-class _Footnotes:
-    """Numbers footnotes in the order in which they are first met."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    def marks(self, texts: Iterable[str]) -> Marks:
-        return tuple(sorted({self.numbers.setdefault(text, len(self.numbers) + 1) for text in texts}))
+def find_usual_seeds(rows: Iterable[PageRow]) -> str:
+    """Find how many seeds stand behind most numbers, in the words of a cell; empty where nothing was measured."""
+    found = [entry.seeds for row in rows for entry in row.entries if entry.seeds]
+    return statistics.mode(found) if found else ""
 
 
 def make_page(result: TableResult, selected: Collection[tuple[str, str]] | None = None) -> Page:
@@ -182,38 +179,23 @@ def make_page(result: TableResult, selected: Collection[tuple[str, str]] | None 
     selected: the cells that are shown, by row and column name; all of them for None. Ranks and the numbers of footnotes
     are those of the whole table.
     """
-    table = result.table
-    footnotes = _Footnotes()
-    ranks = _ranks(result)
-    has_teachers = any(column.teacher for column in table.columns)
-    rows = [_teacher_row(result, footnotes)] if has_teachers else []
-    for row in table.rows:
-        marks = footnotes.marks(row.footnotes)
-        entries = []
-        for position, column in enumerate(table.columns):
-            cell = result.cell(row.name, column.name)
-            rank = ranks.get((row.name, column.name), 0)
-            entries.append(_entry(cell, rank, row, position, result, footnotes))
+    footnotes: dict[str, int] = {}
+    ranks = _rank_cells(result)
+    rows = []
+    for row in result.rows:
+        marks = _number_footnotes(row.footnotes, footnotes)
+        entries = [
+            _make_cell(result, row, position, ranks.get((row.name, column.name), 0), footnotes)
+            for position, column in enumerate(result.table.columns)
+        ]
         rows.append(PageRow(row.name, marks, tuple(entries)))
-    scale_note = table.scale_notes.get(base_scale(result.scale), "")
     page = Page(
-        name=table.name,
-        caption=table.caption,
-        metric=table.metric,
-        scale=result.scale,
-        dataset=result.dataset,
-        statement=describe_result(result),
-        columns=table.columns,
+        result=result,
+        columns=result.table.columns,
         rows=tuple(rows),
-        best=tuple(_best_rows(result)),
-        footnotes=tuple((number, text) for text, number in footnotes.numbers.items()),
-        scale_note=scale_note,
-        remarks=result.remarks,
-        notes=(*([scale_note] if scale_note else []), *table.footnotes, *_renamed(table.columns, result.scale)),
+        best=tuple(_list_best(result)),
+        footnotes=tuple((number, text) for text, number in footnotes.items()),
         counts=describe_counts(result),
-        generated_from=result.generated_from,
-        reproduces=result.reproduces,
-        printed_origin=describe_origin(table.printed_runs, table.printed_epoch),
     )
     return page if selected is None else _select_cells(page, result, selected)
 
@@ -246,27 +228,17 @@ def _select_cells(page: Page, result: TableResult, selected: Collection[tuple[st
     )
 
 
-def _renamed(columns: Iterable[Column], scale: str) -> list[str]:
+def _number_footnotes(texts: Iterable[str], footnotes: dict[str, int]) -> Marks:
+    """Number footnotes in the order in which they are first met; footnotes: those so far, with their numbers."""
+    return tuple(sorted({footnotes.setdefault(text, len(footnotes) + 1) for text in texts}))
+
+
+def _describe_renamed(columns: Iterable[Column], scale: str) -> Iterator[str]:
     """Name the networks behind columns whose title names others, and the datasets on which they are probed."""
-    texts = []
     for column in columns:
-        pair = f"{column.teacher}>{column.student}" if column.teacher else column.student
         probed = column.tested_on(scale)
-        if column.name == pair or (column.probe and probed is None):
-            continue
-        texts.append(f"Column {column.name} is {pair}{f', probed on {probed},' if probed else ''} here.")
-    return texts
-
-
-def describe_result(result: TableResult) -> str:
-    """Say in one line where the numbers come from, and whether they may be compared with the paper's."""
-    epochs = f"{result.epochs} epoch" if result.epochs == "1" else f"{result.epochs} epochs"
-    origin = f"scale {result.scale}, on dataset {result.dataset}, after {epochs}"
-    if result.reproduces:
-        return f"Measured at {origin}."
-    printed = any(row.printed or row.published for row in result.table.rows)
-    against = "are not comparable with the paper's" if printed else "are no results of the full protocol"
-    return f"These numbers are from {origin}, and {against}."
+        if column.name != column.pair and (probed or not column.probe):
+            yield f"Column {column.name} is {column.pair}{f', probed on {probed},' if probed else ''} here."
 
 
 def describe_counts(result: TableResult, selected: Collection[tuple[str, str]] | None = None) -> str:
@@ -291,25 +263,22 @@ def describe_counts(result: TableResult, selected: Collection[tuple[str, str]] |
     return f"{', '.join(parts)}{ending}."
 
 
-def _entry(cell: Cell, rank: int, row: Row, position: int, result: TableResult, footnotes: _Footnotes) -> PageCell:
-    marks = footnotes.marks(cell.notes)
+def _make_cell(result: TableResult, row: Row, position: int, rank: int, footnotes: dict[str, int]) -> PageCell:
+    cell = result.cell(row.name, result.table.columns[position].name)
+    marks = _number_footnotes(cell.notes, footnotes)
     summary = summarise(cell.values) if cell.values else None
+    seeds = f"n={len(cell.values)}" if cell.values else ""
+    if seeds and cell.status == "partial":
+        seeds += f" of {cell.seeds}" if cell.seeds else ", partial"
     gain = compute_measured_gain(result, cell) if result.table.gains else None
-    return PageCell(
-        status=cell.status,
-        summary=summary,
-        seeds=_seeds(cell),
-        rank=rank,
-        marks=marks,
-        gain="" if gain is None else format_signed(gain),
-        references=tuple(_references(row, position, result, summary, footnotes)),
-    )
+    references = tuple(_list_references(result, row, position, summary, footnotes))
+    return PageCell(cell.status, summary, seeds, rank, marks, "" if gain is None else format_signed(gain), references)
 
 
-def _references(
-    row: Row, position: int, result: TableResult, summary: Summary | None, footnotes: _Footnotes
-) -> Iterable[PageReference]:
-    """The printed number, then those from elsewhere, each with a footnote on its source, its runs and its epoch."""
+def _list_references(
+    result: TableResult, row: Row, position: int, summary: Summary | None, footnotes: dict[str, int]
+) -> Iterator[PageReference]:
+    """List the printed number, then those from elsewhere, each with a footnote on its source, runs and epoch."""
 
     def describe_gain(gain: float | None) -> str:
         return format_signed(gain) if result.table.gains and gain is not None else ""
@@ -332,29 +301,12 @@ def _references(
             tier,
             f"{mean:.2f}",
             "" if std is None else f"{std:.2f}",
-            footnotes.marks([f"{NAMES[tier].capitalize()}: {origin}."]),
+            _number_footnotes([f"{NAMES[tier].capitalize()}: {origin}."], footnotes),
             describe_gain(compute_published_gain(published, position)),
         )
 
 
-def _seeds(cell: Cell) -> str:
-    if not cell.values:
-        return ""
-    if cell.status != "partial":
-        return f"n={len(cell.values)}"
-    return f"n={len(cell.values)} of {cell.seeds}" if cell.seeds else f"n={len(cell.values)}, partial"
-
-
-def _teacher_row(result: TableResult, footnotes: _Footnotes) -> PageRow:
-    row = Row(method=TEACHER, published=result.table.teachers)
-    entries = [
-        _entry(result.teacher(column.name), 0, row, position, result, footnotes)
-        for position, column in enumerate(result.table.columns)
-    ]
-    return PageRow(TEACHER, (), tuple(entries))
-
-
-def _ranks(result: TableResult) -> dict[tuple[str, str], int]:
+def _rank_cells(result: TableResult) -> dict[tuple[str, str], int]:
     """Rank the best (1) and second-best (2) cells of each column that has at least two measured ones."""
     ranks = {}
     for column in result.table.columns:
@@ -372,13 +324,10 @@ def _ranks(result: TableResult) -> dict[tuple[str, str], int]:
     return ranks
 
 
-def _best_rows(result: TableResult) -> Iterable[PageRow]:
+def _list_best(result: TableResult) -> Iterator[PageRow]:
     for row in result.table.rows:
-        entries = []
-        for column in result.table.columns:
-            cell = result.cell(row.name, column.name)
-            summary = summarise(cell.best) if cell.best else None
-            seeds = f"n={len(cell.best)}" if cell.best else ""
-            entries.append(PageCell("", summary, seeds, 0, ()))
-        if any(entry.summary for entry in entries):
+        found = [result.cell(row.name, column.name).best for column in result.table.columns]
+        if any(found):
+            summaries = [summarise(best) if best else None for best in found]
+            entries = (PageCell("", summary, f"n={summary.n}" if summary else "") for summary in summaries)
             yield PageRow(row.name, (), tuple(entries))

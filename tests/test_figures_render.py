@@ -25,7 +25,6 @@ from figures.result import FigureResult
 from figures.specification import PublishedMarks, load_figure
 from tables.result import Cell, TableResult
 from tables.specification import Column, Row, Table
-from tables.view import describe_result
 from tests import made_up_figures as made_up
 
 ENDINGS = ["png", "pdf", "svg", "csv", "md"]
@@ -237,7 +236,7 @@ def test_the_statement_is_that_of_a_table_with_the_same_runs(scale: str) -> None
     place = (scale, panel.epochs, panel.dataset)
     as_table = TableResult(table, *place, cells={}, teachers={}, generated_from="", comparable=scale == "paper")
     assert result.reproduces == as_table.reproduces
-    assert result.statement == describe_result(as_table)
+    assert result.statement == as_table.statement
 
 
 def test_the_stem_tells_scales_datasets_protocols_and_teachers_apart() -> None:

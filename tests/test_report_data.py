@@ -34,7 +34,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
 
 def test_a_store_without_records_still_gives_every_table_with_its_printed_numbers(tmp_path: Path) -> None:
     report = collect_report(tmp_path / "none")
-    assert [table.page.name for table in report.tables] == table_names()
+    assert [table.result.table.name for table in report.tables] == table_names()
     assert not any(table.measured for table in report.tables)
     second = report.tables[1].page
     assert any(found.mean == "76.89" for row in second.rows for entry in row.entries for found in entry.references)
@@ -53,7 +53,7 @@ def test_rows_of_longer_schedules_are_not_run_yet_where_no_run_has_a_schedule_of
 def test_the_report_shows_what_the_records_hold(filled: tuple[Path, Report]) -> None:
     root, report = filled
     tops = {record["id"]: record["final"].get("top1") for record in Store(root).read_all()[0]}
-    second = next(table for table in report.tables if table.page.name == "II")
+    second = next(table for table in report.tables if table.name == "Table II")
     cell = second.result.cell("KD", PAIRS[0])
     assert cell.values == tuple(tops[run.run] for run in cell.finished)
     assert (len(cell.values), cell.status) == (3, "done")
@@ -250,7 +250,7 @@ def test_an_exported_run_has_a_line_and_its_latency_stands_with_its_cost(tmp_pat
     assert report.exported is not None
     assert column(report.exported, "fp32, ms, batch 64")["Baseline"].text == "16"
     assert column(report.exported, "int8 top-1, %")["Baseline"].text == "71.25"
-    per_cell = next(table.costs for table in report.tables if table.page.name == "II")
+    per_cell = next(table.costs for table in report.tables if table.name == "Table II")
     assert per_cell is not None
     assert column(per_cell, "int8, ms")["Baseline"].text == "0.250"
 
@@ -263,6 +263,6 @@ def test_a_damaged_file_of_an_export_is_named_and_costs_nothing_else(tmp_path: P
     assert report.exported is None
     assert len(report.records) == 1
     assert "edge.json cannot be read" in report.damaged[0]
-    per_cell = next(table.costs for table in report.tables if table.page.name == "II")
+    per_cell = next(table.costs for table in report.tables if table.name == "Table II")
     assert per_cell is not None
     assert "fp32, ms" not in [heading.name for heading in per_cell.headings]

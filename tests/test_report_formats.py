@@ -129,7 +129,7 @@ def test_two_reports_of_the_same_name_keep_files_of_their_own(tmp_path: Path) ->
         run = request().run("Baseline", "WRN-16-2", None, 0).replace(fingerprint=fingerprint)
         Store(tmp_path).begin(run)
         Store(tmp_path).finish(run, made_up(run, 2), {})
-    stems = [table.stem for table in collect_report(tmp_path).tables if table.page.name == "II"]
+    stems = [table.stem for table in collect_report(tmp_path).tables if table.name == "Table II"]
     assert stems == ["table_II_paper", "table_II_paper_2"]
 
 
@@ -137,7 +137,7 @@ def test_a_dataset_of_an_odd_name_gives_files_of_plain_names(tmp_path: Path) -> 
     run = request(dataset="x & {y}").run("Baseline", "WRN-16-2", None, 0)
     Store(tmp_path).begin(run)
     Store(tmp_path).finish(run, made_up(run, 2), {})
-    (table,) = (table for table in collect_report(tmp_path).tables if table.page.name == "II")
+    (table,) = (table for table in collect_report(tmp_path).tables if table.name == "Table II")
     assert table.measured
     assert table.stem == "table_II_paper_x++++y+"
 

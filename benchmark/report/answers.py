@@ -103,13 +103,13 @@ def make_answers(tables: Iterable[TableReport], audit: Audit) -> Answers:
     """Make the answers of the tables that have any run, and of the audit."""
     tables = list(tables)
     measured = [table for table in tables if table.measured]
-    names = {table.page.name for table in measured}
+    names = {table.name for table in measured}
     return Answers(
         maps=tuple(map(draw_map, measured)),
         bars=tuple(count_claims(audit)),
         costs=tuple(draw_all_costs(measured)),
         best=tuple(list_best(measured)),
-        unmeasured=tuple(dict.fromkeys(table.page.name for table in tables if table.page.name not in names)),
+        unmeasured=tuple(dict.fromkeys(table.name for table in tables if table.name not in names)),
     )
 
 

@@ -22,7 +22,7 @@ from benchmark.report.runs import make_key
 from tables.result import Cell as TableCell
 from tables.result import Status
 from tables.tiers import Tier
-from tables.view import TEACHER, PageCell
+from tables.view import PageCell
 
 FOLDER = "api"
 Address = Annotated[str, Field(description="what a link to the page ends with, behind #")]
@@ -177,13 +177,13 @@ def _describe_table(report: Report, table: TableReport, makers: Mapping[str, str
     keys = dict.fromkeys(make_key(seed.run) for cell in cells for seed in cell.finished)
     return TableEntry(
         address=table.address,
-        name=page.name,
-        caption=page.caption,
-        metric=page.metric,
-        scale=page.scale,
-        dataset=page.dataset,
+        name=result.table.name,
+        caption=result.table.caption,
+        metric=result.table.metric,
+        scale=result.scale,
+        dataset=result.dataset,
         protocol=result.protocol,
-        comparable=page.reproduces,
+        comparable=result.reproduces,
         rows=tuple(row.name for row in page.rows),
         columns=tuple(column.name for column in page.columns),
         cells_done=sum(cell.status == "done" for cell in result.cells.values()),
@@ -197,8 +197,7 @@ def _list_cells(report: Report, makers: Mapping[str, str]) -> Iterator[CellEntry
     for table in report.tables:
         for row in table.page.rows:
             for column, entry in zip(table.page.columns, row.entries, strict=True):
-                result = table.result
-                cell = result.teacher(column.name) if row.name == TEACHER else result.cell(row.name, column.name)
+                cell = table.result.cell(row.name, column.name)
                 if entry.references or cell.finished or entry.status in ("failed", "partial"):
                     yield _describe_cell(report, table, row.name, cell, entry, makers)
 

@@ -94,8 +94,8 @@ def _list_row(table: TableReport, name: str) -> Iterator[CardLine]:
         if row.name != name:
             continue
         for column, entry in zip(table.page.columns, row.entries, strict=True):
-            if entry.summary or (entry.references and table.page.scale == PAPER):
-                cell = result.teacher(column.name) if name == TEACHER else result.cell(name, column.name)
+            if entry.summary or (entry.references and result.scale == PAPER):
+                cell = result.cell(name, column.name)
                 yield CardLine(table, table.addresses[name, column.name], column.name, entry, cell)
 
 

@@ -15,7 +15,6 @@ from figures.render import import_matplotlib, make_metadata, save_drawing
 from tables.escaping import plain
 from tables.result import Cell, TableResult
 from tables.specification import OWN_METHOD, TEACHER
-from tables.view import describe_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +77,7 @@ class PairCurves:
         spread = "" if self.seeds == "n=1" else ", the mean over seeds and the range from the lowest to the highest"
         return (
             f"Test accuracy after each epoch, {self.title}, every row of Table {self.result.table.name} that has "
-            f"curves, {self.seeds}{spread}. {describe_result(self.result)}"
+            f"curves, {self.seeds}{spread}. {self.result.statement}"
         )
 
 
@@ -93,7 +92,7 @@ def collect_pair_curves(result: TableResult, records: Mapping[str, Record]) -> P
         curves = [curve for name, cell in cells.items() if (curve := _make_curve(name, cell, records))]
         if len(curves) >= max(LEAST, len(best.curves) + 1 if best else 0):
             curves.sort(key=lambda curve: -curve.last)
-            teacher = _make_curve(TEACHER, result.teacher(column.name), records)
+            teacher = _make_curve(TEACHER, result.cell(TEACHER, column.name), records)
             best = PairCurves(result, column.name, tuple(curves), teacher)
     return best
 

@@ -38,7 +38,6 @@ class TableReport:
     """One table in one setting: its page, and the gains, differences, metrics and costs where they are wanted."""
 
     result: TableResult
-    page: Page
     stem: str
     differences: ReportTable | None = None
     metrics: ReportTable | None = None
@@ -49,6 +48,16 @@ class TableReport:
     def file(self, ending: str) -> Markup:
         """The name of one of its files, which holds nothing that a format would read (letters, digits and `._-`)."""
         return Markup(f"{self.stem}.{ending}")
+
+    @functools.cached_property
+    def page(self) -> Page:
+        """All that is said in the table, over it and under it."""
+        return make_page(self.result)
+
+    @property
+    def name(self) -> str:
+        """The table in two words."""
+        return f"Table {self.result.table.name}"
 
     @property
     def address(self) -> str:
@@ -68,12 +77,12 @@ class TableReport:
     @property
     def title(self) -> str:
         """The table and its scale."""
-        return f"Table {self.page.name}, {self.page.scale}" if self.measured else f"Table {self.page.name}"
+        return f"{self.name}, {self.result.scale}" if self.measured else self.name
 
     @property
     def setting(self) -> str:
         """Scale, dataset and protocol."""
-        return f"scale {self.page.scale}, dataset {self.page.dataset}, protocol {self.result.protocol}"
+        return f"scale {self.result.scale}, dataset {self.result.dataset}, protocol {self.result.protocol}"
 
 
 @dataclass(frozen=True)
@@ -196,7 +205,6 @@ def _reports(results: Sequence[TableResult], method: str, edges: runs.Edges) -> 
         reports.append(
             TableReport(
                 result=result,
-                page=make_page(result),
                 stem=stem,
                 differences=metrics.list_differences(result, own) if own else None,
                 metrics=metrics.list_metrics(result),

@@ -105,7 +105,7 @@ def draw_curves(report: Report, folder: Path) -> list[Drawing]:
 def audit_report(report: Report, drawings: Sequence[Drawing]) -> Audit:
     """Judge the papers' texts by their own tables, by the literature and by the runs of the report."""
     papers = load_papers()
-    found = {table.page.name: table for table in report.tables}
+    found = {table.result.table.name: table for table in report.tables}
     panels = make_panel_tables(drawing.result for drawing in drawings if drawing.result)
     others = collect_tables(papers.values(), report.query, but=found)
     return make_court(papers, [*(table.result for table in report.tables), *others, *panels])

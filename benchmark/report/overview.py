@@ -19,7 +19,6 @@ from benchmark.results.provenance import describe_environment
 from benchmark.results.store import Store
 from figures.result import FigureResult
 from tables.result import TableResult
-from tables.view import make_page
 
 NAME = "index.html"
 LEAD = (
@@ -47,7 +46,7 @@ def write_overview(
     drawings: list[Drawing] = []
     for result, paths in rendered:
         if isinstance(result, TableResult):
-            tables.append(TableReport(result, make_page(result), result.stem))
+            tables.append(TableReport(result, result.stem))
         else:
             drawings.append(describe_drawing(result, paths))
     decided = [DecidedClaim.of(decisions)] if decisions else []

@@ -51,7 +51,7 @@ def make_block(curves: PairCurves | None) -> str:
     if curves is None:
         return NOTHING
     result, column = curves.result, curves.column
-    rows: list[tuple[str, Cell]] = [(TEACHER, result.teacher(column))] if curves.teacher else []
+    rows: list[tuple[str, Cell]] = [(TEACHER, result.cell(TEACHER, column))] if curves.teacher else []
     rows += [(curve.name, result.cell(curve.name, column)) for curve in curves.curves]
     lines = [["", "top-1, %", "seeds"]]
     for name, cell in rows:
