@@ -97,9 +97,8 @@ def _contestants(
     threads: int,
     teacher_outputs: TeacherOutputs,
 ) -> list[Contestant]:
-    factory = RunFactory(
-        dataset.name, dataset.fingerprint, get_protocol("lsskd"), Scale(name="speed", factor=1), device, precision
-    )
+    scale = Scale(name="speed", factor=1)
+    factory = RunFactory(dataset.name, dataset.fingerprint, get_protocol("lsskd"), scale, device, precision=precision)
     runs = [factory.run(method, student, teacher, 0) for method in methods]
     batch = factory.protocol.batch_size
     contestants = [
