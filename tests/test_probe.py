@@ -136,8 +136,8 @@ def test_the_plan_of_a_sweep_of_probes_alone_holds_all_that_their_students_depen
 def test_a_probe_without_its_student_fails_and_does_not_train_the_student_on_other_images(tmp_path: Path) -> None:
     store, run = Store(tmp_path), factory().probe(student(), PROBED, "probe-lbfgs")
     jobs = missing_jobs([run], store, 1, 8, 700)
-    scheduler = JobScheduler(jobs, store)
-    assert scheduler.next_ready(JobCallback()) is None
+    scheduler = JobScheduler(jobs, store, JobCallback())
+    assert scheduler.next_ready() is None
     assert list(scheduler.summary.failures.values()) == [
         f"Baseline of ResNet8, which it needs, has failed: it has no record on {LEARNT}"
     ]

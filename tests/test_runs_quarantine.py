@@ -149,11 +149,11 @@ def test_damage_that_is_told_of_after_its_repair_starts_no_training(trained, tmp
     sweep, _ = trained
     store = without(trained, tmp_path / "runs", "KD")
     jobs = missing_jobs([method(sweep, "KD")], store, 1, SIZE, len(sweep.images.train.labels))
-    scheduler = JobScheduler(jobs, store)
-    job = scheduler.next_ready(JobCallback())
+    scheduler = JobScheduler(jobs, store, JobCallback())
+    job = scheduler.next_ready()
     assert job is not None
     # The teacher was damaged when a slow worker read it; by now another one has trained it again.
-    scheduler.on_corrupt(job, CorruptRun(method(sweep, "Baseline"), "weights are damaged"), JobCallback())
+    scheduler.end(job, CorruptRun(method(sweep, "Baseline"), "weights are damaged"))
     assert scheduler.waiting == [job]
 
 
@@ -178,11 +178,11 @@ def test_what_needs_a_failed_teacher_is_struck_off_however_much_it_is(tmp_path: 
     (teacher,) = run.dependencies()
     store.finish(teacher, {"status": "failed", "reason": "loss not finite", "provenance": {}}, {})
     jobs = [Job((run.replace(seed=seed),), 1.0) for seed in range(300)]
-    schedule = JobScheduler(jobs, store)
+    schedule = JobScheduler(jobs, store, JobCallback())
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack(0)) + 150)
     try:
-        assert schedule.next_ready(JobCallback()) is None
+        assert schedule.next_ready() is None
     finally:
         sys.setrecursionlimit(limit)
     assert len(schedule.summary.failures) == 300
@@ -204,9 +204,9 @@ def test_a_run_that_is_damaged_as_soon_as_it_is_written_is_trained_again_once(tr
     store = without(trained, tmp_path / "runs", "LSSKD")
 
     class Damaging(JobScheduler):
-        def finish(self, job: Job, reason: str | None, watcher: JobCallback) -> None:
+        def finish(self, job: Job, reason: str | None) -> None:
             flip(record_path(store, run))
-            super().finish(job, reason, watcher)
+            super().finish(job, reason)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("benchmark.execution.pool.JobScheduler", Damaging)

@@ -16,7 +16,6 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobScheduler
 from benchmark.planning.jobs import Job
-from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.training.callbacks import Progress
 from benchmark.training.failures import RunsFailed
@@ -40,34 +39,28 @@ def run_jobs(jobs: Sequence[Job], settings: TrainSettings, workers: int, callbac
     """
     for job in jobs:
         check_sharing(job.runs[0], settings.device, workers)
-    scheduler = JobScheduler(jobs, Store(settings.runs))
+    scheduler = JobScheduler(jobs, Store(settings.runs), callback)
     with _stop_on_signals() as stopping:
         if workers == 1:
-            _run_here(scheduler, settings, callback, stopping)
+            _run_here(scheduler, settings, stopping)
         else:
-            _Pool(scheduler, settings, min(workers, len(jobs)), callback, stopping).run()
+            _Pool(scheduler, settings, min(workers, len(jobs)), stopping).run()
     scheduler.summary.stopped = stopping.is_set()
     return scheduler.summary
 
 
-def _run_here(
-    scheduler: JobScheduler, settings: TrainSettings, callback: JobCallback, stopping: threading.Event
-) -> None:
-    while not stopping.is_set() and (job := scheduler.next_ready(callback)):
+def _run_here(scheduler: JobScheduler, settings: TrainSettings, stopping: threading.Event) -> None:
+    callback = scheduler.callback
+    while not stopping.is_set() and (job := scheduler.next_ready()):
         callback.on_start(job)
-        reason = _attempt(
+        error = _attempt(
             job.runs,
             settings,
             stopping.is_set,
             lambda progress, job=job: callback.on_progress(job, progress),  # type: ignore[misc]
             lambda line, job=job: callback.on_message(job, line),  # type: ignore[misc]
         )
-        if isinstance(reason, CorruptRun):
-            scheduler.on_corrupt(job, reason, callback)
-            continue
-        if isinstance(reason, UserError):
-            scheduler.summary.user_errors.append(str(reason))
-        scheduler.finish(job, None if reason is None else str(reason), callback)
+        scheduler.end(job, error)
 
 
 def _attempt(
@@ -77,6 +70,7 @@ def _attempt(
     on_progress: Callable[[Progress], None],
     log: Callable[[str], None],
 ) -> Exception | None:
+    """Train runs; returns the error that ended it, as one that another process can be sent."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: log(f"warning: {message}")
         try:
@@ -85,22 +79,16 @@ def _attempt(
             return error
         except Exception as error:
             log(traceback.format_exc().rstrip())
-            return error
+            return RuntimeError(str(error) or type(error).__name__)
     return None
 
 
 class _Pool:
     """Worker processes that each train one job after another."""
 
-    def __init__(
-        self,
-        scheduler: JobScheduler,
-        settings: TrainSettings,
-        size: int,
-        callback: JobCallback,
-        stopping: threading.Event,
-    ) -> None:
-        self.scheduler, self.settings, self.callback, self.stopping = scheduler, settings, callback, stopping
+    def __init__(self, scheduler: JobScheduler, settings: TrainSettings, size: int, stopping: threading.Event) -> None:
+        self.scheduler, self.settings, self.stopping = scheduler, settings, stopping
+        self.callback = scheduler.callback
         self.context = multiprocessing.get_context(START_METHOD)
         self.size = size
         self.idle: list[_Worker] = []
@@ -138,7 +126,7 @@ class _Pool:
         return [*self.idle, *(worker for worker, _ in self.busy.values())]
 
     def _start_ready_jobs(self) -> None:
-        while len(self.busy) < self.size and (job := self.scheduler.next_ready(self.callback)):
+        while len(self.busy) < self.size and (job := self.scheduler.next_ready()):
             worker = self.idle.pop() if self.idle else _Worker(self.context, self.settings)
             worker.send(job.runs)
             self.busy[worker.connection] = (worker, job)
@@ -151,7 +139,7 @@ class _Pool:
         except (EOFError, OSError):
             worker.process.join()
             del self.busy[connection]
-            self.scheduler.finish(job, f"its process died (exit code {worker.process.exitcode})", self.callback)
+            self.scheduler.finish(job, f"its process died (exit code {worker.process.exitcode})")
             return
         if kind == "progress":
             self.callback.on_progress(job, value)
@@ -159,19 +147,14 @@ class _Pool:
             self.callback.on_message(job, value)
         else:
             del self.busy[connection]
-            reason, is_user_error, corrupt, leaving = value
+            error, leaving = value
             if leaving:
                 worker.close()
                 if not self.stopping.is_set():
-                    reason = reason or "its process was told to stop"
+                    error = error or RuntimeError("its process was told to stop")
             else:
                 self.idle.append(worker)
-            if corrupt is not None:
-                self.scheduler.on_corrupt(job, corrupt, self.callback)
-                return
-            if is_user_error:
-                self.scheduler.summary.user_errors.append(reason)
-            self.scheduler.finish(job, reason, self.callback)
+            self.scheduler.end(job, error)
 
 
 class _Worker:
@@ -223,10 +206,8 @@ def _work(connection: Connection, settings: TrainSettings) -> None:
         error = _attempt(
             runs, settings, stop, lambda progress: send("progress", progress), lambda line: send("said", line)
         )
-        reason = None if error is None else str(error) or type(error).__name__
         leaving = stop_requested.is_set()
-        corrupt = error if isinstance(error, CorruptRun) else None
-        send("ended", (reason, isinstance(error, UserError), corrupt, leaving))
+        send("ended", (error, leaving))
         if leaving:
             return
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.planning.jobs import Job, critical_path_lengths
 from benchmark.planning.request import describe_run
@@ -72,8 +73,8 @@ class JobCallback:
 class JobScheduler:
     """Chooses the next job: of those whose dependencies are finished, the one with the most work waiting for it."""
 
-    def __init__(self, jobs: Sequence[Job], store: Store) -> None:
-        self.store = store
+    def __init__(self, jobs: Sequence[Job], store: Store, callback: JobCallback) -> None:
+        self.store, self.callback = store, callback
         self.waiting = list(jobs)
         self.running: list[Job] = []
         self.summary = ExecutionSummary()
@@ -84,25 +85,25 @@ class JobScheduler:
         self._corruptions: Counter[str] = Counter()
         self._false_alarms: Counter[str] = Counter()
 
-    def next_ready(self, callback: JobCallback) -> Job | None:
+    def next_ready(self) -> Job | None:
         """Take the next job that can start; on the way, fail the runs whose dependencies have failed."""
         while True:
-            ready = self._scan(callback)
+            ready = self._scan()
             if not isinstance(ready, bool):
                 return ready
             if not ready:
                 return None
 
-    def _scan(self, callback: JobCallback) -> Job | bool:
+    def _scan(self) -> Job | bool:
         """Return the next job that can start; if there is none, whether the queue changed and must be scanned again."""
         records: dict[Run, Record | None] = {}
         considered = sorted(self.waiting, key=lambda job: -self._priority[job])
         for job in considered:
             needed = dict.fromkeys(needed for run in job.runs for needed in run.dependencies())
-            records |= {run: self._record(run, callback) for run in needed if run not in records}
+            records |= {run: self._record(run) for run in needed if run not in records}
             blocked = {run: reason for run in job.runs if (reason := self._blocked(run, records))}
             if blocked:
-                self._fail_blocked(job, blocked, callback)
+                self._fail_blocked(job, blocked)
                 return True
             if all(records[run] is not None for run in needed):
                 self.waiting.remove(job)
@@ -139,15 +140,15 @@ class JobScheduler:
                 return f"{needed.method} of {needed.student}, which it needs, has failed: {reason}"
         return None
 
-    def _fail_blocked(self, job: Job, blocked: dict[Run, str], callback: JobCallback) -> None:
+    def _fail_blocked(self, job: Job, blocked: dict[Run, str]) -> None:
         """Report the runs of a job that can never start as failed; its other runs keep waiting."""
         self.waiting.remove(job)
         rest = [run for run in job.runs if run not in blocked]
         if rest:
             self._wait(job.with_runs(rest), self._priority[job])
         blocked_job = job.with_runs(list(blocked))
-        callback.on_start(blocked_job)
-        self.finish(blocked_job, "; ".join(dict.fromkeys(blocked.values())), callback)
+        self.callback.on_start(blocked_job)
+        self.finish(blocked_job, "; ".join(dict.fromkeys(blocked.values())))
 
     def _failure(self, run: Run, record: Record | None) -> str | None:
         """Return why a run will have no weights, if that is known."""
@@ -155,15 +156,15 @@ class JobScheduler:
             return str(record["reason"])
         return self._given_up.get(run.digest) or (None if record is not None else self._failed.get(run.digest))
 
-    def _record(self, run: Run, callback: JobCallback) -> Record | None:
+    def _record(self, run: Run) -> Record | None:
         """Read the record of a run; None if there is none, or if it is corrupt, which requeues the run."""
         try:
             return self.store.record(run)
         except CorruptRun as damage:
-            self._requeue_corrupt(damage, callback)
+            self._requeue_corrupt(damage)
             return None
 
-    def _requeue_corrupt(self, damage: CorruptRun, callback: JobCallback) -> str | None:
+    def _requeue_corrupt(self, damage: CorruptRun) -> str | None:
         """Quarantine the corrupt files of a run and queue it again; returns the reason if it is given up.
 
         If nothing is corrupt any more, another process or job has already repaired it.
@@ -171,7 +172,7 @@ class JobScheduler:
         run = damage.run
         lines = self.store.quarantine(run)
         for line in lines:
-            callback.on_message(Job((run,), seconds=0.0), line)
+            self.callback.on_message(Job((run,), seconds=0.0), line)
         counts, allowed = (self._corruptions, MAX_CORRUPTIONS) if lines else (self._false_alarms, MAX_FALSE_ALARMS)
         counts[run.digest] += 1
         if counts[run.digest] < allowed:
@@ -183,25 +184,36 @@ class JobScheduler:
         self._given_up[run.digest] = reason
         return reason
 
-    def on_corrupt(self, job: Job, damage: CorruptRun, callback: JobCallback) -> None:
-        """Requeue a job that ended because one of its runs or dependencies is corrupt."""
-        reason = self._requeue_corrupt(damage, callback)
+    def end(self, job: Job, error: Exception | None) -> None:
+        """Record how an attempt at a job ended: well, or with an error. Damage to its runs or to its needs requeues it.
+
+        A UserError, which the user must mend, is kept for the end of the command.
+        """
+        if isinstance(error, CorruptRun):
+            self._requeue_job(job, error)
+            return
+        if isinstance(error, UserError):
+            self.summary.user_errors.append(str(error))
+        self.finish(job, None if error is None else str(error) or type(error).__name__)
+
+    def _requeue_job(self, job: Job, damage: CorruptRun) -> None:
+        reason = self._requeue_corrupt(damage)
         if reason is not None and damage.run in job.runs:
-            self.finish(job, reason, callback)
+            self.finish(job, reason)
             return
         # If the run was given up, `next_ready` fails the jobs that depend on it.
         self.running.remove(job)
-        unfinished = [run for run in job.runs if self._record(run, callback) is None]
+        unfinished = [run for run in job.runs if self._record(run) is None]
         if unfinished:
             self._wait(job if len(unfinished) == len(job.runs) else job.with_runs(unfinished), self._priority[job])
-        callback.on_end(job, JobOutcome(None, stopped=True, outcomes={}))
+        self.callback.on_end(job, JobOutcome(None, stopped=True, outcomes={}))
 
-    def finish(self, job: Job, reason: str | None, callback: JobCallback) -> None:
+    def finish(self, job: Job, reason: str | None) -> None:
         """Record how a job ended and report it."""
         has_run = job in self.running
         if has_run:
             self.running.remove(job)
-        records = {run: self._record(run, callback) for run in job.runs}
+        records = {run: self._record(run) for run in job.runs}
         reason = reason or next((self._given_up[run.digest] for run in job.runs if run.digest in self._given_up), None)
         if reason is not None:
             self.summary.failures[job] = reason
@@ -213,7 +225,7 @@ class JobScheduler:
         names = {run: f"{run.student} {describe_run(run)}" if several else describe_run(run) for run in job.runs}
         stopped = reason is None and None in records.values()
         outcomes = {names[run]: _outcome(record) for run, record in records.items() if record is not None}
-        callback.on_end(job, JobOutcome(reason, stopped, outcomes))
+        self.callback.on_end(job, JobOutcome(reason, stopped, outcomes))
 
 
 def _outcome(record: Record) -> str:
