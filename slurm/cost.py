@@ -34,12 +34,8 @@ class Rates:
 
         records: as `benchmark.results.load` gives them.
         """
-        try:
-            timed = select_timed(records, profile.device)
-            multiply_adds = to_numbers(timed["cost_training_multiply_adds"])
-        except KeyError:
-            # No run has finished: the columns of times and costs are missing.
-            return cls(profile, {})
+        timed = select_timed(records, profile.device)
+        multiply_adds = to_numbers(timed["cost_training_multiply_adds"])
         usable, multiply_adds = timed[multiply_adds > 0], multiply_adds[multiply_adds > 0]
         if usable.empty:
             return cls(profile, {})

@@ -97,10 +97,7 @@ def paired_difference(a: BySeed, b: BySeed) -> PairedDifference:
     Raises:
         ValueError: they have no seed in common.
     """
-    seeds = common_seeds((a, b))
-    if not seeds:
-        raise ValueError("no seed in common")
-    return paired_statistics(a[seed] - b[seed] for seed in seeds)
+    return pooled_difference([(a, b)])
 
 
 def pooled_difference(columns: Sequence[tuple[BySeed, BySeed]]) -> PairedDifference:

@@ -35,17 +35,13 @@ class GpuSpeed:
         """Find what the records of a store tell of GPUs; of several kinds of GPU, the one with most records counts."""
         if next(store.root.glob("*/*/record.json"), None) is None:
             return cls()
-        with contextlib.suppress(UserError, KeyError):
+        with contextlib.suppress(UserError):
             return cls.from_records(load(store.root))
         return cls()
 
     @classmethod
     def from_records(cls, records: pd.DataFrame) -> GpuSpeed:
-        """Take the median of each kind of run; records: as `benchmark.results.load` gives them.
-
-        Raises:
-            KeyError: no run has finished, so that columns are missing.
-        """
+        """Take the median of each kind of run; records: as `benchmark.results.load` gives them."""
         timed = select_timed(records, "cuda")
         if timed.empty:
             return cls()

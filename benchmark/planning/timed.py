@@ -15,6 +15,12 @@ Kind = tuple[str, str, str | None, int, str]
 """What decides how long an image takes: method, student, teacher, image size, precision."""
 _KIND_COLUMNS = ["method", "student", "teacher", "cost_image_size", "precision"]
 _TEXTS = ("method", "student", "teacher", "precision")
+_OTHERS = (
+    *("status", "epochs", "teacher_outputs", "cost_images", "cost_image_size", "cost_training_multiply_adds"),
+    *("provenance_device", "provenance_device_name", "provenance_seconds", "provenance_cohort"),
+    *("provenance_seconds_of_its_own", "provenance_seconds_of_its_teacher"),
+)
+"""The other columns that are read."""
 ATLAS_OF = "atlas of "
 """Before the name of a teacher that was not run, because its logits were read."""
 LARGEST = 1e18
@@ -35,12 +41,10 @@ def select_timed(records: pd.DataFrame, device: str) -> pd.DataFrame:
     own_seconds: the seconds that a run took on its own, of a GPU an equal share of its cohort's, because the host's
     clock cannot tell its runs apart; shown: the images that it was trained on, repetitions counted.
     records: as `benchmark.results.load` gives them. Rows of records from elsewhere may hold anything; rows with columns
-    of another type than training writes are left out.
-
-    Raises:
-        KeyError: no run has finished, so that columns are missing.
+    of another type than training writes are left out, and columns that no record has count as empty.
     """
-    rows = records[(records["status"] == "finished") & (records["provenance_device"] == device)]
+    rows = records.reindex(columns=[*_TEXTS, *_OTHERS])
+    rows = rows[(rows["status"] == "finished") & (rows["provenance_device"] == device)]
     if device == "cuda":
         seconds = to_numbers(rows["provenance_seconds"]) / to_numbers(rows["provenance_cohort"].map(_count_members))
     else:
@@ -53,9 +57,8 @@ def select_timed(records: pd.DataFrame, device: str) -> pd.DataFrame:
         cost_image_size=to_numbers(rows["cost_image_size"]),
         **{name: rows[name].map(_to_text) for name in _TEXTS},
     )
-    if "teacher_outputs" in rows:
-        is_read = rows["teacher_outputs"] == "atlas"
-        rows = rows.assign(teacher=rows["teacher"].where(~is_read, ATLAS_OF + rows["teacher"]))
+    read = rows["teacher"].map(lambda teacher: f"{ATLAS_OF}{teacher}")
+    rows = rows.assign(teacher=rows["teacher"].where(rows["teacher_outputs"] != "atlas", read))
     return rows[(rows["own_seconds"] > 0) & (rows["shown"] > 0) & (rows["cost_image_size"] > 0)]
 
 
