@@ -20,7 +20,7 @@ NEVER: tuple[Status, ...] = (*ABSENT, "no teacher", "no dataset")
 
 @dataclass(frozen=True)
 class Price:
-    """What one run cost; None where a record does not tell.
+    """What one run cost, or several on average; None where a record does not tell.
 
     multiply_adds: of training it, its teacher's forwards included; teacher_multiply_adds: of training all that it
     depends on (teacher, head, first stage), which other runs may share;
@@ -29,15 +29,34 @@ class Price:
     inference_multiply_adds: of the student for an image; peak_memory_bytes: of the process that trained it.
     """
 
-    multiply_adds: int | None
-    teacher_multiply_adds: int | None
+    multiply_adds: float | None
+    teacher_multiply_adds: float | None
     seconds: float | None
     teacher_seconds: float | None
-    epochs: int
-    parameters: int | None
-    parameters_in_training: int | None
-    inference_multiply_adds: int | None
-    peak_memory_bytes: int | None
+    epochs: float | None
+    parameters: float | None
+    parameters_in_training: float | None
+    inference_multiply_adds: float | None
+    peak_memory_bytes: float | None
+
+    @property
+    def total_multiply_adds(self) -> float | None:
+        """Of training it and all that it depends on."""
+        return _add(self.multiply_adds, self.teacher_multiply_adds)
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Device time of the same."""
+        return _add(self.seconds, self.teacher_seconds)
+
+    @property
+    def seconds_per_epoch(self) -> float | None:
+        """Device time of an epoch of the run alone."""
+        return self.seconds / self.epochs if self.seconds is not None and self.epochs else None
+
+
+def _add(own: float | None, teacher: float | None) -> float | None:
+    return None if own is None or teacher is None else own + teacher
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmark.core.statistics import LEAST, LEVEL, PairedDifference, common_seeds, paired_difference, pooled_difference
@@ -15,14 +15,16 @@ from benchmark.report.table import (
     ReportTable,
     compute_mean,
     format_count,
+    format_difference,
     format_mebibytes,
     format_number,
     format_power,
     format_spread,
     format_word,
+    make_word_columns,
 )
 from tables.result import Cell, Price, TableResult
-from tables.specification import BASELINE
+from tables.specification import BASELINE, TEACHER
 
 HOUR = 3600.0
 
@@ -30,11 +32,9 @@ HOUR = 3600.0
 def find_measured_cells(result: TableResult, teachers: bool = True) -> Iterator[Cell]:
     """Find the cells with a finished run, the teachers' first; of columns that share their runs only the first."""
     seen = set()
-    rows: list[Callable[[str], Cell]] = [result.teacher] if teachers else []
-    rows += [functools.partial(result.cell, row.name) for row in result.table.rows]
-    for cell_in in rows:
+    for row in (*([TEACHER] if teachers else []), *(row.name for row in result.table.rows)):
         for column in result.table.columns:
-            cell = cell_in(column.name)
+            cell = result.cell(row, column.name)
             key = (cell.row, tuple(run.run for run in cell.finished))
             if cell.finished and key not in seen:
                 seen.add(key)
@@ -49,29 +49,26 @@ def list_differences(result: TableResult, row: str) -> ReportTable | None:
     columns = [column.name for column in result.table.columns]
     same_metric = len({column.metric for column in result.table.columns}) == 1
     pooled = len(columns) > 1 and same_metric
-    lines, fewest, most = [], None, 0
+    lines: list[tuple[ReportCell, ...]] = []
+    counts: list[int] = []
     for other in result.table.rows:
         pairs = [(result.cell(row, name).by_seed(), result.cell(other.name, name).by_seed()) for name in columns]
         sharing = [pair for pair in pairs if common_seeds(pair)]
         if other.name == row or not sharing:
             continue
         found = [paired_difference(*pair) if common_seeds(pair) else None for pair in pairs]
-        known = [difference.n for difference in found if difference]
-        fewest, most = min(known) if fewest is None else min(fewest, *known), max(most, *known)
-        line = [format_word(other.name), *map(_difference, found)]
-        if pooled:
-            line.append(_pooled(sharing, len(columns)))
-        lines.append(tuple(line))
+        counts += [difference.n for difference in found if difference]
+        means = [_pooled(sharing, len(columns))] if pooled else []
+        lines.append((format_word(other.name), *map(_difference, found), *means))
     if not lines:
         return None
-    headings = [ReportColumn("minus", numeric=False), *map(ReportColumn, columns)]
+    headings = [*make_word_columns("minus"), *map(ReportColumn, columns)]
     if pooled:
         headings.append(
             ReportColumn("mean of\nthe columns", "at each seed the mean over the columns that both rows have")
         )
-    return ReportTable(
-        f"{row} minus the other rows, paired by seed", tuple(headings), tuple(lines), _caveats(fewest or 0, most)
-    )
+    notes = _caveats(min(counts), max(counts))
+    return ReportTable(f"{row} minus the other rows, paired by seed", tuple(headings), tuple(lines), notes)
 
 
 def _caveats(fewest: int, most: int) -> tuple[str, ...]:
@@ -130,8 +127,7 @@ def list_metrics(result: TableResult) -> ReportTable | None:
     if not lines:
         return None
     headings = [
-        ReportColumn("method", numeric=False),
-        ReportColumn("column", numeric=False),
+        *make_word_columns("method", "column"),
         ReportColumn("n", "the number of seeds"),
         ReportColumn("top-1, %"),
         ReportColumn("top-5, %"),
@@ -157,36 +153,40 @@ def _stages(cell: Cell, name: str) -> ReportCell:
     return ReportCell(" · ".join(f"{mean:.1f}" for mean in means), means[-1])
 
 
+def average_price(cell: Cell) -> Price:
+    """Average what the runs of a cell cost; None where the record of one does not tell."""
+    names = [field.name for field in dataclasses.fields(Price)]
+    return Price(*(compute_mean([getattr(seed.price, name) for seed in cell.finished]) for name in names))
+
+
 def list_costs(result: TableResult, edges: Mapping[str, Mapping[str, Any]] | None = None) -> ReportTable | None:
     """List the price of every measured cell, the mean over seeds; None where nothing was measured.
 
     edges: by run id, what `benchmark.export` measured; latencies are listed where there is some.
     """
+    prices = [(cell, average_price(cell)) for cell in find_measured_cells(result)]
+    totals = {cell.column: price.total_multiply_adds for cell, price in prices if cell.row == BASELINE}
     lines = []
-    totals = {cell.column: _total(cell) for cell in find_measured_cells(result) if cell.row == BASELINE}
-    for cell in find_measured_cells(result):
-        prices = [seed.price for seed in cell.finished]
-        total, baseline = _total(cell), totals.get(cell.column)
-        hours = _mean(prices, "seconds"), _mean(prices, "teacher_seconds")
-        both = None if None in hours else sum(hours)  # type: ignore[arg-type]
-        epochs = compute_mean([price.epochs for price in prices])
+    for cell, price in prices:
+        total, baseline = price.total_multiply_adds, totals.get(cell.column)
+        with_teacher = dataclasses.replace(price, seconds=price.total_seconds)
         lines.append(
             (
                 format_word(cell.row),
                 format_word(cell.column),
-                format_number(len(prices), 0),
-                format_number(epochs, 0),
-                format_power(_mean(prices, "multiply_adds")),
-                format_power(_mean(prices, "teacher_multiply_adds")),
+                format_number(len(cell.finished), 0),
+                format_number(price.epochs, 0),
+                format_power(price.multiply_adds),
+                format_power(price.teacher_multiply_adds),
                 format_number(total / baseline, 2, "\N{MULTIPLICATION SIGN}") if total and baseline else EMPTY,
-                _hours(hours[0]),
-                _hours(hours[1]),
-                format_number(hours[0] / epochs if hours[0] is not None and epochs else None, 1),
-                format_number(both / epochs if both is not None and epochs else None, 1),
-                format_count(_mean(prices, "parameters") or None),
-                format_count(_mean(prices, "parameters_in_training")),
-                format_power(_mean(prices, "inference_multiply_adds") or None),
-                format_mebibytes(_mean(prices, "peak_memory_bytes")),
+                _hours(price.seconds),
+                _hours(price.teacher_seconds),
+                format_number(price.seconds_per_epoch, 1),
+                format_number(with_teacher.seconds_per_epoch, 1),
+                format_count(price.parameters or None),
+                format_count(price.parameters_in_training),
+                format_power(price.inference_multiply_adds or None),
+                format_mebibytes(price.peak_memory_bytes),
                 *_latencies(cell, edges or {}),
             )
         )
@@ -217,37 +217,43 @@ def list_prices(result: TableResult) -> ReportTable | None:
     for row in dict.fromkeys(cell.row for cell in cells):
         own = [cell for cell in cells if cell.row == row]
         pairs = [(cell, baselines[cell.column]) for cell in own if cell.column in baselines]
-        gains = [pair for pair in pairs if common_seeds([pair[0].by_seed(), pair[1].by_seed()])]
-        gained = compute_mean([paired_difference(cell.by_seed(), base.by_seed()).mean for cell, base in gains])
+        gains = [
+            paired_difference(cell.by_seed(), base.by_seed()).mean
+            for cell, base in pairs
+            if common_seeds([cell.by_seed(), base.by_seed()])
+        ]
+        gained = format_difference(compute_mean(gains))
+        if gains and len(gains) != len(own):
+            gained = dataclasses.replace(gained, below=f"over {len(gains)}")
+        prices = [average_price(cell) for cell in own]
+        both = [(average_price(cell), average_price(base)) for cell, base in pairs]
         lines.append(
             (
                 format_word(row),
                 format_number(len(own), 0),
-                ReportCell(format_signed(gained), gained, f"over {len(gains)}" if len(gains) != len(own) else "")
-                if gained is not None
-                else EMPTY,
-                _times(pairs, _own_total),
-                _times(pairs, _total),
-                _times(pairs, _seconds_per_epoch),
-                _hours(compute_mean([_seconds_with_teacher(cell) for cell in own])),
-                _times(pairs, lambda cell: _mean_price(cell, "parameters_in_training")),
-                _times(pairs, lambda cell: _mean_price(cell, "parameters")),
-                _times(pairs, lambda cell: _mean_price(cell, "inference_multiply_adds")),
-                format_mebibytes(compute_mean([_mean_price(cell, "peak_memory_bytes") for cell in own])),
+                gained,
+                _times(both, "multiply_adds"),
+                _times(both, "total_multiply_adds"),
+                _times(both, "seconds_per_epoch"),
+                _hours(compute_mean([price.total_seconds for price in prices])),
+                _times(both, "parameters_in_training"),
+                _times(both, "parameters"),
+                _times(both, "inference_multiply_adds"),
+                format_mebibytes(compute_mean([price.peak_memory_bytes for price in prices])),
             )
         )
     return ReportTable("Price of each method", _PRICE_HEADINGS, tuple(lines), _PRICE_NOTES) if lines else None
 
 
-def _times(pairs: list[tuple[Cell, Cell]], price: Callable[[Cell], float | None]) -> ReportCell:
-    """Average a price as a multiple of Baseline's over columns."""
-    ratios = [(price(cell), price(base)) for cell, base in pairs]
+def _times(prices: Sequence[tuple[Price, Price]], name: str) -> ReportCell:
+    """Average one part of prices, as a multiple of Baseline's, over columns."""
+    ratios = [(getattr(own, name), getattr(base, name)) for own, base in prices]
     known = [own / base if own is not None and base else None for own, base in ratios]
     return format_number(compute_mean(known), 2, "\N{MULTIPLICATION SIGN}")
 
 
 _PRICE_HEADINGS = (
-    ReportColumn("method", numeric=False),
+    *make_word_columns("method"),
     ReportColumn("columns", "how many of the table's are measured"),
     ReportColumn("gain,\npoints", "over Baseline, paired by seed, the mean over columns"),
     ReportColumn("training", "multiply-adds of training the row, its teacher's forwards included"),
@@ -264,8 +270,7 @@ _PRICE_NOTES = (
 )
 
 _COST_HEADINGS = (
-    ReportColumn("method", numeric=False),
-    ReportColumn("column", numeric=False),
+    *make_word_columns("method", "column"),
     ReportColumn("n", "the number of seeds"),
     ReportColumn("epochs"),
     ReportColumn("training", "multiply-adds of training the run, its teacher's forwards included"),
@@ -290,34 +295,6 @@ _COST_NOTES = (
     "Means over the n seeds. A teacher that several runs share is counted in full for each of them. Device hours "
     "depend on the device and on what else it did; multiply-adds do not.",
 )
-
-
-def _own_total(cell: Cell) -> float | None:
-    return _mean_price(cell, "multiply_adds")
-
-
-def _seconds_per_epoch(cell: Cell) -> float | None:
-    seconds, epochs = _mean_price(cell, "seconds"), _mean_price(cell, "epochs")
-    return seconds / epochs if seconds is not None and epochs else None
-
-
-def _seconds_with_teacher(cell: Cell) -> float | None:
-    own, teacher = _mean_price(cell, "seconds"), _mean_price(cell, "teacher_seconds")
-    return own + teacher if own is not None and teacher is not None else None
-
-
-def _mean_price(cell: Cell, name: str) -> float | None:
-    return _mean([seed.price for seed in cell.finished], name)
-
-
-def _mean(prices: list[Price], name: str) -> float | None:
-    return compute_mean([getattr(price, name) for price in prices])
-
-
-def _total(cell: Cell) -> float | None:
-    prices = [seed.price for seed in cell.finished]
-    own, teacher = _mean(prices, "multiply_adds"), _mean(prices, "teacher_multiply_adds")
-    return None if own is None or teacher is None else own + teacher
 
 
 def _hours(seconds: float | None) -> ReportCell:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmark.core.statistics import summarise
 from benchmark.report.data import TableReport
-from benchmark.report.table import compute_mean
+from benchmark.report.metrics import average_price
 from tables.result import Cell
 from tables.specification import BASELINE, OWN_METHOD
 from tables.view import TEACHER
@@ -116,13 +116,7 @@ def _measure_all(cells: Iterable[Cell]) -> dict[str, tuple[float, float]]:
 
 def _measure(cell: Cell) -> tuple[float, float] | None:
     """Compute the cost of a cell with its teacher, and its accuracy; None where either is unknown."""
-    costs = [
-        None
-        if seed.price.multiply_adds is None or seed.price.teacher_multiply_adds is None
-        else float(seed.price.multiply_adds + seed.price.teacher_multiply_adds)
-        for seed in cell.finished
-    ]
-    cost = compute_mean(costs)
+    cost = average_price(cell).total_multiply_adds
     return (cost, summarise(cell.values).mean) if cost and cell.values else None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmark.core.statistics import Summary, summarise
-from benchmark.core.text import format_minus
+from benchmark.core.text import format_minus, format_signed
 
 NOTHING = "\N{EN DASH}"
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -53,6 +53,11 @@ class ReportColumn:
         return " ".join(self.title.splitlines())
 
 
+def make_word_columns(*titles: str) -> tuple[ReportColumn, ...]:
+    """Make the headings of columns of words that need no explanation."""
+    return tuple(ReportColumn(title, numeric=False) for title in titles)
+
+
 @dataclass(frozen=True)
 class ReportTable:
     """A table. Its first column names the rows; `notes` stand under it."""
@@ -76,6 +81,11 @@ def format_word(text: str, below: str = "") -> ReportCell:
 def format_number(value: float | None, decimals: int = 2, unit: str = "") -> ReportCell:
     """Format a number with a fixed number of decimals; a dash for None."""
     return EMPTY if value is None else ReportCell(format_minus(f"{value:,.{decimals}f}") + unit, float(value))
+
+
+def format_difference(value: float | None, decimals: int = 2) -> ReportCell:
+    """Format a number with its sign; a dash for None."""
+    return EMPTY if value is None else ReportCell(format_signed(value, decimals), value)
 
 
 def format_spread(values: Sequence[float], decimals: int = 2) -> ReportCell:
