@@ -143,24 +143,17 @@ def entries(facts: Mapping[str, Facts] | None = None) -> list[MethodEntry]:
 
 def list_methods() -> RenderableType:
     """A line for each method that can be named: its name, paper, teacher and cost."""
-    rows = [
-        (
-            entry.method.name if entry.method.in_default_grid else f"{entry.method.name} +",
-            _shorten_citation(entry.method.paper),
-            entry.teacher,
-            entry.cost,
-        )
-        for entry in entries()
-        if entry.method.listed
-    ]
     screen = Grid(box=None, pad_edge=False, header_style="bold")
     screen.add_column("method", no_wrap=True)
     # With it, a row fits into a terminal of 80 columns.
     screen.add_column("paper", no_wrap=True, overflow="ellipsis", max_width=43)
     screen.add_column("teacher", no_wrap=True)
     screen.add_column("cost", no_wrap=True, justify="right")
-    for row in rows:
-        screen.add_row(*map(Text, row))
+    for entry in entries():
+        if entry.method.listed:
+            name = entry.method.name if entry.method.in_default_grid else f"{entry.method.name} +"
+            cells = (name, _shorten_citation(entry.method.paper), entry.teacher, entry.cost)
+            screen.add_row(*map(Text, cells))
     return Group(
         screen,
         Text("cost: multiply-adds of a training step over Baseline's; +: runs only if --methods names it", "dim"),

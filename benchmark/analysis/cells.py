@@ -41,7 +41,10 @@ def make_cell(
         status = "partial"
     else:
         status = "failed" if notes else "not run yet"
-    seeds = tuple(make_seed(run, record, find) for run, record in finished.items())
+    seeds = tuple(
+        Seed(run.seed, run.id, record["final"], make_price(run, record, find), run.precision)
+        for run, record in finished.items()
+    )
     return Cell(
         row=row,
         column=column.name,
@@ -55,11 +58,6 @@ def make_cell(
         finished=seeds,
         metric=column.metric,
     )
-
-
-def make_seed(run: Run, record: Record, find: FindRecord) -> Seed:
-    """Describe one finished run: its metrics and its price."""
-    return Seed(run.seed, run.id, record["final"], make_price(run, record, find), run.precision)
 
 
 def make_price(run: Run, record: Record, find: FindRecord) -> Price:

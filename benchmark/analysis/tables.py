@@ -124,8 +124,8 @@ def add_rows_of_records(table: Table, query: RecordQuery, setting: ExperimentSet
     more = [Row(method=name) for name in method_names() if name in methods and method_class(name).listed]
     if not more:
         return table
-    alone = table.model_copy(update={"rows": tuple(more)})
-    alone = alone.model_copy(update={"columns": tuple(column for column in table.columns if column.probe is None)})
+    columns = tuple(column for column in table.columns if column.probe is None)
+    alone = table.model_copy(update={"rows": tuple(more), "columns": columns})
     grid = plan_table(alone.at(scale), setting.make_factory(), [0])
     filled = {row for (row, _), runs in grid.runs.items() if query.replicates(runs[0], setting.teacher_seeds)}
     return table.model_copy(update={"rows": (*table.rows, *(row for row in more if row.name in filled))})

@@ -26,7 +26,11 @@ def make_audit(claims: ClaimSet, results: Iterable[TableResult] = ()) -> Audit:
         UserError: an expression of a claim cannot be computed.
     """
     known = {*claims.loaded, *claims.figures}
-    results = [result for result in results if result.table.name in known and _has_values(result)]
+    results = [
+        result
+        for result in results
+        if result.table.name in known and any(cell.values for cell in result.cells.values())
+    ]
     paper = Paper(claims)
     return Audit(
         title=claims.title,
@@ -71,12 +75,9 @@ def write_audit(audit: Audit, folder: Path, stem: str = "audit") -> list[Path]:
     return paths
 
 
-def _has_values(result: TableResult) -> bool:
-    return any(cell.values for cell in result.cells.values())
-
-
 def _finding(claim: Claim, paper: Paper, results: list[TableResult]) -> Finding:
-    printed, published = judge_on_paper(claim, paper, "printed"), judge_on_paper(claim, paper, "published")
+    printed = judge_on_paper(claim, paper, "printed")
+    published = judge_on_paper(claim, paper, "published")
     reproduced = judge_on_paper(claim, paper, "reproduced")
     return Finding(
         claim=claim,

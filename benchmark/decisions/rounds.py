@@ -67,8 +67,6 @@ class DecisionSweep:
     retry_failed: bool = False
     _done: set[int] = field(default_factory=set, init=False)
     """The first seeds of the rounds that this command has trained."""
-    _begin: int = field(default=0, init=False)
-    """The first seed of the latest round that had something to train; those before it are done."""
     _finished: dict[str, Record] = field(default_factory=dict, init=False)
     """What was read of the records of finished runs, by digest."""
 
@@ -105,13 +103,10 @@ class DecisionSweep:
     def find_round(self, store: Store) -> Round | None:
         """The first round that has something to train; None where all is decided or all seeds are spent."""
         for seeds in self._list_rounds():
-            if seeds[0] < self._begin:
-                continue
             chosen = self._select(seeds, self.judge(store, seeds[0]))
             if not chosen.columns:
                 return None
             if seeds[0] not in self._done and store.missing(chosen.runs, self.retry_failed):
-                self._begin = seeds[0]
                 return chosen
         return None
 

@@ -76,12 +76,10 @@ def find_run_folder(name: str, root: Path) -> Path:
     folder = path.parent if path.name in ("record.json", "run.json") and path.is_file() else path
     if _holds_run(folder):
         return folder
-    folders = {entry.name: entry for part in _folders(root) for entry in _folders(part) if _holds_run(entry)}
-    chosen = (
-        [folders[name]] if name in folders else [folders[known] for known in sorted(folders) if known.startswith(name)]
-    )
+    folders = {entry.name: entry for entry in root.glob("*/*") if _holds_run(entry)}
+    chosen = [name] if name in folders else sorted(known for known in folders if known.startswith(name))
     if len(chosen) == 1:
-        return chosen[0]
+        return folders[chosen[0]]
     if not chosen:
         near = nearest(name, folders)
         hint = f" (did you mean {near}?)" if near else ""
@@ -90,15 +88,8 @@ def find_run_folder(name: str, root: Path) -> Path:
             f"of the {len(folders)} runs in {root}; name one, or their folder with --runs"
         )
     more = ", ..." if len(chosen) > SHOWN else ""
-    shown = ", ".join(folder.name for folder in chosen[:SHOWN])
+    shown = ", ".join(chosen[:SHOWN])
     raise UserError(f"{name!r} is the start of {len(chosen)} runs: {shown}{more}; give more of the id")
-
-
-def _folders(path: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in path.iterdir() if entry.is_dir())
-    except OSError:
-        return []
 
 
 def _holds_run(folder: Path) -> bool:

@@ -118,7 +118,7 @@ class Comparer:
             on_run(run)
             if (own := self._try(run)) is not None:
                 logits[run] = own
-        labels = self._labels(group.teacher)
+        labels = select_training_data(group.teacher, self._load(group.teacher)).evaluation.labels
         plain = [run for run in group.controls if run in logits and describe_run(run) == BASELINE]
         for run, own in logits.items():
             changes = compare_classes(own, logits[plain[0]], labels) if plain else ()
@@ -152,9 +152,6 @@ class Comparer:
         finished = load_finished_run(str(Store(self._root).folder(run)), self._root)
         return compute_logits(finished, self._load(run), self._device, self._keep)
 
-    def _labels(self, run: Run) -> Tensor:
-        return select_training_data(run, self._load(run)).evaluation.labels
-
     def _load(self, run: Run) -> Dataset:
         return load_dataset_of(run, self._dataset, self._data_root)
 
@@ -177,21 +174,15 @@ class Summary:
 
 
 Setting = tuple[str, str, str, str, float, int]
-
-
-def get_setting(compared: ComparedRun) -> Setting:
-    """What the runs of one list share: pair, dataset, scale, protocol, fraction and epochs."""
-    return (
-        *(compared.pair, compared.dataset, compared.scale, compared.protocol),
-        *(compared.fraction, compared.epochs),
-    )
+"""What the runs of one list share: pair, dataset, scale, protocol, fraction and epochs."""
 
 
 def summarise_by_setting(compared: Iterable[ComparedRun]) -> dict[Setting, list[Summary]]:
     """Sum up the seeds of each method, by pair and setting; the method that agrees most with its teacher first."""
     by_setting: dict[Setting, dict[str, list[ComparedRun]]] = {}
     for each in compared:
-        by_setting.setdefault(get_setting(each), {}).setdefault(each.method, []).append(each)
+        setting = (each.pair, each.dataset, each.scale, each.protocol, each.fraction, each.epochs)
+        by_setting.setdefault(setting, {}).setdefault(each.method, []).append(each)
     summaries = {}
     for setting, by_method in sorted(by_setting.items()):
         baseline = {each.seed: each.found.agreement for each in by_method.get(BASELINE, ())}
