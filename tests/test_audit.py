@@ -206,7 +206,7 @@ def test_an_expression_that_gives_something_else_than_is_claimed_is_refused() ->
 
 def text_of(audit: Audit, width: int) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(to_terminal(audit, width))
+    console.print(to_terminal(audit))
     return console.export_text()
 
 

@@ -47,7 +47,7 @@ def main(
         # The report links to the whole audit, so a part of it gets a name of its own.
         written = write_audit(audit, reports, "audit" if only is None else "audit_part")
     finally:
-        console.print(to_terminal(audit, console.width, written))
+        console.print(to_terminal(audit, written))
     return 0
 
 
