@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -350,9 +351,7 @@ def find_released_files(table: Table, images: Dataset, datasets: DatasetCache, c
     if images.name != imagenet.NAME or images.num_classes != imagenet.NUM_CLASSES:
         return {}
 
-    def log(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
-
+    log = functools.partial(console.print, highlight=False, soft_wrap=True)
     networks = dict.fromkeys(column.teacher for column in table.columns if column.teacher)
     found = {name: torchvision_teacher(name, datasets.data_root, log, not datasets.dry_run) for name in networks}
     return {name: path for name, path in found.items() if path}

@@ -170,20 +170,16 @@ class Paper:
         self.claims = claims
         self.printed = Printed(claims)
         self.published = Elsewhere(claims, self.printed, "published")
-        self.reproduced = Elsewhere(claims, self.printed, "reproduced")
-
-    def source(self, name: str) -> Printed | Elsewhere:
-        """`printed`, `published` or `reproduced`."""
-        sources: dict[str, Printed | Elsewhere] = {
+        reproduced = Elsewhere(claims, self.printed, "reproduced")
+        self.sources: dict[str, Printed | Elsewhere] = {
             "printed": self.printed,
             "published": self.published,
-            "reproduced": self.reproduced,
+            "reproduced": reproduced,
         }
-        return sources[name]
 
     def origins(self, name: str, references: Iterable[Reference]) -> list[str]:
         """Where the numbers of some rows come from, with their runs and epoch, each once."""
-        source = self.source(name)
+        source = self.sources[name]
         if isinstance(source, Printed):
             tables = [self.claims.loaded[found.table] for found in references if self._prints(found.table)]
             texts = [describe_origin(table.printed_runs, table.printed_epoch) for table in tables]
@@ -221,7 +217,7 @@ class Paper:
             if row not in (BASELINE, TEACHER):
                 gains[row] = {column: found[column] - base[column] for column in found if column in base}
         for entry in self.claims.publications(table) if numbers is not self.printed else ():
-            if entry.is_method and self.source(entry.tier) is numbers:
+            if entry.is_method and self.sources[entry.tier] is numbers:
                 gains[entry.method] = self.claims.literature[table].gains(entry)
         complete = {row: found for row, found in gains.items() if all(column in found for column in columns)}
         means = [(row, statistics.fmean(found[column] for column in columns)) for row, found in complete.items()]

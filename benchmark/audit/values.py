@@ -8,7 +8,7 @@ import itertools
 import operator
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmark.audit.expressions import OF_TABLES, SOURCES, Expression, find_references, format_title
@@ -61,12 +61,14 @@ def evaluate(expression: Expression, numbers: Numbers, paper: Paper) -> tuple[Va
     return value, tuple(evaluator.steps)
 
 
+@dataclass
 class _Evaluator:
     """Evaluates the tree of one expression; `steps` are the comparisons it made."""
 
-    def __init__(self, text: str, numbers: Numbers, paper: Paper) -> None:
-        self.text, self.numbers, self.paper = text, numbers, paper
-        self.steps: list[ReasoningStep] = []
+    text: str
+    numbers: Numbers
+    paper: Paper
+    steps: list[ReasoningStep] = field(default_factory=list)
 
     def value(self, node: ast.expr) -> Value:
         match node:
@@ -102,10 +104,7 @@ class _Evaluator:
 
     def _call(self, name: str, args: list[ast.expr]) -> Value:
         if name in SOURCES:
-            inner = _Evaluator(self.text, self.paper.source(name), self.paper)
-            value = inner.value(args[0])
-            self.steps += inner.steps
-            return value
+            return dataclasses.replace(self, numbers=self.paper.sources[name]).value(args[0])
         if name in OF_TABLES:
             assert isinstance(args[0], ast.Name)
             return self._asked_of_table(name, args[0].id, [self.value(argument) for argument in args[1:]])

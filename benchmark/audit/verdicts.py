@@ -180,7 +180,7 @@ def judge_on_paper(claim: Claim, paper: Paper, source: PaperTier) -> Answer:
             return Answer("cannot be checked", reason=claim.unchecked if source == "printed" else "")
         if source == "published" and not _is_known(formula, claim, paper):
             return Answer("cannot be checked", reason="none is known" if formula.references else "")
-        answer = _computed(claim, formula, paper.source(source), paper, words)
+        answer = _computed(claim, formula, paper.sources[source], paper, words)
         return replace(answer, origins=tuple(_find_origins(formula, source, paper)))
     except NoNumber as reason:
         return Answer("cannot be checked", reason=str(reason))
@@ -193,7 +193,7 @@ def _find_origins(formula: Expression, source: PaperTier, paper: Paper) -> list[
     named = [found for found in formula.references if found.source is None and found.row not in paper.claims.own]
     if formula.compares_rows:
         for table in formula.table_arguments:
-            rows = paper.rivals(table, paper.source(source))
+            rows = paper.rivals(table, paper.sources[source])
             named += [Reference(table, row, None) for row in rows if not row.startswith(STUDENT)]
     return paper.origins(source, named)
 
@@ -226,7 +226,7 @@ def judge_other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
     others = []
     for reading in claim.readings:
         try:
-            value, steps = evaluate(parse(reading.expression), paper.source(reading.source), paper)
+            value, steps = evaluate(parse(reading.expression), paper.sources[reading.source], paper)
         except NoNumber as reason:
             others.append(Other(reading.says, str(reason), False))
             continue
@@ -338,11 +338,11 @@ def find_competitors(best: Best, paper: Paper, source: PaperTier) -> list[str]:
         # Elsewhere the paper's own rows have the numbers that it printed, and say nothing new of each other.
         return [row for row in best.than if source == "printed" or row not in paper.claims.own]
     rows = [row for row in paper.claims.rows(best.table) if row not in (*paper.claims.own, best.row, TEACHER)]
-    return [row for row in rows if paper.source(source).row(Reference(best.table, row, None))]
+    return [row for row in rows if paper.sources[source].row(Reference(best.table, row, None))]
 
 
 def _best(best: Best, paper: Paper, source: PaperTier, words: Words) -> Answer:
-    numbers = paper.source(source)
+    numbers = paper.sources[source]
     reference = Reference(best.table, best.row, None)
     own = {name: value for name, value in numbers.row(reference).items() if not best.columns or name in best.columns}
     if not own:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from benchmark.audit.expressions import LONGEST, Expression, Reference, parse
-from benchmark.audit.sources import Paper, Row
+from benchmark.audit.sources import Measured, Paper
 from benchmark.audit.values import evaluate
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.plugins.registry import method_names
@@ -78,9 +78,8 @@ class Claim:
 
     def list_cells(self, columns: Sequence[str]) -> list[CellName]:
         """The cells that its difference needs over these columns, each once."""
-        named = self.difference.references
-        own = [[(ref.row, name) for name in ([ref.column] if ref.column else columns)] for ref in named]
-        return list(dict.fromkeys(cell for cells in own for cell in cells))
+        places = _list_columns(self.difference, columns)
+        return list(dict.fromkeys((reference.row, name) for reference, names in places.items() for name in names))
 
     def compute(self, cells: Mapping[CellName, float], columns: Sequence[str]) -> tuple[float, tuple[float, ...]]:
         """The difference, and its two sides if it has them, from the cells' values of one seed.
@@ -90,24 +89,21 @@ class Claim:
         Raises:
             UserError: a division by zero.
         """
-        numbers = _Numbers(cells, columns)
+        numbers = _select_numbers(self.difference, cells, columns)
         parts = (self.difference, *(self.sides or ()))
         difference, *sides = (_as_number(evaluate(part, numbers, _NO_PAPER)[0]) for part in parts)
         return difference, tuple(sides)
 
 
-class _Numbers:
-    """The values of cells at one seed, over some columns, as expressions ask for them."""
+def _list_columns(difference: Expression, columns: Sequence[str]) -> dict[Reference, list[str]]:
+    """The columns that each row or cell of a difference is read in, over these columns."""
+    return {found: [found.column] if found.column else [*columns] for found in difference.references}
 
-    def __init__(self, cells: Mapping[CellName, float], columns: Sequence[str]) -> None:
-        self.cells, self.columns = cells, columns
 
-    def row(self, reference: Reference) -> Row:
-        columns = [reference.column] if reference.column else self.columns
-        return {name: self.cells[reference.row, name] for name in columns}
-
-    def missing(self, reference: Reference) -> str:
-        return f"{reference.name}: not run yet"
+def _select_numbers(difference: Expression, cells: Mapping[CellName, float], columns: Sequence[str]) -> Measured:
+    """The numbers of a difference's rows at one seed, from the values of cells."""
+    places = _list_columns(difference, columns)
+    return Measured({found: {name: cells[found.row, name] for name in names} for found, names in places.items()})
 
 
 _NO_PAPER = cast(Paper, None)
@@ -241,7 +237,7 @@ def _is_by_column(text: str, difference: Expression) -> bool:
     rows = dict.fromkeys(reference.row for reference in difference.references)
     columns = ["first", "second", *(reference.column for reference in difference.references if reference.column)]
     cells = {(row, name): 50.0 + 7 * i + i * j for i, row in enumerate(rows) for j, name in enumerate(columns)}
-    value, _ = evaluate(difference, _Numbers(cells, columns[:2]), _NO_PAPER)
+    value, _ = evaluate(difference, _select_numbers(difference, cells, columns[:2]), _NO_PAPER)
     if isinstance(value, dict):
         if any(isinstance(node, ast.Call) for node in ast.walk(difference.tree)):
             raise UserError(f"{OPTION} {text!r} compares the columns of a row with a mean; compare rows, or two means")

@@ -19,10 +19,6 @@ from benchmark.core.text import counted, format_minus, format_signed
 from benchmark.decisions.decide import Decision
 from benchmark.io.files import write_text
 
-METHOD = (
-    "Lai's confidence sequence for the mean of normal values of unknown variance (The Annals of Statistics 4, 1976, "
-    "265-280), of the differences paired by seed"
-)
 PREFIX = "decision_"
 WIDEST = 1000
 """Columns of a terminal in which every line of the table has room."""
@@ -39,9 +35,12 @@ class DecisionReport(FrozenModel):
     target: str
     setting: str
     most: int
-    level: float
-    method: str
-    assumption: str
+    level: float = LEVEL
+    method: str = (
+        "Lai's confidence sequence for the mean of normal values of unknown variance (The Annals of Statistics 4, "
+        "1976, 265-280), of the differences paired by seed"
+    )
+    assumption: str = "the differences of the seeds are independent and normal, with one mean and one variance"
     decisions: tuple[Decision, ...]
     notes: tuple[str, ...]
     summary: str
@@ -52,9 +51,6 @@ class DecisionReport(FrozenModel):
         """Its file: one for each target, claim and limit."""
         told = hashlib.sha256(json.dumps([self.claim, self.most]).encode()).hexdigest()[:8]
         return f"{PREFIX}{self.target}_{told}.json"
-
-
-ASSUMPTION = "the differences of the seeds are independent and normal, with one mean and one variance"
 
 
 def describe_decision(decision: Decision) -> str:

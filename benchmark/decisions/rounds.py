@@ -10,19 +10,11 @@ from rich.text import Text
 
 from benchmark.core.sequences import FIRST
 from benchmark.core.spec import Run
-from benchmark.core.statistics import LEVEL
 from benchmark.core.text import counted
 from benchmark.decisions.cells import Counts, PlannedCells, limit_seeds
 from benchmark.decisions.claim import Claim
 from benchmark.decisions.decide import Decision, judge, list_pairing_gaps
-from benchmark.decisions.render import (
-    ASSUMPTION,
-    METHOD,
-    DecisionReport,
-    describe_decision,
-    list_notes,
-    summarise_decisions,
-)
+from benchmark.decisions.render import DecisionReport, describe_decision, list_notes, summarise_decisions
 from benchmark.execution.executor import ExecutionPlan, Executor
 from benchmark.execution.scheduler import ExecutionSummary
 from benchmark.planning.request import RunGroup
@@ -202,9 +194,6 @@ class DecisionSweep:
             target=target,
             setting=f"scale {first.scale.name}, {', '.join(cells.group.images.name for _, cells in self.subjects)}",
             most=self.most,
-            level=LEVEL,
-            method=METHOD,
-            assumption=ASSUMPTION,
             decisions=tuple(decisions),
             notes=list_notes(decisions, list(gaps)),
             summary=summarise_decisions(decisions, self.most),
