@@ -17,6 +17,7 @@ EXAMPLE = Path(__file__).parent / "profiles" / "example.toml"
 TIME = re.compile(r"(?:([0-9]{1,9})-)?([0-9]{1,9})(?::([0-9]{1,2}))?(?::([0-9]{1,2}))?")
 A_YEAR = 366 * 24 * 60
 """In minutes."""
+WATCHDOG_MINUTES = 10
 MOST_JOBS = 1_000_000
 """With the cluster at once; a SLURM takes 4,000,001 in one array at most, and 10,000 in all by default."""
 MOST_MULTIPLY_ADDS = 1e18
@@ -181,6 +182,3 @@ def load_profile(path: Path) -> Profile:
         UserError: it cannot be read, or a field of it is refused.
     """
     return load_toml(path, "profile", Profile, str(EXAMPLE))
-
-
-WATCHDOG_MINUTES = 10

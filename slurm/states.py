@@ -21,8 +21,6 @@ LARGEST = 10**12
 """Of the numbers of a state; a larger one is no training's."""
 NOT_COUNTED: tuple[ExitReason, ...] = ("elsewhere", "waiting", "cancelled", "preempted")
 """Why attempts end through no fault of their own."""
-
-
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 """What sbatch may be told to avoid."""
 

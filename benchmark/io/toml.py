@@ -12,14 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from benchmark.core.errors import UserError, nearest, reason_of, refused_value
-from benchmark.io.untrusted import (
-    DEEPEST,
-    MOST_VALUES,
-    UntrustedInputError,
-    check_depth,
-    check_strings,
-    read_text_limited,
-)
+from benchmark.io.untrusted import UntrustedInputError, check_depth, check_strings, read_text_limited
 
 LARGEST = 2**20
 """Bytes of a file."""
@@ -106,7 +99,7 @@ def _check_structure(text: str) -> None:
         raise UntrustedInputError(f"has a name of more than {MOST_DOTS} dots")
     if _LONG_NUMBER.search(bare):
         raise UntrustedInputError(f"has a number of more than {MOST_DIGITS} digits")
-    check_depth(bare, DEEPEST, MOST_VALUES)
+    check_depth(bare)
 
 
 def _known_place(complaint: ErrorDetails, content: Any) -> TomlPath:

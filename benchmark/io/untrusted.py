@@ -193,7 +193,7 @@ def sized(count: int) -> str:
     return f"{count} bytes"
 
 
-def parse_json_limited(text: str, deepest: int = DEEPEST, most_values: int = MOST_VALUES) -> Any:
+def parse_json_limited(text: str, deepest: int = DEEPEST) -> Any:
     """What a JSON text says: finite numbers, printable strings, no name twice, and not too much of anything.
 
     How deep it goes is counted before it is parsed, because parsers call themselves for every level.
@@ -201,7 +201,7 @@ def parse_json_limited(text: str, deepest: int = DEEPEST, most_values: int = MOS
     Raises:
         UntrustedInputError: it is no JSON, or goes beyond one of the bounds.
     """
-    check_depth(_STRING.sub("", text), deepest, most_values)
+    check_depth(_STRING.sub("", text), deepest)
     try:
         value = json.loads(
             text,
@@ -216,14 +216,14 @@ def parse_json_limited(text: str, deepest: int = DEEPEST, most_values: int = MOS
     return value
 
 
-def check_depth(bare: str, deepest: int, most_values: int) -> None:
+def check_depth(bare: str, deepest: int = DEEPEST) -> None:
     """Count brackets and values in a text of JSON or TOML without its strings.
 
     Raises:
         UntrustedInputError: there are more than allowed.
     """
-    if bare.count(",") + bare.count("[") + bare.count("{") > most_values:
-        raise UntrustedInputError(f"has more than {most_values:,} values")
+    if bare.count(",") + bare.count("[") + bare.count("{") > MOST_VALUES:
+        raise UntrustedInputError(f"has more than {MOST_VALUES:,} values")
     depth = 0
     for bracket in _BRACKET.finditer(bare):
         depth += 1 if bracket[0] in "[{" else -1

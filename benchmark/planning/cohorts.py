@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from benchmark.core.spec import Run, cohort_key, teacher_key
 from benchmark.planning.cost import run_seconds
+from benchmark.planning.request import collect_dependencies
 from benchmark.plugins.registry import method_class
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
@@ -32,14 +33,8 @@ class CohortKey(NamedTuple):
 def dependency_depths(runs: Iterable[Run]) -> dict[str, int]:
     """Count, by digest, how many runs must be trained one after another before each run can start."""
     depths: dict[str, int] = {}
-
-    def depth(run: Run) -> int:
-        if run.digest not in depths:
-            depths[run.digest] = 1 + max((depth(dependency) for dependency in run.dependencies()), default=-1)
-        return depths[run.digest]
-
-    for run in runs:
-        depth(run)
+    for run in collect_dependencies(runs):
+        depths[run.digest] = 1 + max((depths[needed.digest] for needed in run.dependencies()), default=-1)
     return depths
 
 

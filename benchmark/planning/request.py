@@ -247,10 +247,8 @@ def match_compute(runs: Sequence[Run], other: Run) -> tuple[Run, ...]:
     own, others = (
         training_multiply_adds(run.replace_unchecked(teacher_outputs="live"), SIZE_FOR_LENGTH) for run in (first, other)
     )
-    factor = others / own
-    stretched = first.replace_unchecked(protocol=first.protocol.replace(schedule=schedule.scaled(factor)))
-    siblings = Siblings(stretched)
-    return tuple(siblings.run(run.seed, run.fraction_seed, run.teacher, run.head, run.start) for run in runs)
+    protocol = first.protocol.replace(schedule=schedule.scaled(others / own))
+    return tuple(run.replace_unchecked(protocol=protocol) for run in runs)
 
 
 def collect_dependencies(runs: Iterable[Run]) -> list[Run]:

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 NAME = "index.json"
 MIN_LOOKUPS = 100
 """For the status of fewer runs, reading their records is faster than the cache."""
-
-
 MAX_BYTES = 2**30
 """A thousand times the cache of the paper's runs."""
 

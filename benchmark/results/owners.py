@@ -22,8 +22,6 @@ START_SLACK = 5.0
 UNKNOWN_TOKEN = "0" * 32
 """Token of a holder whose lease cannot be read."""
 MAX_PROCESS = 2**31 - 1
-
-
 JobId = Annotated[str, Field(pattern=r"^([0-9]{1,18}(_[0-9]{1,18})?)?$")]
 """A SLURM job, such as `12_3` for a task of an array; empty outside of SLURM."""
 

@@ -29,8 +29,6 @@ RECORD_FORMAT = 2
 """The format that is written. Format 1 is the same without a checksum."""
 READABLE_FORMATS = (1, RECORD_FORMAT)
 """A format that was ever written is read for good."""
-
-
 MAX_RECORD_BYTES = 16 * 2**20
 """100 times the record of 240 epochs of a method with four branches."""
 WEIGHT_FILES = ("student", "method")
