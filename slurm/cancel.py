@@ -40,7 +40,7 @@ def main(
     if chosen.is_over:
         console.print(f"sweep {chosen.name} is over; there is nothing to cancel", highlight=False)
         return 0
-    # First of all, so that no job that ends submits others.
+    # The mark comes first, so that no job that ends submits others.
     chosen.cancel()
     try:
         left = cancel_jobs(chosen, wait_seconds)
@@ -76,7 +76,7 @@ def cancel_jobs(sweep: Sweep, wait_seconds: float) -> int:
         queue = client.queue(arrays)
         if queue is None:
             raise SchedulerError("squeue gave no answer")
-        # The notes may be somebody else's: a number in them counts only if the job has a name of this sweep.
+        # Somebody else may have written the notes: a number in them counts only if its job has a name of this sweep.
         own = [task for task, queued in queue.items() if queued.name.endswith(tuple(names))]
         if not own:
             return 0

@@ -36,7 +36,8 @@ class SchedulerError(Exception):
 class QueuedTask:
     """A job as the queue shows it. task: `12_3` of an array, else `12`.
 
-    Jobs of an array are never called by their own numbers: that of the last one is also that of the whole array.
+    A job of an array is named by its array and index, never by its own number: the last job's number is also the
+    array's.
     """
 
     task: str
@@ -112,7 +113,7 @@ def queue(arrays: Iterable[str]) -> dict[str, QueuedTask] | None:
     for line in text.splitlines():
         parts = line.split("|", 4)
         if len(parts) != 5 or not parts[0][:1].isdigit():
-            # Garbage: that a task is not in it means nothing.
+            # The output is damaged: a task that it lacks may still be in the queue.
             return None
         tasks[parts[0]] = QueuedTask(*parts)
     return tasks

@@ -33,7 +33,7 @@ def _read_line(path: Path) -> str:
 
 
 def _read(path: Path) -> str:
-    """The text of a note; empty if it is missing or damaged, and of a file that no journal writes, such as a pipe."""
+    """The text of a note; empty if it is missing, damaged, or no plain file (a pipe, say)."""
     with contextlib.suppress(OSError, UnicodeDecodeError, UntrustedInputError):
         return read_text_limited(path, LARGEST_NOTE)
     return ""
@@ -49,7 +49,7 @@ class Journal:
         self.folder = folder
 
     def _list(self, kind: str) -> list[str]:
-        """The names of the notes of a kind. Unlike a glob, it never takes a folder that cannot be read for empty."""
+        """The names of the notes of a kind. Unlike a glob, it fails where the folder cannot be read."""
         with contextlib.suppress(FileNotFoundError):
             return os.listdir(self.folder / kind)
         return []
@@ -73,7 +73,7 @@ class Journal:
         """How the jobs that are over have ended."""
         endings: dict[int, JobState] = {}
         for name in self._list("ended"):
-            # Other names, such as a number in the digits of another script, are none that a journal gives.
+            # A journal gives no other names, such as `12.done` or `0000012.done`.
             if (match := ENDING.fullmatch(name)) and match[1] == f"{int(match[1]):06d}":
                 endings[int(match[1])] = cast(JobState, match[2])
         return endings

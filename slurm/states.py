@@ -15,8 +15,9 @@ from benchmark.results.owners import JobId, LeaseHolder
 JobState = Literal["done", "failed", "blocked", "cancelled"]
 ENDINGS: tuple[JobState, ...] = get_args(JobState)
 ExitReason = Literal["done", "failed", "time limit", "preempted", "cancelled", "elsewhere", "waiting", "interrupted"]
-"""Why an attempt ended: all runs have records; an error; the clock, the cluster or a user stopped it; another job
-trains the same runs; a needed run is missing; the process that watched it for the cluster died."""
+"""Why an attempt ended. done: all runs have records; failed: an error; time limit, preempted, cancelled: the clock, the
+cluster or a user stopped it; elsewhere: another job trains the same runs; waiting: a needed run is missing;
+interrupted: the cluster's process that watched it died."""
 LARGEST = 10**12
 """Of the numbers of a state; a larger one is no training's."""
 NOT_COUNTED: tuple[ExitReason, ...] = ("elsewhere", "waiting", "cancelled", "preempted")

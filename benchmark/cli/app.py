@@ -25,7 +25,7 @@ LONGEST_WORD = 240
 
 
 def run_app(app: typer.Typer, program: str) -> NoReturn:
-    """Run a command line; what the user can mend is one line on the error output and exit code 2."""
+    """Run a command line; an error that the user can correct is printed as one line, with exit code 2."""
     prepare_output()
     try:
         refuse_unusable(sys.argv[1:])
@@ -40,7 +40,7 @@ def run_app(app: typer.Typer, program: str) -> NoReturn:
     except (KeyboardInterrupt, typer.exceptions.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
-        # Who reads the output has gone; there is nobody left to tell.
+        # The reader of the output has gone.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         code = 1
     except OSError as error:
@@ -52,7 +52,7 @@ def run_app(app: typer.Typer, program: str) -> NoReturn:
 
 def refuse(message: str) -> int:
     """Print one line on the error output; returns the exit code for bad input."""
-    # Names of files and what stands in them are part of messages; a terminal must not take them for commands.
+    # A message may hold names and contents of files; a terminal must not take them for commands.
     words = [shorten(word) for word in message.split()]
     line = escape_control_chars(" ".join(words), most=10_000)
     Console(stderr=True, highlight=False).print(f"error: {line}", markup=False, soft_wrap=True)
@@ -66,7 +66,7 @@ def shorten(word: str) -> str:
 
 
 def describe_os_error(error: OSError, arguments: Sequence[str]) -> str:
-    """Say what the system refused, and which of the arguments named the path; for paths that nothing checked before."""
+    """Describe what the system refused, and which argument named the path. It is for paths that no check has seen."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.filename is None:
         return f"the system refused to go on: {reason}"
@@ -99,7 +99,7 @@ def refuse_unusable(arguments: Sequence[str]) -> None:
 
 
 def empty_option(option: str) -> UserError:
-    """The error for an option without a value, such as an unset variable of a shell gives."""
+    """The error for an option without a value, which an unset variable of a shell can cause."""
     return UserError(f"{option} is given and empty; give it a value (--help says which), or leave {option} out")
 
 

@@ -39,10 +39,10 @@ Pages = Annotated[Path, typer.Option(help="Where what this command makes is writ
 
 
 def check_exists(runs: Path) -> None:
-    """Refuse a folder of records that was named and is not there; that there is none by default is no mistake.
+    """Refuse a named folder of records that does not exist. The default folder may be missing.
 
     Raises:
-        UserError: it is not there.
+        UserError: it does not exist.
     """
     if runs != DEFAULT_RUNS and not runs.is_dir():
         raise UserError(f"--runs {runs} is no folder; give the one that holds the records, or leave --runs out")

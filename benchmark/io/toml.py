@@ -50,10 +50,10 @@ def load_toml(
     context: Mapping[str, Any] | None = None,
     named: Callable[[dict[str, Any], TomlPath], str] | None = None,
 ) -> Model:
-    """What a TOML file says, as a model.
+    """Read a TOML file into a model.
 
-    what: the kind of file, in words; example: what shows the format; context: for the model's validators; named: what
-    the part at a place is called, to be put before what is refused in it.
+    what: the kind of file, in words; example: a file or page that shows the format; context: for the model's
+    validators; named: gives the name of the part at a place, which a message puts before the refused field.
 
     Raises:
         UserError: it is no plain file, too large, no TOML, or a field is missing, unknown or refused.
@@ -103,7 +103,7 @@ def _check_structure(text: str) -> None:
 
 
 def _known_place(complaint: ErrorDetails, content: Any) -> TomlPath:
-    """Where a complaint is about; pydantic also names the alternatives of a type, which are nowhere in the file."""
+    """The place that a complaint is about. pydantic also names alternatives of a type, which the file does not have."""
     place: list[int | str] = []
     for part in complaint["loc"]:
         is_entry = isinstance(content, list) and isinstance(part, int) and part < len(content)

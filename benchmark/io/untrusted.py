@@ -31,7 +31,7 @@ Kind = Literal["folder", "file", "link", "special"]
 
 
 class UntrustedInputError(Exception):
-    """Why something from elsewhere is not taken, in a few words."""
+    """Says in a few words why a file from elsewhere is refused."""
 
 
 def escape_control_chars(text: object, most: int = 200) -> str:

@@ -32,10 +32,10 @@ FEWER = "choose fewer seeds, methods, columns or values"
 
 
 def confirm_size(count: int, confirmed: bool) -> None:
-    """Ask on a terminal whether so many runs are meant, unless that was confirmed.
+    """Ask on a terminal whether the user means so many runs, unless `--yes` has confirmed it.
 
     Raises:
-        UserError: they are not meant, there is nobody to ask, or they are more than can be planned.
+        UserError: the user does not mean them, nobody can be asked, or there are more than can be planned.
     """
     if count > MOST_RUNS:
         raise UserError(f"{count:,} runs are too many for one command; allowed: {MOST_RUNS:,}; {FEWER}")

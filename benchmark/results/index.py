@@ -1,9 +1,9 @@
 """A cache of a store's records: `<root>/index.json` holds, for each record, its row of a DataFrame and how it ended.
 
-It is there because reading a record of 240 epochs takes some milliseconds, which a sweep of thousands would pay at
-every command. An entry counts only while the record's file is the one that was read. A cache that is damaged, or was
-made by other code, counts as empty; where it cannot be written, there is none. Of processes that write at once the last
-one wins.
+Reading a record of 240 epochs takes some milliseconds; without the cache, every command would pay them for each of
+thousands of records. An entry counts only while the record's file is the one that was read. A cache that is damaged,
+or that other code made, counts as empty. Where it cannot be written, there is none. If processes write at once, the
+last one wins.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class _Provenance(BaseModel):
 
 
 class _ReadFields(BaseModel):
-    """The types of what the suite computes with; what else a record holds, of whatever version, is not looked at."""
+    """The types of the fields that the suite computes with; other fields of a record are not checked."""
 
     epochs: list[_Figures] = []
     final: _Figures = _Figures()
