@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmark.data.torchvision_operators import import_torchvision
 from benchmark.method.contract import joint_labels
-from benchmark.training.evaluation import Calibration, Evaluation, evaluate
+from benchmark.training.evaluation import Evaluation, calibration_error, evaluate
 from methods.lsskd import LSSKD
 from tests.support import TinyNetwork, stub_context, tiny_network
 
@@ -22,21 +22,16 @@ def test_calibration_error_is_torchmetrics(images: int, classes: int, spread: fl
     stream = torch.Generator().manual_seed(images)
     logits = spread * torch.randn(images, classes, generator=stream, dtype=torch.float64)
     labels = torch.randint(classes, (images,), generator=stream)
-    ours = Calibration()
-    for rows, of_rows in zip(logits.split(64), labels.split(64), strict=True):
-        ours.add(rows, of_rows)
+    confidence, predicted = logits.softmax(1).max(1)
     theirs = classification.multiclass_calibration_error(logits.softmax(1), labels, classes, n_bins=15, norm="l1")
     # torchmetrics adds up in float32.
-    assert ours.error == pytest.approx(float(theirs), abs=1e-6)
+    assert calibration_error(confidence, predicted == labels) == pytest.approx(float(theirs), abs=1e-6)
 
 
 def test_a_network_that_is_sure_and_right_is_calibrated_and_one_that_is_sure_and_wrong_is_not() -> None:
-    logits = 1000.0 * torch.eye(4)
-    right, wrong = Calibration(), Calibration()
-    right.add(logits, torch.arange(4))
-    wrong.add(logits, torch.arange(4).roll(1))
-    assert right.error == 0.0
-    assert wrong.error == 1.0
+    sure = torch.ones(4, dtype=torch.float64)
+    assert calibration_error(sure, torch.ones(4, dtype=torch.bool)) == 0.0
+    assert calibration_error(sure, torch.zeros(4, dtype=torch.bool)) == 1.0
 
 
 @given(size=st.integers(1, 9))

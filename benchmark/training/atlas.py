@@ -89,7 +89,7 @@ class Atlas:
 
     def find(self, view: int) -> np.ndarray | None:
         """Map the file of a view, float16 [images, classes], verified by its checksum; None if there is none."""
-        return next((self._map(path) for path, _ in _files_in(self.view_folder(view)) if self.is_intact(path)), None)
+        return next((self._map(path) for path in _files_in(self.view_folder(view)) if self.is_intact(path)), None)
 
     def is_intact(self, path: Path) -> bool:
         """Whether a file matches the checksum in its name and has the shape of this atlas; read once by a process."""
@@ -110,7 +110,7 @@ class Atlas:
 
     def put_aside_damaged(self, view: int) -> list[str]:
         """Rename the damaged files of a view and return a line on each; only the holder of its lease may."""
-        damaged = [path for path, _ in _files_in(self.view_folder(view)) if not self.is_intact(path)]
+        damaged = [path for path in _files_in(self.view_folder(view)) if not self.is_intact(path)]
         moved = [(path, quarantine_file(path)) for path in damaged]
         return [f"{path} is damaged; it was put aside, and the view is computed again" for path, new in moved if new]
 
@@ -169,13 +169,13 @@ class AtlasReader:
         return torch.from_numpy(logits).to(self._device)
 
 
-def _files_in(folder: Path) -> list[tuple[Path, str]]:
-    """List the files of a view with the checksums in their names."""
+def _files_in(folder: Path) -> list[Path]:
+    """List the files of a view."""
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [(folder / name, match[1]) for name in names if (match := FILE_NAME.fullmatch(name))]
+    return [folder / name for name in names if FILE_NAME.fullmatch(name)]
 
 
 def _find_weights(teacher: Run | ReleasedTeacher, store: Store) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from benchmark.backbones.network import Network
 from benchmark.core.devices import autocast, make_deterministic, placed, resolve_device
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Precision, Run
@@ -122,7 +121,9 @@ class _Maker:
         for index in torch.arange(count, device=self.device).split(BATCH_SIZE):
             if stop():
                 return None
-            logits[index] = run_on_view(self.network, self.source, view, index, self.precision)
+            images = make_view(self.source, view, index)
+            with torch.no_grad(), autocast(self.device, self.precision):
+                logits[index] = self.network(images).logits.half()
             self.images += len(index)
             self._report(view, views)
         if not bool(torch.isfinite(logits).all()):
@@ -143,12 +144,3 @@ class _Maker:
         position = {"epoch": 1, "epochs": self.run.schedule.epochs, "step": view, "steps": views * steps}
         left = (views - view) * len(self.source.labels) / speed
         self.on_progress(Progress(**position, images_per_second=speed, loss=None, top1=None, seconds_left=left))
-
-
-def run_on_view(
-    network: Network, source: TrainingSource, view: int, index: torch.Tensor, precision: Precision
-) -> torch.Tensor:
-    """Compute the logits of a view of the images at `index`, float16 [batch, classes], without a graph."""
-    images = make_view(source, view, index)
-    with torch.no_grad(), autocast(images.device, precision):
-        return network(images).logits.half()

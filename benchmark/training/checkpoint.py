@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from benchmark.results.store import Store
 FILE_NAME = re.compile(r"checkpoint-([0-9]{6})-([0-9]{8})-([0-9a-f]{64})\.safetensors")
 KEPT = 2
 KEEP = "keep"
+"""Name of the file that marks checkpoints which no command removes."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +126,6 @@ def keep_checkpoints(folder: Path) -> None:
     """Mark the checkpoints of a cohort, so that no later command removes them."""
     if folder.is_dir():
         (folder / KEEP).touch()
-
-
-def are_kept(folder: Path) -> bool:
-    """Return whether `keep_checkpoints` marked the checkpoints of a cohort."""
-    return (folder / KEEP).exists()
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a cohort and their folder."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[tuple[int, int, str, Path]]:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmark.core.devices import placed
+from benchmark.backbones.network import Network
 from benchmark.core.rng import generator
 from benchmark.core.spec import Run
 from benchmark.data.dataset import Dataset, ImageSet
 from benchmark.data.views import count_views
-from benchmark.plugins.registry import method_class
+from benchmark.method.contract import Method
 from benchmark.training.atlas import AtlasReader
-from benchmark.training.inputs import head_run_for_checkpoint, recipe_for
-from benchmark.training.learner import build_method, fresh_network, head_key
+from benchmark.training.inputs import build_head, recipe_for, share_teacher
+from benchmark.training.learner import fresh_network
 from benchmark.training.teacher import Teacher
 
 CLASSES = 100
@@ -48,30 +48,18 @@ def dummy_teacher(
 
     images: what is trained on, for runs that read an atlas; all its views then have the same logits of noise.
     """
-    taught = [run for run in runs if run.teacher]
-    if not taught:
-        return None
-    no_labels = torch.zeros(0, dtype=torch.int64)
-    heads = {}
-    for run in taught:
-        if run.head is not None:
-            head = run.head if isinstance(run.head, Run) else head_run_for_checkpoint(run)
-            heads[head_key(run)] = placed(build_method(head, num_classes, image_size, no_labels), device)
-    assert taught[0].teacher_network
-    assert taught[0].teacher_precision
-    network = None
-    if any(run.teacher_outputs == "live" for run in taught):
-        network = placed(fresh_network(taught[0].teacher_network, num_classes, 0), device)
-    atlas = None
-    if any(run.teacher_outputs == "atlas" for run in taught):
+
+    def network(run: Run) -> Network:
+        assert run.teacher_network
+        return fresh_network(run.teacher_network, num_classes, 0)
+
+    def head(run: Run) -> Method:
+        return build_head(run, num_classes, image_size)
+
+    def atlas(run: Run) -> AtlasReader:
         assert images is not None
         logits = torch.randn(len(images.train), num_classes, generator=generator("untrained", "atlas")).half().numpy()
         views = count_views(images.padding, images.flip)
-        atlas = AtlasReader([logits] * views, recipe_for(taught[0].protocol, images), device)
-    return Teacher(
-        network,
-        heads,
-        taught[0].teacher_precision,
-        preactivations=any(method_class(run.method).needs_preactivations for run in taught),
-        atlas=atlas,
-    )
+        return AtlasReader([logits] * views, recipe_for(run.protocol, images), device)
+
+    return share_teacher(runs, network, head, atlas, device)

@@ -46,7 +46,9 @@ class Evaluation:
         self._counts: list[Tensor] = []
         """For each batch, float64 on its device: correct top-1 and top-5 predictions, the sum of the negative
         log-likelihoods, and correct predictions of each stage, upright and then rotated."""
-        self._calibration = Calibration()
+        self._confidence: list[Tensor] = []
+        self._right: list[Tensor] = []
+        """For each batch, the confidence of the predictions and whether they are right, [batch]."""
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor) -> None:
@@ -64,7 +66,9 @@ class Evaluation:
             counts += [_right(scores, joint_labels(labels)) for scores in turned]
             self._shown_rotated = True
         self._counts.append(torch.stack([count.double() for count in counts]))
-        self._calibration.add(logits, labels)
+        confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
+        self._confidence.append(confidence)
+        self._right.append(predicted == labels)
         self._images += len(labels)
 
     @property
@@ -76,7 +80,7 @@ class Evaluation:
             "top1": 100 * right / self._images,
             f"top{TOP}": 100 * right_in_top / self._images,
             "nll": nll / self._images,
-            "ece": 100 * self._calibration.error,
+            "ece": 100 * calibration_error(torch.cat(self._confidence), torch.cat(self._right)),
         }
         upright = stages[: len(stages) // 2] if self._shown_rotated else stages
         if upright:
@@ -94,35 +98,23 @@ def evaluate(network: Network, batches: Iterable[tuple[Tensor, Tensor]], precisi
     return evaluation.figures
 
 
-class Calibration:
-    """Expected calibration error: how far confidence and accuracy are apart, over bins of confidence.
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """Compute the expected calibration error, 0..1: how far confidence and accuracy are apart, over bins of confidence.
+
+    confidence: float64 [images], of each prediction; right: whether it is right, bool [images].
 
     (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3, with 15 bins of equal width. It is
     torchmetrics' `MulticlassCalibrationError`, against which it is tested; importing that takes seconds in every
     worker process.)
     """
-
-    def __init__(self) -> None:
-        self._confidence: list[Tensor] = []
-        self._right: list[Tensor] = []
-
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add logits [batch, classes] and their labels [batch], without waiting for the device."""
-        confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
-        self._confidence.append(confidence)
-        self._right.append(predicted == labels)
-
-    @property
-    def error(self) -> float:
-        """The mean over the images of the gap between a bin's confidence and its accuracy, 0..1."""
-        # On the CPU, adding by index has a fixed order and so gives the same bits each time.
-        confidence, right = torch.cat(self._confidence).cpu(), torch.cat(self._right).cpu()
-        edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
-        place = torch.bucketize(confidence, edges, right=True).sub_(1).clamp_(max=BINS - 1)
-        sums = torch.zeros(2, BINS, dtype=torch.float64)
-        for total, values in zip(sums, (confidence, right.double()), strict=True):
-            total.index_add_(0, place, values)
-        return float((sums[0] - sums[1]).abs().sum() / len(place))
+    # On the CPU, adding by index has a fixed order and so gives the same bits each time.
+    confidence, right = confidence.cpu(), right.cpu()
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+    place = torch.bucketize(confidence, edges, right=True).sub_(1).clamp_(max=BINS - 1)
+    sums = torch.zeros(2, BINS, dtype=torch.float64)
+    for total, values in zip(sums, (confidence, right.double()), strict=True):
+        total.index_add_(0, place, values)
+    return float((sums[0] - sums[1]).abs().sum() / len(place))
 
 
 def _right(scores: Tensor, labels: Tensor) -> Tensor:

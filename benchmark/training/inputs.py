@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from benchmark.data.subsets import split_held_out, stratified_fraction
 from benchmark.method.contract import Method
 from benchmark.plugins.registry import method_class
 from benchmark.results.store import Store
-from benchmark.training.atlas import Atlas
+from benchmark.training.atlas import Atlas, AtlasReader
 from benchmark.training.learner import build_method, head_key
 from benchmark.training.settings import TrainSettings
 from benchmark.training.teacher import Teacher
@@ -90,27 +90,48 @@ def load_teacher(
 
     Where all of them read the atlas, the teacher's network is not loaded.
     """
+    dataset = data.dataset
+
+    def network(run: Run) -> Network:
+        return teacher_network(run, dataset.num_classes, settings)
+
+    def head(run: Run) -> Method:
+        return _load_head(run, dataset, settings)
+
+    def atlas(run: Run) -> AtlasReader:
+        return find_atlas(run, data, settings).open(recipe_for(run.protocol, dataset), device)
+
+    return share_teacher(runs, network, head, atlas, device)
+
+
+def share_teacher(
+    runs: Iterable[Run],
+    network: Callable[[Run], Network],
+    head: Callable[[Run], Method],
+    atlas: Callable[[Run], AtlasReader],
+    device: torch.device,
+) -> Teacher | None:
+    """Make the teacher that runs share, of what they read; None if no run has a teacher.
+
+    network, head, atlas: make what a run reads, on the CPU; each is called once for all runs that read the same.
+    """
     taught = [run for run in runs if run.teacher is not None]
     if not taught:
         return None
-    first = taught[0]
     heads: dict[str, Method] = {}
     for run in taught:
         if run.head is not None and head_key(run) not in heads:
-            heads[head_key(run)] = placed(_load_head(run, data, settings), device)
-    live = [run for run in taught if run.teacher_outputs == "live"]
-    network = placed(teacher_network(first, data.dataset.num_classes, settings), device) if live else None
+            heads[head_key(run)] = placed(head(run), device)
+    live = next((run for run in taught if run.teacher_outputs == "live"), None)
     reader = next((run for run in taught if run.teacher_outputs == "atlas"), None)
-    atlas = None
-    if reader is not None:
-        atlas = find_atlas(reader, data, settings).open(recipe_for(reader.protocol, data.dataset), device)
-    assert first.teacher_precision is not None
+    precision = taught[0].teacher_precision
+    assert precision is not None
     return Teacher(
-        network,
+        None if live is None else placed(network(live), device),
         heads,
-        first.teacher_precision,
+        precision,
         preactivations=any(method_class(run.method).needs_preactivations for run in taught),
-        atlas=atlas,
+        atlas=None if reader is None else atlas(reader),
     )
 
 
@@ -150,27 +171,26 @@ def released_file(teacher: ReleasedTeacher, settings: TrainSettings) -> Path:
     )
 
 
-def _load_head(run: Run, data: TrainingData, settings: TrainSettings) -> Method:
+def _load_head(run: Run, dataset: Dataset, settings: TrainSettings) -> Method:
     """Load the trained head that a run reads: from a run of its own, a joint teacher, or a released file."""
-    dataset = data.dataset
+    head = build_head(run, dataset.num_classes, dataset.image_size)
     if isinstance(run.head, Run):
-        labels = torch.zeros(0, dtype=torch.int64)
-        head = build_method(run.head, dataset.num_classes, dataset.image_size, labels)
         head.load_state_dict(Store(settings.runs).weights(run.head, "method"))
         return head
     assert run.head is not None
-    head = build_method(
-        head_run_for_checkpoint(run), dataset.num_classes, dataset.image_size, torch.zeros(0, dtype=torch.int64)
-    )
     branches = head.get_submodule("branches")
     assert isinstance(branches, AuxiliaryBranches)
     apply_to(branches, load_released(released_file(run.head, settings)), run.head.network)
     return head
 
 
-def head_run_for_checkpoint(run: Run) -> Run:
-    """The run that would have trained the head which came from a file."""
-    name = method_class(run.method).teacher_head
-    assert name is not None
-    assert isinstance(run.head, ReleasedTeacher)
-    return run.replace(method=name, student=run.head.network, options={})
+def build_head(run: Run, num_classes: int, image_size: int) -> Method:
+    """Build the head that a run reads, as it is before training."""
+    head_run = run.head
+    if isinstance(head_run, ReleasedTeacher):
+        # The run that would have trained the head in the file.
+        name = method_class(run.method).teacher_head
+        assert name is not None
+        head_run = run.replace(method=name, student=head_run.network, options={})
+    assert head_run is not None
+    return build_method(head_run, num_classes, image_size, torch.zeros(0, dtype=torch.int64))

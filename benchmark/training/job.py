@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,8 +156,8 @@ def remove_finished_checkpoints(store: Store, dataset: str) -> None:
     for folder in list(cohorts.iterdir()) if cohorts.is_dir() else []:
         members = checkpoints.members(folder)
         finished = [(store.root / dataset / run_id / "record.json").exists() for run_id in members]
-        if members and all(finished) and not checkpoints.are_kept(folder):
-            checkpoints.remove_checkpoints(folder)
+        if members and all(finished) and not (folder / checkpoints.KEEP).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _acquire(

@@ -31,7 +31,7 @@ from benchmark.plugins.registry import method_class, resolve_options
 from benchmark.plugins.source import fingerprint_code
 from benchmark.training import ddp
 from benchmark.training.optimizer import MomentumSGD
-from benchmark.training.teacher import ATLAS, WITHOUT_ATLAS, LogitsAlone, TeacherOnBatch
+from benchmark.training.teacher import ATLAS, OUTPUTS, WITHOUT_ATLAS, LogitsAlone, TeacherOnBatch, TeacherPart
 
 
 class NonFiniteLoss(Exception):
@@ -119,8 +119,7 @@ class Learner:
         self.device = device
         self.steps = steps
         self.epochs = run.schedule.epochs
-        self._asked: set[View] = set()
-        self._asked_heads: set[tuple[str, View]] = set()
+        self._asked: set[TeacherPart] = set()
         self.mobile_network = is_mobile_network(run.student)
         self.method = placed(build_method(run, num_classes, image_size, labels), device)
         self.code = fingerprint_code(method_class(run.method))
@@ -196,7 +195,7 @@ class Learner:
         run, method = self.run, self.method
         # A teacher may run in bf16 beside a student in fp32.
         widen = run.precision == "fp32"
-        self._asked, self._asked_heads = set(), set()
+        self._asked = set()
 
         def student(shown: View | Tensor, gather: bool = True) -> Outputs:
             if self.student is None:
@@ -209,24 +208,20 @@ class Learner:
             # `teacher` is set if any run of the cohort has one.
             if teacher is None or run.teacher is None:
                 raise ContractError(f"{run.method} asks for a teacher, and does not say needs_teacher = True")
-            if run.teacher_outputs == "atlas":
-                return read_outputs(teacher, view)
-            self._asked.add(view)
-            return teacher.outputs(view, widen)
-
-        def read_outputs(teacher: TeacherOnBatch, view: View) -> Outputs:
+            if run.teacher_outputs == "live":
+                self._asked.add((OUTPUTS, view))
+                return teacher.outputs(view, widen)
             if view != "plain":
                 raise ContractError(
                     f"{run.method} asks for the teacher's view {view}, and an atlas has plain ones; {WITHOUT_ATLAS}"
                 )
-            self._asked_heads.add((ATLAS, view))
+            self._asked.add((ATLAS, view))
             return cast(Outputs, LogitsAlone(run.method, teacher.logits_read()))
 
         def teacher_head(view: View) -> Any:
             if teacher is None or run.head is None:
                 raise ContractError(f"{run.method} asks for a head of a teacher, and names none as its teacher_head")
-            self._asked.add(view)
-            self._asked_heads.add((head_key(run), view))
+            self._asked |= {(OUTPUTS, view), (head_key(run), view)}
             return teacher.head(head_key(run), view, widen)
 
         def stream(name: str) -> torch.Generator:
@@ -319,7 +314,8 @@ class Learner:
         weights = {}
         if self.student is not None:
             weights["student"] = self.student.state_dict()
-        if is_head(self.method) or (self.student is not None and predicts_itself(self.method, self.student)):
+        is_head = type(self.method).represent is not Method.represent
+        if is_head or (self.student is not None and self.method.predictor(self.student) is not self.student):
             weights["method"] = self.method.state_dict()
         return weights
 
@@ -338,7 +334,7 @@ class Learner:
         self.seconds += time.perf_counter() - started
         if teacher:
             self.seconds -= teacher.seconds - taught
-            self.teacher_seconds += teacher.seconds_for(self._asked, self._asked_heads)
+            self.teacher_seconds += teacher.seconds_for(self._asked)
 
 
 def head_key(run: Run) -> str:
@@ -347,13 +343,3 @@ def head_key(run: Run) -> str:
         return run.head.digest
     assert run.head is not None
     return f"{run.head.sha256}:{run.head.network}"
-
-
-def is_head(method: Method) -> bool:
-    """Whether other runs read this method's trained modules."""
-    return type(method).represent is not Method.represent
-
-
-def predicts_itself(method: Method, student: Network) -> bool:
-    """Whether the method's modules predict beside the student's, or instead of some of them."""
-    return method.predictor(student) is not student

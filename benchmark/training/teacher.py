@@ -17,8 +17,10 @@ from benchmark.data.augmentation import Batch
 from benchmark.method.contract import ContractError, Method, View
 from benchmark.training.atlas import AtlasReader
 
-ATLAS = "atlas"
-"""Names the time of reading among the times of the teacher's outputs."""
+OUTPUTS, ATLAS = "outputs", "atlas"
+"""Name the network's outputs and the logits of the atlas among the parts that a run may ask of a teacher."""
+TeacherPart = tuple[str, View]
+"""What a run may ask of a teacher: `OUTPUTS`, `ATLAS` or the key of a head, and a view."""
 WITHOUT_ATLAS = "train it without --teacher-outputs atlas"
 
 
@@ -53,60 +55,53 @@ class TeacherOnBatch:
     def __init__(self, teacher: Teacher, batch: Batch) -> None:
         self._teacher = teacher
         self._batch = batch
-        self._outputs: dict[str, Outputs] = {}
-        self._heads: dict[tuple[str, str], Any] = {}
-        self._widened: dict[tuple[str, str], Any] = {}
-        self._seconds: dict[tuple[str, str], float] = {}
-        self._read: Tensor | None = None
+        self._kept: dict[TeacherPart, Any] = {}
+        self._widened: dict[TeacherPart, Any] = {}
+        self._seconds: dict[TeacherPart, float] = {}
 
     @property
     def seconds(self) -> float:
         """Host time spent on this batch so far."""
         return sum(self._seconds.values())
 
-    def seconds_for(self, views: Iterable[View], heads: Iterable[tuple[str, View]]) -> float:
-        """Add up the host time of the outputs of some views and of some heads, whichever run asked first."""
-        return sum(self._seconds.get(key, 0.0) for key in {*(("outputs", view) for view in views), *heads})
+    def seconds_for(self, parts: Iterable[TeacherPart]) -> float:
+        """Add up the host time of some parts, whichever run asked for them first."""
+        return sum(self._seconds.get(part, 0.0) for part in parts)
 
     def outputs(self, view: View, widen: bool = False) -> Outputs:
         """Compute the outputs for a view; with `widen` in float32 even if the teacher runs in bf16."""
-        if widen and self._teacher.precision == "bf16":
-            return self._wide(("outputs", view), lambda: self.outputs(view))
-        if view not in self._outputs:
-            assert self._teacher.network is not None
-            images = self._batch.view(view)
-            started = time.perf_counter()
-            with torch.no_grad(), autocast(images.device, self._teacher.precision):
-                self._outputs[view] = self._teacher.network(images, self._teacher.preactivations)
-            self._seconds["outputs", view] = time.perf_counter() - started
-        return self._outputs[view]
+        network = self._teacher.network
+        assert network is not None
+        images = self._batch.view(view)
+        outputs: Outputs = self._compute(
+            (OUTPUTS, view), lambda: network(images, self._teacher.preactivations), images.device, widen
+        )
+        return outputs
 
     def logits_read(self) -> Tensor:
         """Read the logits of the plain view from the atlas, float32 [batch, classes]."""
-        assert self._teacher.atlas is not None
-        if self._read is None:
-            started = time.perf_counter()
-            self._read = self._teacher.atlas.logits(self._batch)
-            self._seconds[ATLAS, "plain"] = time.perf_counter() - started
-        return self._read
+        atlas = self._teacher.atlas
+        assert atlas is not None
+        logits: Tensor = self._compute((ATLAS, "plain"), lambda: atlas.logits(self._batch), self._batch.labels.device)
+        return logits
 
     def head(self, digest: str, view: View, widen: bool = False) -> Any:
         """Compute the output of the head with that run digest for a view; `widen` as for `outputs`."""
-        if widen and self._teacher.precision == "bf16":
-            return self._wide((digest, view), lambda: self.head(digest, view))
-        key = (digest, view)
-        if key not in self._heads:
-            outputs = self.outputs(view)
-            started = time.perf_counter()
-            with torch.no_grad(), autocast(outputs.logits.device, self._teacher.precision):
-                self._heads[key] = self._teacher.heads[digest].represent(outputs)
-            self._seconds[key] = time.perf_counter() - started
-        return self._heads[key]
+        outputs, head = self.outputs(view), self._teacher.heads[digest]
+        return self._compute((digest, view), lambda: head.represent(outputs), outputs.logits.device, widen)
 
-    def _wide(self, key: tuple[str, str], narrow: Callable[[], Any]) -> Any:
-        if key not in self._widened:
-            self._widened[key] = widened(narrow())
-        return self._widened[key]
+    def _compute(self, part: TeacherPart, make: Callable[[], Any], device: torch.device, widen: bool = False) -> Any:
+        """Compute a part once, without a graph and in the teacher's precision, and measure its host time."""
+        if part not in self._kept:
+            started = time.perf_counter()
+            with torch.no_grad(), autocast(device, self._teacher.precision):
+                self._kept[part] = make()
+            self._seconds[part] = time.perf_counter() - started
+        if not widen or self._teacher.precision != "bf16":
+            return self._kept[part]
+        if part not in self._widened:
+            self._widened[part] = widened(self._kept[part])
+        return self._widened[part]
 
 
 class LogitsAlone:
