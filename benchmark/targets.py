@@ -48,7 +48,7 @@ class TableTarget:
     grid: Grid
     factory: RunFactory
     group: RunGroup
-    remarks: tuple[str, ...] = ()
+    remarks: Sequence[str] = ()
     accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Of teachers that came from files, on this dataset's test images."""
     probes: Sequence[RunGroup] = ()
@@ -70,9 +70,9 @@ class TableTarget:
             UserError: a method, a pair, an option or the protocol is refused.
         """
         probed = probed or {}
-        known = {name: (dataset.name, dataset.fingerprint) for name, dataset in probed.items()}
-        factory = options.make_factory(table.protocol_for(options.scale), images, teachers.released)
-        factory = replace(factory, probed=known)
+        protocol = table.protocol_for(options.scale)
+        known = {place: (dataset.name, dataset.fingerprint) for place, dataset in probed.items()}
+        factory = replace(options.make_factory(protocol, images, teachers.released), probed=known)
         grid = plan_table(table, factory, options.seed_numbers, options.methods, options.pairs)
         students, probes = split_probes(grid.requested_runs())
         group = RunGroup(f"Table {table.name} on {images.name}", source, images, students)
@@ -80,14 +80,7 @@ class TableTarget:
         for place, dataset in probed.items():
             own = tuple(run for run in probes if run.dataset == dataset.name)
             groups.append(RunGroup(f"Table {table.name}, probes on {dataset.name}", place, dataset, own))
-        return cls(
-            grid,
-            factory,
-            group,
-            tuple(list_notes(factory, table.protocol_for(options.scale))),
-            teachers.accuracy,
-            groups,
-        )
+        return cls(grid, factory, group, list_notes(factory, protocol), teachers.accuracy, groups)
 
     @property
     def groups(self) -> Sequence[RunGroup]:
@@ -128,7 +121,7 @@ class FigureTarget:
     figure: Figure
     points: Mapping[str, Points]
     groups: Sequence[RunGroup]
-    remarks: tuple[str, ...] = ()
+    remarks: Sequence[str] = ()
 
     @classmethod
     def plan(cls, figure: Figure, options: RunOptions, load: LoadDataset) -> FigureTarget:
@@ -146,6 +139,7 @@ class FigureTarget:
         if options.dataset:
             images = load(options.dataset, f"figure {figure.name}")
             figure = figure.on(images.name, options.scale) if images else figure
+        protocol = figure.protocol_for(options.scale)
         points: dict[str, Points] = {}
         groups: list[RunGroup] = []
         probe_groups: list[RunGroup] = []
@@ -162,23 +156,21 @@ class FigureTarget:
                 raise UserError(f"{error}; or leave this panel out: --pairs {drawn[0]}") from error
             if images is None:
                 continue
-            factory = options.make_factory(figure.protocol_for(options.scale), images)
+            factory = options.make_factory(protocol, images)
             place = panel.probe.source_at(options.scale) if panel.probe else None
-            probed = None
-            if place is not None:
-                probed = load(place, f"figure {figure.name}, probes of panel {panel.title}")
-                if probed is None:
-                    continue
+            probed = load(place, f"figure {figure.name}, probes of panel {panel.title}") if place else None
+            if place and probed is None:
+                continue
+            if place and probed:
                 factory = replace(factory, probed={place: (probed.name, probed.fingerprint)})
             points[panel.title] = plan_panel(figure, panel, factory, options.seed_numbers, options.methods)
-            title = f"Figure {figure.name}, {panel.title}, on {images.name}"
+            name = f"Figure {figure.name}, {panel.title}"
             students, probes = split_probes(points[panel.title].requested_runs())
-            groups.append(RunGroup(title, source, images, students))
-            if place is not None and probed is not None:
-                title = f"Figure {figure.name}, {panel.title}, probes on {probed.name}"
-                probe_groups.append(RunGroup(title, place, probed, probes))
-        texts = list_notes(next(iter(points.values())).factory, figure.protocol_for(options.scale)) if points else []
-        return cls(figure, points, (*groups, *probe_groups), tuple(texts))
+            groups.append(RunGroup(f"{name}, on {images.name}", source, images, students))
+            if place and probed:
+                probe_groups.append(RunGroup(f"{name}, probes on {probed.name}", place, probed, probes))
+        remarks = list_notes(next(iter(points.values())).factory, protocol) if points else ()
+        return cls(figure, points, (*groups, *probe_groups), remarks)
 
     def render(
         self, store: Store, failures: Failures, reports: Path, console: Console, all_cells: bool = False

@@ -177,7 +177,7 @@ class _Evaluator:
         return found
 
     def _arithmetic(self, left: Value, right: Value, compute: Callable[[float, float], float]) -> Value:
-        def computed(a: float, b: float) -> float:
+        def computed(a: float, b: float, column: str = "") -> float:
             try:
                 return compute(a, b)
             except ZeroDivisionError:
@@ -203,10 +203,13 @@ class _Evaluator:
 
         if all(isinstance(value, str) for value in values) and sign in ("=", "≠"):
             return compared(*values)
-        return self._columnwise(*values, compared, named=True)
+        return self._columnwise(*values, compared)
 
-    def _columnwise(self, left: Value, right: Value, compute: Callable[..., Any], named: bool = False) -> Any:
-        """Compute on two numbers, or on the columns that two rows share; a number is combined with every column."""
+    def _columnwise(self, left: Value, right: Value, compute: Callable[..., Any]) -> Any:
+        """Compute on two numbers, or on the columns that two rows share; a number is combined with every column.
+
+        compute: takes two numbers and the name of their column, which two numbers alone do not have.
+        """
         if not {_kind(left), _kind(right)} <= {"a number", "a row"}:
             raise self._mismatch(f"{_kind(left)} with {_kind(right)}")
         if not isinstance(left, dict) and not isinstance(right, dict):
@@ -219,9 +222,7 @@ class _Evaluator:
         def at(value: Value, column: str) -> Value:
             return value[column] if isinstance(value, dict) else value
 
-        return {
-            column: compute(at(left, column), at(right, column), *([column] if named else [])) for column in columns
-        }
+        return {column: compute(at(left, column), at(right, column), column) for column in columns}
 
     def _nearest_subset_mean(self, number: float, values: list[float]) -> float:
         if len(values) > MOST_COLUMNS_OF_SUBSETS:

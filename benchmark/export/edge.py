@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
-import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,17 +261,11 @@ def measure_latencies(
             started = time.perf_counter()
             compute_logits(session, images)
             spent[name].append(time.perf_counter() - started)
-    return {name: _summary(times) for name, times in spent.items()}
-
-
-def _summary(seconds: Sequence[float]) -> dict[str, float]:
-    low, high = np.percentile(seconds, [10, 90])
-    return {
-        "median_ms": 1000 * statistics.median(seconds),
-        "p10_ms": 1000 * float(low),
-        "p90_ms": 1000 * float(high),
-        "repeats": len(seconds),
-    }
+    measured = {}
+    for name, times in spent.items():
+        median, low, high = (1000 * np.percentile(times, [50, 10, 90])).tolist()
+        measured[name] = {"median_ms": median, "p10_ms": low, "p90_ms": high, "repeats": len(times)}
+    return measured
 
 
 def scale_batches(batches: Iterator[tuple[Tensor, Tensor]], image_size: int) -> Iterator[tuple[Tensor, Tensor]]:

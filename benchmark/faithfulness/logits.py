@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import safetensors
 import safetensors.torch
 import torch
@@ -71,10 +69,6 @@ def compute_logits(finished: FinishedRun, dataset: Dataset, device: torch.device
     if not logits.isfinite().all():
         raise UserError(f"{finished.run.id} has logits beyond 65,504, the largest number of float16; leave it out")
     if keep:
-        _write(finished.folder / FILE, logits, describe_weights(finished))
+        with replacing(finished.folder / FILE) as file:
+            save_tensors(file.temporary, {"logits": logits}, {"weights": describe_weights(finished)})
     return logits
-
-
-def _write(path: Path, logits: Tensor, weights: str) -> None:
-    with replacing(path) as file:
-        save_tensors(file.temporary, {"logits": logits}, {"weights": weights})
