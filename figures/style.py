@@ -19,6 +19,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
+from benchmark.core.text import format_range
 from figures.result import FigureResult, PanelResult
 from tables.escaping import plain
 from tables.result import NEVER
@@ -309,9 +310,8 @@ def describe_seeds(result: FigureResult) -> str:
         return ""
     if counts == (1,):
         return "n=1 seed, so no error bars."
-    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     alone = "; none where n=1" if counts[0] == 1 else ""
-    return f"Mean over n={n} seeds; error bars: standard deviation over seeds{alone}."
+    return f"Mean over n={format_range(counts)} seeds; error bars: standard deviation over seeds{alone}."
 
 
 def describe_gaps(result: FigureResult) -> str:

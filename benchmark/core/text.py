@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 
@@ -38,6 +39,12 @@ def describe_position(at: Position, loss: float | None = None) -> str:
 def counted(number: int, thing: str) -> str:
     """Write a number of things: `1 run`, `2 runs`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def format_range(numbers: Collection[int]) -> str:
+    """Write the least and the greatest of some numbers: `1 to 3`, or `3` where they are equal."""
+    least, greatest = min(numbers), max(numbers)
+    return f"{least}" if least == greatest else f"{least} to {greatest}"
 
 
 def format_minus(text: str) -> str:

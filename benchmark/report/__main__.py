@@ -24,7 +24,6 @@ from benchmark.report.faithfulness import FaithfulnessListing, read_faithfulness
 from benchmark.report.figures import Drawing
 from benchmark.report.html import to_html
 from benchmark.report.readme import RESULTS
-from benchmark.report.wording import describe_records
 from benchmark.results import to_dataframe
 from figures.render import check_drawing
 from tables.render import write_reports
@@ -102,7 +101,7 @@ def _print(console: Console, report: Report, audit: Audit, folder: Path, files: 
         console.print(Text(line, style=style), soft_wrap=True)
 
     say(f"{report.headline}.", "bold")
-    for sentence in (*report.sentences, describe_records(report)):
+    for sentence in (*report.sentences, report.origin):
         say(sentence)
     for covered in report.covered:
         parts = [f"{covered.done} of {covered.cells} cells done"]

@@ -8,16 +8,16 @@ from typing import Literal
 
 from benchmark.audit.verdicts import Audit, Finding, Verdict, count_verdicts
 from benchmark.core.statistics import summarise
-from benchmark.core.text import format_signed
 from benchmark.report.data import TableReport
 from benchmark.report.pareto import LETTER, CostPicture, Label, draw_all_costs
 from benchmark.report.table import (
-    EMPTY,
     ReportCell,
     ReportColumn,
     ReportTable,
+    format_difference,
     format_with_std,
     format_word,
+    make_word_columns,
 )
 from tables.result import NEVER, Cell
 from tables.specification import BASELINE
@@ -208,7 +208,7 @@ def list_best(tables: Iterable[TableReport]) -> Iterator[ReportTable]:
                     ReportCell(column.name, column.name, f"of {len(ranked)} methods"),
                     format_word(best.row, f"then {second.row}, {lead:.2f} behind"),
                     ReportCell(format_with_std(summarise(best.values)), _compute_top(best), f"n={len(best.values)}"),
-                    EMPTY if gain is None else ReportCell(format_signed(gain), gain),
+                    format_difference(gain),
                 )
             )
         if lines:
@@ -221,8 +221,7 @@ def _compute_top(cell: Cell) -> float:
 
 
 _BEST_HEADINGS = (
-    ReportColumn("pair", numeric=False),
-    ReportColumn("best method", numeric=False),
+    *make_word_columns("pair", "best method"),
     ReportColumn("top-1, %"),
     ReportColumn("over\nBaseline"),
 )

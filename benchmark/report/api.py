@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, create_model
 
-from benchmark.audit.verdicts import Answer, Audit, Verdict
+from benchmark.audit.verdicts import Audit, Verdict
 from benchmark.catalogue import entries
 from benchmark.core.models import FrozenModel
 from benchmark.io.files import write_text
@@ -29,6 +30,8 @@ Address = Annotated[str, Field(description="what a link to the page ends with, b
 Percent = Annotated[float, Field(description="top-1 test accuracy in %, unless the table's metric is another")]
 Runs = Annotated[tuple[str, ...], Field(description="ids of the records behind it")]
 Citation = Annotated[str, Field(description="BibTeX; put the page's own address before index.html")]
+Cite = Callable[..., str]
+"""Cites what an address leads to, by its title and the keys of the runs behind it."""
 
 
 class TableEntry(FrozenModel):
@@ -117,31 +120,11 @@ class _File(FrozenModel):
     written: str
 
 
-class Tables(_File):
-    """`tables.json`."""
-
-    tables: tuple[TableEntry, ...]
-
-
-class Cells(_File):
-    """`cells.json`."""
-
-    cells: tuple[CellEntry, ...]
-
-
-class Claims(_File):
-    """`claims.json`."""
-
-    claims: tuple[ClaimEntry, ...]
-
-
-class Methods(_File):
-    """`methods.json`."""
-
-    methods: tuple[MethodEntry, ...]
-
-
-FILES: dict[str, type[_File]] = {"tables": Tables, "cells": Cells, "claims": Claims, "methods": Methods}
+ENTRIES = {"tables": TableEntry, "cells": CellEntry, "claims": ClaimEntry, "methods": MethodEntry}
+FILES: dict[str, type[_File]] = {
+    name: create_model(name.title(), __base__=_File, __doc__=f"`{name}.json`.", **{name: tuple[entry, ...]})  # type: ignore[call-overload, valid-type]
+    for name, entry in ENTRIES.items()
+}
 
 
 def write_api(report: Report, audit: Audit, folder: Path) -> list[Path]:
@@ -151,11 +134,12 @@ def write_api(report: Report, audit: Audit, folder: Path) -> list[Path]:
         UserError: the folder cannot be written.
     """
     makers = collect_makers(zip(report.query.runs, report.query.records, strict=True))
-    cells = list(_list_cells(report, makers))
+    cited = functools.partial(cite, makers=makers, suite=report.generated_from, written=report.written)
+    cells = [cell for table in report.tables for cell in _list_cells(table, cited)]
     content: dict[str, tuple[FrozenModel, ...]] = {
-        "tables": tuple(_describe_table(report, table, makers) for table in report.tables),
+        "tables": tuple(_describe_table(table, cited) for table in report.tables),
         "cells": tuple(cells),
-        "claims": tuple(_list_claims(report, audit)),
+        "claims": tuple(_list_claims(audit, cited)),
         "methods": tuple(_list_methods(cells)),
     }
     paths = []
@@ -171,7 +155,7 @@ def write_api(report: Report, audit: Audit, folder: Path) -> list[Path]:
     return paths
 
 
-def _describe_table(report: Report, table: TableReport, makers: Mapping[str, str]) -> TableEntry:
+def _describe_table(table: TableReport, cited: Cite) -> TableEntry:
     result, page = table.result, table.page
     cells = [*result.cells.values(), *result.teachers.values()]
     keys = dict.fromkeys(make_key(seed.run) for cell in cells for seed in cell.finished)
@@ -188,30 +172,26 @@ def _describe_table(report: Report, table: TableReport, makers: Mapping[str, str
         columns=tuple(column.name for column in page.columns),
         cells_done=sum(cell.status == "done" for cell in result.cells.values()),
         files=tuple(f"{table.stem}.{ending}" for ending in ("md", "tex", "csv")),
-        citation=cite(table.address, table.title, keys, makers, report.generated_from, report.written),
+        citation=cited(table.address, table.title, keys),
     )
 
 
-def _list_cells(report: Report, makers: Mapping[str, str]) -> Iterator[CellEntry]:
-    """List the cells that have a number of any tier, or for which a run is known."""
-    for table in report.tables:
-        for row in table.page.rows:
-            for column, entry in zip(table.page.columns, row.entries, strict=True):
-                cell = table.result.cell(row.name, column.name)
-                if entry.references or cell.finished or entry.status in ("failed", "partial"):
-                    yield _describe_cell(report, table, row.name, cell, entry, makers)
+def _list_cells(table: TableReport, cited: Cite) -> Iterator[CellEntry]:
+    """List the cells of a table that have a number of any tier, or for which a run is known."""
+    for row in table.page.rows:
+        for column, entry in zip(table.page.columns, row.entries, strict=True):
+            cell = table.result.cell(row.name, column.name)
+            if entry.references or cell.finished or entry.status in ("failed", "partial"):
+                yield _describe_cell(table, cell, entry, cited)
 
 
-def _describe_cell(
-    report: Report, table: TableReport, row: str, cell: TableCell, entry: PageCell, makers: Mapping[str, str]
-) -> CellEntry:
-    address = table.addresses[row, cell.column]
+def _describe_cell(table: TableReport, cell: TableCell, entry: PageCell, cited: Cite) -> CellEntry:
+    address = table.addresses[cell.row, cell.column]
     keys = [make_key(seed.run) for seed in cell.finished]
-    title = f"{table.title}: {row}, {cell.column}"
     return CellEntry(
         address=address,
         table=table.address,
-        row=row,
+        row=cell.row,
         column=cell.column,
         status=entry.status,
         mean=entry.summary.mean if entry.summary else None,
@@ -228,7 +208,7 @@ def _describe_cell(
             )
             for found in entry.references
         ),
-        citation=cite(address, title, keys, makers, report.generated_from, report.written),
+        citation=cited(address, f"{table.title}: {cell.row}, {cell.column}", keys),
     )
 
 
@@ -237,9 +217,9 @@ def _read(text: str) -> float:
     return float(text.replace("\N{MINUS SIGN}", "-"))
 
 
-def _list_claims(report: Report, audit: Audit) -> Iterator[ClaimEntry]:
+def _list_claims(audit: Audit, cited: Cite) -> Iterator[ClaimEntry]:
     for name, one, finding in list_claims(audit):
-        claim, measured = finding.claim, finding.measured
+        claim, difference = finding.claim, finding.measured.difference
         address = f"claim/{name}"
         yield ClaimEntry(
             address=address,
@@ -250,16 +230,12 @@ def _list_claims(report: Report, audit: Audit) -> Iterator[ClaimEntry]:
             says=claim.in_words,
             verdict_on_text=finding.paper,
             verdict_of_runs=finding.runs,
-            measured=measured.value,
-            interval=measured.difference.interval if measured.difference else None,
-            n=_count_seeds(measured),
+            measured=finding.measured.value,
+            interval=difference.interval if difference else None,
+            n=difference.n if difference else None,
             badge=f"{BADGES}/{name}.svg",
-            citation=cite(address, f"{claim.text}: {finding.paper}", (), {}, report.generated_from, report.written),
+            citation=cited(address, f"{claim.text}: {finding.paper}", ()),
         )
-
-
-def _count_seeds(answer: Answer) -> int | None:
-    return answer.difference.n if answer.difference else None
 
 
 def _list_methods(cells: list[CellEntry]) -> Iterator[MethodEntry]:

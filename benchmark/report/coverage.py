@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from benchmark.core.protocols import PAPER, PROTOCOLS, SCALES, base_scale
 from benchmark.core.statistics import LEAST
-from benchmark.report.table import ReportCell, ReportColumn, ReportTable, format_number, format_word
+from benchmark.core.text import format_range
+from benchmark.report.table import (
+    ReportCell,
+    ReportColumn,
+    ReportTable,
+    format_number,
+    format_word,
+    make_word_columns,
+)
 from tables.result import NEVER, TableResult
 
 
@@ -74,17 +82,13 @@ def count_paper_cells(counted: Iterable[Coverage]) -> tuple[int, int]:
 def write_sentences(counted: Sequence[Coverage]) -> list[str]:
     """Say how much is measured by the paper's protocol, and what follows."""
     done, cells = count_paper_cells(counted)
-    said = []
     if not any(coverage.done + coverage.partial for coverage in counted):
-        said.append("Nothing was run yet: the tables below show what the paper printed, and no number of ours.")
-        return said
+        return ["Nothing was run yet: the tables below show what the paper printed, and no number of ours."]
     if done == 0:
-        said.append(
-            "Nothing here is measured by the paper's full protocol, so nothing here confirms or refutes the paper."
-        )
-    elif done < cells:
-        said.append("Only cells at paper scale can be set against the printed numbers; most questions are still open.")
-    return said
+        return ["Nothing here is measured by the paper's full protocol, so nothing here confirms or refutes the paper."]
+    if done < cells:
+        return ["Only cells at paper scale can be set against the printed numbers; most questions are still open."]
+    return []
 
 
 def write_limits(results: Iterable[TableResult]) -> list[str]:
@@ -99,15 +103,14 @@ def write_limits(results: Iterable[TableResult]) -> list[str]:
         # A record may name a protocol that this version does not have.
         whole = str(PROTOCOLS[protocol].schedule.epochs) if protocol in PROTOCOLS else epochs
         cells = [cell for result in group for cell in result.cells.values() if cell.values]
-        counts = sorted({len(cell.values) for cell in cells})
-        seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        counts = {len(cell.values) for cell in cells}
         schedule = f"{epochs} epochs instead of {whole}" if whole != epochs else f"{whole} epochs"
-        noun = "seed" if counts == [1] else "seeds"
+        noun = "seed" if counts == {1} else "seeds"
         said.append(
-            f"Scale {scale} on {dataset}: {schedule}, {seeds} {noun} a cell. These numbers show that "
+            f"Scale {scale} on {dataset}: {schedule}, {format_range(counts)} {noun} a cell. These numbers show that "
             f"{len({cell.row for cell in cells})} methods train, and how far each comes in this schedule. They do not "
             f"show which of them is better by the paper's protocol ({whole} epochs on the paper's images): a short "
-            f"schedule favours methods that learn fast at first. {_describe_chance(counts[0])}"
+            f"schedule favours methods that learn fast at first. {_describe_chance(min(counts))}"
         )
     return said
 
@@ -127,10 +130,7 @@ def _describe_chance(seeds: int) -> str:
 def list_coverage(counted: Sequence[Coverage]) -> ReportTable:
     """List the coverage of each table and setting."""
     headings = (
-        ReportColumn("table", numeric=False),
-        ReportColumn("scale", numeric=False),
-        ReportColumn("dataset", numeric=False),
-        ReportColumn("protocol", numeric=False),
+        *make_word_columns("table", "scale", "dataset", "protocol"),
         ReportColumn("cells", "that a run can fill"),
         ReportColumn("done", "all seeds asked for are finished"),
         ReportColumn("partial", "some seeds are finished"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark.core.text import format_range
 from benchmark.io.files import write_text
 from benchmark.results.record import Record
 from figures.render import import_matplotlib, make_metadata, save_drawing
@@ -61,8 +62,7 @@ class PairCurves:
     @property
     def seeds(self) -> str:
         """How many seeds stand behind the curves: `n=1`, `n=1 to 3`."""
-        counts = sorted({curve.seeds for curve in self.curves})
-        return f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]} to {counts[-1]}"
+        return f"n={format_range([curve.seeds for curve in self.curves])}"
 
     @property
     def title(self) -> str:

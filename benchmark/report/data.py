@@ -31,6 +31,10 @@ from tables.specification import OWN_METHOD, Table, load_table, table_names
 from tables.view import Page, make_page
 
 TITLE = "Knowledge distillation, reproduced"
+LEAD = (
+    "The tables and figures of the LSSKD paper (arXiv:2506.07055), regenerated from scratch: every measured number "
+    "beside the printed one, with the number of seeds that stand behind it."
+)
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,12 @@ class Report:
         return coverage.list_coverage(self.covered)
 
     @property
-    def counts(self) -> Counter[str]:
-        """How many records there are, by status."""
-        return Counter(record["status"] for record in self.records)
+    def origin(self) -> str:
+        """How many records it was made from."""
+        counts = Counter(record["status"] for record in self.records)
+        parts = [f"{number:,} {status}" for status, number in sorted(counts.items(), reverse=True)]
+        by_status = f": {', '.join(parts)}" if len(parts) > 1 else ""
+        return f"Made from {counts.total():,} {'record' if counts.total() == 1 else 'records'}{by_status}."
 
 
 def collect_report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +9,25 @@ from pydantic import ValidationError
 
 from benchmark.core.text import format_signed
 from benchmark.decisions.render import PREFIX, DecisionReport, format_cut, format_interval
-from benchmark.report.table import EMPTY, ReportCell, ReportColumn, ReportTable, format_number, format_word
+from benchmark.report.table import (
+    EMPTY,
+    ReportCell,
+    ReportColumn,
+    ReportTable,
+    format_difference,
+    format_number,
+    format_word,
+    make_word_columns,
+)
 
 LARGEST = 2**20
 """Bytes of a file of decisions; one of a hundred columns has a twentieth of it."""
 _HEADINGS = (
-    ReportColumn("column", numeric=False),
-    ReportColumn("difference", numeric=False),
+    *make_word_columns("column", "difference"),
     ReportColumn("mean", "percentage points, over the paired seeds"),
     ReportColumn("interval", "of the mean; holds after each seed at once, so that one may stop where it leaves 0 out"),
     ReportColumn("n", "paired seeds until it was decided, or all there are"),
-    ReportColumn("verdict", numeric=False),
+    *make_word_columns("verdict"),
     ReportColumn("at once", "whether it is decided too where the error is shared among all columns", numeric=False),
     ReportColumn("seeds\nsaved", "of those that it could have had"),
     ReportColumn("variance\ncut", "by pairing: how much smaller the variance of the difference is"),
@@ -44,7 +51,7 @@ class DecidedClaim:
                 (
                     format_word(each.column),
                     format_word(each.compared, margin),
-                    EMPTY if each.mean is None else ReportCell(format_signed(each.mean), each.mean),
+                    format_difference(each.mean),
                     ReportCell(format_interval(each), each.interval[0]) if each.interval else EMPTY,
                     format_number(each.n, 0),
                     format_word(each.verdict),
@@ -69,8 +76,3 @@ def read_decisions(folder: Path) -> tuple[list[DecidedClaim], list[str]]:
         except (OSError, ValueError, ValidationError) as error:
             refused.append(f"{path.name} is no file of decisions ({type(error).__name__}); remove it")
     return decided, refused
-
-
-def list_sections(decided: Sequence[DecidedClaim]) -> dict[str, str]:
-    """The section of a page, by the name of its template; none of nothing."""
-    return {"decisions": "Decisions"} if decided else {}

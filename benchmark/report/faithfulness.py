@@ -7,16 +7,23 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from benchmark.core.text import format_signed
 from benchmark.faithfulness.collecting import FaithfulnessReport, Summary, summarise_by_setting
 from benchmark.faithfulness.render import CAPTION, STEM, describe_classes, describe_setting
 from benchmark.report.figures import Drawing
-from benchmark.report.table import EMPTY, ReportCell, ReportColumn, ReportTable, format_number, format_word
+from benchmark.report.table import (
+    ReportCell,
+    ReportColumn,
+    ReportTable,
+    format_difference,
+    format_number,
+    format_word,
+    make_word_columns,
+)
 
 LARGEST = 2**25
 """Bytes of the file; one of a thousand runs has a twentieth of it."""
 _HEADINGS = (
-    ReportColumn("method", numeric=False),
+    *make_word_columns("method"),
     ReportColumn("n", "seeds"),
     ReportColumn("top-1, %"),
     ReportColumn("agreement, %", "test images for which student and teacher predict the same class"),
@@ -66,21 +73,16 @@ def _find_drawing(report: FaithfulnessReport, folder: Path) -> Drawing | None:
 
 
 def _list(line: Summary) -> tuple[ReportCell, ...]:
-    found, first, above = line.found, line.first, line.above_baseline
+    found, first = line.found, line.first
     return (
         format_word(first.method, "" if first.taught else "control"),
         format_number(line.seeds, 0),
         format_number(found.top1),
         format_number(found.agreement, 1),
-        EMPTY if above is None else ReportCell(format_signed(above, 1), above),
+        format_difference(line.above_baseline, 1),
         format_number(found.kl, 3),
         format_number(found.repeated, 1),
         format_number(found.corrected, 1),
         format_word(describe_classes(line.gained)),
         format_word(describe_classes(line.lost)),
     )
-
-
-def list_sections(found: FaithfulnessListing | None) -> dict[str, str]:
-    """The section of a page, by the name of its template; none of nothing."""
-    return {"faithfulness": "How faithful are the students?"} if found else {}

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from benchmark.core.text import format_signed
-from benchmark.report.table import NOTHING, ReportCell, ReportColumn, ReportTable, format_number, format_word
+from benchmark.core.text import format_range
+from benchmark.report.table import (
+    NOTHING,
+    ReportColumn,
+    ReportTable,
+    format_difference,
+    format_number,
+    format_word,
+    make_word_columns,
+)
 from tables.gains import compute_measured_gain, compute_printed_gain, compute_published_gain
 from tables.result import TableResult
 from tables.specification import Row
@@ -45,7 +53,7 @@ def list_gains(result: TableResult) -> ReportTable | None:
         (
             format_word(gain.row),
             format_word(NAMES[gain.tier]),
-            ReportCell(format_signed(gain.mean), gain.mean),
+            format_difference(gain.mean),
             format_number(len(gain.gains), 0),
             format_word(gain.origin),
             format_word(gain.lineage),
@@ -64,8 +72,8 @@ def _gains_of(result: TableResult, row: Row) -> Iterator[Gain]:
     measured = by_column(lambda position: compute_measured_gain(result, cells[position]))
     printed = by_column(lambda position: compute_printed_gain(result.table, row, position))
     if measured:
-        runs = _describe_counts([len(cells[position].values) for position in measured])
-        yield Gain(row.name, "measured", measured, f"{runs}, last epoch", f"scale {result.scale}")
+        runs = format_range([len(cells[position].values) for position in measured])
+        yield Gain(row.name, "measured", measured, f"n={runs}, last epoch", f"scale {result.scale}")
     if printed:
         origin = describe_origin(result.table.printed_runs, result.table.printed_epoch)
         yield Gain(row.name, "printed", printed, origin, "the paper's own")
@@ -74,14 +82,8 @@ def _gains_of(result: TableResult, row: Row) -> Iterator[Gain]:
             yield Gain(row.name, tier, gains, describe_origin(numbers.runs, numbers.epoch), numbers.lineage or NOTHING)
 
 
-def _describe_counts(counts: Sequence[int]) -> str:
-    few, many = min(counts), max(counts)
-    return f"n={few}" if few == many else f"n={few} to {many}"
-
-
 _HEADINGS = (
-    ReportColumn("method", numeric=False),
-    ReportColumn("tier", numeric=False),
+    *make_word_columns("method", "tier"),
     ReportColumn("mean gain", "in percentage points, over the columns that have one"),
     ReportColumn("columns", "how many of the table's have one"),
     ReportColumn("n and epoch", numeric=False),

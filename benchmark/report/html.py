@@ -13,10 +13,10 @@ from markupsafe import Markup
 
 from benchmark.audit.render import MEANINGS, describe_origins, describe_tiers, shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
-from benchmark.report import citing, decisions, faithfulness, prose, ranking, wording
+from benchmark.report import citing, prose, ranking
 from benchmark.report.answers import make_answers
 from benchmark.report.cards import make_method_cards, make_network_cards
-from benchmark.report.data import TITLE, Report
+from benchmark.report.data import LEAD, TITLE, Report
 from benchmark.report.decisions import DecidedClaim
 from benchmark.report.faithfulness import FaithfulnessListing
 from benchmark.report.figures import Drawing
@@ -29,8 +29,10 @@ from tables.view import BEST_EXPLANATION, BEST_TITLE
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = {
     "summary": "Summary",
+    "decisions": "Decisions",
     "tables": "Tables",
     "figures": "Figures",
+    "faithfulness": "How faithful are the students?",
     "differences": "Differences",
     "ranking": "Ranking",
     "metrics": "Metrics",
@@ -42,7 +44,9 @@ SECTIONS = {
     "runs": "Runs",
     "ledger": "Ledger",
     "provenance": "Provenance",
+    "files": "Files",
 }
+"""What a page can show, by the name of the template, in this order."""
 
 
 def to_html(
@@ -57,15 +61,14 @@ def to_html(
     Text from users is escaped, by Jinja in HTML and by `as_json` in JSON.
     """
     ledger = prose.read_ledger()
-    first = {"summary": SECTIONS["summary"]} | decisions.list_sections(decided)
-    measured = {name: SECTIONS[name] for name in ("tables", "figures")}
+    optional = {"decisions": decided, "faithfulness": faithful, "files": None}
     return render_page(
-        first | measured | faithfulness.list_sections(faithful) | SECTIONS,
+        {name: words for name, words in SECTIONS.items() if optional.get(name, True)},
         report.curves,
         citing.collect_makers(zip(report.query.runs, report.query.records, strict=True)),
         heading=TITLE,
         subtitle=report.headline,
-        lead=wording.LEAD,
+        lead=LEAD,
         report=report,
         answers=make_answers(report.tables, audit),
         rankings=list_rankings(report.tables, report.method),
@@ -78,13 +81,11 @@ def to_html(
         decided=decided,
         faithful=faithful,
         audit=audit,
-        audit_summary=summarise_audit(audit),
         summarise=summarise_audit,
         tiers=describe_tiers(audit),
         brief=shorten_answer,
         origins=describe_origins,
         meanings=MEANINGS,
-        records=wording.describe_records(report),
         ledger=prose.to_html(ledger, "ledger-") if ledger else None,
         generated_from=report.generated_from,
         written=report.written,
@@ -115,7 +116,6 @@ def render_page(
         .get_template("page.html.j2")
         .render(
             sections=sections,
-            wording=wording,
             best_title=BEST_TITLE,
             best_explanation=BEST_EXPLANATION,
             curves=as_json(curves),

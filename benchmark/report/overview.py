@@ -11,9 +11,9 @@ from benchmark.decisions.render import PREFIX, DecisionReport
 from benchmark.io.files import write_text
 from benchmark.report.citing import collect_makers
 from benchmark.report.data import TableReport
-from benchmark.report.decisions import DecidedClaim, list_sections
+from benchmark.report.decisions import DecidedClaim
 from benchmark.report.figures import Drawing, describe_drawing
-from benchmark.report.html import render_page
+from benchmark.report.html import SECTIONS, render_page
 from benchmark.report.runs import collect_curves
 from benchmark.results.provenance import describe_environment
 from benchmark.results.store import Store
@@ -50,16 +50,14 @@ def write_overview(
         else:
             drawings.append(describe_drawing(result, paths))
     decided = [DecidedClaim.of(decisions)] if decisions else []
-    sections = list_sections(decided)
-    sections |= {"tables": "Tables"} if tables else {}
-    sections |= {"figures": "Figures"} if drawings else {}
+    shown = {"decisions": decided, "tables": tables, "figures": drawings, "files": True}
     made = {path.name for _, paths in rendered for path in paths} | {one.report.file_name for one in decided}
     patterns = ("table_*", "figure_*", f"{PREFIX}*", "report.md")
     others = {path.name for pattern in patterns for path in folder.glob(pattern)} - made
     title = ", ".join([*(table.title for table in tables), *(drawing.title for drawing in drawings)])
     pairs = [(run, record) for run in runs if (record := store.record(run)) is not None]
     page = render_page(
-        {**sections, "files": "Files"},
+        {name: SECTIONS[name] for name, content in shown.items() if content},
         collect_curves(pairs),
         collect_makers(pairs),
         heading=title,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmark.core.rng import seed_of
+from benchmark.core.text import format_range
 from benchmark.report.data import TableReport
 from benchmark.report.pareto import Label
-from benchmark.report.table import ReportCell, ReportColumn, ReportTable, format_word
+from benchmark.report.table import ReportCell, ReportColumn, ReportTable, format_word, make_word_columns
 
 FEWEST_METHODS, FEWEST_PAIRS, FEWEST_SEEDS = 3, 5, 3
 """Below these nothing is ranked: Friedman's chi-squared and the bootstrap mean nothing there."""
@@ -190,19 +191,18 @@ def list_improvements(table: TableReport, method: str) -> ReportTable | None:
         if row.name == method or not pairs:
             continue
         probability, interval = compute_improvement(pairs)
-        seeds = sorted({len(values) for pair in pairs for values in pair})
-        shown = f"n={seeds[0]}" if len(seeds) == 1 else f"n={seeds[0]} to {seeds[-1]}"
+        seeds = format_range([len(values) for pair in pairs for values in pair])
         text = f"{probability:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else f"{probability:.2f}"
         lines.append(
             (
                 format_word(row.name),
                 ReportCell(text, probability),
-                ReportCell(str(len(pairs)), float(len(pairs)), shown),
+                ReportCell(str(len(pairs)), float(len(pairs)), f"n={seeds}"),
             )
         )
     if not lines:
         return None
-    headings = (ReportColumn("better than", numeric=False), ReportColumn("probability"), ReportColumn("pairs"))
+    headings = (*make_word_columns("better than"), ReportColumn("probability"), ReportColumn("pairs"))
     title = f"How probably is a run of {method} better? {table.title}"
     return ReportTable(title, headings, tuple(sorted(lines, key=lambda line: line[1].key or 0)), (IMPROVES,))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from benchmark.report.table import (
     format_number,
     format_power,
     format_word,
+    make_word_columns,
 )
 from benchmark.results.provenance import changed_settings
 from benchmark.results.record import Record
@@ -58,18 +59,13 @@ def describe_protocol_changes(protocol: Protocol) -> str:
 def list_runs(pairs: Pairs) -> ReportTable:
     """List every record, with what differs from the default."""
     headings = (
-        ReportColumn("run", numeric=False),
-        ReportColumn("student", numeric=False),
-        ReportColumn("teacher", numeric=False),
-        ReportColumn("dataset", numeric=False),
-        ReportColumn("scale", numeric=False),
-        ReportColumn("protocol", numeric=False),
+        *make_word_columns("run", "student", "teacher", "dataset", "scale", "protocol"),
         ReportColumn("epochs"),
-        ReportColumn("precision", numeric=False),
+        *make_word_columns("precision"),
         ReportColumn("seed"),
-        ReportColumn("status", numeric=False),
+        *make_word_columns("status"),
         ReportColumn("top-1, %", "after the last epoch"),
-        ReportColumn("written", numeric=False),
+        *make_word_columns("written"),
     )
     return ReportTable("All runs", headings, tuple(_line(run, record) for run, record in pairs))
 
@@ -143,39 +139,26 @@ def _hundredths(value: float | None) -> float | None:
 def list_provenance(records: Iterable[Record]) -> ReportTable:
     """List what made the runs, a line for each different environment. Hosts and commands stay in the records."""
     fields = ("version", "commit", "torch", "cuda", "python", "device_name", "threads", "precision")
-    found: Counter[tuple[str, ...]] = Counter()
-    times: dict[tuple[str, ...], list[str]] = {}
+    written: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for record in records:
         made = record["provenance"]
         values = tuple("" if made.get(field) is None else str(made[field]) for field in fields)
-        found[values] += 1
-        times.setdefault(values, []).append(str(made.get("written", ""))[:10])
+        written[values].append(str(made.get("written", ""))[:10])
     lines = []
-    for values, runs in found.most_common():
-        version, commit, *rest = values
+    for (version, commit, *rest), days in sorted(written.items(), key=lambda entry: -len(entry[1])):
         short = commit[:12] + ("+dirty" if commit.endswith("+dirty") else "")
-        written = sorted(times[values])
-        days = written[0] if written[0] == written[-1] else f"{written[0]} to {written[-1]}"
-        lines.append(
-            (
-                format_word(version),
-                format_word(short),
-                *map(format_word, rest),
-                format_number(runs, 0),
-                format_word(days),
-            )
-        )
+        first, last = min(days), max(days)
+        period = first if first == last else f"{first} to {last}"
+        words = map(format_word, (version, short, *rest))
+        lines.append((*words, format_number(len(days), 0), format_word(period)))
     headings = (
-        ReportColumn("version", numeric=False),
+        *make_word_columns("version"),
         ReportColumn("commit", "+dirty: files differed from it", numeric=False),
-        ReportColumn("torch", numeric=False),
-        ReportColumn("CUDA", numeric=False),
-        ReportColumn("Python", numeric=False),
-        ReportColumn("device", numeric=False),
+        *make_word_columns("torch", "CUDA", "Python", "device"),
         ReportColumn("threads"),
-        ReportColumn("precision", numeric=False),
+        *make_word_columns("precision"),
         ReportColumn("runs"),
-        ReportColumn("written", numeric=False),
+        *make_word_columns("written"),
     )
     return ReportTable("What made the runs", headings, tuple(lines))
 
@@ -208,10 +191,9 @@ def list_edges(pairs: Pairs, found: Edges) -> ReportTable | None:
 
 
 _EDGE_HEADINGS = (
-    ReportColumn("run", numeric=False),
-    ReportColumn("student", numeric=False),
+    *make_word_columns("run", "student"),
     ReportColumn("seed"),
-    ReportColumn("scale", numeric=False),
+    *make_word_columns("scale"),
     ReportColumn("parameters", "in the file: the Baseline network's, or more where the method's own modules predict"),
     ReportColumn("per\nimage", "multiply-adds, equal to the Baseline network's"),
     ReportColumn("logits\noff by", "largest difference between the file's logits and the training network's"),

@@ -8,12 +8,11 @@ from typing import Any
 
 from benchmark.audit.render import shorten_answer, summarise_audit
 from benchmark.audit.verdicts import Audit
-from benchmark.report.data import TITLE, Report
+from benchmark.report.data import LEAD, TITLE, Report
 from benchmark.report.decisions import DecidedClaim
 from benchmark.report.faithfulness import FaithfulnessListing
 from benchmark.report.figures import Drawing
 from benchmark.report.table import ReportTable
-from benchmark.report.wording import LEAD, describe_records
 from tables.escaping import Markup, escape_latex, escape_markdown, format_pipe_table, make_environment
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -57,9 +56,7 @@ def _render(template: str, escape: Any, report: Report, drawings: Sequence[Drawi
             report=report,
             drawings=drawings,
             audit=audit,
-            audit_summary=summarise_audit(audit),
             summarise=summarise_audit,
-            records=describe_records(report),
             **more,
         )
     )
