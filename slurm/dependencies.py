@@ -26,11 +26,6 @@ class Readiness:
     lost: tuple[str, ...]
     """Why some runs can never be trained."""
 
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether none of them can be trained, now or later."""
-        return bool(self.lost) and not self.ready and not self.waiting
-
 
 def check_readiness(sweep: Sweep, job: int, ended: Mapping[int, JobState]) -> Readiness:
     """Which runs of a job can be trained. ended: how jobs have ended."""

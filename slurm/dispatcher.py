@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from pathlib import Path
 
 from benchmark.io.files import write_text
 from benchmark.io.untrusted import escape_control_chars
@@ -143,24 +142,14 @@ def give_up_reason(state: State) -> str:
 def _read_last_line(sweep: Sweep, task: str) -> str:
     """The last line that a job left on its error output."""
     for path in sweep.folder.glob(f"logs/*/{task}_0_log.err"):
-        with contextlib.suppress(OSError):
-            lines = _read_end(path).splitlines()
-            if lines:
-                return f"{escape_control_chars(lines[-1].strip())} ({path})"
+        # A pipe would be waited for.
+        if path.is_file():
+            with contextlib.suppress(OSError), path.open("rb") as opened:
+                opened.seek(max(0, path.stat().st_size - MOST_LOG_BYTES))
+                lines = opened.read(MOST_LOG_BYTES).decode(errors="replace").strip().splitlines()
+                if lines:
+                    return f"{escape_control_chars(lines[-1].strip())} ({path})"
     return ""
-
-
-def _read_end(path: Path) -> str:
-    """The end of a log; of what is no plain file, such as a pipe, nothing.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    if not path.is_file():
-        return ""
-    with path.open("rb") as opened:
-        opened.seek(max(0, path.stat().st_size - MOST_LOG_BYTES))
-        return opened.read(MOST_LOG_BYTES).decode(errors="replace").strip()
 
 
 def _reopen_needs(look: Look, job: int) -> None:
@@ -180,7 +169,7 @@ def _block_hopeless(look: Look) -> None:
         if job in look.ended or not any(look.ended.get(needed) in TERMINAL_FAILURES for needed in look.needs(job)):
             continue
         status = check_readiness(look.sweep, job, look.ended)
-        if status.is_hopeless:
+        if status.lost and not (status.ready or status.waiting):
             tasks += [task] if (task := look.open.get(job)) else []
             look.end(job, "blocked", "; ".join(status.lost))
     if tasks:

@@ -120,10 +120,6 @@ class Journal:
     def _submission(self, submission: Submission) -> Path:
         return self.folder / "submissions" / f"{submission.token}.json"
 
-    def read_latest_tasks(self) -> dict[int, str]:
-        """The task that each job was last submitted as; empty if SLURM's answer is unknown."""
-        return {job: task for submission in self.read_submissions() for job, task in submission.tasks.items()}
-
     def read_refusal(self) -> str:
         """Why SLURM last refused jobs that are ready; empty if it took all of them."""
         return _read_line(self.folder / "refused")

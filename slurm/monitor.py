@@ -91,7 +91,8 @@ class Snapshot:
 
 def take_snapshot(sweep: Sweep) -> Snapshot:
     """The status of a sweep now."""
-    latest, ended = sweep.journal.read_latest_tasks(), sweep.journal.read_endings()
+    latest = {job: task for submission in sweep.journal.read_submissions() for job, task in submission.tasks.items()}
+    ended = sweep.journal.read_endings()
     states = {job.number: sweep.journal.read_state(job.number) for job in sweep.plan.jobs}
     tasks = client.queue(task.partition("_")[0] for job, task in latest.items() if job not in ended and task)
     lines = []

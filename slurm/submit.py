@@ -99,7 +99,7 @@ def submit_array(sweep: Sweep, profile: Profile, jobs: Sequence[int], constraint
         submitted = executor.map_array(_find_entry_point("run_job"), [str(sweep.folder)] * len(jobs), jobs)
         return str(submitted[0].job_id).partition("_")[0]
 
-    return _submit(sweep, profile, _note(jobs), constraints.parameters(profile), call_sbatch)
+    return _submit(sweep, profile, jobs, constraints.parameters(profile), call_sbatch)
 
 
 def submit_watchdog(sweep: Sweep, profile: Profile, arrays: Sequence[str], delay_seconds: int = 0) -> Submission:
@@ -127,7 +127,7 @@ def submit_watchdog(sweep: Sweep, profile: Profile, arrays: Sequence[str], delay
     def call_sbatch(executor: _Executor) -> str:
         return str(executor.submit(_find_entry_point("keep"), str(sweep.folder)).job_id)
 
-    return _submit(sweep, profile, _note((), keeper=True), parameters, call_sbatch)
+    return _submit(sweep, profile, (), parameters, call_sbatch)
 
 
 def _find_entry_point(name: str) -> Callable[..., None]:
@@ -136,22 +136,19 @@ def _find_entry_point(name: str) -> Callable[..., None]:
     return entry_point
 
 
-def _note(jobs: Sequence[int], keeper: bool = False) -> Submission:
-    token = uuid.uuid4().hex[:10]
-    return Submission(token=token, when=time.time(), jobs=tuple(jobs), keeper=keeper, user=this_user())
-
-
 def _submit(
     sweep: Sweep,
     profile: Profile,
-    submission: Submission,
+    jobs: Sequence[int],
     parameters: dict[str, Any],
     call_sbatch: Callable[[_Executor], str],
 ) -> Submission:
-    """Submit, with a note before the call and another one after it.
+    """Submit jobs, or the watchdog if there are none, with a note before the call and another one after it.
 
     After a crash between the two notes, the next process finds by the name in the first one whether SLURM has the jobs.
     """
+    token = uuid.uuid4().hex[:10]
+    submission = Submission(token=token, when=time.time(), jobs=tuple(jobs), keeper=not jobs, user=this_user())
     name = sweep.queue_name(submission)
     sweep.journal.write_submission(submission)
     try:

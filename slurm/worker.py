@@ -10,7 +10,6 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,7 +239,8 @@ def _attempt_job(sweep: Sweep, number: int, stop: StopCondition) -> ExitReason:
         stop.start_clock(profile.grace_seconds)
         leases = LeaseManager(settings.runs, client.is_alive, settings.silent_seconds)
         try:
-            with _print_warnings():
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
                 job_settings = replace(settings, dataset=sweep.plan.jobs[number].source)
                 result = run_available(status.ready, job_settings, stop, log.on_progress, _say, leases)
         except CorruptRun as damage:
@@ -284,10 +284,3 @@ def _record_outcome(log: AttemptLog, reasons: list[str]) -> ExitReason:
     except UserError as error:
         _say(str(error))
     return leaving
-
-
-@contextlib.contextmanager
-def _print_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
-        yield
