@@ -14,7 +14,7 @@ from benchmark.cli.options import DataRoot, DeviceName, Runs, Threads, WithoutHo
 from benchmark.core.devices import make_deterministic
 from benchmark.core.errors import UserError
 from benchmark.core.text import counted
-from benchmark.data import Dataset, load_dataset
+from benchmark.data import load_dataset
 from benchmark.execution.executor import ExecutionPlan
 from benchmark.execution.progress import exit_code
 from benchmark.executors import make_executor
@@ -69,7 +69,9 @@ def main(
         device=executor.device,
         probed={dataset: (shown.name, shown.fingerprint)},
     )
-    probe = factory.probe(own, dataset, f"probe-{solver}", share_of(images, shown), seed)
+    # As many images of each class would be left if all classes had their mean size.
+    share = 1.0 if images is None else min(1.0, images * shown.num_classes / len(shown.train))
+    probe = factory.probe(own, dataset, f"probe-{solver}", share, seed)
     check_methods([probe], shown)
     store = Store(root)
     for line in check_records(store, [own, probe]):
@@ -91,13 +93,6 @@ def main(
             f"{counted(probe.schedule.epochs, 'epoch')}; record: {store.folder(probe)}", highlight=False, soft_wrap=True
         )
     return exit_code(summary, console)
-
-
-def share_of(images: int | None, dataset: Dataset) -> float:
-    """Compute the share of the training images that leaves about so many of each class, of all classes' mean size."""
-    if images is None:
-        return 1.0
-    return min(1.0, images * dataset.num_classes / len(dataset.train))
 
 
 if __name__ == "__main__":

@@ -306,7 +306,8 @@ def train_and_render(
     if not settings.keep:
         for name in {group.images.name for group in plan.groups}:
             remove_finished_checkpoints(store, name)
-    failures = _list_failures(summary, store)
+    # By run id.
+    failures = {run.id: why for job, why in summary.failures.items() for run in job.runs if store.record(run) is None}
     try:
         decisions = sweep.judge(store) if sweep else []
         shown = sweep.limit(targets, decisions, store) if sweep else targets
@@ -341,11 +342,6 @@ def get_augmentation(name: str) -> Augmentation:
     if name not in kinds:
         raise unknown_name("augmentation", name, kinds)
     return cast(Augmentation, name)
-
-
-def _list_failures(summary: ExecutionSummary, store: Store) -> dict[str, str]:
-    """List why runs have no record, by run id."""
-    return {run.id: reason for job, reason in summary.failures.items() for run in job.runs if store.record(run) is None}
 
 
 def _print_catalogue(console: Console) -> None:

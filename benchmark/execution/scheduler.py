@@ -114,13 +114,9 @@ class JobScheduler:
         self._add(run for run, record in records.items() if record is None)
         return len(self.waiting) > len(considered) or len(self._failed) > failed
 
-    def _planned(self) -> set[Run]:
-        """Collect the runs that jobs are training or will train."""
-        return {run for job in (*self.waiting, *self.running) for run in job.runs}
-
     def _add(self, runs: Iterable[Run]) -> None:
         """Plan a job for each run that no job trains yet; those on other datasets count as failed."""
-        planned = self._planned()
+        planned = {run for job in (*self.waiting, *self.running) for run in job.runs}
         for run in dict.fromkeys(runs):
             if run.dataset not in self._datasets:
                 # The student of a probe: only the command that plans it with its own dataset can train it.

@@ -53,7 +53,7 @@ def plan_table(
     seeds = tuple(seeds)
     rows = [row for row in table.rows if row.method in method_names()]
     runs = {
-        (row.name, column.name): plan_cell(factory, row, column, seeds)
+        (row.name, column.name): probe_as_asked(factory, column, plan_students(factory, row, column, seeds))
         for row in rows
         for column in table.columns
         if (column.teacher or not needs_pair(row.method)) and has_dataset(factory, column)
@@ -85,11 +85,6 @@ def needs_pair(method: str) -> bool:
 def has_dataset(factory: RunFactory, column: Column) -> bool:
     """Return whether the dataset that the column's students are probed on was loaded, if they are probed."""
     return column.probe is None or column.probe.source_at(factory.scale.name) in factory.probed
-
-
-def plan_cell(factory: RunFactory, row: Row, column: Column, seeds: Iterable[int]) -> tuple[Run, ...]:
-    """Make the runs of a cell, one for each seed: students, or the probes of them."""
-    return probe_as_asked(factory, column, plan_students(factory, row, column, seeds))
 
 
 def probe_as_asked(factory: RunFactory, column: Column, runs: tuple[Run, ...]) -> tuple[Run, ...]:

@@ -56,8 +56,7 @@ def to_row(record: Mapping[str, Any]) -> Row:
         # Last, so that no figure takes the place of what the run is.
         **own,
     }
-    return {key: _flat(value) for key, value in row.items()}
-
-
-def _flat(value: Any) -> Any:
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+    return {
+        key: json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+        for key, value in row.items()
+    }

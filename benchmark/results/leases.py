@@ -41,12 +41,7 @@ RELEASED = "released\n"
 """Content of the file of a released lease. Without hard links, a file that is still being written may be empty."""
 OWNERS = ".owners"
 LivenessProbe = Callable[[LeaseHolder], bool | None]
-"""Tells whether a holder that is a SLURM job still runs; None where that is unknown."""
-
-
-def no_liveness_probe(owner: LeaseHolder) -> bool | None:
-    """The probe without a cluster: it never knows."""
-    return None
+"""Tells whether a holder that is a SLURM job still runs; None where that is unknown, as it is without a cluster."""
 
 
 @dataclass
@@ -97,7 +92,7 @@ class LeaseManager:
     """
 
     def __init__(
-        self, root: Path, probe: LivenessProbe = no_liveness_probe, timeout: float = HEARTBEAT_TIMEOUT
+        self, root: Path, probe: LivenessProbe = lambda holder: None, timeout: float = HEARTBEAT_TIMEOUT
     ) -> None:
         self.root, self.probe, self.timeout = root, probe, timeout
 
