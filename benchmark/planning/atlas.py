@@ -62,26 +62,27 @@ def check_readers(runs: Iterable[Run]) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class AtlasPrice:
     """What the atlases of some jobs cost and save.
 
-    runs: that read one; atlases: how many; views: of an image; size: in bytes, of all; made: passes of teachers over
+    views: of an image; runs: that read one; atlases: how many; size: in bytes, of all; made: passes of teachers over
     the images that make what is missing; left: passes that the jobs' other methods need all the same; without: passes
-    without an atlas (all passes are of the plain view); multiply_adds, seconds (on one core), gpu_seconds: of making.
+    without an atlas (all passes are of the plain view); images: shown to make what is missing; multiply_adds, seconds
+    (on one core), gpu_seconds: of making.
     """
 
-    runs: int
-    atlases: int
     views: int
-    size: int
-    made: int
-    left: int
-    without: int
-    images: int
-    multiply_adds: int
-    seconds: float
-    gpu_seconds: float
+    runs: int = 0
+    atlases: int = 0
+    size: int = 0
+    made: int = 0
+    left: int = 0
+    without: int = 0
+    images: int = 0
+    multiply_adds: int = 0
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
 
     def describe(self) -> list[str]:
         """Describe the price in two lines."""
@@ -98,40 +99,34 @@ class AtlasPrice:
 
 def price_atlases(jobs: Iterable[Sequence[Run]], images: Dataset, store: Store) -> AtlasPrice | None:
     """Price the atlases that the runs of some jobs read; None if none reads any. images: that all train on."""
+    price = AtlasPrice(count_views(images.padding, images.flip))
     readers: dict[tuple[object, ...], Run] = {}
-    count, left, without = 0, 0, 0
     for runs in jobs:
         reading = [run for run in runs if run.teacher_outputs == "atlas"]
         if not reading:
             continue
-        count += len(reading)
         live = [run for run in runs if cost.live_teacher(run) and method_class(run.method).view == "plain"]
-        left += max((run.schedule.epochs for run in live), default=0)
-        without += max(run.schedule.epochs for run in (*reading, *live))
+        price.runs += len(reading)
+        price.left += max((run.schedule.epochs for run in live), default=0)
+        price.without += max(run.schedule.epochs for run in (*reading, *live))
         for run in reading:
             share = (run.fraction, run.fraction_seed, run.validation, run.validation_seed)
             readers[run.teacher, run.teacher_precision, *share] = run
-    if not readers:
-        return None
-    views, size = count_views(images.padding, images.flip), images.image_size
-    made, total, shown, multiply_adds, seconds, gpu_seconds = 0, 0, 0, 0, 0.0, 0.0
+    price.atlases = len(readers)
     for run in readers.values():
         passes = _count_missing(run, images, store)
         own = round(run.fraction * (1 - run.validation) * len(images.train.labels))
-        made += passes
-        total += views * own * images.num_classes * 2
         assert run.teacher_network is not None
-        forward = cost.network_cost(run.teacher_network, False, size)
-        shown += passes * own
-        multiply_adds += passes * own * forward.multiply_adds
-        steps = passes * -(-own // BATCH_SIZE)
-        seconds += passes * own * forward.multiply_adds / cost.MULTIPLY_ADDS_PER_SECOND
-        seconds += steps * forward.convolutions * cost.SECONDS_PER_CONVOLUTION
-        gpu_seconds += passes * own * forward.multiply_adds / gpu.MULTIPLY_ADDS_PER_SECOND
-        gpu_seconds += steps * forward.convolutions * gpu.SECONDS_PER_CONVOLUTION
-    return AtlasPrice(
-        count, len(readers), views, total, made, left, without, shown, multiply_adds, seconds, gpu_seconds
-    )
+        forward = cost.network_cost(run.teacher_network, False, images.image_size)
+        multiply_adds = passes * own * forward.multiply_adds
+        convolutions = passes * -(-own // BATCH_SIZE) * forward.convolutions
+        price.size += price.views * own * images.num_classes * 2
+        price.made += passes
+        price.images += passes * own
+        price.multiply_adds += multiply_adds
+        price.seconds += multiply_adds / cost.MULTIPLY_ADDS_PER_SECOND + convolutions * cost.SECONDS_PER_CONVOLUTION
+        price.gpu_seconds += multiply_adds / gpu.MULTIPLY_ADDS_PER_SECOND + convolutions * gpu.SECONDS_PER_CONVOLUTION
+    return price if readers else None
 
 
 def _count_missing(run: Run, images: Dataset, store: Store) -> int:
