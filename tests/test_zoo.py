@@ -89,6 +89,14 @@ def test_one_of_several_runs_must_be_named(runs: Path, dataset: Dataset, tmp_pat
     assert zoo.load(*NAMES, scale="quick", source=tmp_path) is not None
 
 
+def test_a_student_whose_classifier_is_a_convolution_is_loaded(tmp_path: Path) -> None:
+    name, store = "MobileNetV2-TFKD-x1/2", Store(tmp_path)
+    run = request("demo", "digits").run("Baseline", name, None, 0)
+    store.begin(run)
+    store.finish(run, record_of(run, 2), {"student": build_network(name, 10).state_dict()})
+    assert compute_logits(zoo.load("digits", "Baseline", name, source=tmp_path)).shape == (2, 10)
+
+
 def test_the_folder_for_a_hub_gives_the_same_network_and_says_what_it_is(runs: Path, hub: Path) -> None:
     assert {path.name for path in hub.iterdir()} == {"model.safetensors", "config.json", "README.md"}
     expected = compute_logits(zoo.load(*NAMES, source=runs))

@@ -13,11 +13,11 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from benchmark.backbones import build_network
 from benchmark.backbones.network import Network
+from benchmark.backbones.shapes import count_classes
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.data.download import fetch_file
@@ -121,18 +121,14 @@ def _load_file(path: Path, wanted: dict[str, Any], sha256: str | None) -> Networ
 
 
 def _count_classes(name: str, weights: dict[str, Tensor]) -> int:
-    """Count the classes that weights are for: with so many, the network of this name has tensors of their shapes.
+    """Count the classes that weights are for.
 
     Raises:
         UserError: they are of another network.
     """
-    shapes = {key: tensor.shape for key, tensor in weights.items()}
-    for number in sorted({tensor.shape[0] for tensor in weights.values() if tensor.dim() == 2}):
-        # Nothing is computed or filled on this device.
-        with torch.device("meta"):
-            network = build_network(name, number)
-        if {key: tensor.shape for key, tensor in network.state_dict().items()} == shapes:
-            return number
-    raise UserError(
-        f"these weights are not those of {name}; name the network that they are of, or export the run again"
-    )
+    classes = count_classes(name, weights)
+    if classes is None:
+        raise UserError(
+            f"these weights are not those of {name}; name the network that they are of, or export the run again"
+        )
+    return classes
