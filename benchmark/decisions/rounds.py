@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -94,23 +94,14 @@ class DecisionSweep:
 
     def find_round(self, store: Store) -> Round | None:
         """The first round that has something to train; None where all is decided or all seeds are spent."""
-        for seeds in self._list_rounds():
+        # The first seeds that can give an interval at once, and then one seed a round.
+        for seeds in (range(FIRST), *(range(seed, seed + 1) for seed in range(FIRST, self.most))):
             chosen = self._select(seeds, self.judge(store, seeds[0]))
             if not chosen.columns:
                 return None
             if seeds[0] not in self._done and store.missing(chosen.runs, self.retry_failed):
                 return chosen
         return None
-
-    def _list_rounds(self) -> Iterator[range]:
-        """The first seeds that can give an interval at once, and then one seed a round."""
-        yield range(FIRST)
-        for seed in range(FIRST, self.most):
-            yield range(seed, seed + 1)
-
-    def select_rest(self, store: Store, begun: Round) -> Round:
-        """All seeds from a round on, of the columns that are open at it: what the sweep costs at most."""
-        return self._select(range(begun.seeds[0], self.most), self.judge(store, begun.seeds[0]))
 
     def _select(self, seeds: range, decisions: Sequence[Decision]) -> Round:
         """The runs of these seeds in the columns that are not decided."""
@@ -159,7 +150,8 @@ class DecisionSweep:
         if chosen is None:
             console.print("Nothing is to be trained: every column is decided, or has all its seeds.")
             return
-        rest = self.select_rest(store, chosen)
+        # All seeds from this round on, of the columns that are open at it.
+        rest = self._select(range(chosen.seeds[0], self.most), self.judge(store, chosen.seeds[0]))
         for heading, part in (
             (f"The next round: {chosen.title}.", chosen),
             (f"At most, if no column is decided before {counted(self.most, 'seed')}: {rest.title}.", rest),
