@@ -149,7 +149,7 @@ RECORDS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: rewritten(
             folder, lambda r: r.update(epochs=r["epochs"][:2], final=r["epochs"][1], best_on_test=r["epochs"][1])
         ),
-        "it has 2 epochs, its schedule 6",
+        "it has 2 epochs, its schedule 4",
     ),
     "epochs out of order": (
         lambda folder: rewritten(folder, lambda r: r.update(epochs=r["epochs"][::-1], final=r["epochs"][0])),
