@@ -26,8 +26,6 @@ from benchmark.backbones import (
     build_branches,
     build_network,
     network_names,
-    public_branches_name,
-    public_name,
 )
 from benchmark.backbones.cost import multiply_adds, parameters
 from benchmark.core import rng
@@ -36,8 +34,46 @@ GOLDEN = Path(__file__).parent / "golden"
 FACTS = json.loads((GOLDEN / "backbones.json").read_text())
 VALUES = np.load(GOLDEN / "backbones.npz")
 NAMES = network_names()
-WITH_GOLDEN = [name for name in NAMES if public_name(name) in FACTS]
-WITH_GOLDEN_BRANCHES = [name for name in NAMES if public_branches_name(name) in FACTS]
+PUBLIC = {
+    "WRN-16-2": "wrn_16_2",
+    "WRN-40-1": "wrn_40_1",
+    "WRN-40-2": "wrn_40_2",
+    "ResNet20": "resnet20",
+    "ResNet56": "resnet56",
+    "ResNet8x4": "resnet8x4",
+    "ResNet32x4": "resnet32x4",
+    "ShuffleNetV1": "ShuffleV1",
+    "ShuffleNetV2": "ShuffleV2",
+    "ResNet8": "resnet8",
+    "ResNet32": "resnet32",
+    "ResNet110": "resnet110",
+    "ResNet18": "ResNet18",
+    "ResNet34": "ResNet34",
+    "ResNet50": "ResNet50",
+    "ResNet101": "ResNet101",
+    "VGG8": "vgg8",
+    "VGG13": "vgg13",
+    "ImageNet-ResNet18": "resnet18",
+    "ImageNet-ResNet34": "resnet34",
+}
+"""What the public implementation calls each network that golden values are of."""
+PUBLIC_BRANCHES = {
+    "WRN-16-2": "wrn_16_2_aux",
+    "WRN-40-1": "wrn_40_1_aux",
+    "WRN-40-2": "wrn_40_2_aux",
+    "ResNet20": "resnet20_aux",
+    "ResNet56": "resnet56_aux",
+    "ResNet8x4": "resnet8x4_aux",
+    "ResNet32x4": "resnet32x4_aux",
+    "ShuffleNetV1": "ShuffleV1_aux",
+    "ShuffleNetV2": "ShuffleV2_aux",
+    "ResNet50": "ResNet50_aux",
+    "VGG8": "vgg8_bn_aux",
+    "VGG13": "vgg13_bn_aux",
+    "ImageNet-ResNet18": "resnet18_imagenet_aux",
+    "ImageNet-ResNet34": "resnet34_imagenet_aux",
+}
+"""What HSAKD's code calls each network whose branches golden values are of."""
 WITHOUT_FEATURE_LIST = ("ResNet101", "resnet18", "resnet34")
 """Public networks (PS-KD's, torchvision's) without a list of features: stages are stored, pre-activations are not."""
 
@@ -126,23 +162,21 @@ def leave_large(names: list[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) if name in large else name for name in names]
 
 
-@pytest.fixture(scope="module", params=leave_large(WITH_GOLDEN))
+@pytest.fixture(scope="module", params=leave_large(list(PUBLIC)))
 def filled(request: pytest.FixtureRequest) -> tuple[str, Network, Tensor]:
     """A network with the golden weights of its public plain version, and the golden images, in float64."""
     network, _ = dry(request.param)
     fill(network)
-    return public_name(request.param), network, golden_images(image_size_of(request.param))
+    return PUBLIC[request.param], network, golden_images(image_size_of(request.param))
 
 
-@pytest.fixture(scope="module", params=leave_large(WITH_GOLDEN_BRANCHES))
+@pytest.fixture(scope="module", params=leave_large(list(PUBLIC_BRANCHES)))
 def filled_with_branches(request: pytest.FixtureRequest) -> tuple[str, Network, AuxiliaryBranches, Tensor]:
     """A network and its branches with the golden weights of their public version, and the images, in float64."""
     network, branches = dry(request.param)
     fill(network, "backbone.")
     fill(branches, "auxiliary_classifier.")
-    public = public_branches_name(request.param)
-    assert public is not None
-    return public, network, branches, golden_images(image_size_of(request.param))
+    return PUBLIC_BRANCHES[request.param], network, branches, golden_images(image_size_of(request.param))
 
 
 @torch.no_grad()
@@ -197,23 +231,23 @@ def test_branches_equal_the_public_implementation_in_training_mode(
         assert error_of_columns(branch.logits, f"{public}/train/aux_logits{index}") < SINGLE_TRAINING
 
 
-@pytest.mark.parametrize("name", WITH_GOLDEN)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_state_dict_keys_shapes_and_order_are_the_public_ones(name: str) -> None:
     network, branches = dry(name)
-    assert shapes_of(network) == list(FACTS[public_name(name)]["state_dict"].items())
-    if name in WITH_GOLDEN_BRANCHES:
-        assert shapes_of(branches) == list(FACTS[public_branches_name(name)]["branches"].items())
+    assert shapes_of(network) == list(FACTS[PUBLIC[name]]["state_dict"].items())
+    if name in PUBLIC_BRANCHES:
+        assert shapes_of(branches) == list(FACTS[PUBLIC_BRANCHES[name]]["branches"].items())
 
 
-@pytest.mark.parametrize("name", WITH_GOLDEN)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_cost_equals_the_public_counts(name: str) -> None:
     network, branches = unfilled(name)
-    plain, size = FACTS[public_name(name)], image_size_of(name)
+    plain, size = FACTS[PUBLIC[name]], image_size_of(name)
     images = torch.zeros(1, 3, size, size)
     cost = parameters(network), multiply_adds(network, images)
     assert cost == (plain["parameters"], plain["multiply_adds"])
-    if name in WITH_GOLDEN_BRANCHES:
-        both = FACTS[public_branches_name(name)]
+    if name in PUBLIC_BRANCHES:
+        both = FACTS[PUBLIC_BRANCHES[name]]
         with torch.no_grad():
             maps = network.eval()(images).branch_maps
         assert cost[0] + parameters(branches) == both["parameters"]
@@ -226,7 +260,7 @@ WITHOUT_PUBLIC_BRANCHES = ["ResNet8", "ResNet32", "ResNet110", "ResNet18", "ResN
 
 @pytest.mark.parametrize("name", WITHOUT_PUBLIC_BRANCHES)
 def test_branches_of_our_own_repeat_the_stages_their_map_has_not_passed(name: str) -> None:
-    assert public_branches_name(name) is None
+    assert name not in PUBLIC_BRANCHES
     network, branches = dry(name)
     count = branches.count
     layers = [network.get_submodule(f"layer{number}") for number in range(1, count + 1)]
@@ -241,8 +275,8 @@ def test_branches_of_our_own_repeat_the_stages_their_map_has_not_passed(name: st
 
 def test_every_golden_network_is_compared() -> None:
     assert FACTS.keys() == {
-        *(public_name(name) for name in WITH_GOLDEN),
-        *(public_branches_name(name) for name in WITH_GOLDEN_BRANCHES),
+        *PUBLIC.values(),
+        *PUBLIC_BRANCHES.values(),
     }
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from benchmark.backbones import (
     build_network,
     check_network,
+    is_mobile_network,
     is_network,
-    public_name,
     uses_grouped_convolutions,
 )
 from benchmark.backbones.family import blocks_per_stage
@@ -20,7 +20,7 @@ from benchmark.backbones.shapes import network_shape
 from benchmark.core.errors import UserError
 
 
-@pytest.mark.parametrize("ask", [public_name, uses_grouped_convolutions, lambda name: build_network(name, 10)])
+@pytest.mark.parametrize("ask", [is_mobile_network, uses_grouped_convolutions, lambda name: build_network(name, 10)])
 def test_an_unknown_network_is_refused_with_the_nearest_name(ask: Callable[[str], object]) -> None:
     with pytest.raises(UserError, match=r"network 'wrn-40-3'.*did you mean 'WRN-40-[12]'.*ShuffleNetV2.*WRN-<depth>-"):
         ask("wrn-40-3")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -19,12 +18,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from benchmark.backbones import build_branches, build_network, public_branches_name, public_name
+from benchmark.backbones import build_branches, build_network
 from benchmark.backbones.network import Network, Outputs
 from benchmark.backbones.released import apply_to, load_released
 from benchmark.core import rng
 from benchmark.core.errors import UserError
 from tests.released_files import NAME, archived, assert_same, network, prefixed, released, weights
+from tests.test_backbones import FACTS, PUBLIC, PUBLIC_BRANCHES
 
 ACCURACY = np.float64(72.5)
 LAYOUTS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
@@ -195,9 +195,6 @@ def test_branches_are_split_off_and_the_projection_is_left_out(tmp_path: Path) -
     assert_same(dict(target.state_dict()), dict(branches.state_dict()))
 
 
-FACTS = json.loads((Path(__file__).parent / "golden" / "backbones.json").read_text())
-
-
 def public_tensors(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
     """Tensors under the names that the public code gives them, each filled with a number of its own."""
     return {key: torch.tensor(zlib.crc32(key.encode()) / 2**32).expand(shape) for key, shape in shapes.items()}
@@ -218,7 +215,7 @@ def public_tensors(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 def test_a_teacher_of_every_family_loads_from_its_public_layout(
     tmp_path: Path, name: str, num_classes: int, layout: str
 ) -> None:
-    tensors = public_tensors(FACTS[public_name(name)]["state_dict"])
+    tensors = public_tensors(FACTS[PUBLIC[name]]["state_dict"])
     torch.save(LAYOUTS[layout](tensors), tmp_path / "teacher.pth")
     read = load_released(tmp_path / "teacher.pth")
     assert read.layout == layout
@@ -230,8 +227,8 @@ def test_a_teacher_of_every_family_loads_from_its_public_layout(
 
 @pytest.mark.parametrize(("name", "num_outputs"), [("VGG8", 400), ("ResNet50", 400), ("ImageNet-ResNet18", 4000)])
 def test_branches_of_every_family_load_from_their_public_layout(tmp_path: Path, name: str, num_outputs: int) -> None:
-    tensors = public_tensors(FACTS[public_branches_name(name)]["branches"])
-    backbone = public_tensors(FACTS[public_name(name)]["state_dict"])
+    tensors = public_tensors(FACTS[PUBLIC_BRANCHES[name]]["branches"])
+    backbone = public_tensors(FACTS[PUBLIC[name]]["state_dict"])
     stored = prefixed("backbone.", backbone) | prefixed("auxiliary_classifier.", tensors)
     torch.save(LAYOUTS["net"](stored), tmp_path / "teacher.pth.tar")
     read = load_released(tmp_path / "teacher.pth.tar")

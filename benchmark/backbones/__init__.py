@@ -35,8 +35,6 @@ __all__ = [
     "is_network",
     "network_names",
     "network_patterns",
-    "public_branches_name",
-    "public_name",
     "uses_grouped_convolutions",
 ]
 
@@ -193,23 +191,3 @@ def is_mobile_network(name: str) -> bool:
         UserError: there is no network of this name.
     """
     return _architecture(name).mobile
-
-
-def public_name(name: str) -> str:
-    """The short name of the network in the public code and in the file names of released teachers.
-
-    A network of ours, which no public code has, keeps its own name.
-
-    Raises:
-        UserError: there is no network of this name.
-    """
-    return _architecture(name).public or name
-
-
-def public_branches_name(name: str) -> str | None:
-    """The name in HSAKD's code of the network with its branches; None where the branches are ours alone.
-
-    Raises:
-        UserError: there is no network of this name.
-    """
-    return _architecture(name).public_branches

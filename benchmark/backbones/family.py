@@ -23,17 +23,12 @@ class Architecture:
     """What one name stands for.
 
     network: builds the network from the number of classes; branches: builds its branches from their number of outputs;
-    public: the name in the public code and in the file names of its released teachers (RepDistiller's where it has the
-    network); None for a network that only this suite has;
-    public_branches: the name of network and branches in HSAKD's code, None if it has no such branches or they fail;
     grouped: whether it has grouped or depthwise convolutions;
     mobile: a MobileNet or ShuffleNet, for which the lineage's recipes have a learning rate of their own.
     """
 
     network: Callable[..., Network]
     branches: Callable[..., AuxiliaryBranches]
-    public: str | None = None
-    public_branches: str | None = None
     grouped: bool = False
     mobile: bool = False
 
@@ -64,15 +59,7 @@ def with_sizes(named: Mapping[str, Architecture], form: str, fewest_units: int |
     def architecture(match: re.Match[str]) -> Architecture:
         whole = named[match["name"]]
         sizes = {size: int(match[size]) for size in match.re.groupindex if size != "name" and match[size]}
-        if not sizes:
-            return whole
-        return replace(
-            whole,
-            network=partial(whole.network, **sizes),
-            branches=partial(whole.branches, **sizes),
-            public=None,
-            public_branches=None,
-        )
+        return replace(whole, network=partial(whole.network, **sizes), branches=partial(whole.branches, **sizes))
 
     return Family(form, re.compile(f"(?P<name>{names}){units}{DIVISOR}"), architecture)
 

@@ -142,28 +142,21 @@ def four_stage_branches(plan: Plan, num_outputs: int, divisor: int = 1) -> Auxil
     return AuxiliaryBranches(repeat_stages(plan.stage, widths), widths[-1], num_outputs, "he_fan_out")
 
 
-def _small(depth: int, public_branches: str | None = None) -> Architecture:
+def _small(depth: int) -> Architecture:
     plan = Plan(BLOCKS[depth], bottleneck=depth >= 50)
-    return Architecture(
-        partial(FourStageResNet, plan), partial(four_stage_branches, plan), f"ResNet{depth}", public_branches
-    )
+    return Architecture(partial(FourStageResNet, plan), partial(four_stage_branches, plan))
 
 
 def _imagenet(depth: int) -> Architecture:
     plan = Plan(BLOCKS[depth], skip_name="downsample")
-    return Architecture(
-        partial(ImageNetResNet, plan),
-        partial(four_stage_branches, plan),
-        f"resnet{depth}",
-        f"resnet{depth}_imagenet_aux",
-    )
+    return Architecture(partial(ImageNetResNet, plan), partial(four_stage_branches, plan))
 
 
 NETWORKS = {
     "ResNet10": _small(10),
     "ResNet18": _small(18),
     "ResNet34": _small(34),
-    "ResNet50": _small(50, "ResNet50_aux"),
+    "ResNet50": _small(50),
     "ResNet101": _small(101),
     "ImageNet-ResNet18": _imagenet(18),
     "ImageNet-ResNet34": _imagenet(34),

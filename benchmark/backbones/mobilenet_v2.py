@@ -186,10 +186,6 @@ def mobilenet_v2_branches(num_outputs: int, divisor: int = 1, units: int | None 
 
 
 NETWORKS = {
-    "MobileNetV2": Architecture(
-        partial(MobileNetV2, 2), mobilenet_v2_branches, "MobileNetV2", grouped=True, mobile=True
-    ),
-    "MobileNetV2-s1": Architecture(
-        partial(MobileNetV2, 1), mobilenet_v2_branches, "mobilenetV2", "mobilenetV2_aux", grouped=True, mobile=True
-    ),
+    "MobileNetV2": Architecture(partial(MobileNetV2, 2), mobilenet_v2_branches, grouped=True, mobile=True),
+    "MobileNetV2-s1": Architecture(partial(MobileNetV2, 1), mobilenet_v2_branches, grouped=True, mobile=True),
 }

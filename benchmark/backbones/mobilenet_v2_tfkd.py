@@ -102,8 +102,4 @@ def mobilenet_v2_tfkd_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryB
     return AuxiliaryBranches(extractors, head_width, num_outputs)
 
 
-NETWORKS = {
-    "MobileNetV2-TFKD": Architecture(
-        MobileNetV2TfKD, mobilenet_v2_tfkd_branches, "mobilenet_v2", grouped=True, mobile=True
-    )
-}
+NETWORKS = {"MobileNetV2-TFKD": Architecture(MobileNetV2TfKD, mobilenet_v2_tfkd_branches, grouped=True, mobile=True)}

@@ -89,4 +89,4 @@ def preact_resnet18_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBra
     return AuxiliaryBranches(extractors, widths[-1], num_outputs)
 
 
-NETWORKS = {"PreActResNet18": Architecture(PreActResNet, preact_resnet18_branches, "PreActResNet18")}
+NETWORKS = {"PreActResNet18": Architecture(PreActResNet, preact_resnet18_branches)}

@@ -23,8 +23,6 @@ FOURFOLD = (32, 64, 128, 256)
 """Channels of the `x4` networks; only the stages are four times as wide, the stem is twice."""
 LAYERS_OUTSIDE = 2
 """Layers of the depth that are in no block."""
-PUBLIC_BRANCHES = ("resnet20", "resnet56", "resnet8x4", "resnet32x4")
-"""Networks that have branches in HSAKD's code."""
 
 
 class ActivatedBlock(nn.Module):
@@ -149,16 +147,10 @@ def resnet_branches(depth: int, widths: tuple[int, ...], num_outputs: int) -> Au
 
 
 def _architecture(match: re.Match[str]) -> Architecture:
-    depth, fourfold, divisor = int(match[1]), match[2] or "", int(match[3] or 1)
-    widths = divide_channels(FOURFOLD if fourfold else NARROW, divisor)
+    depth, divisor = int(match[1]), int(match[3] or 1)
+    widths = divide_channels(FOURFOLD if match[2] else NARROW, divisor)
     blocks_per_stage(depth, LAYERS_OUTSIDE)
-    public = f"resnet{depth}{fourfold}" if divisor == 1 else None
-    return Architecture(
-        partial(ResNet, depth, widths),
-        partial(resnet_branches, depth, widths),
-        public,
-        f"{public}_aux" if public in PUBLIC_BRANCHES else None,
-    )
+    return Architecture(partial(ResNet, depth, widths), partial(resnet_branches, depth, widths))
 
 
 FAMILY = Family(

@@ -96,4 +96,4 @@ def resnext29_8x64d_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBra
     return AuxiliaryBranches(extractors, widths[-1], num_outputs, "he_fan_out", "he_fan_in")
 
 
-NETWORKS = {"ResNeXt29": Architecture(ResNeXt, resnext29_8x64d_branches, "resnext29", grouped=True)}
+NETWORKS = {"ResNeXt29": Architecture(ResNeXt, resnext29_8x64d_branches, grouped=True)}

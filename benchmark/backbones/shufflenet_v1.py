@@ -101,8 +101,4 @@ def shufflenet_v1_branches(num_outputs: int, divisor: int = 1, units: int | None
     return AuxiliaryBranches(extractors, widths[-1], num_outputs, "he_fan_out", "zero_bias")
 
 
-NETWORKS = {
-    "ShuffleNetV1": Architecture(
-        ShuffleNetV1, shufflenet_v1_branches, "ShuffleV1", "ShuffleV1_aux", grouped=True, mobile=True
-    )
-}
+NETWORKS = {"ShuffleNetV1": Architecture(ShuffleNetV1, shufflenet_v1_branches, grouped=True, mobile=True)}

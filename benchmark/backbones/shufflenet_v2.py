@@ -154,8 +154,4 @@ def shufflenet_v2_branches(num_outputs: int, divisor: int = 1, units: int | None
     return AuxiliaryBranches(extractors, head, num_outputs)
 
 
-NETWORKS = {
-    "ShuffleNetV2": Architecture(
-        ShuffleNetV2, shufflenet_v2_branches, "ShuffleV2", "ShuffleV2_aux", grouped=True, mobile=True
-    )
-}
+NETWORKS = {"ShuffleNetV2": Architecture(ShuffleNetV2, shufflenet_v2_branches, grouped=True, mobile=True)}

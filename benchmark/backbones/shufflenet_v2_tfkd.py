@@ -115,8 +115,4 @@ def shufflenet_v2_tfkd_branches(num_outputs: int, divisor: int = 1) -> Auxiliary
     return AuxiliaryBranches(extractors, head, num_outputs)
 
 
-NETWORKS = {
-    "ShuffleNetV2-TFKD": Architecture(
-        ShuffleNetV2TfKD, shufflenet_v2_tfkd_branches, "shufflenet_v2", grouped=True, mobile=True
-    )
-}
+NETWORKS = {"ShuffleNetV2-TFKD": Architecture(ShuffleNetV2TfKD, shufflenet_v2_tfkd_branches, grouped=True, mobile=True)}

@@ -26,8 +26,6 @@ CONVOLUTIONS = {
     19: (2, 2, 4, 4, 4),
 }
 """Convolutions in each of the five groups, by the depth in the name, which counts the paper's three linear layers."""
-PUBLIC_BRANCHES = (8, 13)
-"""Depths of the networks whose branches were compared with HSAKD's."""
 
 
 class HalvingPool(nn.Module):
@@ -104,12 +102,4 @@ def vgg_branches(depth: int, num_outputs: int, divisor: int = 1) -> AuxiliaryBra
     return AuxiliaryBranches(extractors, widths[-1], num_outputs)
 
 
-NETWORKS = {
-    f"VGG{depth}": Architecture(
-        partial(VGG, depth),
-        partial(vgg_branches, depth),
-        f"vgg{depth}",
-        f"vgg{depth}_bn_aux" if depth in PUBLIC_BRANCHES else None,
-    )
-    for depth in CONVOLUTIONS
-}
+NETWORKS = {f"VGG{depth}": Architecture(partial(VGG, depth), partial(vgg_branches, depth)) for depth in CONVOLUTIONS}

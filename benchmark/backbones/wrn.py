@@ -19,8 +19,6 @@ from benchmark.backbones.network import Network, Outputs
 STEM_WIDTH = 16
 LAYERS_OUTSIDE = 4
 """Layers of the depth that are in no block."""
-PUBLIC_BRANCHES = ((16, 2), (40, 1), (40, 2))
-"""Depths and widths of the networks whose branches were compared with HSAKD's."""
 LARGEST_WIDEN_FACTOR = 20
 """Of the widest network in the paper's tables of results."""
 
@@ -137,12 +135,9 @@ def _architecture(match: re.Match[str]) -> Architecture:
     blocks_per_stage(depth, LAYERS_OUTSIDE)
     if widen_factor > LARGEST_WIDEN_FACTOR:
         raise ValueError(f"its width must be at most {LARGEST_WIDEN_FACTOR}, not {widen_factor}")
-    public = f"wrn_{depth}_{widen_factor}" if divisor == 1 else None
     return Architecture(
         partial(WideResNet, depth, widen_factor, divisor=divisor),
         partial(wide_resnet_branches, depth, widen_factor, divisor=divisor),
-        public,
-        f"{public}_aux" if public and (depth, widen_factor) in PUBLIC_BRANCHES else None,
     )
 
 
