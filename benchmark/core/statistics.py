@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmark.core.text import counted
+
 LEVEL = 0.95
 LEAST = 3
 """The fewest values that get an interval. Two have one degree of freedom, and a t interval of 9 standard
@@ -70,8 +72,7 @@ def paired_statistics(values: Iterable[float], unit: str = "seed") -> PairedDiff
     summary = summarise(values)
     n, mean, std = summary.n, summary.mean, summary.std
     if std is None or n < LEAST:
-        units = f"{n} {unit}" if n == 1 else f"{n} {unit}s"
-        return PairedDifference(n, mean, std, remark=f"no interval: {units}, and it takes {LEAST}")
+        return PairedDifference(n, mean, std, remark=f"no interval: {counted(n, unit)}, and it takes {LEAST}")
     if std < EQUAL:
         # An interval of width zero would claim certainty.
         remark = f"no interval: the same at all {n} {unit}s, which does not tell how it varies"

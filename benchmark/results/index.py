@@ -92,11 +92,7 @@ def read_statuses(
         UserError: see `read`.
     """
     statuses: dict[Run, RecordStatus | None] = dict.fromkeys(runs)
-    folders = {dataset: set(_list_names(root / dataset)) for dataset in {run.dataset for run in runs}}
-    # A run's id takes time to compute, which runs of a dataset without any folder need not.
-    present = {
-        f"{run.dataset}/{run.id}": run for run in statuses if (names := folders[run.dataset]) and run.id in names
-    }
+    present = {f"{run.dataset}/{run.id}": run for run in statuses}
     stats = {path: stat for path in present if (stat := _stat(root / path / "record.json"))}
     if len(stats) <= MIN_LOOKUPS:
         records = {path: read(present[path]) for path in stats}
