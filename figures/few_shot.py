@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
@@ -20,8 +19,6 @@ from figures.style import (
     NORMAL,
     Style,
     choose_styles,
-    describe_gaps,
-    describe_seeds,
     make_failure_marker,
     make_page,
     split_legend,
@@ -44,8 +41,10 @@ def draw(result: FigureResult) -> Drawing:
     """Draw the figure; call and save it within `figures.style.settings`."""
     styles = choose_styles(result.methods, result.figure.highlight)
     published = _published(result)
-    measured = [(_handle(styles[method]), result.figure.title(method)) for method in _measured(result)]
-    marks = [(_handle(styles[one.method], published=True), one.name) for one in published]
+    measured = [
+        (Line2D([], [], **styles[method].line_properties), result.figure.title(method)) for method in _measured(result)
+    ]
+    marks = [(Line2D([], [], **styles[one.method].open_marker_properties), one.name) for one in published]
     count = len(result.panels)
     lines = [("measured", line) for line in split_legend(measured, count, named=True)]
     lines += [("published", line) for line in split_legend(marks, count, named=True)]
@@ -129,13 +128,8 @@ def _draw_published(ax: Axes, marks: PublishedMarks, places: Sequence[float], st
     ax.plot(
         [x for x, _, _ in points],
         [mean for _, mean, _ in points],
-        linestyle="none",
-        marker=style.marker,
-        markersize=4.6,
-        markerfacecolor="white",
-        markeredgecolor=style.colour,
-        markeredgewidth=1.0,
         zorder=2.5,
+        **style.open_marker_properties,
     )
 
 
@@ -145,14 +139,6 @@ def _draw_errors(ax: Axes, points: Sequence[tuple[float, float, float]], style: 
         ax.errorbar(
             x, mean, std, fmt="none", ecolor=style.colour, elinewidth=1.0, capsize=2.0, capthick=1.0, zorder=level
         )
-
-
-def _handle(style: Style, published: bool = False) -> Artist:
-    if published:
-        return Line2D(
-            [], [], linestyle="none", marker=style.marker, markersize=4.6, color=style.colour, markerfacecolor="white"
-        )
-    return Line2D([], [], **style.line_properties)
 
 
 def _measured(result: FigureResult) -> list[str]:
@@ -194,9 +180,8 @@ def _limits(result: FigureResult, panel: PanelResult) -> tuple[float, float]:
 
 
 def _sentences(result: FigureResult, published: Sequence[PublishedMarks], cut: bool) -> list[str]:
-    sentences = [result.statement, describe_seeds(result), describe_gaps(result)]
     learnt = "all the images" if result.teacher_data == "all" else "the same images as their students"
-    sentences.append(f"Teachers learn from {learnt}.")
+    sentences = [f"Teachers learn from {learnt}."]
     if published:
         sources = "; ".join(dict.fromkeys(one.source for one in published))
         spread = " \N{PLUS-MINUS SIGN} standard deviation" if any(one.std for one in published) else ""
@@ -204,4 +189,4 @@ def _sentences(result: FigureResult, published: Sequence[PublishedMarks], cut: b
     if cut:
         alone = len(result.panels) == 1
         sentences.append(f"The vertical {'axis does' if alone else 'axes do'} not start at 0.")
-    return [sentence for sentence in sentences if sentence]
+    return sentences

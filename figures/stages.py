@@ -16,8 +16,6 @@ from figures.style import (
     Style,
     choose_styles,
     compute_inner_width,
-    describe_gaps,
-    describe_seeds,
     make_failure_marker,
     make_page,
     split_legend,
@@ -43,10 +41,13 @@ def draw(result: FigureResult) -> Drawing:
     """Draw the figure; call and save it within `figures.style.settings`."""
     styles = choose_styles(result.methods, result.figure.highlight)
     entries: list[tuple[Artist, str]] = [
-        (_patch(styles[method]), result.figure.title(method)) for method in result.methods
+        (Patch(**styles[method].bar_properties), result.figure.title(method)) for method in result.methods
     ]
     lines = split_legend(entries, len(result.panels), named=False)
-    page = make_page(result, [(HEIGHT, UNDER)] * len(STAGE_METRICS), len(lines), _sentences(result))
+    kinds = "; lower row: ".join(KINDS[metric] for metric in STAGE_METRICS)
+    own = f"{FINAL}: the backbone's own classifier, all that is left at inference."
+    sentences = [f"Upper row: {kinds}.", own]
+    page = make_page(result, [(HEIGHT, UNDER)] * len(STAGE_METRICS), len(lines), sentences)
     for metric, row in zip(STAGE_METRICS, page.axes, strict=True):
         top = max((end for panel in result.panels for end in _ends(result, panel, metric)), default=100.0 / ROOM)
         for number, (ax, panel) in enumerate(zip(row, result.panels, strict=True)):
@@ -88,9 +89,7 @@ def _draw_panel(
 
 def _draw_bar(ax: Axes, x: float, by_seed: BySeed, width: float, style: Style, upright: bool) -> None:
     summary = summarise(by_seed.values())
-    face = style.colour if style.highlighted else "white"
-    edge = "white" if style.highlighted else style.colour
-    ax.bar(x, summary.mean, 0.92 * width, facecolor=face, edgecolor=edge, hatch=style.hatch, linewidth=0.8, zorder=2)
+    ax.bar(x, summary.mean, 0.92 * width, zorder=2, **style.bar_properties)
     if summary.std is not None:
         ax.errorbar(x, summary.mean, summary.std, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.6, zorder=4)
     ax.annotate(
@@ -104,12 +103,6 @@ def _draw_bar(ax: Axes, x: float, by_seed: BySeed, width: float, style: Style, u
         fontsize=SMALL,
         zorder=5,
     )
-
-
-def _patch(style: Style) -> Patch:
-    if style.highlighted:
-        return Patch(facecolor=style.colour, edgecolor="white", hatch=style.hatch, linewidth=0.8)
-    return Patch(facecolor="white", edgecolor=style.colour, hatch=style.hatch, linewidth=0.8)
 
 
 def _bars(result: FigureResult, panel: PanelResult, method: str, metric: StageMetric) -> dict[int, BySeed]:
@@ -128,10 +121,3 @@ def _ends(result: FigureResult, panel: PanelResult, metric: StageMetric) -> list
         for by_seed in _bars(result, panel, method, metric).values()
     ]
     return [summary.mean + (summary.std or 0.0) for summary in summaries]
-
-
-def _sentences(result: FigureResult) -> list[str]:
-    kinds = "; lower row: ".join(KINDS[metric] for metric in STAGE_METRICS)
-    sentences = [result.statement, describe_seeds(result), describe_gaps(result), f"Upper row: {kinds}."]
-    sentences.append(f"{FINAL}: the backbone's own classifier, all that is left at inference.")
-    return [sentence for sentence in sentences if sentence]

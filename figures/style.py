@@ -7,6 +7,7 @@ caption need. (matplotlib's constrained layout does the reverse: it fits the pan
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,24 @@ class Style:
             "markeredgewidth": 0.5,
         }
 
+    @property
+    def open_marker_properties(self) -> dict[str, Any]:
+        """How the mark of a published number is drawn."""
+        return {
+            "linestyle": "none",
+            "marker": self.marker,
+            "markersize": 4.6,
+            "markerfacecolor": "white",
+            "markeredgecolor": self.colour,
+            "markeredgewidth": 1.0,
+        }
+
+    @property
+    def bar_properties(self) -> dict[str, Any]:
+        """How its bars are drawn."""
+        face, edge = (self.colour, "white") if self.highlighted else ("white", self.colour)
+        return {"facecolor": face, "edgecolor": edge, "hatch": self.hatch, "linewidth": 0.8}
+
 
 _KNOWN = {
     "LSSKD": Style(_VERMILION, "o", _DASHES[0], _HATCHES[0]),
@@ -124,13 +143,9 @@ def choose_styles(methods: Sequence[str], highlight: str | None = None) -> dict[
             turn, place = divmod(others.index(method), len(_OTHERS))
             style = _OTHERS[place]
             if turn:
-                style = Style(_COLOURS[(place + 3 * turn) % len(_COLOURS)], style.marker, style.line, style.hatch)
-        styles[method] = style if method != highlight else Style(*_looks(style), highlighted=True)
+                style = dataclasses.replace(style, colour=_COLOURS[(place + 3 * turn) % len(_COLOURS)])
+        styles[method] = dataclasses.replace(style, highlighted=method == highlight)
     return styles
-
-
-def _looks(style: Style) -> tuple[str, str, LineStyle, str]:
-    return style.colour, style.marker, style.line, style.hatch
 
 
 @contextlib.contextmanager
@@ -233,12 +248,14 @@ def make_page(
 ) -> Page:
     """Make a page with the panels, two in a row, and a caption under the legend.
 
-    heights: of the axes of a panel, which stand over one another, and of what is written under each, in inches.
+    heights: of the axes of a panel, which stand over one another, and of what is written under each, in inches;
+    sentences: of the caption, after those on the origin of the numbers, on seeds and on gaps.
     """
     panels = len(result.panels)
     columns = min(panels, 2)
     width = WIDTHS[columns]
-    caption = _wrap(shorten(" ".join(sentences), 2000), width - 2 * EDGE)
+    told = filter(None, [result.statement, describe_seeds(result), describe_gaps(result), *sentences])
+    caption = _wrap(shorten(" ".join(told), 2000), width - 2 * EDGE)
     under = legend_lines * LEGEND_LINE + 0.08 + len(caption) * LINE + 0.08
     bands = -(-panels // columns)
     band = HEADING + sum(map(sum, heights))

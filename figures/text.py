@@ -6,34 +6,11 @@ import csv
 import io
 from urllib.parse import quote
 
-from benchmark.core.statistics import summarise
 from figures.result import KINDS, STAGE_METRICS, FigureResult, Number, PanelResult
 from figures.specification import PublishedMarks
 from tables.escaping import escape_markdown, format_pipe_table, plain
 from tables.specification import get_number
 
-CSV_FIELDS = (
-    "figure",
-    "panel",
-    "method",
-    "metric",
-    "place",
-    "scale",
-    "dataset",
-    "teacher",
-    "student",
-    "n",
-    "mean",
-    "std",
-    "seeds",
-    "values",
-    "status",
-    "notes",
-    "published",
-    "published_std",
-    "published_as",
-    "published_source",
-)
 DASH = "\N{EN DASH}"
 
 
@@ -44,9 +21,7 @@ def to_csv(result: FigureResult) -> str:
     the backbone's classifier); seeds and values: as many as n, in the same order. Where more than one number was
     published for the same, each after the first has a line of its own, without what was measured.
     """
-    written = io.StringIO()
-    writer = csv.DictWriter(written, CSV_FIELDS, lineterminator="\n")
-    writer.writeheader()
+    lines: list[dict[str, object]] = []
     for number in result.numbers():
         panel = number.panel
         place = {
@@ -60,9 +35,13 @@ def to_csv(result: FigureResult) -> str:
             "teacher": plain(panel.panel.teacher or ""),
             "student": plain(panel.panel.student),
         }
-        published = [_published(*one) for one in number.published] or [{}]
-        writer.writerow({**place, **_measured(number), **published[0]})
-        writer.writerows({**place, **more} for more in published[1:])
+        measured, published = _measured(number), [_published(*one) for one in number.published] or [_published()]
+        lines.append(place | measured | published[0])
+        lines += [place | dict.fromkeys(measured) | more for more in published[1:]]
+    written = io.StringIO()
+    writer = csv.DictWriter(written, lines[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return written.getvalue()
 
 
@@ -135,7 +114,7 @@ def _words(number: Number) -> str:
 
 
 def _measured(number: Number) -> dict[str, object]:
-    summary = summarise(number.values.values()) if number.values else None
+    summary = number.summary
     return {
         "n": len(number.values),
         "mean": summary.mean if summary else None,
@@ -147,6 +126,12 @@ def _measured(number: Number) -> dict[str, object]:
     }
 
 
-def _published(marks: PublishedMarks, mean: float, std: float | None) -> dict[str, object]:
-    named = {"published_as": plain(marks.name), "published_source": plain(marks.source)}
-    return {"published": mean, "published_std": std, **named}
+def _published(
+    marks: PublishedMarks | None = None, mean: float | None = None, std: float | None = None
+) -> dict[str, object]:
+    return {
+        "published": mean,
+        "published_std": std,
+        "published_as": plain(marks.name) if marks else None,
+        "published_source": plain(marks.source) if marks else None,
+    }

@@ -17,7 +17,7 @@ from rich.text import Text
 from tables.escaping import plain
 from tables.result import ABSENT, TableResult
 from tables.tiers import GAIN, NAMES, SIGNS
-from tables.view import Page, PageCell, PageReference, PageRow, find_usual_seeds, make_page
+from tables.view import Page, PageCell, PageReference, find_usual_seeds, make_page
 
 WIDEST_GAP = 3
 USUAL_LINES, MOST_LINES = 3, 5
@@ -51,7 +51,7 @@ def to_terminal(
         Text(plain(result.statement), style="" if result.reproduces else "yellow"),
         *(Text(plain(remark), style="yellow") for remark in result.remarks),
     ]
-    panels = [Padding(grid, (1, 0, 0, 0)) for grid in _Layout(page, width, seeds, marks).panels()]
+    panels = [Padding(grid, (1, 0, 0, 0)) for grid in _lay_out(page, width, seeds, marks)]
     below = [Text(line, style="dim") for line in lines]
     return Group(*above, *panels, Text(), *below, _describe_counts(page, written))
 
@@ -90,42 +90,33 @@ def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, max(width, 2))
 
 
-class _Layout:
-    """The grid, with its columns spread evenly over as few panels as the width allows; no cell is broken.
+def _lay_out(page: Page, width: int, seeds: str, marks: Collection[int]) -> Iterator[Grid]:
+    """Spread the columns evenly over as few panels as the width allows, and make the grid of each; break no cell.
 
     seeds: what is left out of the cells because it is said once for all of them; marks: the footnotes that are shown.
     """
-
-    def __init__(self, page: Page, width: int, seeds: str, marks: Collection[int]) -> None:
-        self.width = width
-        self.names = [_name(row, marks) for row in page.rows]
-        self.headings = [Text("\n".join(map(plain, column.heading)).strip("\n")) for column in page.columns]
-        self.cells = [
-            [_cell(row.entries[position], seeds, marks) for row in page.rows] for position in range(len(page.columns))
-        ]
-        columns = [[heading, *column] for heading, column in zip(self.headings, self.cells, strict=True)]
-        widest = [max(map(_widest_line, column)) for column in columns]
-        firsts = [min(max(map(measure, self.names)), max(width // 3, 1)) for measure in (_widest_line, _widest_word)]
-        # Break names between words where that saves a panel.
-        self.first = min(firsts, key=lambda first: len(_split(widest, width - first)))
-        self.spans = _split(widest, width - self.first)
-        # A single cell that is wider than the terminal is folded all the same.
-        self.widths = [min(least, max(width - self.first - 1, 1)) for least in widest]
-
-    def panels(self) -> Iterator[Grid]:
-        """A grid for each panel."""
-        for start, end in self.spans:
-            room = self.width - self.first - sum(self.widths[start:end])
-            gap = max(1, min(WIDEST_GAP, room // (end - start)))
-            # The box itself puts one space between columns.
-            padding = (0, gap - 1, 0, 0)
-            grid = Grid(box=box.SIMPLE_HEAD, padding=padding, pad_edge=False, show_edge=False, header_style="bold")
-            grid.add_column("", width=self.first, overflow="fold")
-            for heading, least in zip(self.headings[start:end], self.widths[start:end], strict=True):
-                grid.add_column(heading, width=least, overflow="fold")
-            for name, *entries in zip(self.names, *self.cells[start:end], strict=True):
-                grid.add_row(name, *entries)
-            yield grid
+    names = [Text.assemble(plain(row.name), _mark(row.marks, marks)) for row in page.rows]
+    headings = [Text("\n".join(map(plain, column.heading)).strip("\n")) for column in page.columns]
+    cells = [[_cell(row.entries[position], seeds, marks) for row in page.rows] for position in range(len(page.columns))]
+    columns = [[heading, *column] for heading, column in zip(headings, cells, strict=True)]
+    widest = [max(map(_widest_line, column)) for column in columns]
+    firsts = [min(max(map(measure, names)), max(width // 3, 1)) for measure in (_widest_line, _widest_word)]
+    # Break names between words where that saves a panel.
+    first = min(firsts, key=lambda first: len(_split(widest, width - first)))
+    # A single cell that is wider than the terminal is folded all the same.
+    widths = [min(least, max(width - first - 1, 1)) for least in widest]
+    for start, end in _split(widest, width - first):
+        room = width - first - sum(widths[start:end])
+        gap = max(1, min(WIDEST_GAP, room // (end - start)))
+        # The box itself puts one space between columns.
+        padding = (0, gap - 1, 0, 0)
+        grid = Grid(box=box.SIMPLE_HEAD, padding=padding, pad_edge=False, show_edge=False, header_style="bold")
+        grid.add_column("", width=first, overflow="fold")
+        for heading, least in zip(headings[start:end], widths[start:end], strict=True):
+            grid.add_column(heading, width=least, overflow="fold")
+        for name, *entries in zip(names, *cells[start:end], strict=True):
+            grid.add_row(name, *entries)
+        yield grid
 
 
 def _split(widths: Sequence[int], room: int) -> list[tuple[int, int]]:
@@ -148,10 +139,6 @@ def _widest_line(text: Text) -> int:
 
 def _widest_word(text: Text) -> int:
     return max((cell_len(word) for word in text.plain.split()), default=0)
-
-
-def _name(row: PageRow, shown: Collection[int]) -> Text:
-    return Text.assemble(plain(row.name), _mark(row.marks, shown))
 
 
 def _mark(marks: Sequence[int], shown: Collection[int]) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,17 +127,11 @@ def to_csv(curves: PairCurves) -> str:
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["column", "row", "epoch", "n", "mean", "lowest", "highest"])
-    for curve in _all_curves(curves):
+    for curve in (*filter(None, [curves.teacher]), *curves.curves):
         for (epoch, values), mean in zip(curve.values.items(), curve.means, strict=True):
             place = [plain(curves.column), plain(curve.name), epoch]
             writer.writerow([*place, len(values), mean, min(values), max(values)])
     return written.getvalue()
-
-
-def _all_curves(curves: PairCurves) -> Iterator[Curve]:
-    if curves.teacher:
-        yield curves.teacher
-    yield from curves.curves
 
 
 def draw(curves: PairCurves) -> Figure:

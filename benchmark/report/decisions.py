@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from benchmark.core.text import format_signed
 from benchmark.decisions.render import PREFIX, DecisionReport, format_cut, format_interval
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.report.table import (
     EMPTY,
     ReportCell,
@@ -70,9 +69,7 @@ def read_decisions(folder: Path) -> tuple[list[DecidedClaim], list[str]]:
     decided, refused = [], []
     for path in sorted(folder.glob(f"{PREFIX}*.json")):
         try:
-            if path.stat().st_size > LARGEST:
-                raise ValueError("too large")
-            decided.append(DecidedClaim.of(DecisionReport.model_validate_json(path.read_bytes())))
-        except (OSError, ValueError, ValidationError) as error:
+            decided.append(DecidedClaim.of(DecisionReport.model_validate_json(read_text_limited(path, LARGEST))))
+        except (OSError, ValueError, UntrustedInputError) as error:
             refused.append(f"{path.name} is no file of decisions ({type(error).__name__}); remove it")
     return decided, refused

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from benchmark.faithfulness.collecting import FaithfulnessReport, Summary, summarise_by_setting
 from benchmark.faithfulness.render import CAPTION, STEM, describe_classes, describe_setting
+from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.report.figures import Drawing
 from benchmark.report.table import (
     ReportCell,
@@ -50,10 +49,8 @@ def read_faithfulness(folder: Path) -> tuple[FaithfulnessListing | None, list[st
     if not path.is_file():
         return None, []
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError("too large")
-        report = FaithfulnessReport.model_validate_json(path.read_bytes())
-    except (OSError, ValueError, ValidationError) as error:
+        report = FaithfulnessReport.model_validate_json(read_text_limited(path, LARGEST))
+    except (OSError, ValueError, UntrustedInputError) as error:
         return None, [f"{path.name} is no file of comparisons ({type(error).__name__}); remove it"]
     listings = []
     for setting, lines in summarise_by_setting(report.compared).items():

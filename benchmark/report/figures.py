@@ -74,12 +74,11 @@ def draw_figures(report: Report, folder: Path) -> list[Drawing]:
     Raises:
         UserError: the folder cannot be written.
     """
-    drawings = []
-    for name in figure_names():
-        for result in collect_figure_runs(load_figure(name), report.query, report.scale or None):
-            drawings.append((result, describe_drawing(result, write_figure(result, folder))))
-    drawings.sort(key=lambda pair: (pair[0].figure.name, not pair[0].has_values()))
-    return [*draw_curves(report, folder), *(drawing for _, drawing in drawings)]
+    figures = map(load_figure, figure_names())
+    results = [found for one in figures for found in collect_figure_runs(one, report.query, report.scale or None)]
+    results.sort(key=lambda result: (result.figure.name, not result.has_values()))
+    drawn = [describe_drawing(result, write_figure(result, folder)) for result in results]
+    return [*draw_curves(report, folder), *drawn]
 
 
 def draw_curves(report: Report, folder: Path) -> list[Drawing]:
