@@ -177,12 +177,7 @@ def describe_method(name: str) -> RenderableType:
 
     method_class(name)
     entry = next(entry for entry in entries() if entry.method.name == name)
-    lines = list(_section(entry))
-    position = next(number for number, line in enumerate(lines) if line.startswith("- needs"))
-    lines.insert(
-        position + 1, f"- {entry.facts.extra_parameters:,} extra parameters; a step costs {entry.cost} times Baseline's"
-    )
-    return Markdown("\n".join(lines))
+    return Markdown("\n".join(_section(entry, with_cost=True)))
 
 
 def to_markdown(known: list[MethodEntry]) -> str:
@@ -223,7 +218,8 @@ def _overview(known: list[MethodEntry]) -> Iterator[str]:
         yield f"| {_cell(link)} | {entry.needs} | {entry.facts.extra_parameters:,} | {entry.cost} |"
 
 
-def _section(entry: MethodEntry) -> Iterator[str]:
+def _section(entry: MethodEntry, with_cost: bool = False) -> Iterator[str]:
+    """The lines on a method; with_cost: also what stands in the overview of the page."""
     cls = entry.method
     yield ""
     yield f"## {_cell(cls.name)}"
@@ -237,6 +233,8 @@ def _section(entry: MethodEntry) -> Iterator[str]:
     if cls.remark:
         yield f"- {cls.remark}"
     yield f"- needs: {entry.needs}"
+    if with_cost:
+        yield f"- {entry.facts.extra_parameters:,} extra parameters; a step costs {entry.cost} times Baseline's"
     yield f"- weights: {entry.weights}"
     yield f"- golden cases: {entry.golden}"
     if cls.name in STAGE_SCHEDULES:

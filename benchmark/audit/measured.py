@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from benchmark.audit.claims import Best, Claim
 from benchmark.audit.expressions import Expression, Reference, format_title
@@ -41,13 +41,8 @@ Cells = dict[str, dict[int, float]]
 Pair = tuple[BySeed, BySeed]
 """Values by seed of a row and of its rival in one column."""
 
-
-@dataclass(frozen=True)
-class _Candidate:
-    """The answer of one setting; of several, the one of the highest rank is shown."""
-
-    answer: Answer
-    rank: int
+Ranked = tuple[int, Answer]
+"""The answer of one setting, behind its rank; of several answers, the one of the highest rank is shown."""
 
 
 def judge_on_runs(claim: Claim, paper: Paper, results: Sequence[TableResult]) -> Answer:
@@ -73,8 +68,7 @@ def judge_on_runs(claim: Claim, paper: Paper, results: Sequence[TableResult]) ->
         except UserError as error:
             raise UserError(f"claim {claim.id}: {error}") from None
     # The first of the highest rank: settings come in order of preference.
-    best = max(attempts, key=lambda attempt: attempt.rank, default=None)
-    return best.answer if best else Answer("not run yet")
+    return max(attempts, key=lambda attempt: attempt[0], default=(0, Answer("not run yet")))[1]
 
 
 def group_by_setting(results: Sequence[TableResult]) -> list[Results]:
@@ -131,7 +125,7 @@ def judge_interval(difference: PairedDifference, claim: Claim) -> tuple[Verdict,
     return "not decided", "the interval holds values on both sides of it"
 
 
-def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results) -> _Candidate:
+def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results) -> Ranked:
     references = [reference for reference in formula.references if reference.source is None]
     cells = {reference: _cells(reference, paper, results) for reference in references}
     lacking = [
@@ -142,7 +136,7 @@ def _computed(claim: Claim, formula: Expression, paper: Paper, results: Results)
     ]
     for reference, row in cells.items():
         if not row:
-            return _Candidate(Answer("cannot be checked", reason=f"{reference.name} cannot be run"), 0)
+            return 0, Answer("cannot be checked", reason=f"{reference.name} cannot be run")
     kept = _measured_columns(cells)
     seeds = common_seeds(values for row in kept.values() for values in row.values())
     if not seeds or not all(kept.values()):
@@ -176,7 +170,7 @@ def _in_setting(
     rows: Sequence[tuple[str, str]],
     lacking: Sequence[str],
     refuted: bool = False,
-) -> _Candidate:
+) -> Ranked:
     """The answer, without a verdict if its setting or missing cells do not allow one; rows: its tables and rows."""
     by_name = {table: results[table] for table, _ in rows}
     tables = list(by_name.values())
@@ -188,11 +182,11 @@ def _in_setting(
     if not all(table.reproduces for table in tables):
         other = "scale" if any(table.scale != "paper" for table in tables) else "dataset or protocol"
         reason = f"no verdict from another {other} than the paper's"
-        return _Candidate(replace(answer, verdict="not run yet", reason=reason), 1 if lacking else 2)
+        return 1 if lacking else 2, replace(answer, verdict="not run yet", reason=reason)
     if lacking and not refuted:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        return _Candidate(replace(answer, verdict="not run yet", reason=f"missing: {lacking[0]}{more}"), 3)
-    return _Candidate(answer, 4)
+        return 3, replace(answer, verdict="not run yet", reason=f"missing: {lacking[0]}{more}")
+    return 4, answer
 
 
 def describe_precision(result: TableResult, rows: Sequence[str]) -> str:
@@ -263,7 +257,7 @@ def format_difference(difference: PairedDifference, claim: Claim | None, unit: s
     return f"{texts[0]}{interval}, n={difference.n}{f' {unit}' if unit else ''}"
 
 
-def _best(best: Best, paper: Paper, results: Results) -> _Candidate:
+def _best(best: Best, paper: Paper, results: Results) -> Ranked:
     """Judge whether a row is above all others: every interval supports it, or one comparison with a rival refutes it.
 
     A rival is compared in every column, and on the average over the columns of each metric: top-1 and top-5 of the same

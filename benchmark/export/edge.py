@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -266,15 +266,3 @@ def measure_latencies(
         median, low, high = (1000 * np.percentile(times, [50, 10, 90])).tolist()
         measured[name] = {"median_ms": median, "p10_ms": low, "p90_ms": high, "repeats": len(times)}
     return measured
-
-
-def scale_batches(batches: Iterator[tuple[Tensor, Tensor]], image_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scale the images [batch, 3, size, size] of batches to `image_size`, if they have another size.
-
-    Bilinear, with antialiasing if they get smaller. Images are contiguous.
-    """
-    for images, labels in batches:
-        if images.shape[-1] != image_size:
-            size = (image_size, image_size)
-            images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-        yield images.contiguous(), labels

@@ -45,7 +45,6 @@ from benchmark.export.edge import (
     measure_latencies,
     open_session,
     quantise,
-    scale_batches,
     to_onnx,
 )
 from benchmark.export.finished import FinishedRun, load_dataset_of
@@ -71,8 +70,15 @@ class ExportSubject:
     evaluation: Images
 
     def batches(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images [batch, 3, size, size] and labels [batch]."""
-        return scale_batches(evaluation_batches(images, self.recipe, BATCH_SIZE, CPU), self.size)
+        """Normalised, contiguous images [batch, 3, size, size] and labels [batch].
+
+        Images of another size are scaled, bilinearly, with antialiasing if they get smaller.
+        """
+        for batch, labels in evaluation_batches(images, self.recipe, BATCH_SIZE, CPU):
+            if batch.shape[-1] != self.size:
+                size = (self.size, self.size)
+                batch = nn.functional.interpolate(batch, size, mode="bilinear", antialias=True)
+            yield batch.contiguous(), labels
 
     def some(self, images: Images, count: int, purpose: str) -> Tensor:
         """Draw about `count` normalised images, the same share of each class; `purpose` names the random stream."""
