@@ -151,7 +151,7 @@ def network_names() -> tuple[str, ...]:
 
 
 def build_network(name: str, num_classes: int) -> Network:
-    """The network of this name, whose weights mean nothing until `initialise` or a checkpoint fills them.
+    """Build the network of this name; its weights mean nothing until `initialise` or a checkpoint fills them.
 
     Raises:
         UserError: there is no network of this name.
@@ -163,7 +163,7 @@ def build_network(name: str, num_classes: int) -> Network:
 
 
 def build_branches(name: str, num_outputs: int) -> AuxiliaryBranches:
-    """Auxiliary branches for the network of this name, each with `num_outputs` outputs, not initialised either.
+    """Build auxiliary branches for the network of this name, each with `num_outputs` outputs, not initialised either.
 
     The public ones have four outputs a class, one for each rotation.
 

@@ -47,12 +47,12 @@ class OperationCounter(_CountOperations, TorchDispatchMode):
 
 
 def parameters(module: nn.Module) -> int:
-    """The number of learnable values; running statistics are not among them."""
+    """Count the learnable values; running statistics are not among them."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def multiply_adds(module: nn.Module, *inputs: Any) -> int:
-    """Multiply-adds of the convolutions and linear layers of `module` for one image.
+    """Count the multiply-adds of the convolutions and linear layers of `module` for one image.
 
     inputs: the arguments of a forward; of each tensor in them [batch, ...], however nested, only the first row is
     counted. A copy of the module runs on zeros, in evaluation mode, on the module's own device.

@@ -63,7 +63,7 @@ STAGE_ENDS = (2, 3, 5, 7)
 
 
 def groups_of_branches(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
-    """The groups that the branch on each stage map repeats, by HSAKD's rule (see `auxiliary`)."""
+    """List the groups that the branch on each stage map repeats, by HSAKD's rule (see `auxiliary`)."""
     repeated = [tuple(groups[end:]) for end in STAGE_ENDS[:-1]]
     first, *rest = repeated[-1]
     return [*repeated, (first._replace(stride=1), *rest)]

@@ -80,7 +80,7 @@ class Network(nn.Module, ABC):
 
 
 def without_classifier(network: Network) -> Network:
-    """A network of the same modules up to the last stage map; what lies behind it passes on what it is given.
+    """Make a network of the same modules up to the last stage map; what lies behind it passes on what it is given.
 
     Only the maps of its outputs mean something, and it has no parameters but those that make them.
     """

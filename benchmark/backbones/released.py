@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ class ReleasedWeights:
 
     backbone: dict[str, Tensor]
     auxiliary: dict[str, Tensor] | None
-    layout: str
-    sha256: str
+    layout: str = ""
+    sha256: str = ""
     prefix: str = ""
     student: bool = False
     ignored: tuple[str, ...] = ()
@@ -91,17 +91,14 @@ def load_released(path: Path | str) -> ReleasedWeights:
             f"{path} holds no weights of a network; allowed: a state dict, bare or under {', '.join(WRAPPING_KEYS)}"
         )
     layout, entries = found
-    parts = _split(entries, path)
-    for part in (parts.backbone, parts.auxiliary):
+    weights = _sort_entries(entries, path)
+    for part in (weights.backbone, weights.auxiliary or {}):
         _check_values(part, path)
-    return ReleasedWeights(
-        backbone=parts.backbone,
-        auxiliary=parts.auxiliary or None,
+    return replace(
+        weights,
         layout="safetensors" if is_safetensors(path) else layout,
         sha256=hashlib.sha256(content).hexdigest(),
-        prefix=parts.prefix,
-        student=parts.student,
-        ignored=(*parts.ignored, *unread),
+        ignored=(*weights.ignored, *unread),
     )
 
 
@@ -154,51 +151,43 @@ def _find_weights(stored: Any) -> tuple[str, dict[Any, Any]] | None:
     return None
 
 
-@dataclass
-class _Parts:
-    """The tensors of a state dict by what they belong to, and what was done to their keys (see `ReleasedWeights`)."""
-
-    backbone: dict[str, Tensor] = field(default_factory=dict)
-    auxiliary: dict[str, Tensor] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
-    prefix: str = ""
-    student: bool = False
-
-
-def _split(entries: Mapping[Any, Any], path: Path) -> _Parts:
+def _sort_entries(entries: Mapping[Any, Any], path: Path) -> ReleasedWeights:
     """Sort the entries of a state dict, and remove what stands before the names that networks use."""
-    parts = _Parts()
+    ignored: list[str] = []
     tensors: dict[str, Tensor] = {}
     for key, value in entries.items():
         if type(key) is str and isinstance(value, Tensor) and key.rpartition(".")[2] not in COUNTERS:
             # Without what may have been attached to it.
             tensors[key] = Tensor.detach(value)
         else:
-            parts.ignored.append(key if type(key) is str else type(key).__name__)
+            ignored.append(key if type(key) is str else type(key).__name__)
+    removed, student = "", False
     while True:
         if any(key.startswith(STUDENT) for key in tensors):
-            parts.student = True
+            student = True
             others = (key.partition(".")[0] for key in tensors if not key.startswith(STUDENT))
-            parts.ignored += [f"{name}.*" for name in dict.fromkeys(others)]
+            ignored += [f"{name}.*" for name in dict.fromkeys(others)]
             tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(STUDENT)}
         prefix = _find_shared_prefix(tensors)
         if not prefix:
             break
-        parts.prefix += prefix
+        removed += prefix
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    backbone: dict[str, Tensor] = {}
+    auxiliary: dict[str, Tensor] = {}
     for stored_key, tensor in tensors.items():
         key = _unwrap(stored_key)
         if key.startswith(PROJECTION):
-            parts.ignored.append(key)
+            ignored.append(key)
             continue
-        part = parts.auxiliary if key.startswith(AUXILIARY) else parts.backbone
+        part = auxiliary if key.startswith(AUXILIARY) else backbone
         key = _unwrap(key.removeprefix(AUXILIARY).removeprefix(BACKBONE))
         if key in part:
             raise UserError(
                 f"{path} holds '{escape_control_chars(key, 80)}' twice, with and without a prefix; keep one of them"
             )
         part[key] = tensor
-    return parts
+    return ReleasedWeights(backbone, auxiliary or None, prefix=removed, student=student, ignored=tuple(ignored))
 
 
 def _find_shared_prefix(tensors: Mapping[str, Tensor]) -> str:

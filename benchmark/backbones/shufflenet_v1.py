@@ -62,7 +62,7 @@ class Unit(ActivatedBlock):
 
 
 def stage(in_channels: int, out_channels: int, units: int, stride: int, first_groups: int = GROUPS) -> Stage:
-    """Units in a row; the first one has the stride, and `first_groups` in its first convolution."""
+    """Build a row of units; the first one has the stride, and `first_groups` in its first convolution."""
     first = Unit(in_channels, out_channels, stride, GROUPS, first_groups)
     return Stage(first, *(Unit(out_channels, out_channels, 1, GROUPS, GROUPS) for _ in range(units - 1)))
 

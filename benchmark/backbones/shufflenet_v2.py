@@ -96,7 +96,7 @@ class Stage(nn.Sequential):
     """A down unit and basic units in a row."""
 
     def last_halves(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """The two halves that the stage's last unit joins, the second before its ReLU."""
+        """Compute the two halves that the stage's last unit joins, the second before its ReLU."""
         *earlier, last = self
         for unit in earlier:
             maps = unit(maps)
@@ -104,7 +104,7 @@ class Stage(nn.Sequential):
 
 
 def stage(in_channels: int, out_channels: int, units: int, stride: int) -> Stage:
-    """A down unit with the stride, and basic units, `units` in all."""
+    """Build a down unit with the stride, and basic units, `units` in all."""
     return Stage(DownUnit(in_channels, out_channels, stride), *(BasicUnit(out_channels) for _ in range(units - 1)))
 
 

@@ -200,22 +200,28 @@ class Source(ABC):
         Raises:
             IndexError: the epoch has no such step.
         """
-        return Batch(self, plan, self.members(plan, step), self.mix(plan, step))
+        return Batch(self, plan, *self.members(plan, step))
 
-    def members(self, plan: EpochPlan, step: int) -> Tensor:
-        """Get the positions of the images that a step needs here, int64: its `rows` of the batch, then their partners.
+    def members(self, plan: EpochPlan, step: int) -> tuple[Tensor, Mix | None]:
+        """Get the positions of the images that a step needs here, int64, and how these are mixed; None if they are not.
 
-        Partners are listed only if the batch is mixed and other processes have a part of it.
+        They are this process's `rows` of the batch. If the batch is mixed and other processes have a part of it, the
+        partners of these rows follow; a mix names partners by their place among the positions.
 
         Raises:
             IndexError: the epoch has no such step.
         """
         whole = self.whole(plan, step)
-        rows = self.rows(len(whole))
-        mix = None if rows == slice(len(whole)) else self._mix_of_whole(plan, step, len(whole))
-        if mix is None:
-            return whole[rows]
-        return torch.cat((whole[rows], whole[mix.partner[rows].to(whole.device)]))
+        rows, mix = self.rows(len(whole)), None
+        if self.recipe.cutmix:
+            stream = generator(*self.names, plan.epoch, "cutmix", step)
+            mix = sample_mix(len(whole), self.size, self.recipe.cutmix, stream, self.device)
+        if mix is None or rows == slice(len(whole)):
+            return whole[rows], mix
+        partners = mix.partner[rows].to(whole.device)
+        own = len(partners)
+        mix = replace(mix, partner=torch.arange(own, 2 * own, device=self.device))
+        return torch.cat((whole[rows], whole[partners])), mix
 
     def whole(self, plan: EpochPlan, step: int) -> Tensor:
         """Get the positions of the images of a step's batch over all processes, int64 [images].
@@ -227,21 +233,6 @@ class Source(ABC):
             raise IndexError(f"step {step} of an epoch of {self.batches} batches")
         start = step * self.batch_size
         return plan.order[start : None if step == self.batches - 1 else start + self.batch_size]
-
-    def mix(self, plan: EpochPlan, step: int) -> Mix | None:
-        """Get how the images of a step are mixed, with partners by their index in `members`; None if they are not."""
-        images = len(self.whole(plan, step))
-        mix, rows = self._mix_of_whole(plan, step, images), self.rows(images)
-        if mix is None or rows == slice(images):
-            return mix
-        own = len(mix.partner[rows])
-        return replace(mix, partner=torch.arange(own, 2 * own, device=self.device))
-
-    def _mix_of_whole(self, plan: EpochPlan, step: int, images: int) -> Mix | None:
-        if not self.recipe.cutmix:
-            return None
-        stream = generator(*self.names, plan.epoch, "cutmix", step)
-        return sample_mix(images, self.size, self.recipe.cutmix, stream, self.device)
 
     def choices(self, plan: EpochPlan, name: View, index: Tensor, turns: int) -> tuple[Tensor, Tensor, Tensor]:
         """Get which images a view shows, where their crops are and which are mirrored: the arguments of `crops`.

@@ -66,7 +66,7 @@ class ImageSet:
         return self.images.shape[1]
 
     def subset(self, index: Tensor) -> ImageSet:
-        """The images at the positions `index`, int64 [images]."""
+        """Select the images at the positions `index`, int64 [images]."""
         return ImageSet(self.images[index], self.labels[index])
 
     def to(self, device: torch.device) -> ImageSet:

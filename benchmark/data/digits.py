@@ -27,17 +27,17 @@ HALVES = {"digits-0-4": range(5), "digits-5-9": range(5, 10)}
 
 
 def load(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
-    """The digits, a stratified fifth of them for testing; the arguments of other datasets' loaders do not matter."""
+    """Load the digits, a stratified fifth of them for testing. Like every loader it takes folders, but reads none."""
     return _make(NAME, range(len(CLASSES)))
 
 
 def load_lower_half(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
-    """The digits 0 to 4 of `load`, in its split."""
+    """Load the digits 0 to 4, split as by `load`."""
     return _make("digits-0-4", HALVES["digits-0-4"])
 
 
 def load_upper_half(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
-    """The digits 5 to 9 of `load`, in its split."""
+    """Load the digits 5 to 9, split as by `load`."""
     return _make("digits-5-9", HALVES["digits-5-9"])
 
 

@@ -220,13 +220,13 @@ def _read_listing(path: Path, state: str, classes: tuple[str, ...]) -> Listing |
     with contextlib.suppress(*damage):
         if not _is_stored(path):
             return None
-    with contextlib.suppress(*damage), np.load(path, allow_pickle=False) as arrays:
-        if str(arrays["state"]) == state:
-            counts, names, sizes = (
-                {split: arrays[f"{split}-{part}"] for split in SPLITS} for part in ("counts", "names", "sizes")
-            )
-            listing = Listing(classes, counts, names, sizes)
-            return listing if _is_sound(listing) else None
+        with np.load(path, allow_pickle=False) as arrays:
+            if str(arrays["state"]) == state:
+                counts, names, sizes = (
+                    {split: arrays[f"{split}-{part}"] for split in SPLITS} for part in ("counts", "names", "sizes")
+                )
+                listing = Listing(classes, counts, names, sizes)
+                return listing if _is_sound(listing) else None
     return None
 
 

@@ -31,12 +31,6 @@ class ImageFiles:
     labels: Tensor
     image_size: int
 
-    def __post_init__(self) -> None:
-        if self.names.dtype.kind != "S" or self.names.ndim != 1:
-            raise ValueError(f"names are {self.names.dtype} {self.names.shape}, not bytes [images]")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.names.shape:
-            raise ValueError(f"labels are {self.labels.dtype} {tuple(self.labels.shape)}, not int64 [images]")
-
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -73,7 +73,7 @@ class StreamedSource(Source):
             IndexError: the epoch has no such step.
             UserError: an image cannot be decoded.
         """
-        index = self.members(plan, step)
+        index, mix = self.members(plan, step)
         if self._coming is None or self._coming[0] is not plan or self._coming[1] != step:
             # Its own stream must not keep the source alive: without the source, the workers must end at once.
             self._stream = _read_ahead(weakref.proxy(self), plan, step)
@@ -83,7 +83,7 @@ class StreamedSource(Source):
             self._coming = plan, step + 1
         else:
             self._stream = iter(())
-        return _StreamedBatch(self, plan, index, self.mix(plan, step), crops)
+        return _StreamedBatch(self, plan, index, mix, crops)
 
     def crops(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         """See `Source.crops`; offsets: seeds, [batch, turns]."""
@@ -104,7 +104,7 @@ class StreamedSource(Source):
 
     def tasks(self, plan: EpochPlan, step: int) -> list[tuple[DecodeTask, dict[View, slice]]]:
         """List the tasks of a batch, and which of a task's crops belong to which view."""
-        index = self.members(plan, step)
+        index, _ = self.members(plan, step)
         # Views of the same images are cut from one decoded image.
         of_itself: list[View] = [view for view in self._views if view != "same_class"]
         groups = [of_itself] + [["same_class"] for view in self._views if view == "same_class"]

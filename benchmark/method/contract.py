@@ -320,7 +320,7 @@ def joint_labels(labels: Tensor) -> Tensor:
 
 
 def class_scores(joint_logits: Tensor) -> Tensor:
-    """Sum of the four joint logits of each class, [rows, 4 * classes] to [rows, classes].
+    """Sum the four joint logits of each class, [rows, 4 * classes] to [rows, classes].
 
     (The class score of HSAKD's public code; on upright images it is a stage's classifier.)
     """
