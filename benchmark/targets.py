@@ -38,7 +38,7 @@ from tables.terminal import describe_files
 Failures = Mapping[str, str]
 """Why runs left no record, by run id."""
 LoadDataset = Callable[[str, str], Dataset | None]
-"""Gives the dataset of a source for what needs it; None where there is none and that is forgiven."""
+"""Loads the dataset of a source, for what the second argument names; None where it is missing and may be left out."""
 
 
 @dataclass(frozen=True)
@@ -339,7 +339,7 @@ def load_probed(table: Table, options: RunOptions, datasets: DatasetCache) -> di
 
 
 def find_released_files(table: Table, images: Dataset, datasets: DatasetCache, console: Console) -> dict[str, Path]:
-    """The files of teachers that torchvision has released for a table's dataset, as far as they can be had."""
+    """Find or fetch the files of teachers that torchvision has released for a table's dataset."""
     if images.name != imagenet.NAME or images.num_classes != imagenet.NUM_CLASSES:
         return {}
 

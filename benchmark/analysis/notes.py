@@ -54,7 +54,7 @@ def is_default_setting(factory: RunFactory, usual_protocol: str) -> bool:
 
 
 def precision_note(precisions: Iterable[str], scale: str) -> list[str]:
-    """Say so where runs of scale `paper` are not in fp32, the default of that scale."""
+    """Note that runs of scale `paper` are not in fp32, the default of that scale; nothing for others."""
     found = set(precisions)
     if base_scale(scale) != "paper" or not found - {"fp32"}:
         return []

@@ -16,10 +16,7 @@ from benchmark.cli.app import run_app, split_names
 from benchmark.cli.options import Pages, Runs, check_exists
 from benchmark.io.files import check_writable
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     claims: Annotated[
         Path | None,
@@ -52,4 +49,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmark.audit")
+    run_app(main, "python -m benchmark.audit")

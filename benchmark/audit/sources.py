@@ -65,7 +65,7 @@ class Printed:
         return {} if reference.quantity else self._rows.get((reference.table, reference.row), {})
 
     def missing(self, reference: Reference) -> str:
-        """Why there is none."""
+        """The reason why a row or a cell has no number."""
         if reference.table in self.claims.figures:
             return f"{format_title(reference.table)} prints no numbers"
         if reference.quantity:
@@ -110,7 +110,7 @@ class Elsewhere:
         self.origins.setdefault((table, row), []).append(f"{row}: {source}; {describe_origin(runs, epoch)}")
 
     def known(self, reference: Reference) -> bool:
-        """Whether somebody else has a number for a row or cell."""
+        """Whether somebody else has a number for a row or a cell."""
         rows = self.all.get((reference.table, reference.row), [])
         return any(reference.column is None or reference.column in row for row in rows)
 
@@ -126,7 +126,7 @@ class Elsewhere:
         return {column.name: numbers[column.name] for column in order if column.name in numbers}
 
     def missing(self, reference: Reference) -> str:
-        """Why there is none."""
+        """The reason why a row or a cell has no number."""
         if reference.row in self.claims.own:
             return "none is known"
         return f"no {self.tier} {reference.row}" + (f" for {reference.column}" if reference.column else "")
@@ -144,7 +144,7 @@ class Measured:
         return self.rows.get(reference, {})
 
     def missing(self, reference: Reference) -> str:
-        """Why there is none."""
+        """The reason why a row or a cell has no number."""
         return f"{reference.name}: not run yet"
 
 

@@ -23,10 +23,7 @@ EFFECTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Mean differences, in standard deviations of the differences."""
 COLUMNS = 6
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     sweeps: Annotated[int, typer.Option(min=100, max=100_000, help="How many are simulated for each line.")] = 10_000,
     max_seeds: Annotated[int, typer.Option(min=FIRST, max=100, help="How many seeds one has at most.")] = 10,
@@ -67,4 +64,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmark.decisions")
+    run_app(main, "python -m benchmark.decisions")

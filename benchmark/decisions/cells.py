@@ -34,9 +34,9 @@ class PlannedCells:
     group: RunGroup
 
     def list_units(self, claim: Claim) -> dict[str, tuple[str, ...]]:
-        """What is decided by itself, with the columns that it needs: each column, or all together.
+        """List what is decided separately, with its columns: each column, or all of them together.
 
-        A column in which a row cannot be run (it has no teacher) is none.
+        A column is left out if a row cannot be run in it, because it has no teacher.
 
         Raises:
             UserError: the claim names a column that was not asked for, or nothing is left to decide.
@@ -106,9 +106,9 @@ def name_share(share: float) -> str:
 
 
 def limit_seeds(target: Target, counts: Counts, rows: Sequence[str], is_recorded: Callable[[Run], bool]) -> Target:
-    """The target with as many seeds in the cells of some rows as `counts` says, so that what is shown was asked for.
+    """Limit the seeds in the cells of some rows to those of `counts`, so that only what was asked for is shown.
 
-    Cells that it does not tell of keep the seeds that have a record, or the first.
+    All other cells keep the seeds that have a record, or else the first seed.
     """
 
     def limit(name: str, cell: CellName, runs: tuple[Run, ...]) -> tuple[Run, ...]:

@@ -48,8 +48,9 @@ class Subject:
 class Claim:
     """That a difference is above (or below) a margin.
 
-    text: as it was typed; table: the subject's name; difference: what is compared; sides: the two whose difference it
-    is, if it is one; margin: in the difference's unit; by_column: whether it is a number for each column, or only one.
+    text: as it was typed; table: the subject's name; difference: what is compared with the margin; sides: the two terms
+    of the difference, if it is one of two terms; margin: in the difference's unit; by_column: whether each column has a
+    difference of its own, or all columns have one together.
     """
 
     text: str

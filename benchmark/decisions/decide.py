@@ -23,8 +23,8 @@ class Decision(FrozenModel):
 
     n: the seeds that its numbers are of; spent: these and the failed ones before the last of them; mean, std, interval:
     of the difference, in percentage points, the interval such that it holds after each seed; at_once: whether it is
-    decided too where the error is shared among all columns; saved: seeds that were not needed; variance_cut: the share
-    of the variance that pairing took away (negative: it added some); rivals: how many cells a seed takes.
+    also decided where the error is shared among all columns; saved: seeds that were not needed; variance_cut: the share
+    of the variance that pairing removed (negative: it added some).
     """
 
     table: str

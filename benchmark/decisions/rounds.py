@@ -60,7 +60,7 @@ class DecisionSweep:
     _done: set[int] = field(default_factory=set, init=False)
     """The first seeds of the rounds that this command has trained."""
     _finished: dict[str, Record] = field(default_factory=dict, init=False)
-    """What was read of the records of finished runs, by digest."""
+    """The status and the final figures of finished runs, by digest."""
 
     def __post_init__(self) -> None:
         self.comparisons = sum(len(cells.list_units(claim)) for claim, cells in self.subjects)

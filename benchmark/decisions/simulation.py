@@ -28,10 +28,10 @@ DISTRIBUTIONS: dict[str, Draw] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of simulated sweeps.
+    """How simulated sweeps ended.
 
-    missed: share of those of which some interval leaves the true mean out; right, wrong: shares that are decided, with
-    the true sign and with the other (either, where the mean is 0); seeds: that a sweep took, the mean.
+    missed: share of the sweeps with an interval that leaves the true mean out; right, wrong: shares of the sweeps that
+    are decided with the true sign, and with another one (any, where the mean is 0); seeds: the mean number of a sweep.
     """
 
     missed: float

@@ -22,10 +22,7 @@ from benchmark.results.provenance import describe_environment
 from benchmark.results.store import Store
 from figures.render import check_drawing
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     runs: Runs = DEFAULT_RUNS,
     reports: Pages = Path("reports"),
@@ -84,4 +81,4 @@ def list_students(root: Path, scale: str) -> tuple[list[Run], list[str]]:
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmark.faithfulness")
+    run_app(main, "python -m benchmark.faithfulness")

@@ -104,7 +104,7 @@ class Comparer:
         self._logits = functools.lru_cache(KEPT_LOGITS)(self._compute)
 
     def compare(self, group: Group, on_run: Callable[[Run], None]) -> Iterator[ComparedRun]:
-        """Compare the students of a group with its teacher; `on_run` hears of each run before its logits are computed.
+        """Compare the students of a group with its teacher; calls `on_run` with each run before it predicts.
 
         A run that cannot be loaded is left out, with a line in `left_out`; a group without its teacher's weights or
         without a student is left out whole.

@@ -20,8 +20,6 @@ from benchmark.io.untrusted import escape_control_chars
 from benchmark.merge.merging import Kind, Merge, MergeFinding
 from benchmark.results.store import Store
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
 MEANINGS: dict[Kind, str] = {
     "new": "brought in",
     "replaced": "took the place of a run that failed or was damaged here",
@@ -48,7 +46,6 @@ LISTED: tuple[Kind, ...] = ("replaced", "kept", "busy", "conflicting", "refused"
 """The kinds of which a line is printed for each run."""
 
 
-@app.command()
 def main(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Stores of runs, copied from anywhere.")],
     runs: Runs = Path("runs"),
@@ -106,4 +103,4 @@ def _print(console: Console, folder: Path, runs: Path, findings: Sequence[MergeF
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmark.merge")
+    run_app(main, "python -m benchmark.merge")

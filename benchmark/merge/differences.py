@@ -14,7 +14,7 @@ EXPLAINING = ("torch", "cuda", "device_name", "threads", "version", "commit")
 """The fields of provenance that may explain another outcome."""
 
 
-def difference_of_records(ours: Record, theirs: Record) -> str:
+def compare_records(ours: Record, theirs: Record) -> str:
     """The first difference between the outcomes of two records, and what may explain it; empty if they are equal."""
     here, there = comparable_part(ours), comparable_part(theirs)
     names = [*FIRST, *sorted({*here, *there} - {*FIRST})]
@@ -31,7 +31,7 @@ def difference_of_records(ours: Record, theirs: Record) -> str:
     )
 
 
-def difference_of_figures(ours: dict[str, float], theirs: dict[str, float]) -> str:
+def compare_figures(ours: dict[str, float], theirs: dict[str, float]) -> str:
     """The first difference between two measurements of a teacher; empty if they are equal."""
     difference = first_difference(ours, theirs)
     return "" if difference is None else _line(difference)

@@ -15,8 +15,8 @@ from benchmark.core.spec import Run
 from benchmark.io.files import replacing, write_text
 from benchmark.io.json_diff import canonical
 from benchmark.io.untrusted import ForeignFolder, UntrustedInputError, escape_control_chars, sized
-from benchmark.merge.differences import difference_of_figures, difference_of_records
-from benchmark.merge.runs import FILE_NAME, Offer, links_in, read_figures, read_offer, read_weights
+from benchmark.merge.differences import compare_figures, compare_records
+from benchmark.merge.runs import FILE_NAME, Offer, find_link, read_figures, read_offer, read_weights
 from benchmark.results.leases import LeaseManager
 from benchmark.results.owners import LeaseHolder
 from benchmark.results.record import CorruptRun, anonymise_record
@@ -29,10 +29,10 @@ SPARE = 2**26
 
 @dataclass(frozen=True)
 class MergeFinding:
-    """What came of one run of the other store, or of the figures of one teacher.
+    """What a merge does with one run of the other store, or with the figures of one teacher.
 
-    place: its dataset and its folder; why: what a line about it says; size: the bytes that it takes here; is_stray: it
-    is a link or a special file outside of every run's folder, and no sign that the folder is a store.
+    place: its dataset and its folder; why: the reason, as it is printed; size: the bytes that it takes here; is_stray:
+    it is a link or a special file outside of every run's folder, which does not show that the folder is a store.
     """
 
     kind: Kind
@@ -64,7 +64,7 @@ class Merge:
     """The records, as JSON by the digest of their runs, that a dry run would have written by now."""
 
     def merge(self, root: Path) -> list[MergeFinding]:
-        """Write what is new under `root`, a store copied from anywhere, and return what came of each run there.
+        """Write what is new under `root`, a store copied from anywhere, and return a finding on each run there.
 
         Raises:
             UserError: `root` cannot be read or is no store, or there is no room for its runs.
@@ -90,7 +90,7 @@ class Merge:
             # Checkpoints are of use only to the machine that wrote them.
             skipped = entry.kind == "file" or entry.name.startswith(".") or (place and entry.name == "cohorts")
             try:
-                if link := links_in([entry]):
+                if link := find_link([entry]):
                     yield MergeFinding("refused", inside, link, is_stray=True)
                 elif not skipped:
                     with folder.folder(entry.name) as opened:
@@ -129,7 +129,7 @@ class Merge:
         for entry in folder.entries():
             place = (dataset, "teachers", entry.name)
             try:
-                if link := links_in([entry]):
+                if link := find_link([entry]):
                     raise UntrustedInputError(link)
                 if not FILE_NAME.fullmatch(dataset):
                     raise UntrustedInputError("its dataset's name could not name a file")
@@ -142,7 +142,7 @@ class Merge:
                 yield MergeFinding("refused", place, str(reason), is_run=False)
 
     def _judge(self, offer: Offer) -> tuple[Kind, str]:
-        """What comes of an offer, given the record here of the same run, if there is one; and why.
+        """Decide what to do with an offer, and why, by the record here of the same run, if there is one.
 
         Raises:
             UntrustedInputError: the record here cannot be compared.
@@ -161,7 +161,7 @@ class Merge:
             return "replaced", "a failed run"
         if states == ("finished", "failed"):
             return "kept", f"failed there: {escape_control_chars(offer.record['reason'])}"
-        difference = difference_of_records(ours, offer.record)
+        difference = compare_records(ours, offer.record)
         return ("conflicting", difference) if difference else ("equal", "")
 
     def _judge_figures(self, place: tuple[str, str, str], figures: dict[str, float]) -> tuple[Kind, str]:
@@ -172,7 +172,7 @@ class Merge:
         except UntrustedInputError:
             # There are none here, or they are damaged and as good as none.
             return "new", ""
-        difference = difference_of_figures(ours, figures)
+        difference = compare_figures(ours, figures)
         return ("conflicting", difference) if difference else ("equal", "")
 
     def _bring(self, top: ForeignFolder, finding: MergeFinding) -> MergeFinding:
@@ -212,7 +212,7 @@ class Merge:
 
 @contextlib.contextmanager
 def _leased(store: Store, run: Run) -> Iterator[LeaseHolder | None]:
-    """Hold the lease on a run, so that nobody else trains or merges it; gives its holder if somebody does so now."""
+    """Hold the lease on a run, so that nobody else trains or merges it; yields the holder if somebody else has it."""
     lease = LeaseManager(store.root).acquire(store.folder(run))
     if isinstance(lease, LeaseHolder):
         yield lease

@@ -113,7 +113,7 @@ class Offer:
     size: int
 
 
-def links_in(entries: list[DirEntry]) -> str | None:
+def find_link(entries: list[DirEntry]) -> str | None:
     """Why a folder with these entries is refused: one is a link, or neither a file nor a folder; None if none is."""
     for entry in entries:
         if entry.kind == "link":
@@ -129,7 +129,7 @@ def read_offer(folder: ForeignFolder, dataset: str, name: str) -> Offer:
     Raises:
         UntrustedInputError: it has a link or a special file, or its record is not one that this version would write.
     """
-    if link := links_in(folder.entries()):
+    if link := find_link(folder.entries()):
         raise UntrustedInputError(link)
     text = folder.text("record.json", MAX_RECORD_BYTES)
     try:
