@@ -84,11 +84,6 @@ class PageRow:
     marks: Marks
     entries: tuple[PageCell, ...]
 
-    @property
-    def absent(self) -> bool:
-        """Whether the suite does not have this method."""
-        return all(entry.status in ABSENT for entry in self.entries)
-
 
 @dataclass(frozen=True)
 class Page:

@@ -29,10 +29,7 @@ from figures.render import check_drawing
 from tables.render import write_reports
 from tables.specification import OWN_METHOD
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     runs: Runs = DEFAULT_RUNS,
     reports: Pages = Path("reports"),
@@ -116,4 +113,4 @@ def _print(console: Console, report: Report, audit: Audit, folder: Path, files: 
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmark.report")
+    run_app(main, "python -m benchmark.report")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from benchmark.audit.verdicts import Audit, Finding, Verdict, count_verdicts
 from benchmark.core.statistics import summarise
 from benchmark.report.data import TableReport
-from benchmark.report.pareto import LETTER, CostPicture, Label, draw_all_costs
+from benchmark.report.pareto import CostPicture, draw_all_costs
 from benchmark.report.table import (
     ReportCell,
     ReportColumn,
@@ -19,7 +19,7 @@ from benchmark.report.table import (
     format_word,
     make_word_columns,
 )
-from tables.result import NEVER, Cell
+from tables.result import ABSENT, NEVER, Cell
 from tables.specification import BASELINE
 from tables.view import PageCell
 
@@ -36,15 +36,15 @@ SHADES = {
     "failed": "failed",
     "missing": "not run yet",
 }
-BOX, GAP = 13, 2
 
 
 @dataclass(frozen=True)
 class Box:
-    """A cell in the picture of a table: its shade (`SHADES`), what it says when it is pointed at, and its address."""
+    """A cell in the picture of a table: its shade (`SHADES`), what it says when it is pointed at, and its address.
 
-    x: float
-    y: float
+    The shade of a cell that no run can fill is empty, and it is not drawn.
+    """
+
     shade: str
     title: str
     address: str
@@ -52,21 +52,23 @@ class Box:
 
 @dataclass(frozen=True)
 class CoverageMap:
-    """A table as a picture with a box for each cell; words: the same for those who do not see it."""
+    """A table as a picture with a box for each cell; rows: the boxes by the name of the row."""
 
     title: str
     address: str
-    width: float
-    height: float
-    rows: tuple[Label, ...]
-    columns: tuple[Label, ...]
-    boxes: tuple[Box, ...]
-    words: str
+    columns: tuple[str, ...]
+    rows: Mapping[str, tuple[Box, ...]]
 
     @property
-    def shades(self) -> tuple[str, ...]:
-        """The shades that occur, in the order of the legend."""
-        return tuple(shade for shade in SHADES if any(box.shade == shade for box in self.boxes))
+    def boxes(self) -> list[Box]:
+        """Those that are drawn."""
+        return [box for line in self.rows.values() for box in line if box.shade]
+
+    @property
+    def words(self) -> str:
+        """What is to be seen, for those who do not see it."""
+        done = sum(box.shade not in ("missing", "failed", "partial") for box in self.boxes)
+        return f"{self.title}: {done} of {len(self.boxes)} cells measured, those of teachers included"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Answers:
     @property
     def legend(self) -> tuple[tuple[str, str], ...]:
         """The shades that occur and what they mean."""
-        shown = {shade for one in self.maps for shade in one.shades}
+        shown = {box.shade for one in self.maps for box in one.boxes}
         return tuple((shade, meaning) for shade, meaning in SHADES.items() if shade in shown)
 
 
@@ -115,33 +117,18 @@ def make_answers(tables: Iterable[TableReport], audit: Audit) -> Answers:
 
 def draw_map(table: TableReport) -> CoverageMap:
     """Draw a table as boxes, coloured by the difference to the printed number where the two may be compared."""
-    page = table.page
-    rows = [row for row in page.rows if not row.absent]
-    left = max((len(row.name) for row in rows), default=0) * LETTER + 6
-    headings = ["\N{RIGHTWARDS ARROW}".join(column.name.split(">")) for column in page.columns]
-    top = max((len(heading) for heading in headings), default=0) * LETTER + 6
-    boxes, step = [], BOX + GAP
-    for line, row in enumerate(rows):
-        for place, (column, entry) in enumerate(zip(page.columns, row.entries, strict=True)):
+    names = [column.name for column in table.page.columns]
+    rows = {}
+    for row in table.page.rows:
+        if all(entry.status in ABSENT for entry in row.entries):
+            continue
+        boxes = []
+        for name, entry in zip(names, row.entries, strict=True):
             shade, says = _shade(entry)
-            if shade:
-                title = f"{row.name}, {column.name}: {says}"
-                address = table.addresses[row.name, column.name]
-                boxes.append(Box(round(left + place * step, 1), round(top + line * step, 1), shade, title, address))
-    done = sum(box.shade not in ("missing", "failed", "partial") for box in boxes)
-    return CoverageMap(
-        title=table.title,
-        address=table.address,
-        width=round(left + len(headings) * step + 2),
-        height=round(top + len(rows) * step + 2),
-        rows=tuple(Label(left - 5, round(top + line * step + 10, 1), row.name) for line, row in enumerate(rows)),
-        columns=tuple(
-            Label(round(left + place * step + 10, 1), round(top - 4, 1), heading)
-            for place, heading in enumerate(headings)
-        ),
-        boxes=tuple(boxes),
-        words=f"{table.title}: {done} of {len(boxes)} cells measured, those of teachers included",
-    )
+            boxes.append(Box(shade, f"{row.name}, {name}: {says}", table.addresses[row.name, name]))
+        rows[row.name] = tuple(boxes)
+    columns = tuple(name.replace(">", "\N{RIGHTWARDS ARROW}") for name in names)
+    return CoverageMap(table.title, table.address, columns, rows)
 
 
 def _shade(entry: PageCell) -> tuple[str, str]:

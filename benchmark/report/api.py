@@ -17,7 +17,7 @@ from benchmark.io.files import write_text
 from benchmark.report.addresses import address_method
 from benchmark.report.badges import FOLDER as BADGES
 from benchmark.report.badges import list_claims
-from benchmark.report.citing import cite, collect_makers
+from benchmark.report.citing import cite
 from benchmark.report.data import Report, TableReport
 from benchmark.report.runs import make_key
 from tables.result import Cell as TableCell
@@ -133,8 +133,7 @@ def write_api(report: Report, audit: Audit, folder: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    makers = collect_makers(zip(report.query.runs, report.query.records, strict=True))
-    cited = functools.partial(cite, makers=makers, suite=report.generated_from, written=report.written)
+    cited = functools.partial(cite, makers=report.makers, suite=report.generated_from, written=report.written)
     cells = [cell for table in report.tables for cell in _list_cells(table, cited)]
     content: dict[str, tuple[FrozenModel, ...]] = {
         "tables": tuple(_describe_table(table, cited) for table in report.tables),

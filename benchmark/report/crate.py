@@ -31,10 +31,7 @@ DESCRIPTION = (
     "version and machine that made it. A record is one JSON file with a checksum of its content."
 )
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     runs: Runs = DEFAULT_RUNS,
     name: Annotated[str, typer.Option(help="What the collection is called.")] = NAME,
@@ -106,4 +103,4 @@ def _describe_record(run: Run, record: Record, content: bytes) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    run_app(app, PROGRAM)
+    run_app(main, PROGRAM)

@@ -19,6 +19,7 @@ from benchmark.core.spec import Run
 from benchmark.plugins.registry import method_names
 from benchmark.report import coverage, metrics, runs
 from benchmark.report.addresses import address_cells, address_table
+from benchmark.report.citing import collect_makers
 from benchmark.report.coverage import Coverage
 from benchmark.report.gains import list_gains
 from benchmark.report.table import ReportTable
@@ -115,6 +116,11 @@ class Report:
     def records(self) -> list[Record]:
         """Every record that could be read."""
         return self.query.records
+
+    @functools.cached_property
+    def makers(self) -> dict[str, str]:
+        """What made each record, by the key of its run on the page."""
+        return collect_makers(zip(self.query.runs, self.query.records, strict=True))
 
     @property
     def headline(self) -> str:

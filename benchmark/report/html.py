@@ -65,7 +65,7 @@ def to_html(
     return render_page(
         {name: words for name, words in SECTIONS.items() if optional.get(name, True)},
         report.curves,
-        citing.collect_makers(zip(report.query.runs, report.query.records, strict=True)),
+        report.makers,
         heading=TITLE,
         subtitle=report.headline,
         lead=LEAD,
