@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
@@ -21,7 +21,7 @@ from tables.schema import (
     list_names,
     load_by_name,
 )
-from tables.specification import DEFAULT_PROTOCOL, Networks, Probing, Published, ScaledNetworks
+from tables.specification import DEFAULT_PROTOCOL, Probing, Published, ScaledNetworks
 
 FOLDER = Path(__file__).parent
 EXAMPLE = "figures/figure_5.toml"
@@ -175,10 +175,4 @@ def load_figure(name_or_path: str | Path) -> Figure:
     Raises:
         UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
     """
-    return load_by_name(FOLDER, "figure", name_or_path, Figure, _OWNERS, EXAMPLE)
-
-
-_OWNERS = cast(
-    dict[int | str, type[BaseModel]],
-    {"at_scale": Networks, "panels": Panel, "published": PublishedMarks, "probe": Probing},
-)
+    return load_by_name(FOLDER, "figure", name_or_path, Figure, EXAMPLE)

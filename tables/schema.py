@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo
 
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.protocols import PROTOCOLS, SCALES
-from benchmark.io.toml import Model, Owners, load_toml
+from benchmark.io.toml import Model, load_toml
 
 Name = Annotated[str, Field(min_length=1)]
 Scales = TypeVar("Scales", bound=Iterable[str])
@@ -103,6 +103,18 @@ def choose_for_scale(entry: str | Mapping[str, str], scale: str) -> str | None:
     return entry if isinstance(entry, str) else entry.get(scale)
 
 
+def find_parts(model: type[BaseModel]) -> dict[int | str, type[BaseModel]]:
+    """Find the models of a file's parts, at any depth, by the name of the field that holds them."""
+    found: dict[int | str, type[BaseModel]] = {}
+    for name, field in model.model_fields.items():
+        annotations: list[Any] = [field.annotation]
+        for annotation in annotations:
+            annotations += get_args(annotation)
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                found |= {name: annotation, **find_parts(annotation)}
+    return found
+
+
 def list_names(folder: Path, kind: str) -> list[str]:
     """List the names of the files `<kind>_<name>.toml` in a folder."""
     return sorted(path.stem.removeprefix(f"{kind}_") for path in folder.glob(f"{kind}_*.toml"))
@@ -113,13 +125,11 @@ def load_by_name(
     kind: str,
     name_or_path: str | Path,
     model: type[Model],
-    owners: Owners,
     example: str,
 ) -> Model:
     """Load the file of a name (`II` or `table_II`) in a folder, or the TOML file at a path.
 
-    kind: what it is, in words and in the files' names; owners: the models of its parts, by the name of the field that
-    holds them; example: a file that shows the format.
+    kind: what it is, in words and in the files' names; example: a file that shows the format.
 
     Raises:
         UserError: there is none of that name, the file cannot be read, a field is missing, unknown or refused, or the
@@ -130,7 +140,7 @@ def load_by_name(
         path = folder / f"{kind}_{name}.toml"
     elif path.suffix != ".toml" and not path.is_file():
         raise unknown_name(kind, str(name_or_path), [*known, "the path of a TOML file"])
-    loaded = load_toml(path, f"{kind} file", model, example, owners, {"folder": path.parent})
+    loaded = load_toml(path, f"{kind} file", model, example, find_parts(model), {"folder": path.parent})
     taken = getattr(loaded, "name", "")
     if taken in known and path.resolve().parent != folder.resolve():
         # Its reports would overwrite those of the suite's own.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from benchmark.core.errors import UserError
 from benchmark.core.models import FrozenModel
@@ -258,7 +258,7 @@ def load_table(name_or_path: str | Path) -> Table:
     Raises:
         UserError: there is none of that name, the file cannot be read, or a field is missing, unknown or refused.
     """
-    table = load_by_name(FOLDER, "table", name_or_path, Table, _OWNERS, EXAMPLE)
+    table = load_by_name(FOLDER, "table", name_or_path, Table, EXAMPLE)
     return table if table.literature is None else _fill_rows(table, load_literature(Path(table.literature)))
 
 
@@ -297,17 +297,3 @@ def _find_numbers(literature: Literature, row: str, tier: Tier, columns: Sequenc
         lineage=entry.lineage,
         baseline=tuple(baseline.get(column, math.nan) for column in columns),
     )
-
-
-_OWNERS = cast(
-    dict[int | str, type[BaseModel]],
-    {
-        "at_scale": Networks,
-        "columns": Column,
-        "probe": Probing,
-        "rows": Row,
-        "published": Published,
-        "reproduced": Published,
-        "teachers": Published,
-    },
-)

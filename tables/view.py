@@ -243,19 +243,18 @@ def describe_counts(result: TableResult, selected: Collection[tuple[str, str]] |
     """
     cells = selected or [(row.name, column.name) for row in result.table.rows for column in result.table.columns]
     counts = Counter(result.cell(*cell).status for cell in cells)
-    absent = counts.pop("not in the suite", 0)
-    untaught = counts.pop("no teacher", 0)
-    without = counts.pop("no dataset", 0)
+    without = {status: counts.pop(status, 0) for status in ("not in the suite", "no teacher", "no dataset")}
     parts = [f"{counts['done']} of {counts.total()} cells done"]
     for status in ("partial", "failed", "not run yet"):
         if counts[status]:
             parts.append(f"{counts[status]} {status}")
-    named = counts.pop("runs when named", 0)
-    ending = f"; {absent} are of methods that are not in the suite" if absent else ""
-    ending += f"; {named} are of methods that run when they are named" if named else ""
-    ending += f"; {untaught} are of methods that need a teacher, in columns without one" if untaught else ""
-    ending += f"; {without} are in columns that probe on no dataset at this scale" if without else ""
-    return f"{', '.join(parts)}{ending}."
+    explained = {
+        "are of methods that are not in the suite": without["not in the suite"],
+        "are of methods that run when they are named": counts["runs when named"],
+        "are of methods that need a teacher, in columns without one": without["no teacher"],
+        "are in columns that probe on no dataset at this scale": without["no dataset"],
+    }
+    return "; ".join([", ".join(parts), *(f"{number} {words}" for words, number in explained.items() if number)]) + "."
 
 
 def _make_cell(result: TableResult, row: Row, position: int, rank: int, footnotes: dict[str, int]) -> PageCell:

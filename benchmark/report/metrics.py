@@ -80,10 +80,9 @@ def _caveats(fewest: int, most: int) -> tuple[str, ...]:
         "and not corrected for the number of comparisons."
     ]
     if fewest < LEAST:
-        some = "" if most < LEAST else "Where "
-        seeds = f"n is below {LEAST}" if some else f"There are fewer than {LEAST} seeds, so"
+        where = f"There are fewer than {LEAST} seeds, so" if most < LEAST else f"Where n is below {LEAST}"
         notes.append(
-            f"{some}{seeds} no interval and no p value is shown: one difference says nothing of how much it varies, "
+            f"{where} no interval and no p value is shown: one difference says nothing of how much it varies, "
             "and two give an interval too wide to tell anything."
         )
     return tuple(notes)
