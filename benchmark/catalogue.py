@@ -66,8 +66,6 @@ authors use for MobileNets and ShuffleNets), a smaller `SemCKD.semckd_weight` or
 }
 """What experiments have shown about a method, in Markdown; not in the method's file, so that this stays as it was."""
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
 
 @dataclass(frozen=True)
 class MethodEntry:
@@ -335,7 +333,6 @@ def _anchor(name: str) -> str:
     return "".join(letter for letter in name.lower().replace(" ", "-") if letter.isalnum() or letter in "-_")
 
 
-@app.command()
 def main(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; say whether the files are as they should be.")
@@ -357,4 +354,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmark.catalogue")
+    run_app(main, "python -m benchmark.catalogue")

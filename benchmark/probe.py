@@ -25,10 +25,7 @@ from benchmark.planning.request import PROBE, RunFactory, RunGroup, describe_run
 from benchmark.results.store import Store
 from benchmark.training.settings import TrainSettings
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="A finished run: its folder, its record.json, or the start of its id.")
@@ -96,4 +93,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmark.probe")
+    run_app(main, "python -m benchmark.probe")

@@ -69,10 +69,7 @@ from figures.render import check_drawing
 from figures.specification import figure_names
 from tables.specification import table_names
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     context: typer.Context,
     table: Annotated[
@@ -363,4 +360,4 @@ def _print_catalogue(console: Console) -> None:
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmark.run")
+    run_app(main, "python -m benchmark.run")

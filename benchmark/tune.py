@@ -55,14 +55,12 @@ from benchmark.results.store import Store
 from benchmark.training.settings import TrainSettings
 from tables.specification import DEFAULT_PROTOCOL, load_table
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 MOST_COMBINATIONS = 1000
 """Of a grid: each is a run at least."""
 Combination = dict[str, Any]
 Ranked = tuple[Combination, Summary | None]
 
 
-@app.command()
 def main(
     method: Annotated[str, typer.Option(help="The method to tune.")],
     grid: Annotated[list[str], typer.Option(help="Values of options: alpha=0.3,0.8,beta=1,2 (may be repeated).")],
@@ -240,4 +238,4 @@ def _print(console: Console, ranking: Sequence[Ranked], title: str) -> None:
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmark.tune")
+    run_app(main, "python -m benchmark.tune")

@@ -18,10 +18,7 @@ from slurm.pace import CANCEL_SECONDS
 from slurm.status import SweepName
 from slurm.sweep import Sweep, find_sweep
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     runs: Runs = Path("runs"),
     sweep: SweepName = "",
@@ -87,4 +84,4 @@ def cancel_jobs(sweep: Sweep, wait_seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m slurm.cancel")
+    run_app(main, "python -m slurm.cancel")

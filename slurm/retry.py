@@ -18,10 +18,7 @@ from slurm.states import JobState
 from slurm.status import SweepName
 from slurm.sweep import find_sweep
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     failed: Annotated[bool, typer.Option("--failed", help="Failed jobs, and those that they blocked.")] = False,
     cancelled: Annotated[bool, typer.Option("--cancelled", help="Jobs that were cancelled with scancel.")] = False,
@@ -51,4 +48,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m slurm.retry")
+    run_app(main, "python -m slurm.retry")

@@ -16,11 +16,9 @@ from slurm.monitor import take_snapshot
 from slurm.screen import SweepDisplay, render_screen, watch
 from slurm.sweep import find_sweep, list_sweeps
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 SweepName = Annotated[str, typer.Option("--sweep", help="Which sweep, by its name. [the latest]")]
 
 
-@app.command()
 def main(
     runs: Runs = Path("runs"),
     sweep: SweepName = "",
@@ -55,4 +53,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m slurm.status")
+    run_app(main, "python -m slurm.status")

@@ -104,7 +104,7 @@ def run_here(
         patch.setattr("benchmark.execution.progress.SLOW_SECONDS", 600)
         patch.chdir(folder or ROOT)
         with pytest.raises(SystemExit) as ended:
-            run_app(opened.app, f"python -m {module}")
+            run_app(opened.main, f"python -m {module}")
     texts = [stream.buffer.getvalue().decode(encoding) for stream in (said, errors)]
     return subprocess.CompletedProcess(command, int(ended.value.code or 0), *texts)
 

@@ -26,7 +26,7 @@ from tables.specification import table_names
 from tests.commands import arguments, environment, files_under, run_command, small_dataset, small_table
 from tests.engine import run_of
 
-APPS = {"benchmark.run": run_module.app, "benchmark.tune": tune_module.app}
+COMMANDS = {"benchmark.run": run_module.main, "benchmark.tune": tune_module.main}
 
 
 @dataclass
@@ -56,7 +56,7 @@ class CommandLine:
         before = files_under(self.folder)
         self.monkeypatch.setattr(sys, "argv", [module, *command])
         with pytest.raises(SystemExit) as ended:
-            run_app(APPS[module], f"python -m {module}")
+            run_app(COMMANDS[module], f"python -m {module}")
         said = self.capsys.readouterr()
         (line,) = said.err.splitlines()
         assert line.startswith("error: ")

@@ -17,7 +17,7 @@ import typer
 from PIL import Image
 
 from benchmark.backbones import network_names
-from benchmark.cli.app import split_names
+from benchmark.cli.app import make_app, split_names
 from benchmark.core.protocols import PROTOCOLS, SCALES, SEEDS
 from benchmark.core.rng import generator
 from benchmark.data import load_dataset
@@ -155,9 +155,9 @@ def options_of(parameter: Any) -> list[str]:
 def command_of(module: str) -> Any:
     """The command line of `python -m <module>`."""
     found = importlib.import_module(module)
-    if not hasattr(found, "app"):
+    if not hasattr(found, "main"):
         found = importlib.import_module(f"{module}.__main__")
-    return typer.main.get_command(found.app)
+    return typer.main.get_command(make_app(found.main))
 
 
 @pytest.fixture(name="example_method")

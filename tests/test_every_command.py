@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from benchmark.cli.app import LONGEST_WORD
+from benchmark.cli.app import LONGEST_WORD, make_app
 from benchmark.cli.terminal import ERRORS, spell_characters
 from tests.commands import (
     TIMEOUT,
@@ -63,7 +63,7 @@ def numbers() -> Iterator[tuple[str, list[str], str, str]]:
     for module in COMMANDS:
         opened = importlib.import_module(module)
         opened = importlib.import_module(f"{module}.__main__") if hasattr(opened, "__path__") else opened
-        command = typer.main.get_command(opened.app)
+        command = typer.main.get_command(make_app(opened.main))
         for name, each in getattr(command, "commands", {"": command}).items():
             for parameter in each.params:
                 if parameter.type_descriptor.annotation in (int, float):

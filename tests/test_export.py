@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from benchmark.backbones import build_network
 from benchmark.backbones.network import Network
-from benchmark.cli.app import run_app
+from benchmark.cli.app import make_app, run_app
 from benchmark.core.spec import Run
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import evaluation_batches
 from benchmark.data.dataset import Images
 from benchmark.export import Edge, exporting, load_edge
-from benchmark.export.__main__ import app, format_milliseconds
+from benchmark.export.__main__ import format_milliseconds, main
 from benchmark.export.edge import compute_logits, open_session, quantise, to_onnx
 from benchmark.export.exporting import ExportSubject, select_images
 from benchmark.results.record import Record
@@ -59,7 +59,7 @@ def export(*command: str) -> Ended:
     sys.argv = ["__main__.py", *command]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            run_app(app, "python -m benchmark.export")
+            run_app(main, "python -m benchmark.export")
     finally:
         sys.argv = before
     return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())
@@ -237,7 +237,7 @@ def test_the_page_names_every_figure_and_every_option(exported: Exported) -> Non
     for part in (edge, edge["logits"], edge["fp32"], edge["fp32"]["latency"], edge["fp32"]["latency"]["1"]):
         for field in set(part) - {"format"}:
             assert f"`{field}`" in figures, field
-    options = {name for part in typer.main.get_command(app).params for name in part.opts}
+    options = {name for part in typer.main.get_command(make_app(main)).params for name in part.opts}
     assert options - {"run"} == set(re.findall(r"^\| `(--\S+)`", page, flags=re.MULTILINE))
 
 

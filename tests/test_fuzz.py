@@ -24,6 +24,7 @@ import torch
 import typer
 
 from benchmark import catalogue
+from benchmark.cli.app import make_app
 from benchmark.core.errors import UserError
 from benchmark.execution.local import Local
 from benchmark.execution.scheduler import ExecutionSummary
@@ -176,7 +177,7 @@ def option_names(module: str) -> list[str]:
     """The options of a command."""
     opened = importlib.import_module(module)
     opened = importlib.import_module(f"{module}.__main__") if hasattr(opened, "__path__") else opened
-    return [option for parameter in typer.main.get_command(opened.app).params for option in parameter.opts]
+    return [option for parameter in typer.main.get_command(make_app(opened.main)).params for option in parameter.opts]
 
 
 def mutate_arguments(command: list[str], options: list[str], stream: random.Random) -> list[str]:

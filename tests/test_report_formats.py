@@ -13,9 +13,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from benchmark.audit.claims import find_papers
+from benchmark.cli.app import make_app
 from benchmark.core.errors import UserError
 from benchmark.report import figures
-from benchmark.report.__main__ import app
+from benchmark.report.__main__ import main
 from benchmark.report.data import Report, collect_report
 from benchmark.report.table import ReportCell, ReportColumn, ReportTable
 from benchmark.report.text import format_table, to_latex, to_markdown
@@ -112,7 +113,7 @@ def test_bad_input_writes_nothing(tmp_path: Path, more: list[str], message: str)
     (tmp_path / "runs").mkdir()
     folders = ["--runs", str(tmp_path / "runs"), "--reports", str(tmp_path / "reports")]
     with pytest.raises(UserError, match=message):
-        app([*folders, *more], standalone_mode=False)
+        make_app(main)([*folders, *more], standalone_mode=False)
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
 
 

@@ -20,7 +20,7 @@ from benchmark.planning.jobs import Job, missing_jobs
 from benchmark.planning.request import collect_dependencies
 from benchmark.results.record import CorruptRun, comparable_part
 from benchmark.results.store import Store
-from benchmark.run import app
+from benchmark.run import main
 from benchmark.training.job import run_until_done
 from benchmark.training.launcher import Failure, _Supervisor
 from tests.chaos.fixture import SIZE, Sweep, make_sweep
@@ -238,7 +238,7 @@ def command(tmp_path: Path, monkeypatch, capsys) -> Callable[..., tuple[int, str
     def run(*more: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["benchmark.run", *given, *more])
         with pytest.raises(SystemExit) as ended:
-            run_app(app, "python -m benchmark.run")
+            run_app(main, "python -m benchmark.run")
         said = capsys.readouterr()
         return int(ended.value.code or 0), said.out + said.err
 

@@ -6,7 +6,7 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,12 +24,19 @@ LONGEST_WORD = 240
 """Characters of a path, a name or a value that a message shows; of a longer one, it shows both ends."""
 
 
-def run_app(app: typer.Typer, program: str) -> NoReturn:
-    """Run a command line; an error that the user can correct is printed as one line, with exit code 2."""
+def make_app(main: Callable[..., int]) -> typer.Typer:
+    """Make a command line of a function: its parameters are the options, and it returns the exit code."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command()(main)
+    return app
+
+
+def run_app(main: Callable[..., int], program: str) -> NoReturn:
+    """Run a function as a command line; an error that the user can correct is one line, with exit code 2."""
     prepare_output()
     try:
         refuse_unusable(sys.argv[1:])
-        code = app(prog_name=program, standalone_mode=False)
+        code = make_app(main)(prog_name=program, standalone_mode=False)
     except UserError as error:
         code = refuse(str(error))
     except typer.exceptions.Exit as leaving:

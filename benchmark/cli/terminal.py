@@ -10,10 +10,6 @@ import unicodedata
 REPLACEMENTS = {
     "\N{PLUS-MINUS SIGN}": "+-",
     "\N{MINUS SIGN}": "-",
-    "\N{HYPHEN}": "-",
-    "\N{NON-BREAKING HYPHEN}": "-",
-    "\N{EN DASH}": "-",
-    "\N{EM DASH}": "-",
     "\N{MULTIPLICATION SIGN}": "x",
     "\N{DIVISION SIGN}": "/",
     "\N{MIDDLE DOT}": "*",
@@ -24,10 +20,6 @@ REPLACEMENTS = {
     "\N{ALMOST EQUAL TO}": "~",
     "\N{RIGHTWARDS ARROW}": "->",
     "\N{LEFTWARDS ARROW}": "<-",
-    "\N{LEFT SINGLE QUOTATION MARK}": "'",
-    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
-    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
-    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
     "\N{DAGGER}": "+",
     "\N{DOUBLE DAGGER}": "++",
     "\N{CHECK MARK}": "v",
@@ -52,6 +44,10 @@ def _spell(character: str) -> str:
     if character in REPLACEMENTS:
         return REPLACEMENTS[character]
     name = unicodedata.name(character, "")
+    if name.endswith(("DASH", "HYPHEN")):
+        return "-"
+    if "QUOTATION MARK" in name:
+        return "'" if "SINGLE" in name else '"'
     if name.startswith("BOX DRAWINGS"):
         return "|" if "VERTICAL" in name else "-"
     # The frames of a spinner.

@@ -25,10 +25,7 @@ from benchmark.io.files import check_writable
 CHECK_FAILED = 1
 FILE = "student.onnx"
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="A finished run: its folder, its record.json, or the start of its id.")
@@ -149,4 +146,4 @@ def print_edge(edge: Edge, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    run_app(app, PROGRAM)
+    run_app(main, PROGRAM)

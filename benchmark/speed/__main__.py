@@ -21,10 +21,7 @@ from benchmark.speed import training
 PAIR = "WRN-40-2>WRN-16-2"
 ROUNDS = 7
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def main(
     what: Annotated[Literal["training"], typer.Option(help="What is timed: training steps.", hidden=True)] = "training",
     pairs: Annotated[str, typer.Option(help="Teacher>student pairs, comma-separated.")] = PAIR,
@@ -65,4 +62,4 @@ def _parse_precisions(text: str) -> list[Precision]:
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m benchmark.speed")
+    run_app(main, "python -m benchmark.speed")

@@ -28,10 +28,6 @@ MAX_SECONDS = 500.0
 """When the harness stops although too few faults have counted."""
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
-
-@app.command()
 def main(
     folder: Annotated[Path | None, typer.Argument(help="A new folder to work in. [a temporary one]")] = None,
     faults: Annotated[int, typer.Argument(min=1, max=10_000, help="How many faults must count.")] = FAULTS,
@@ -70,4 +66,4 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 if __name__ == "__main__":
-    run_app(app, "python -m tests.chaos")
+    run_app(main, "python -m tests.chaos")
