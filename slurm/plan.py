@@ -11,9 +11,9 @@ import uuid
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -56,8 +56,7 @@ class SweepRequest:
     plans: Mapping[str, Sequence[Job]]
 
 
-@dataclass(frozen=True)
-class PlannedJob:
+class PlannedJob(NamedTuple):
     """A job without its runs. seconds: estimated; priority: the seconds of the longest chain of jobs it begins."""
 
     number: int
@@ -68,16 +67,14 @@ class PlannedJob:
     priority: Amount
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run of a table or figure: where its record will be, and the job that trains it."""
+class PlannedRun(NamedTuple):
+    """A run of a table or figure: the job that trains it, and where its record will be."""
 
     job: int | None
     dataset: str
     id: str
 
 
-_JOB_FIELDS = [field.name for field in fields(PlannedJob)]
 _JOBS = TypeAdapter(list[PlannedJob])
 _NEEDS = TypeAdapter(list[tuple[int, int]])
 _RUNS = TypeAdapter(list[PlannedRun])
@@ -129,7 +126,7 @@ class Plan:
         """All jobs by number; a job only needs jobs of lower numbers."""
         with self._reading():
             rows = self._database.execute("select * from jobs order by number").fetchall()
-            jobs = _JOBS.validate_python([dict(zip(_JOB_FIELDS, row, strict=True)) for row in rows])
+            jobs = _JOBS.validate_python(rows)
             check_strings([[job.title, job.name, job.source] for job in jobs])
             if [job.number for job in jobs] != list(range(len(jobs))):
                 raise UntrustedInputError("its jobs are not numbered from 0 on")
@@ -156,7 +153,7 @@ class Plan:
             rows = self._database.execute(
                 "select title, job, dataset, id from targets join wanted on target = number join runs on digest = run"
             ).fetchall()
-            runs = _RUNS.validate_python([{"job": job, "dataset": dataset, "id": id} for _, job, dataset, id in rows])
+            runs = _RUNS.validate_python([row[1:] for row in rows])
             for (title, *_), run in zip(rows, runs, strict=True):
                 check_strings([title, run.dataset, run.id])
                 targets[title].append(run)
