@@ -108,14 +108,15 @@ def narrow_networks() -> Iterator[None]:
         patch.setattr(resnext, "STEM_WIDTH", 16)
         patch.setattr(resnext, "STAGE_WIDTHS", (16, 32, 64))
         patch.setattr(vgg, "WIDTHS", (8, 16, 32, 64, 64))
+        find, narrow = backbones._architecture, {}
         for name, plan in NARROW.items():
             build = ImageNetResNet if name.startswith("ImageNet") else FourStageResNet
-            entry = replace(
-                backbones._NETWORKS[name],
+            narrow[name] = replace(
+                find(name),
                 network=functools.partial(build, plan),
                 branches=functools.partial(four_stage_branches, plan),
             )
-            patch.setitem(backbones._NETWORKS, name, entry)
+        patch.setattr(backbones, "_architecture", lambda name, kind="network": narrow.get(name) or find(name, kind))
         trace_network.cache_clear()
         trained.cache_clear()
         yield

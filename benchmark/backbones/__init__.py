@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from benchmark.backbones import (
@@ -54,17 +56,56 @@ _FAMILIES = (
     with_sizes(
         shufflenet_v1.NETWORKS | shufflenet_v2.NETWORKS,
         "ShuffleNetV<1 or 2>-u<units in every stage, 1 to 9>, also with -x1/2 or -x1/4",
-        fewest_units=1,
+        units=True,
     ),
     with_sizes(
         mobilenet_v2.NETWORKS,
         "MobileNetV2-u<units in every group, 1 to 9> and MobileNetV2-s1-u<units>, also with -x1/2 or -x1/4",
-        fewest_units=1,
+        units=True,
     ),
 )
 
 
-def _from_pattern(name: str, kind: str) -> Architecture:
+_NAMES = (
+    "WRN-16-2",
+    "WRN-40-1",
+    "WRN-40-2",
+    "ResNet20",
+    "ResNet56",
+    "ResNet8x4",
+    "ResNet32x4",
+    "ShuffleNetV1",
+    "ShuffleNetV2",
+    "ResNet8",
+    "ResNet32",
+    "ResNet110",
+    "ResNet18",
+    "ResNet34",
+    "ResNet50",
+    "ResNet101",
+    "ResNet18-x1/4",
+    "ResNet34-x1/4",
+    "ResNet50-x1/4",
+    "ResNet101-x1/4",
+    "VGG8",
+    "VGG13",
+    "ImageNet-ResNet18",
+    "ImageNet-ResNet34",
+    "MobileNetV2",
+    "MobileNetV2-s1",
+    "MobileNetV2-TFKD",
+    "MobileNetV2-TFKD-x1/2",
+    "ShuffleNetV2-TFKD",
+    "PreActResNet18",
+    "PreActResNet18-x1/4",
+    "ResNeXt29",
+)
+"""Networks of tables, papers and demonstrations."""
+
+
+@functools.cache
+def _architecture(name: str, kind: str = "network") -> Architecture:
+    """Find what a name stands for (see `check_network`)."""
     # The last family first: it has ResNets too, of four stages.
     for family in reversed(_FAMILIES):
         if match := family.pattern.fullmatch(name):
@@ -75,49 +116,6 @@ def _from_pattern(name: str, kind: str) -> Architecture:
                 hint = f" (did you mean {near!r}?)" if near else ""
                 raise UserError(f"unknown {kind} {name!r}{hint}: {error}") from error
     raise unknown_name(kind, name, [*network_names(), *network_patterns()])
-
-
-_NETWORKS = {
-    name: _from_pattern(name, "network")
-    for name in (
-        "WRN-16-2",
-        "WRN-40-1",
-        "WRN-40-2",
-        "ResNet20",
-        "ResNet56",
-        "ResNet8x4",
-        "ResNet32x4",
-        "ShuffleNetV1",
-        "ShuffleNetV2",
-        "ResNet8",
-        "ResNet32",
-        "ResNet110",
-        "ResNet18",
-        "ResNet34",
-        "ResNet50",
-        "ResNet101",
-        "ResNet18-x1/4",
-        "ResNet34-x1/4",
-        "ResNet50-x1/4",
-        "ResNet101-x1/4",
-        "VGG8",
-        "VGG13",
-        "ImageNet-ResNet18",
-        "ImageNet-ResNet34",
-        "MobileNetV2",
-        "MobileNetV2-s1",
-        "MobileNetV2-TFKD",
-        "MobileNetV2-TFKD-x1/2",
-        "ShuffleNetV2-TFKD",
-        "PreActResNet18",
-        "PreActResNet18-x1/4",
-        "ResNeXt29",
-    )
-}
-
-
-def _architecture(name: str, kind: str = "network") -> Architecture:
-    return _NETWORKS.get(name) or _from_pattern(name, kind)
 
 
 def check_network(name: str, kind: str = "network") -> None:
@@ -147,7 +145,7 @@ def network_patterns() -> tuple[str, ...]:
 
 def network_names() -> tuple[str, ...]:
     """List the networks that tables, papers and demonstrations use; `network_patterns` describes the others."""
-    return tuple(_NETWORKS)
+    return _NAMES
 
 
 def build_network(name: str, num_classes: int) -> Network:

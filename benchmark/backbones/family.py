@@ -46,22 +46,22 @@ class Family:
     architecture: Callable[[re.Match[str]], Architecture]
 
 
-def with_sizes(named: Mapping[str, Architecture], form: str, fewest_units: int | None = None) -> Family:
+def with_sizes(named: Mapping[str, Architecture], form: str, units: bool = False) -> Family:
     """Make the family of these networks and of the same in other sizes.
 
-    `-x1/2` and `-x1/4` behind a name divide the channels, which its builders take as `divisor`. `-u3` gives every stage
-    three units, which they take as `units`; from `fewest_units` to 9 are possible, and none where that is None. The
-    small networks are this suite's own, for quick demonstrations; no published number comes from them.
+    `-x1/2` and `-x1/4` behind a name divide the channels, which its builders take as `divisor`. With
+    `units`, `-u3` gives every stage three units, of 1 to 9, which they take as `units`. The small networks are this
+    suite's own, for quick demonstrations; no published number comes from them.
     """
     names = "|".join(map(re.escape, named))
-    units = "" if fewest_units is None else f"(?:-u(?P<units>[{fewest_units}-9]))?"
+    unit_count = "(?:-u(?P<units>[1-9]))?" if units else ""
 
     def architecture(match: re.Match[str]) -> Architecture:
         whole = named[match["name"]]
         sizes = {size: int(match[size]) for size in match.re.groupindex if size != "name" and match[size]}
         return replace(whole, network=partial(whole.network, **sizes), branches=partial(whole.branches, **sizes))
 
-    return Family(form, re.compile(f"(?P<name>{names}){units}{DIVISOR}"), architecture)
+    return Family(form, re.compile(f"(?P<name>{names}){unit_count}{DIVISOR}"), architecture)
 
 
 def blocks_per_stage(depth: int, outside: int) -> int:

@@ -37,7 +37,7 @@ class Unit(ActivatedBlock):
     With stride 2 the result is joined to the average-pooled input instead, so it has only the channels still missing.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int, first_groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, first_groups: int = GROUPS) -> None:
         super().__init__()
         self.stride = stride
         self.first_groups = first_groups
@@ -47,7 +47,7 @@ class Unit(ActivatedBlock):
         self.bn1 = nn.BatchNorm2d(middle)
         self.conv2 = nn.Conv2d(middle, middle, 3, stride, padding=1, groups=middle, bias=False)
         self.bn2 = nn.BatchNorm2d(middle)
-        self.conv3 = nn.Conv2d(middle, branch, 1, groups=groups, bias=False)
+        self.conv3 = nn.Conv2d(middle, branch, 1, groups=GROUPS, bias=False)
         self.bn3 = nn.BatchNorm2d(branch)
 
     def before_activation(self, maps: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ class Unit(ActivatedBlock):
 
 def stage(in_channels: int, out_channels: int, units: int, stride: int, first_groups: int = GROUPS) -> Stage:
     """Build a row of units; the first one has the stride, and `first_groups` in its first convolution."""
-    first = Unit(in_channels, out_channels, stride, GROUPS, first_groups)
-    return Stage(first, *(Unit(out_channels, out_channels, 1, GROUPS, GROUPS) for _ in range(units - 1)))
+    first = Unit(in_channels, out_channels, stride, first_groups)
+    return Stage(first, *(Unit(out_channels, out_channels, 1) for _ in range(units - 1)))
 
 
 class ShuffleNetV1(Network):
