@@ -16,15 +16,12 @@ import numpy as np
 from benchmark.core.rng import seed_of
 from benchmark.core.text import format_range
 from benchmark.report.data import TableReport
-from benchmark.report.pareto import Label
 from benchmark.report.table import ReportCell, ReportColumn, ReportTable, format_word, make_word_columns
 
 FEWEST_METHODS, FEWEST_PAIRS, FEWEST_SEEDS = 3, 5, 3
 """Below these nothing is ranked: Friedman's chi-squared and the bootstrap mean nothing there."""
 LEVEL = 0.05
 RESAMPLES = 2000
-WIDTH, LEFT, RIGHT, LINE, AXIS = 560, 110, 110, 16, 46
-"""Of the drawing, in pixels: names stand beside the axis, so that no line crosses them."""
 ASSUMES = (
     "Ranks use the order of the means alone, and take the pairs as independent draws. They are not: pairs share "
     "teachers and all share one dataset, so p is too small and the critical difference too short. Friedman's "
@@ -41,27 +38,15 @@ IMPROVES = (
 
 @dataclass(frozen=True)
 class Rank:
-    """A method with its mean rank, 1 for the best, and where it is drawn."""
+    """A method with its mean rank, 1 for the best."""
 
     name: str
     mean: float
-    x: float
-    y: float
-    anchor: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """Methods whose mean ranks differ by less than the critical difference, as a bar."""
-
-    start: float
-    stop: float
-    y: float
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Mean ranks of the methods that all have a number for each of some pairs.
+    """Mean ranks of the methods that all have a number for each of some pairs, the best first.
 
     statistic, p_value: of Friedman's test; critical: the difference of mean ranks that Nemenyi's test asks for.
     """
@@ -69,13 +54,14 @@ class Ranking:
     title: str
     columns: tuple[str, ...]
     ranks: tuple[Rank, ...]
-    groups: tuple[Group, ...]
-    ticks: tuple[Label, ...]
     statistic: float
     p_value: float
     critical: float
-    height: float
-    bar: float
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """The methods, by first and last place from 0, that are closer than the critical difference."""
+        return _find_groups([rank.mean for rank in self.ranks], self.critical)
 
     @property
     def words(self) -> str:
@@ -128,41 +114,8 @@ def rank_rows(table: TableReport) -> Ranking | None:
     ranks = stats.rankdata(-means, axis=0).mean(axis=1)
     statistic, p_value = stats.friedmanchisquare(*means)
     critical = compute_critical_difference(len(rows), len(columns))
-    order = sorted(zip(rows, map(float, ranks), strict=True), key=lambda pair: pair[1])
-    return _draw(table.title, columns, order, critical, float(statistic), float(p_value))
-
-
-def _draw(
-    title: str,
-    columns: tuple[str, ...],
-    order: list[tuple[str, float]],
-    critical: float,
-    statistic: float,
-    p_value: float,
-) -> Ranking:
-    """Place the axis, the methods (the better half named on the left) and the bars of those that are close."""
-    count = len(order)
-
-    def x(rank: float) -> float:
-        return round(LEFT + (rank - 1) / (count - 1) * (WIDTH - LEFT - RIGHT), 1)
-
-    groups = _find_groups([mean for _, mean in order], critical)
-    bars = tuple(
-        Group(x(order[first][1]) - 3, x(order[last][1]) + 3, AXIS + 8 + 6 * place)
-        for place, (first, last) in enumerate(groups)
-    )
-    below, half = AXIS + 14 + 6 * len(bars), math.ceil(count / 2)
-    ranks = []
-    for place, (name, mean) in enumerate(order):
-        left = place < half
-        # The outermost method has the shortest line, so that no line crosses a name.
-        line = place if left else count - 1 - place
-        ranks.append(Rank(name, mean, x(mean), below + LINE * (line + 1), "start" if left else "end"))
-    step = max(1, round(count / 10))
-    ticks = tuple(Label(x(tick), AXIS - 6, str(tick)) for tick in range(1, count + 1, step))
-    height = below + LINE * (half + 1)
-    bar = round(critical / (count - 1) * (WIDTH - LEFT - RIGHT), 1)
-    return Ranking(title, columns, tuple(ranks), bars, ticks, statistic, p_value, critical, height, bar)
+    order = sorted(map(Rank, rows, map(float, ranks)), key=lambda rank: rank.mean)
+    return Ranking(table.title, columns, tuple(order), float(statistic), float(p_value), critical)
 
 
 def _find_groups(means: Sequence[float], critical: float) -> list[tuple[int, int]]:
