@@ -101,10 +101,7 @@ def _contestants(
     factory = RunFactory(dataset.name, dataset.fingerprint, get_protocol("lsskd"), scale, device, precision=precision)
     runs = [factory.run(method, student, teacher, 0) for method in methods]
     batch = factory.protocol.batch_size
-    contestants = [
-        Contestant("bare student step", precision, batch, _bare_step(student, batch, dataset, precision, device)),
-        Contestant("bare teacher forward", precision, batch, _bare_forward(teacher, batch, dataset, precision, device)),
-    ]
+    contestants = _bare_networks(teacher, student, batch, dataset.image_size, precision, device)
     cohorts = [(run.method, [run]) for run in runs]
     if teacher_outputs == "atlas":
         reading = [run.replace(teacher_outputs="atlas") for run in runs if reads_plain_logits_only(run)]
@@ -122,50 +119,41 @@ def _contestants(
 
 
 def _of_one_teacher(runs: Sequence[Run]) -> list[Run]:
-    """The runs that can share one cohort: those from the pair's teacher, and those from none."""
+    """Select the runs that can share one cohort: those from the pair's teacher, and those from none."""
     first = next((run for run in runs if run.teacher and not method_class(run.method).teaches_itself), None)
     return [run for run in runs if run.teacher is None or (first and teacher_key(run) == teacher_key(first))]
 
 
-def _bare_step(
-    student: str, batch: int, dataset: Dataset, precision: Precision, device: torch.device
-) -> Callable[[], None]:
-    """The simplest training step: one fixed batch, cross entropy, SGD; no data, no teacher, no method."""
-    network = placed(fresh_network(student, CLASSES, 0), device)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
-    images = _fixed_batch(batch, dataset.image_size, device)
+def _bare_networks(
+    teacher: str, student: str, batch: int, size: int, precision: Precision, device: torch.device
+) -> list[Contestant]:
+    """Make the simplest training step (cross entropy, SGD) and the teacher's forward, both on one fixed batch."""
+    images = torch.randn(batch, 3, size, size, generator=generator("speed", "batch"))
+    images = images.to(device, memory_format=torch.channels_last)
     labels = torch.arange(batch, device=device) % CLASSES
+    trained = placed(fresh_network(student, CLASSES, 0), device)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+    frozen = placed(fresh_network(teacher, CLASSES, 0), device).eval().requires_grad_(False)
 
     def step() -> None:
         with autocast(device, precision):
-            logits = network(images).logits
+            logits = trained(images).logits
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
-
-
-def _bare_forward(
-    teacher: str, batch: int, dataset: Dataset, precision: Precision, device: torch.device
-) -> Callable[[], None]:
-    network = placed(fresh_network(teacher, CLASSES, 0), device).eval().requires_grad_(False)
-    images = _fixed_batch(batch, dataset.image_size, device)
-
     def forward() -> None:
         with torch.no_grad(), autocast(device, precision):
-            network(images)
+            frozen(images)
 
-    return forward
-
-
-def _fixed_batch(batch: int, size: int, device: torch.device) -> torch.Tensor:
-    images = torch.randn(batch, 3, size, size, generator=generator("speed", "batch"))
-    return images.to(device, memory_format=torch.channels_last)
+    return [
+        Contestant("bare student step", precision, batch, step),
+        Contestant("bare teacher forward", precision, batch, forward),
+    ]
 
 
 def _cohort_step(runs: Sequence[Run], dataset: Dataset, device: torch.device, threads: int) -> Callable[[], None]:
-    """A step of the engine's own loop, with a teacher and heads that are not trained (which costs the same)."""
+    """Make a step of the engine's own loop, with a teacher and heads that are not trained (which costs the same)."""
     runs = [run.replace(start=None) for run in runs]
     # The logits of an epoch are read from an atlas at once, before its first step, which is one of those that warm up.
     settings = TrainSettings(runs=Path("runs"), dataset=dataset.name, device=str(device), threads=threads)
