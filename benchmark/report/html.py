@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from benchmark.audit.render import MEANINGS, describe_origins, describe_tiers, shorten_answer, summarise_audit
+from benchmark.audit import render as audit_words
 from benchmark.audit.verdicts import Audit
 from benchmark.report import citing, prose, ranking
 from benchmark.report.answers import make_answers
@@ -81,11 +81,7 @@ def to_html(
         decided=decided,
         faithful=faithful,
         audit=audit,
-        summarise=summarise_audit,
-        tiers=describe_tiers(audit),
-        brief=shorten_answer,
-        origins=describe_origins,
-        meanings=MEANINGS,
+        audit_words=audit_words,
         ledger=prose.to_html(ledger, "ledger-") if ledger else None,
         generated_from=report.generated_from,
         written=report.written,

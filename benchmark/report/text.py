@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.audit.render import shorten_answer, summarise_audit
+from benchmark.audit import render as audit_words
 from benchmark.audit.verdicts import Audit
 from benchmark.report.data import LEAD, TITLE, Report
 from benchmark.report.decisions import DecidedClaim
@@ -32,7 +32,7 @@ def to_markdown(
 
 def to_latex(report: Report, drawings: Sequence[Drawing], audit: Audit) -> str:
     """Render a document that inputs the tables' files; it compiles where these and the figures lie beside it."""
-    return _render("tables.tex.j2", escape_latex, report, drawings, audit, brief=shorten_answer)
+    return _render("tables.tex.j2", escape_latex, report, drawings, audit)
 
 
 def format_table(listing: ReportTable) -> Markup:
@@ -56,7 +56,7 @@ def _render(template: str, escape: Any, report: Report, drawings: Sequence[Drawi
             report=report,
             drawings=drawings,
             audit=audit,
-            summarise=summarise_audit,
+            audit_words=audit_words,
             **more,
         )
     )
