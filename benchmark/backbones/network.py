@@ -6,8 +6,8 @@ import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,16 @@ class Outputs:
     def branch_maps(self) -> tuple[Tensor, ...]:
         """The maps that auxiliary branches read, first to last."""
         return self.stages if self.tapped is None else self.tapped
+
+    def detach(self) -> Outputs:
+        """The same values without a graph."""
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map_.detach() for map_ in value)
+            return value.detach() if isinstance(value, Tensor) else value
+
+        return Outputs(**{part.name: cut(getattr(self, part.name)) for part in fields(self)})
 
 
 class Network(nn.Module, ABC):
