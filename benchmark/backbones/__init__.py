@@ -174,7 +174,7 @@ def build_branches(name: str, num_outputs: int) -> AuxiliaryBranches:
 
 
 def uses_grouped_convolutions(name: str) -> bool:
-    """Whether the network has grouped or depthwise convolutions, which run slower in bfloat16 than in float32.
+    """Tell whether the network has grouped or depthwise convolutions, which run slower in bfloat16 than in float32.
 
     Raises:
         UserError: there is no network of this name.
@@ -183,7 +183,7 @@ def uses_grouped_convolutions(name: str) -> bool:
 
 
 def is_mobile_network(name: str) -> bool:
-    """Whether the network is a MobileNet or a ShuffleNet.
+    """Tell whether the network is a MobileNet or a ShuffleNet.
 
     Raises:
         UserError: there is no network of this name.

@@ -68,7 +68,7 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, preactivations: bool = False) -> Outputs:
-        """Images [batch, 3, height, width] to `Outputs`."""
+        """Run the network on images [batch, 3, height, width]."""
 
     def make_outputs(
         self,

@@ -38,7 +38,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def subset(self, index: Tensor) -> Self:
-        """The images at the positions `index`, int64 [images]."""
+        """Select the images at the positions `index`, int64 [images]."""
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the images as evaluated, uint8 [batch, height, width, 3], and their labels, in order."""

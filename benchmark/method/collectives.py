@@ -74,7 +74,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def rows(self, images: int) -> slice:
-        """This process's rows of a batch of so many images."""
+        """Find this process's rows of a batch of so many images."""
         return rows_of(self.rank, self.size, images)
 
     @contextlib.contextmanager

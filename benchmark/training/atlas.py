@@ -80,7 +80,7 @@ class Atlas:
         return count_views(self.content["padding"], self.content["flip"])
 
     def view_folder(self, view: int) -> Path:
-        """The folder of a view's file; whoever makes the file holds the lease on it."""
+        """Name the folder of a view's file; whoever makes the file holds the lease on it."""
         return self.folder / f"view-{view:04d}"
 
     def list_missing(self) -> list[int]:
@@ -92,7 +92,7 @@ class Atlas:
         return next((self._map(path) for path in _files_in(self.view_folder(view)) if self.is_intact(path)), None)
 
     def is_intact(self, path: Path) -> bool:
-        """Whether a file matches the checksum in its name and has the shape of this atlas; read once by a process."""
+        """Tell whether a file has the checksum in its name and the shape of this atlas; read once by a process."""
         try:
             stat = path.stat()
             seen = (stat.st_size, stat.st_mtime_ns, stat.st_ino)

@@ -36,7 +36,7 @@ _known: dict[tuple[str, str], bool] = {}
 
 
 def reads_plain_logits_only(run: Run) -> bool:
-    """Whether the run's method needs nothing of its teacher but the logits of the plain view.
+    """Tell whether the run's method needs nothing of its teacher but the logits of the plain view.
 
     Raises:
         UserError: the method cannot take a step.

@@ -27,7 +27,7 @@ MOST_ITERATIONS = 1000
 
 
 def is_fitted(run: Run) -> bool:
-    """Whether the classifier of a run is fitted at once."""
+    """Tell whether the classifier of a run is fitted at once."""
     return method_class(run.method).trains == "classifier" and run.options.get("solver") == "lbfgs"
 
 
