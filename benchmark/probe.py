@@ -11,7 +11,6 @@ from rich.table import Table
 
 from benchmark.cli.app import format_command, run_app
 from benchmark.cli.options import DataRoot, DeviceName, Runs, Threads, WithoutHost
-from benchmark.core.devices import make_deterministic
 from benchmark.core.errors import UserError
 from benchmark.core.text import counted
 from benchmark.data import load_dataset
@@ -55,7 +54,6 @@ def main(
         raise UserError(f"{finished.run.id} is a probe itself; choose the run that it probes, {finished.run.start.id}")
     root = finished.folder.resolve().parent.parent
     check_writable(root, "--runs")
-    make_deterministic(executor.device, threads)
     shown = load_dataset(dataset, data_root)
     own = finished.run
     factory = RunFactory(
@@ -74,7 +72,7 @@ def main(
     for line in check_records(store, [own, probe]):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     group = RunGroup(f"{describe_run(probe)} on {shown.name}", dataset, shown, (probe,))
-    plan = ExecutionPlan("probe", [group], executor.plan_jobs([group], store, retry_failed=False), retry_failed=False)
+    plan = ExecutionPlan("probe", [group], executor.plan_jobs([group], store))
     command = format_command()
     settings = TrainSettings(
         root, "", data_root, str(executor.device), threads, command=command, without_host=without_host

@@ -125,9 +125,7 @@ def main(
         store = Store(runs)
         for line in check_records(store, collect_dependencies(group.runs)):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
-        plan = ExecutionPlan(
-            f"tune-{method}", [group], executor.plan_jobs([group], store, retry_failed=False), retry_failed=False
-        )
+        plan = ExecutionPlan(f"tune-{method}", [group], executor.plan_jobs([group], store))
     train_settings = TrainSettings(runs, "", data_root, str(executor.device), threads, command=format_command())
     summary = executor.train(plan, train_settings, store, console)
     if summary.stopped:

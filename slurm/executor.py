@@ -75,50 +75,50 @@ class Slurm:
                 f"{self.profile.gpus}; make them equal"
             )
 
-    def plan_jobs(self, parts: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
+    def plan_jobs(self, groups: Sequence[RunGroup], store: Store, retry_failed: bool = False) -> JobsByDataset:
         """All jobs, even those that are done, grouped as the profile says and priced by what was measured."""
-        return self._price_jobs(parts, store, self.profile.grouping)
+        return self._price_jobs(groups, store, self.profile.grouping)
 
-    def _price_jobs(self, parts: Sequence[RunGroup], store: Store, grouping: Grouping) -> JobsByDataset:
+    def _price_jobs(self, groups: Sequence[RunGroup], store: Store, grouping: Grouping) -> JobsByDataset:
         rates = _measure_rates(self.profile, store.root)
         plans = {}
-        for source, runs, images in group_by_source(parts):
+        for source, runs, images in group_by_source(groups):
             size, count = images.image_size, len(images.train.labels)
             jobs = all_jobs(runs, store, grouping, size, count)
             plans[_name_dataset(source)] = price_jobs(jobs, rates, size, count)
         return plans
 
-    def print_plan(self, order: ExecutionPlan, store: Store, console: Console) -> None:
+    def print_plan(self, plan: ExecutionPlan, store: Store, console: Console) -> None:
         """Print the arrays that jobs form, what they wait for, and what each grouping costs."""
-        print_groups(console, order.groups, store)
+        print_groups(console, plan.groups, store)
         rates = _measure_rates(self.profile, store.root)
-        print_arrays(console, order.jobs, store, self.profile, order.retry_failed)
-        prices = [self._price(order, store, grouping) for grouping in get_args(Grouping)]
-        runs = [(run, images.image_size) for _, runs, images in group_by_source(order.groups) for run in runs]
-        for source, _, images in group_by_source(order.groups):
-            pending = pending_jobs(order.jobs[_name_dataset(source)], store, order.retry_failed)
+        print_arrays(console, plan.jobs, store, self.profile, plan.retry_failed)
+        prices = [self._price(plan, store, grouping) for grouping in get_args(Grouping)]
+        runs = [(run, images.image_size) for _, runs, images in group_by_source(plan.groups) for run in runs]
+        for source, _, images in group_by_source(plan.groups):
+            pending = pending_jobs(plan.jobs[_name_dataset(source)], store, plan.retry_failed)
             if price := price_atlases([job.runs for job in pending], images, store):
                 for line in price.describe():
                     console.print(line, highlight=False, soft_wrap=True)
         print_prices(console, prices, self.profile, sum(rates.is_measured(*each) for each in runs), len(runs))
 
-    def _price(self, order: ExecutionPlan, store: Store, grouping: Grouping) -> SweepPrice:
-        groups = self._price_jobs(order.groups, store, grouping).values()
-        jobs = [job for group in groups for job in pending_jobs(group, store, order.retry_failed)]
+    def _price(self, plan: ExecutionPlan, store: Store, grouping: Grouping) -> SweepPrice:
+        priced = self._price_jobs(plan.groups, store, grouping).values()
+        jobs = [job for jobs in priced for job in pending_jobs(jobs, store, plan.retry_failed)]
         return estimate_price(grouping, jobs, self.profile)
 
-    def train(self, order: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
+    def train(self, plan: ExecutionPlan, settings: TrainSettings, store: Store, console: Console) -> ExecutionSummary:
         """Submit all jobs and, if this command waits, watch them until all have ended."""
         client.check_installed()
-        if not any(pending_jobs(jobs, store, order.retry_failed) for jobs in order.jobs.values()):
+        if not any(pending_jobs(jobs, store, plan.retry_failed) for jobs in plan.jobs.values()):
             console.print("nothing to train: every run has its record")
             return ExecutionSummary()
         say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-        targets = {part.title: part.runs for part in order.groups}
-        request = SweepRequest(order.title, settings.command, self.profile.grouping, targets, order.jobs)
+        targets = {group.title: group.runs for group in plan.groups}
+        request = SweepRequest(plan.title, settings.command, self.profile.grouping, targets, plan.jobs)
         sweep, is_new = create_or_open_sweep(settings.runs, request)
         sweep.write_settings(settings, self.profile)
-        again = resume(sweep) + (retry(sweep) if order.retry_failed else [])
+        again = resume(sweep) + (retry(sweep) if plan.retry_failed else [])
         say(f"sweep {sweep.name}: {'planned' if is_new else 'taken up'}, {counted(len(sweep.plan.jobs), 'job')}")
         if again:
             say(f"{len(again)} of them are to do once more")
@@ -139,7 +139,7 @@ class Slurm:
                 "command, given again, watches it and renders what it gave."
             )
             raise Detached(leaving.code if isinstance(leaving, Detached) else INTERRUPTED) from None
-        return _summarize(sweep, order.jobs)
+        return _summarize(sweep, plan.jobs)
 
 
 @functools.lru_cache(maxsize=1)

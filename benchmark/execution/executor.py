@@ -41,7 +41,7 @@ class ExecutionPlan:
     title: str
     groups: Sequence[RunGroup]
     jobs: JobsByDataset
-    retry_failed: bool
+    retry_failed: bool = False
     verbose: bool = False
 
 
@@ -70,7 +70,7 @@ class Executor(Protocol):
             UserError: it cannot train a run.
         """
 
-    def plan_jobs(self, groups: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
+    def plan_jobs(self, groups: Sequence[RunGroup], store: Store, retry_failed: bool = False) -> JobsByDataset:
         """Plan the jobs of all groups by dataset; a run that several groups need is planned once."""
 
     def print_plan(self, plan: ExecutionPlan, store: Store, console: Console) -> None:

@@ -48,7 +48,7 @@ class Local:
         for run in runs:
             check_sharing(run, str(self.device), self.workers)
 
-    def plan_jobs(self, groups: Sequence[RunGroup], store: Store, retry_failed: bool) -> JobsByDataset:
+    def plan_jobs(self, groups: Sequence[RunGroup], store: Store, retry_failed: bool = False) -> JobsByDataset:
         """Plan the jobs of all runs without a record, enough to keep every process busy."""
         jobs = {}
         for source, runs, images in group_by_source(groups):
