@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from benchmark.core.errors import unknown_name
@@ -14,8 +15,7 @@ __all__ = ["Dataset", "ImageSet", "Images", "dataset_names", "load_dataset"]
 LOADERS = {
     **{module.NAME: module.load for module in (digits, cifar100, tiny_imagenet, imagenet, stl10)},
     tiny_imagenet.SMALL_NAME: tiny_imagenet.load_small,
-    "digits-0-4": digits.load_lower_half,
-    "digits-5-9": digits.load_upper_half,
+    **{name: partial(digits.load, name=name) for name in digits.SHOWN if name != digits.NAME},
 }
 
 

@@ -21,30 +21,20 @@ SIZE = 8
 BRIGHTEST = 16
 TEST_SHARE = 0.2
 PADDING = 1
-CLASSES = tuple("0123456789")
-HALVES = {"digits-0-4": range(5), "digits-5-9": range(5, 10)}
-"""Two datasets without a class in common: what was learnt on one is probed on the other."""
+SHOWN = {NAME: range(10), "digits-0-4": range(5), "digits-5-9": range(5, 10)}
+"""The digits of each dataset. The halves have no class in common: what was learnt on one is probed on the other."""
 
 
-def load(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
-    """Load the digits, a stratified fifth of them for testing. Like every loader it takes folders, but reads none."""
-    return _make(NAME, range(len(CLASSES)))
+def load(
+    data_root: Path | None = None, cache_root: Path | None = None, download: bool = True, name: str = NAME
+) -> Dataset:
+    """Load the digits of `SHOWN`, a stratified fifth for testing; the labels count from the first of them.
 
-
-def load_lower_half(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
-    """Load the digits 0 to 4, split as by `load`."""
-    return _make("digits-0-4", HALVES["digits-0-4"])
-
-
-def load_upper_half(data_root: Path | None = None, cache_root: Path | None = None, download: bool = True) -> Dataset:
-    """Load the digits 5 to 9, split as by `load`."""
-    return _make("digits-5-9", HALVES["digits-5-9"])
-
-
-def _make(name: str, shown: range) -> Dataset:
-    """Make the dataset of the digits `shown`, whose labels count from the first of them."""
+    The other arguments are those of every dataset's loader; nothing is read from these folders.
+    """
+    shown = SHOWN[name]
     table = _read_table()
-    classes = tuple(CLASSES[digit] for digit in shown)
+    classes = tuple(str(digit) for digit in shown)
     grey = table[:, :-1].reshape(-1, SIZE, SIZE)
     # Rounded to the nearest of 256 levels in whole numbers, the same on every machine.
     levels = (grey * 255 + BRIGHTEST // 2) // BRIGHTEST
