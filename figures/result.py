@@ -44,7 +44,7 @@ class Number:
 
     @property
     def summary(self) -> Summary | None:
-        """Mean and spread over seeds; None of nothing."""
+        """Mean and spread over seeds; None without any."""
         return summarise(self.values.values()) if self.values else None
 
 
@@ -64,7 +64,7 @@ class PanelResult:
     comparable: bool
 
     def cell(self, method: str, fraction: float = 1.0) -> Cell:
-        """The cell of a method at a fraction of the training images."""
+        """Get the cell of a method at a fraction of the training images."""
         return self.cells.get((method, fraction)) or Cell(method, self.panel.title, (), "not run yet")
 
     def has_values(self) -> bool:
@@ -80,7 +80,7 @@ class PanelResult:
 
     @property
     def stands_in(self) -> bool:
-        """Whether its dataset or its networks are others than those that its title names."""
+        """Whether its dataset or networks differ from those that its title names."""
         return not self.on_its_dataset or base_scale(self.scale) in self.panel.at_scale
 
     @property
@@ -107,7 +107,7 @@ class PanelResult:
         return self.panel.published if self.on_its_dataset else ()
 
     def stages(self, method: str, metric: StageMetric) -> tuple[BySeed, ...]:
-        """Accuracy in % of each auxiliary classifier by seed, from the first stage on; empty if there is none.
+        """List the accuracy in % of each auxiliary classifier by seed, from the first stage on; empty if there is none.
 
         stages: of the class, on upright images; stages_joint: of class and rotation, on the four rotated views.
         """
@@ -119,12 +119,12 @@ class PanelResult:
         )
 
     def stage_count(self, methods: Sequence[str]) -> int:
-        """The number of stages that any of the methods has a classifier after."""
+        """Count the stages after which any of the methods has a classifier."""
         counts = [len(self.stages(method, metric)) for method in methods for metric in STAGE_METRICS]
         return max(counts, default=0)
 
     def numbered_stages(self, method: str, metric: StageMetric, count: int) -> dict[int, BySeed]:
-        """Accuracy by the number of the stage, 1 to `count`; fewer classifiers are those of the deepest stages."""
+        """Number the accuracies of the stages from 1 to `count`; fewer classifiers are those of the deepest stages."""
         values = self.stages(method, metric)
         return {count - len(values) + place + 1: by_seed for place, by_seed in enumerate(values)}
 
@@ -225,7 +225,7 @@ class FigureResult:
         return (*texts, *failures)
 
     def numbers(self) -> Iterator[Number]:
-        """Every number that the figure has or could have, in reading order."""
+        """List every number that the figure has or could have, in reading order."""
         for panel in self.panels:
             for method in self.methods:
                 yield from self._shares(panel, method) if self.figure.fractions else self._stages(panel, method)
@@ -256,5 +256,5 @@ def select_by_seed(cell: Cell) -> BySeed:
 
 
 def named(dataset: str) -> str:
-    """The name of a dataset, or of the file that describes one."""
+    """Name a dataset, or the file that describes one."""
     return Path(dataset).stem if dataset.endswith(".toml") else dataset

@@ -67,7 +67,7 @@ class Panel(ScaledNetworks):
     probe: Probing | None = None
 
     def dataset_for(self, scale: str) -> str | None:
-        """The name of the dataset, or the path of its file, at a scale; None where the panel is not drawn."""
+        """Choose the name of the dataset, or the path of its file, at a scale; None where the panel is not drawn."""
         return choose_for_scale(self.dataset, scale)
 
     @property
@@ -135,18 +135,18 @@ class Figure(FrozenModel):
         return f"allowed: {', '.join(self.all_methods)}"
 
     def title(self, method: str) -> str:
-        """What a method is called in the figure."""
+        """Say what a method is called in the figure."""
         return self.titles.get(method, method)
 
     def protocol_for(self, scale: str) -> str:
-        """The name of the protocol at a scale or one stretched from it: `lsskd` where the file names none."""
+        """Choose the protocol at a scale or one stretched from it, by name: `lsskd` where the file names none."""
         return choose_for_scale(self.protocol, base_scale(scale)) or DEFAULT_PROTOCOL
 
     def at(self, scale: str) -> Figure:
-        """The figure with the panels that are drawn at a scale, and their networks there.
+        """Reduce the figure to the panels that are drawn at a scale, with their networks there.
 
         Raises:
-            UserError: none is.
+            UserError: no panel is drawn there.
         """
         panels = tuple(panel.at(scale) for panel in self.panels if panel.dataset_for(scale) is not None)
         if not panels:
@@ -158,7 +158,7 @@ class Figure(FrozenModel):
         return self.model_copy(update={"panels": panels})
 
     def on(self, dataset: str, scale: str) -> Figure:
-        """The figure at a scale, on one dataset by name: its panels of it, or else all on it, no pair twice."""
+        """Reduce the figure to one dataset at a scale: to its panels of it, or else all panels on it; no pair twice."""
         panels = [panel for panel in self.panels if dataset in panel.datasets] or self.panels
         by_pair = {panel.pair: panel for panel in reversed([panel.at(scale) for panel in panels])}
         return self.model_copy(update={"panels": tuple(reversed(by_pair.values()))})

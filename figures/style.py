@@ -69,12 +69,12 @@ class Style:
 
     @property
     def width(self) -> float:
-        """Of its line, in points."""
+        """The width of its line, in points."""
         return 2.2 if self.highlighted else 1.2
 
     @property
     def size(self) -> float:
-        """Of its marker, in points."""
+        """The size of its marker, in points."""
         return 6.0 if self.highlighted else 4.8
 
     @property

@@ -69,16 +69,16 @@ class Literature(FrozenModel):
     publications: tuple[Publication, ...]
 
     def find(self, method: str, tier: Tier) -> Publication | None:
-        """The publication of a method in a tier, if there is one."""
+        """Find the publication of a method in a tier; None if there is none."""
         return next((found for found in self.publications if (found.method, found.tier) == (method, tier)), None)
 
     def baseline(self, lineage: str) -> dict[str, float]:
-        """The student of a lineage as it is without distillation, in %, by column."""
+        """Find what the student of a lineage reaches without distillation, in %, by column."""
         students = (found for found in self.publications if (found.method, found.lineage) == (STUDENT, lineage))
         return next(students).numbers
 
     def gains(self, publication: Publication) -> dict[str, float]:
-        """How far a publication is above the baseline of its own lineage, by column."""
+        """Compute how far a publication is above the baseline of its own lineage, by column."""
         base = self.baseline(publication.lineage)
         return {column: number - base[column] for column, number in publication.numbers.items() if column in base}
 

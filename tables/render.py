@@ -160,7 +160,7 @@ def _csv_fields(cell: Cell, row: Row, position: int, result: TableResult) -> dic
 
 
 def _csv_published(tier: str, found: Published | None, position: int, gains: bool) -> dict[str, object]:
-    """The fields of a number from elsewhere; none where there is none."""
+    """Make the fields of a number from elsewhere; none where there is no number."""
     number = get_number(found.mean, position) if found else None
     if found is None or number is None:
         return {}

@@ -92,7 +92,7 @@ class Cell:
     metric: str = "top1"
 
     def by_seed(self) -> dict[int, float]:
-        """The values by seed, for differences that are paired."""
+        """Collect the values by seed, for paired differences."""
         return {run.seed: float(run.metrics[self.metric]) for run in self.finished}
 
 
@@ -151,13 +151,13 @@ class TableResult:
         return (*([teachers] if any(column.teacher for column in self.table.columns) else []), *self.table.rows)
 
     def cell(self, row: str, column: str) -> Cell:
-        """The cell of a row, or of the teachers, and a column."""
+        """Get the cell of a row, or of the teachers, in a column."""
         if row == TEACHER:
             return self.teacher(column)
         return self.cells.get((row, column)) or Cell(row, column, (), "not run yet")
 
     def teacher(self, column: str) -> Cell:
-        """The cell of a column's teacher."""
+        """Get the cell of a column's teacher."""
         return self.teachers.get(column) or Cell(TEACHER, column, (), "not run yet")
 
     @property

@@ -63,7 +63,7 @@ class ScaledNetworks(Networks):
     at_scale: Annotated[dict[Name, Networks], AfterValidator(check_scales)] = Field(default={})
 
     def at(self, scale: str) -> Self:
-        """The same with its networks of a scale."""
+        """Replace its networks by those of a scale."""
         networks = self.at_scale.get(scale, self)
         return self.model_copy(update={"student": networks.student, "teacher": networks.teacher})
 
@@ -82,7 +82,7 @@ class Probing(FrozenModel):
         return value
 
     def source_at(self, scale: str) -> str | None:
-        """The dataset's name, or the path of its file, at a scale or one stretched from it; None if there is none."""
+        """Choose the dataset at a scale or one stretched from it, by its name or file; None if there is none."""
         return choose_for_scale(self.dataset, base_scale(scale))
 
 
@@ -98,7 +98,7 @@ class Column(ScaledNetworks):
     probe: Probing | None = None
 
     def tested_on(self, scale: str) -> str | None:
-        """The name of the dataset that its students are probed on at a scale; None where they are not probed."""
+        """Name the dataset on which its students are probed at a scale; None where they are not probed."""
         source = self.probe.source_at(scale) if self.probe else None
         return Path(source).stem if source else None
 
@@ -216,17 +216,17 @@ class Table(FrozenModel):
             yield f"row {row.name}: printed", row.printed
 
     def at(self, scale: str) -> Table:
-        """The table with each column's networks of a scale, and the rows that are shown there."""
+        """Replace each column's networks by those of a scale, and keep the rows that are shown there."""
         columns = tuple(column.at(scale) for column in self.columns)
         rows = tuple(row for row in self.rows if not row.scales or scale in row.scales)
         return self.model_copy(update={"columns": columns, "rows": rows})
 
     def protocol_for(self, scale: str) -> str:
-        """The name of the protocol at a scale: `lsskd` where the file names none."""
+        """Choose the protocol at a scale, by name: `lsskd` where the file names none."""
         return choose_for_scale(self.protocol, scale) or DEFAULT_PROTOCOL
 
     def dataset_for(self, scale: str) -> str:
-        """The name of the dataset, or the path of its file, at a scale.
+        """Choose the dataset at a scale, by its name or the path of its file.
 
         Raises:
             UserError: the table names none for this scale.

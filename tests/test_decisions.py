@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -325,9 +326,11 @@ def test_a_report_lists_what_sweeps_decided_and_leaves_other_files_out(tmp_path:
     report = sweep.make_report(sweep.judge(cast(Store, records)), "table_t_test")
     path = write_decisions(report, tmp_path)
     (tmp_path / "decision_table_x.json").write_text('{"claim": "A > B"}')
-    (decided,), (refused,) = read_decisions(tmp_path)
+    os.mkfifo(tmp_path / "decision_table_y.json")
+    (decided,), (refused, pipe) = read_decisions(tmp_path)
     assert decided.report == report
     assert path.name == report.file_name
     assert refused.startswith("decision_table_x.json is no file of decisions")
+    assert pipe.startswith("decision_table_y.json is no file of decisions"), "nobody writes into it, so nothing waits"
     assert [line[5].text for line in decided.listing.rows] == ["holds", "not decided"]
     assert decided.listing.rows[0][1].below == "margin +0.50"

@@ -82,7 +82,7 @@ class PairCurves:
 
 
 def collect_pair_curves(result: TableResult, records: Mapping[str, Record]) -> PairCurves | None:
-    """The curves of the column that most rows have curves in; None where no column has two.
+    """Collect the curves of the column in which most rows have one; None where no column has two.
 
     records: by run id.
     """
@@ -98,7 +98,7 @@ def collect_pair_curves(result: TableResult, records: Mapping[str, Record]) -> P
 
 
 def _make_curve(name: str, cell: Cell, records: Mapping[str, Record]) -> Curve | None:
-    """The curve of a cell at the epochs that all its seeds were tested after."""
+    """Make the curve of a cell, of the epochs after which all its seeds were tested; None for too few of them."""
     runs = [
         {int(epoch["epoch"]): float(epoch[cell.metric]) for epoch in record["epochs"] if cell.metric in epoch}
         for seed in cell.finished
@@ -123,7 +123,7 @@ def write_curves(curves: PairCurves, folder: Path, stem: str) -> list[Path]:
 
 
 def to_csv(curves: PairCurves) -> str:
-    """A line for each row and epoch."""
+    """Write a line for each row and epoch."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["column", "row", "epoch", "n", "mean", "lowest", "highest"])
@@ -135,7 +135,7 @@ def to_csv(curves: PairCurves) -> str:
 
 
 def draw(curves: PairCurves) -> Figure:
-    """The drawing; call it within `figures.style.settings`."""
+    """Draw the curves; call this within `figures.style.settings`."""
     with import_matplotlib():
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator

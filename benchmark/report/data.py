@@ -51,7 +51,7 @@ class TableReport:
     gains: ReportTable | None = None
 
     def file(self, ending: str) -> Markup:
-        """The name of one of its files, which holds nothing that a format would read (letters, digits and `._-`)."""
+        """Name one of its files; the name holds nothing that a format would read (letters, digits and `._-`)."""
         return Markup(f"{self.stem}.{ending}")
 
     @functools.cached_property

@@ -42,7 +42,7 @@ class DecidedClaim:
 
     @classmethod
     def of(cls, report: DecisionReport) -> DecidedClaim:
-        """Lay out what a sweep decided."""
+        """Lay out what a sweep decided as a table."""
         lines = []
         for each in report.decisions:
             margin = f"margin {format_signed(each.margin)}" if each.margin else ""
@@ -65,7 +65,7 @@ class DecidedClaim:
 
 
 def read_decisions(folder: Path) -> tuple[list[DecidedClaim], list[str]]:
-    """What sweeps left in a folder of reports, and a line on each file that cannot be read."""
+    """Read what sweeps left in a folder of reports; return it, and a line on each file that cannot be read."""
     decided, refused = [], []
     for path in sorted(folder.glob(f"{PREFIX}*.json")):
         try:

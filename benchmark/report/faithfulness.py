@@ -44,7 +44,7 @@ class FaithfulnessListing:
 
 
 def read_faithfulness(folder: Path) -> tuple[FaithfulnessListing | None, list[str]]:
-    """What `benchmark.faithfulness` left in a folder of reports, or None, and a line on a file that cannot be read."""
+    """Read what `benchmark.faithfulness` left in a folder of reports, if anything, or say why it cannot be read."""
     path = folder / f"{STEM}.json"
     if not path.is_file():
         return None, []

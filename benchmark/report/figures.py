@@ -42,7 +42,7 @@ class Drawing:
     result: FigureResult | None = None
 
     def file(self, ending: str) -> Markup:
-        """The name of one of its files, which holds nothing that a format would read."""
+        """Name one of its files; the name holds nothing that a format would read."""
         return Markup(self.files[ending].name)
 
     @property

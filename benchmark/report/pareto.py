@@ -31,7 +31,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Point:
-    """A row of a table by cost and accuracy; front: no other row is as good for less."""
+    """A row of a table by cost and accuracy; front: whether no other row is as good for less."""
 
     name: str
     cost: float

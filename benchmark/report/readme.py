@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def collect_measured(results: Path = RESULTS) -> PairCurves | None:
-    """The pair with the most curves among the tables on real data; None where there is none."""
+    """Collect the curves of the pair that has the most, among the tables on real data; None where there is none."""
     if not results.is_dir():
         return None
     report = collect_report(results)
@@ -47,7 +47,7 @@ def collect_measured(results: Path = RESULTS) -> PairCurves | None:
 
 
 def make_block(curves: PairCurves | None) -> str:
-    """The README's part on what is measured: a table, a picture, and what can be concluded."""
+    """Write the README's part on what is measured: a table, a picture, and what can be concluded."""
     if curves is None:
         return NOTHING
     result, column = curves.result, curves.column

@@ -102,7 +102,7 @@ def _status(record: Record) -> tuple[str, str]:
 
 
 def has_curves(record: Record) -> bool:
-    """Whether there is more than a point to draw."""
+    """Check whether there is more than a point to draw."""
     return len(record.get("epochs", ())) > 1
 
 
