@@ -38,6 +38,8 @@ order of batches."""
 PROBE = "Probe"
 """The method of runs that probe the student of another run."""
 
+Artifact = Run | ReleasedTeacher
+"""A teacher, or the head of one, that was trained here or came from a file."""
 Share = tuple[float, int]
 """A share of the training images, and the seed that selects them."""
 ALL_IMAGES: Share = (1.0, 0)
@@ -113,8 +115,9 @@ class RunFactory(TrainingOptions):
         """
         cls = method_class(method)
         augmentation = augmentation or self.augmentation
-        artifact: Run | ReleasedTeacher | None = None
-        head: Run | ReleasedTeacher | None = None
+        own = (self.fraction, seed)
+        artifact: Artifact | None = None
+        head: Artifact | None = None
         start: Run | None = None
         if cls.needs_teacher:
             network = student if cls.teaches_itself else teacher
@@ -122,11 +125,10 @@ class RunFactory(TrainingOptions):
                 raise UserError(f"{method} needs a teacher and {student} has none; choose it in a table of pairs")
             teacher_seed = self.teacher_seed(student, network, seed)
             # A teacher that is the student itself learns from the student's images.
-            share = (self.fraction, seed) if self.teacher_data == "same" or cls.teaches_itself else ALL_IMAGES
+            share = own if self.teacher_data == "same" or cls.teaches_itself else ALL_IMAGES
             artifact = self._teacher(cls.teacher_method, network, teacher_seed, share)
             if cls.teacher_head is not None:
                 head = self._head(cls.teacher_head, cls.teacher_method, artifact, teacher_seed, share)
-        own = (self.fraction, seed)
         if cls.start is not None:
             start = self._artifact(cls.start, student, seed, own, artifact, augmentation)
         return self._run(method, student, seed, own, artifact, head, start, augmentation)
@@ -160,15 +162,13 @@ class RunFactory(TrainingOptions):
         own = TEACHER_SEED if self.teacher_seeds == "shared" else seed
         return own + SELF_TEACHER_SEED if teacher == student else own
 
-    def _teacher(self, method: str, network: str, seed: int, share: Share) -> Run | ReleasedTeacher:
+    def _teacher(self, method: str, network: str, seed: int, share: Share) -> Artifact:
         released = self.released.get(network)
         if released and (method == "Baseline" or released.has_branches):
             return released.teacher
         return self._artifact(method, network, seed, share)
 
-    def _head(
-        self, head: str, teacher_method: str, teacher: Run | ReleasedTeacher, seed: int, share: Share
-    ) -> Run | ReleasedTeacher:
+    def _head(self, head: str, teacher_method: str, teacher: Artifact, seed: int, share: Share) -> Artifact:
         if head == teacher_method:
             return teacher
         if isinstance(teacher, Run):
@@ -183,7 +183,7 @@ class RunFactory(TrainingOptions):
         student: str,
         seed: int,
         share: Share,
-        teacher: Run | ReleasedTeacher | None = None,
+        teacher: Artifact | None = None,
         augmentation: Augmentation = "standard",
     ) -> Run:
         key = (method, student, seed, share, teacher, augmentation)
@@ -197,8 +197,8 @@ class RunFactory(TrainingOptions):
         student: str,
         seed: int,
         share: Share,
-        teacher: Run | ReleasedTeacher | None = None,
-        head: Run | ReleasedTeacher | None = None,
+        teacher: Artifact | None = None,
+        head: Artifact | None = None,
         start: Run | None = None,
         augmentation: Augmentation = "standard",
     ) -> Run:
