@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -94,12 +94,6 @@ def step_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> St
 
 def run_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> dict[str, int]:
     """Count what training a whole run costs, as its record says; labels: see `step_cost`."""
-    cost = step_cost(run, num_classes, image_size, labels)
-    return {
-        "images": len(labels),
-        "image_size": image_size,
-        "parameters": cost.parameters,
-        "parameters_in_training": cost.parameters_in_training,
-        "multiply_adds": cost.multiply_adds,
-        "training_multiply_adds": cost.training_multiply_adds * len(labels) * run.schedule.epochs,
-    }
+    cost = asdict(step_cost(run, num_classes, image_size, labels))
+    cost["training_multiply_adds"] *= len(labels) * run.schedule.epochs
+    return {"images": len(labels), "image_size": image_size, **cost}
