@@ -211,7 +211,7 @@ def main(
         groups = [group for target in targets for group in target.groups]
         _check_plan(groups, options, executor, store, dry_run, console)
         sweep = make_sweep(claims, targets, options, retry_failed)
-        # A sweep that is to decide plans the jobs of one round at a time.
+        # A sweep that decides a claim plans the jobs of one round at a time.
         jobs = {} if sweep else executor.plan_jobs(groups, store, retry_failed)
         plan = ExecutionPlan(make_title([*tables, *figures], scale), groups, jobs, retry_failed, verbose)
     if dry_run:
@@ -316,7 +316,7 @@ def train_and_render(
         runs = collect_dependencies(run for group in plan.groups for run in group.runs)
         page = write_overview(rendered, runs, store, reports, report)
     except CorruptRun as damage:
-        # Since all was planned; or by something that left the file's time as it was when the file was whole.
+        # It was damaged after planning, or by something that kept the file's modification time.
         store.quarantine(damage.run)
         raise UserError(f"{damage.run.id} was damaged and is put aside; call the same command again") from damage
     console.print(Text(f"Open {page}", style="bold"), soft_wrap=True)

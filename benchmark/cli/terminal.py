@@ -28,7 +28,7 @@ REPLACEMENTS = {
     "\N{GREEK SMALL LETTER LAMDA}": "lambda",
     "\N{LATIN SMALL LETTER SHARP S}": "ss",
 }
-"""What is printed for characters that neither decompose into ASCII ones nor are letters with a name."""
+"""What is printed for characters that have no ASCII parts, and whose names do not tell it either."""
 ERRORS = "benchmark-spell"
 """The name of `spell_characters` among Python's handlers of encoding errors."""
 

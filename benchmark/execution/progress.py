@@ -146,7 +146,7 @@ def exit_code(summary: ExecutionSummary, console: Console) -> int:
     """The exit code of a command that trained, after telling what went wrong.
 
     Raises:
-        UserError: something that the user must mend kept jobs from outcome.
+        UserError: the user must correct something before the jobs can be trained.
     """
     if summary.stopped:
         console.print("stopped; finished work and checkpoints are kept; run the same command again to continue")

@@ -93,7 +93,7 @@ def quarantine_file(path: Path) -> Path | None:
     for number in itertools.count(1):
         target = path.with_name(f"damaged-{path.name}-{number}")
         try:
-            # Whoever makes it owns the number: to rename onto a name takes the place of what another put aside there.
+            # The process that makes the file owns the number; a rename alone could replace what another put aside.
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
             continue
@@ -140,7 +140,7 @@ def check_writable(folder: Path, option: str) -> None:
         longest = max((len(os.fsencode(part)) for part in folder.relative_to(existing).parts), default=0)
         if longest > os.pathconf(existing, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        # What the rights allow the file system may still refuse, to an administrator above all.
+        # The file system may refuse what the rights allow, above all to an administrator.
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:

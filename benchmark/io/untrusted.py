@@ -105,7 +105,7 @@ class ForeignFolder:
         Raises:
             UntrustedInputError: it is missing, a link, no plain file, has more than `most` bytes, or cannot be read.
         """
-        # Asked before it is opened, because to open a pipe waits for its writer, and a device may do anything.
+        # The mode is read first: opening a pipe waits for its writer, and opening a device may do anything.
         try:
             mode = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode
         except (OSError, ValueError) as error:

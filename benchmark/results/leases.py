@@ -104,7 +104,7 @@ class LeaseManager:
         """
         owner = this_owner()
         for path in (folder, self.root / OWNERS):
-            # Whoever holds the lease removes files there, and a folder from elsewhere may lead to other files.
+            # The holder of a lease removes files there, and a link could lead it to other files.
             if path.is_symlink():
                 raise UserError(f"{path} is a link, which may lead anywhere; put a real folder in its place")
         try:

@@ -79,7 +79,7 @@ def provenance(command: str, device: torch.device) -> dict[str, Any]:
 
 
 def anonymise(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Provenance as it may be published: without host names, and with `PATH` for each path that leaves the folder."""
+    """Provenance that may be published: no host names, and `PATH` for each path that is absolute or leads upwards."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -91,7 +91,7 @@ def anonymise(provenance: dict[str, Any]) -> dict[str, Any]:
     cleaned: dict[str, Any] = clean(provenance)
     command = cleaned.pop("command", None)
     if isinstance(command, str):
-        # What is no command line stays left out.
+        # A text that is no command line is left out.
         with contextlib.suppress(ValueError):
             # Word by word, because paths with spaces are quoted.
             cleaned["command"] = shlex.join(clean(shlex.split(provenance["command"])))
