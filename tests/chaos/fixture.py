@@ -25,6 +25,7 @@ from benchmark.planning.request import RunFactory, collect_dependencies
 from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.training import cohort as cohorts
+from benchmark.training import cost as costs
 from benchmark.training import job as jobs
 from benchmark.training.cost import StepCost
 from benchmark.training.settings import TrainSettings
@@ -101,7 +102,7 @@ def hurry() -> None:
     """
     os.fsync = _leave_to_the_system
     cohorts.COST_OF_A_CHECKPOINT = 0
-    cohorts.step_cost = lambda *_: StepCost(1, 1, 1, 1)
+    costs.step_cost = lambda *_: StepCost(1, 1, 1, 1)
     jobs.WAIT_SECONDS = 0.05
 
 
