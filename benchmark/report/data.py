@@ -168,17 +168,18 @@ def collect_report(
     rows = dict.fromkeys(row.name for table in specifications for row in table.rows)
     if method != OWN_METHOD and method not in (*rows, *method_names()):
         raise unknown_name("row of the tables or method", method, dict.fromkeys((*rows, *method_names())))
-    records, damaged = Store(root).read_all()
+    store = Store(root)
+    records, damaged = store.read_all()
     if without_host:
         records = [anonymise_record(record) for record in records]
-    query = RecordQuery(records, Store(root).teacher_metrics())
+    query = RecordQuery(records, store.teacher_metrics())
     pairs = list(zip(query.runs, query.records, strict=True))
     settings = [
         found for found in query.settings() if not scale or scale in (found.scale.name, base_scale(found.scale.name))
     ]
     settings.sort(key=_order)
     results = [result for table in specifications for result in make_table_results(table, query, settings)]
-    edges, unreadable = runs.load_edges(pairs, {run.id: Store(root).folder(run) for run in query.runs})
+    edges, unreadable = runs.load_edges(pairs, {run.id: store.folder(run) for run in query.runs})
     damaged += unreadable
     if without_host:
         damaged = [line.replace(str(root), root.name) for line in damaged]
@@ -192,7 +193,7 @@ def collect_report(
         provenance=runs.list_provenance(query.records),
         exported=runs.list_edges(pairs, edges),
         curves=runs.collect_curves(pairs),
-        weights=_find_weights(Store(root), query.runs),
+        weights=_find_weights(store, query.runs),
         damaged=tuple(damaged),
         generated_from=describe_environment(),
         written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

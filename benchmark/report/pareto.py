@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ def _place(title: str, unit: str, note: str, points: list[Point]) -> CostPicture
                 down += 3
             taken.append((begin, begin + wide, down))
             label = Label(round(at[0] - 8 if anchor == "end" else at[0] + 8, 1), round(down, 1), point.name)
-        placed.append(Point(point.name, point.cost, point.accuracy, point.front, *at, label, anchor))
+        placed.append(dataclasses.replace(point, x=at[0], y=at[1], label=label, anchor=anchor))
     front = [point for point in placed if point.front]
     path = "".join(f"H{point.x}V{point.y}" if place else f"M{point.x} {point.y}" for place, point in enumerate(front))
     steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
