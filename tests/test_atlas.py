@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmark.core.protocols import get_scale
 from benchmark.core.spec import Run
 from benchmark.data import dataset_names
 from benchmark.data.augmentation import EpochPlan, Recipe, TrainingSource
@@ -297,6 +298,12 @@ def test_a_method_says_by_its_needs_whether_it_can_read(method: str, can_read: b
     run = engine.run_of(method)
     assert reads_plain_logits_only(run) == can_read
     assert kd(method=method).teacher_outputs == ("atlas" if can_read else "live")
+
+
+def test_the_needs_of_a_method_do_not_depend_on_the_batches_of_a_scale() -> None:
+    # SemCKD compares maps in whole batches only. Options of its own, so that nothing is known of it yet.
+    run = engine.run_of("SemCKD", options={"SemCKD": {"reduction": 2}})
+    assert not reads_plain_logits_only(run.replace(scale=get_scale("demo")))
 
 
 def test_a_method_that_reads_more_than_logits_after_all_is_told() -> None:

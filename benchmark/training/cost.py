@@ -43,7 +43,8 @@ class StepProbe:
     def __init__(self, run: Run, num_classes: int, image_size: int, labels: Tensor) -> None:
         """labels: of all training images of the run, int64 [images], because some methods keep a table of them."""
         self.batch_size = min(BATCH, len(labels))
-        # Precision, first weights, images and processes do not change what is computed.
+        # Precision, first weights, images and processes do not change what is computed. The scale must not shrink the
+        # batch again: a method may skip a part of its loss where the batch is not of the size that it was built for.
         run = run.replace(
             start=None,
             precision="fp32",
@@ -51,6 +52,7 @@ class StepProbe:
             augmentation="standard",
             processes=1,
             protocol=run.protocol.replace(batch_size=self.batch_size),
+            scale=run.scale.replace(batch_factor=1.0),
         )
         images = random_images(max(num_classes, self.batch_size), image_size, num_classes)
         source = training_source(images.train, recipe_for(run.protocol, images), self.batch_size, CPU, ("rehearsal",))
