@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmark.cli.app import run_app
+from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
+from benchmark.execution import pool
 from benchmark.execution.pool import run_jobs
 from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobOutcome, JobScheduler
 from benchmark.planning.jobs import Job, missing_jobs
@@ -23,6 +25,7 @@ from benchmark.results.store import Store
 from benchmark.run import main
 from benchmark.training.job import run_until_done
 from benchmark.training.launcher import Failure, _Supervisor
+from benchmark.training.settings import TrainSettings
 from tests.chaos.fixture import SIZE, Sweep, make_sweep
 from tests.commands import arguments, small_dataset, small_table
 from tests.damage import RUN, damaged_files, flip, record_path, weights_path
@@ -196,6 +199,24 @@ def test_damage_that_one_of_several_processes_meets_is_told_as_such() -> None:
     conversation = _Supervisor([], lambda: False, lambda progress: None, lambda line: None)
     with pytest.raises(CorruptRun, match="weights are damaged"):
         conversation._fail(0, Failure("weights are damaged", None, damage))
+
+
+class OwnError(UserError):
+    """An error of a plugin; pickle makes it again from its message alone, which its constructor refuses."""
+
+    def __init__(self, option: str, value: int) -> None:
+        super().__init__(f"{option} = {value} is too much")
+
+
+def test_an_error_of_a_methods_own_kind_reaches_the_process_that_waits(monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise OwnError("temperature", 9)
+
+    monkeypatch.setattr(pool, "run_until_done", fail)
+    error = pool._attempt([RUN], TrainSettings(Path("runs"), "digits"), lambda: False, lambda _: None, lambda _: None)
+    received = pickle.loads(pickle.dumps(error))
+    assert isinstance(received, UserError)
+    assert str(received) == "temperature = 9 is too much"
 
 
 def test_a_run_that_is_damaged_as_soon_as_it_is_written_is_trained_again_once(trained, tmp_path) -> None:

@@ -16,6 +16,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobScheduler
 from benchmark.planning.jobs import Job
+from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.training.callbacks import Progress
 from benchmark.training.failures import RunsFailed
@@ -75,8 +76,13 @@ def _attempt(
         warnings.showwarning = lambda message, *_: log(f"warning: {message}")
         try:
             run_until_done(runs, settings, stop, on_progress, log)
-        except (UserError, RunsFailed) as error:
+        except CorruptRun as error:
             return error
+        except UserError as error:
+            # A method may raise a kind of its own, which pickle cannot always make again.
+            return UserError(str(error))
+        except RunsFailed as error:
+            return RuntimeError(str(error))
         except Exception as error:
             log(traceback.format_exc().rstrip())
             return RuntimeError(str(error) or type(error).__name__)
