@@ -142,13 +142,15 @@ def give_up_reason(state: State) -> str:
 def _read_last_line(sweep: Sweep, task: str) -> str:
     """The last line that a job left on its error output."""
     for path in sweep.folder.glob(f"logs/*/{task}_0_log.err"):
-        # A pipe would be waited for.
-        if path.is_file():
-            with contextlib.suppress(OSError), path.open("rb") as opened:
+        with contextlib.suppress(OSError):
+            # A pipe would be waited for.
+            if not path.is_file():
+                continue
+            with path.open("rb") as opened:
                 opened.seek(max(0, path.stat().st_size - MOST_LOG_BYTES))
                 lines = opened.read(MOST_LOG_BYTES).decode(errors="replace").strip().splitlines()
-                if lines:
-                    return f"{escape_control_chars(lines[-1].strip())} ({path})"
+            if lines:
+                return f"{escape_control_chars(lines[-1].strip())} ({path})"
     return ""
 
 
