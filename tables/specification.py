@@ -198,6 +198,8 @@ class Table(FrozenModel):
     def _check_shape(self) -> Table:
         check_once("columns", [column.name for column in self.columns])
         check_once("rows", [row.name for row in self.rows])
+        if any(row.name == TEACHER for row in self.rows):
+            raise ValueError(f"rows: {TEACHER!r} is the name of the teachers' own row; give the row another title")
         for field, numbers in self._numbers():
             check_count(field, numbers, len(self.columns), "column")
         return self

@@ -191,6 +191,7 @@ def test_bytes_that_are_not_utf8_are_reported(tmp_path: Path) -> None:
         ("70.91, nan", "70.91, 170.0", ["'rows[1].printed[2]' = 170.0", "allowed: 0 to 100"]),
         ("70.91, nan", '70.91, "71"', ["'rows[1].printed[2]' = '71'", "valid number"]),
         ('method = "Mine"', 'method = "KD"', ["rows: 'KD' stands there twice"]),
+        ('method = "Mine"', 'method = "KD"\ntitle = "Teacher"', ["rows: 'Teacher' is the name", "another title"]),
         ('"WRN-40-2"\nstudent = "WRN-16-2"', '"ResNet56"\nstudent = "ResNet20"', ["columns: 'ResNet56>ResNet20'"]),
         ('dataset = "cifar100"', 'dataset = { huge = "cifar100" }', ["unknown scale 'huge'", "demo, quick, paper"]),
         ('dataset = "cifar100"', "dataset = 7", ["'dataset' = 7", "a name or a path"]),
