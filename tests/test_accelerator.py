@@ -124,7 +124,7 @@ def run_of(method: str, student: str, teacher: str, augmentation: Augmentation =
         get_protocol("lsskd").replace(batch_size=BATCH_SIZE, **protocol),
         Scale(name="test", factor=1),
         CPU,
-        "fp32",
+        precision="fp32",
         augmentation=augmentation,
         options=SMALL_OPTIONS,
     )
