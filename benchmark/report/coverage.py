@@ -110,21 +110,27 @@ def write_limits(results: Iterable[TableResult]) -> list[str]:
             f"Scale {scale} on {dataset}: {schedule}, {format_range(counts)} {noun} a cell. These numbers show that "
             f"{len({cell.row for cell in cells})} methods train, and how far each comes in this schedule. They do not "
             f"show which of them is better by the paper's protocol ({whole} epochs on the paper's images): a short "
-            f"schedule favours methods that learn fast at first. {_describe_chance(min(counts))}"
+            f"schedule favours methods that learn fast at first. {_describe_chance(counts)}"
         )
     return said
 
 
-def _describe_chance(seeds: int) -> str:
-    """Say what a number of seeds tells of differences between methods."""
-    if seeds == 1:
+def _describe_chance(counts: set[int]) -> str:
+    """Say what the numbers of seeds of the cells tell of differences between methods."""
+    holds = "holds for this schedule where its interval leaves out 0."
+    if min(counts) >= LEAST:
+        return f"A difference between two methods {holds}"
+    if max(counts) >= LEAST:
+        return (
+            f"Where a method has fewer than {LEAST} seeds, no difference from it can be told from chance. A difference "
+            f"between methods of {LEAST} seeds or more {holds}"
+        )
+    if max(counts) == 1:
         return (
             "One seed does not show how much a number varies, so no difference between two methods can be told from "
             "chance."
         )
-    if seeds < LEAST:
-        return "Two seeds show that a number varies, and not yet by how much."
-    return "A difference between two methods holds for this schedule where its interval leaves out 0."
+    return "Two seeds show that a number varies, and not yet by how much."
 
 
 def list_coverage(counted: Sequence[Coverage]) -> ReportTable:

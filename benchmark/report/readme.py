@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmark.core.statistics import summarise
+from benchmark.core.statistics import LEVEL, common_seeds, paired_difference, summarise
+from benchmark.core.text import format_signed
 from benchmark.io.files import replacing, write_text
 from benchmark.report.coverage import write_limits
 from benchmark.report.curves import PairCurves, collect_pair_curves, draw
@@ -13,7 +14,7 @@ from benchmark.report.table import format_with_std
 from figures.render import import_matplotlib
 from tables.escaping import escape_markdown, format_pipe_table
 from tables.result import Cell
-from tables.specification import TEACHER
+from tables.specification import BASELINE, TEACHER
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -53,13 +54,28 @@ def make_block(curves: PairCurves | None) -> str:
     result, column = curves.result, curves.column
     rows: list[tuple[str, Cell]] = [(TEACHER, result.cell(TEACHER, column))] if curves.teacher else []
     rows += [(curve.name, result.cell(curve.name, column)) for curve in curves.curves]
-    lines = [["", "top-1, %", "seeds"]]
+    baseline = result.cell(BASELINE, column)
+    lines = [["", "top-1, %", "seeds", f"minus Baseline [{LEVEL:.0%}]"]]
     for name, cell in rows:
-        lines.append([escape_markdown(name), format_with_std(summarise(cell.values)), str(len(cell.values))])
-    table = format_pipe_table(lines, (1, 2))
+        spread = format_with_std(summarise(cell.values))
+        minus = "" if name in (TEACHER, BASELINE) else format_paired_difference(cell, baseline)
+        lines.append([escape_markdown(name), spread, str(len(cell.values)), minus])
+    table = format_pipe_table(lines, (1, 2, 3))
     picture = f"![Test accuracy over epochs of {column}, one line a method]({PICTURE})"
     parts = [f"Table {result.table.name}, {escape_markdown(column)}:", table, picture, *write_limits([result])]
     return "\n\n".join(parts) + "\n"
+
+
+def format_paired_difference(cell: Cell, other: Cell) -> str:
+    """Write the mean of `cell` minus `other` over the seeds of both, with its interval where the seeds give one."""
+    if not common_seeds((cell.by_seed(), other.by_seed())):
+        return ""
+    difference = paired_difference(cell.by_seed(), other.by_seed())
+    mean = format_signed(difference.mean)
+    if difference.interval is None:
+        return mean
+    low, high = map(format_signed, difference.interval)
+    return f"{mean} [{low}, {high}]"
 
 
 if __name__ == "__main__":
