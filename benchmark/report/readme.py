@@ -62,6 +62,8 @@ def make_block(curves: PairCurves | None) -> str:
         lines.append([escape_markdown(name), spread, str(len(cell.values)), minus])
     table = format_pipe_table(lines, (1, 2, 3))
     picture = f"![Test accuracy over epochs of {column}, one line a method]({PICTURE})"
+    if any(curve.seeds > 1 for curve in curves.curves):
+        picture += "\n\nA line is the mean over seeds, a band the range from the lowest to the highest."
     parts = [f"Table {result.table.name}, {escape_markdown(column)}:", table, picture, *write_limits([result])]
     return "\n\n".join(parts) + "\n"
 
