@@ -169,7 +169,7 @@ def test_no_ranking_takes_the_place_of_another() -> None:
     grid = [{"temperature": 2}, {"temperature": 4}]
     run = run_of("KD")
     assert isinstance(run.teacher, Run)
-    from_other = run.replace_unchecked(teacher=run.teacher.replace(student="WRN-16-2"))
+    from_other = run.replace(teacher=run.teacher.replace(student="WRN-16-2"))
     usual = make_stem(run, run.dataset, grid, "")
     assert usual == make_stem(run.replace(seed=1), run.dataset, list(grid), ""), "the same ranking once more"
     others = [

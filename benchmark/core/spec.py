@@ -12,9 +12,9 @@ import json
 import math
 import re
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["fp32", "bf16"]
 Augmentation = Literal["standard", "cutout", "cutmix", "cutout+cutmix"]
@@ -24,92 +24,31 @@ TeacherOutputs = Literal["live", "atlas"]
 class Frozen(BaseModel):
     """A value: immutable, hashable by content, without unknown fields.
 
-    A sweep holds a hundred thousand of them, so the encoding of a part is kept with the part and used again.
+    A field of a later version than the first is left out of what is written while it has its default (`exclude_if`), so
+    that no digest changes and an earlier version reads the value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    later_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields of a later version than the first: at their default they are left out of the content and of what is
-    written, so that no digest changes and an earlier version reads the value."""
-
-    @cached_property
+    @property
     def content(self) -> str:
         """The whole value as canonical JSON: the keys sorted, nothing between the tokens."""
-        return _joined(self._entries())
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     @cached_property
     def digest(self) -> str:
         """The identity of the value: sha256 of its content, in hex."""
-        # The content is kept only for parts of other values: kept for every run, it would fill the memory.
-        content = self.__dict__.get("content") or _joined(self._entries())
-        return hashlib.sha256(content.encode()).hexdigest()
+        return hashlib.sha256(self.content.encode()).hexdigest()
 
     def replace(self, **updates: Any) -> Self:
-        """A validated copy with other values (pydantic's own copy would keep what is cached)."""
-        return type(self).model_validate(self.model_dump() | updates)
-
-    def replace_unchecked(self, **parts: Any) -> Self:
-        """A copy with other values that are known to be valid: parts of another value of this kind, or frozen ones.
-
-        It shares the parts of this one and is made in a hundredth of the time that `replace` takes.
-        """
-        return self._with_values(self._values() | parts)
-
-    def _values(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in type(self).model_fields}
-
-    def _with_values(self, values: dict[str, Any]) -> Self:
-        copy = type(self).__new__(type(self))
-        # What pydantic's own copy sets, less what is cached.
-        object.__setattr__(copy, "__dict__", values)
-        object.__setattr__(copy, "__pydantic_fields_set__", self.__pydantic_fields_set__)
-        object.__setattr__(copy, "__pydantic_extra__", None)
-        object.__setattr__(copy, "__pydantic_private__", None)
-        return copy
-
-    def _entries(self) -> list[tuple[str, str]]:
-        """Each field's name and its value as canonical JSON, sorted by name."""
-        return [(name, self._encoded(name)) for name in _sorted_fields(type(self)) if not self._is_left_out(name)]
-
-    @model_serializer(mode="wrap")
-    def _serialise(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content: dict[str, Any] = handler(self)
-        for name in self.later_fields:
-            if self._is_left_out(name):
-                content.pop(name, None)
-        return content
-
-    def _is_left_out(self, name: str) -> bool:
-        return name in self.later_fields and getattr(self, name) == type(self).model_fields[name].default
-
-    def _encoded(self, name: str) -> str:
-        value = getattr(self, name)
-        if type(value) in _PLAIN:
-            return _CANONICAL.encode(value)
-        if isinstance(value, Frozen):
-            return value.content
-        return _CANONICAL.encode(self.model_dump(mode="json", include={name})[name])
+        """Make a validated copy with other values. It shares the frozen parts of this one, and nothing cached."""
+        return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | updates)
 
     def __hash__(self) -> int:
         return hash(self.digest)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (type(self) is type(other) and self.digest == other.digest)
-
-
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
-_PLAIN = (str, int, float, bool, type(None))
-"""The types whose values are encoded as they are."""
-
-
-@functools.cache
-def _sorted_fields(kind: type[Frozen]) -> tuple[str, ...]:
-    return tuple(sorted(kind.model_fields))
-
-
-def _joined(entries: list[tuple[str, str]]) -> str:
-    return "{" + ",".join(f'"{name}":{value}' for name, value in entries) + "}"
 
 
 def scaled_count(count: int, factor: float) -> int:
@@ -200,9 +139,7 @@ class Scale(Frozen):
     factor: float = Field(gt=0, le=1)
     learning_rate_factor: float = Field(1.0, gt=0, le=1)
     warmup_epochs: int = Field(0, ge=0)
-    batch_factor: float = Field(1.0, gt=0, le=1)
-
-    later_fields: ClassVar[tuple[str, ...]] = ("batch_factor",)
+    batch_factor: float = Field(1.0, gt=0, le=1, exclude_if=lambda factor: factor == 1)
 
 
 class ReleasedTeacher(Frozen):
@@ -252,10 +189,8 @@ class Run(Frozen):
     processes: int = Field(1, ge=1)
     """How many processes share each batch (data parallelism); the norms of each use its own rows only."""
     seed: int = Field(0, ge=0)
-    teacher_outputs: TeacherOutputs = "live"
+    teacher_outputs: TeacherOutputs = Field("live", exclude_if=lambda outputs: outputs == "live")
     """Whether each step runs the teacher, or reads its logits from an atlas (`benchmark.training.atlas`)."""
-
-    later_fields: ClassVar[tuple[str, ...]] = ("teacher_outputs",)
 
     def require_data(self) -> Run:
         """Return the run itself if it can be recorded.
@@ -316,49 +251,6 @@ class Run(Frozen):
         if epoch < warmup_epochs:
             return base * (epoch * steps + step + 1) / (warmup_epochs * steps)
         return base * protocol.decay ** sum(epoch >= milestone for milestone in self.schedule.milestones)
-
-
-class Siblings:
-    """Makes the runs that differ from one run only in their seeds and in the runs that they depend on.
-
-    They share all other parts and the encoding of these, so that making one takes little longer than hashing it.
-    """
-
-    VARIED = ("fraction_seed", "head", "seed", "start", "teacher")
-
-    def __init__(self, run: Run) -> None:
-        self._run, self._values = run, run._values()
-        self._between: list[str] = []
-        """The parts of the content before each value that varies, in the order of VARIED."""
-        text = ""
-        for name, value in run._entries():
-            text += f'{"," if text or self._between else "{"}"{name}":'
-            if name in self.VARIED:
-                self._between.append(text)
-                text = ""
-            else:
-                text += value
-        self._end = text + "}"
-
-    def run(
-        self,
-        seed: int,
-        fraction_seed: int,
-        teacher: Run | ReleasedTeacher | None,
-        head: Run | ReleasedTeacher | None,
-        start: Run | None,
-    ) -> Run:
-        """Make the run with these seeds (integers of at least 0) and parts."""
-        parts = {"seed": seed, "fraction_seed": fraction_seed, "teacher": teacher, "head": head, "start": start}
-        run = self._run._with_values(self._values | parts)
-        before = self._between
-        content = (
-            f"{before[0]}{fraction_seed}{before[1]}{'null' if head is None else head.content}{before[2]}{seed}"
-            f"{before[3]}{'null' if start is None else start.content}"
-            f"{before[4]}{'null' if teacher is None else teacher.content}{self._end}"
-        )
-        run.__dict__["digest"] = hashlib.sha256(content.encode()).hexdigest()
-        return run
 
 
 def cohort_key(run: Run) -> str:

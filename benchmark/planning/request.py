@@ -12,16 +12,7 @@ from benchmark.backbones import uses_grouped_convolutions
 from benchmark.core.devices import supports_bf16
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import PROBES, PROTOCOLS, base_scale, default_seed_count, get_protocol, select_scale
-from benchmark.core.spec import (
-    Augmentation,
-    Precision,
-    Protocol,
-    ReleasedTeacher,
-    Run,
-    Scale,
-    Siblings,
-    TeacherOutputs,
-)
+from benchmark.core.spec import Augmentation, Precision, Protocol, ReleasedTeacher, Run, Scale, TeacherOutputs
 from benchmark.core.text import counted
 from benchmark.data.dataset import Dataset
 from benchmark.planning.atlas import check_views
@@ -91,8 +82,8 @@ class RunFactory(TrainingOptions):
     """Teachers that come from files, by network."""
     probed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Name and fingerprint of the datasets that students are probed on, by source (see `load_dataset`)."""
-    _siblings: dict[tuple[Any, ...], Siblings] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """By everything that tells runs apart but their seeds and their exact teacher."""
+    _siblings: dict[tuple[Any, ...], Run] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """A run for everything that tells runs apart but their seeds and their exact teacher."""
     _artifacts: dict[tuple[Any, ...], Run] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Teachers, heads and first stages, each made once for all runs."""
 
@@ -207,7 +198,7 @@ class RunFactory(TrainingOptions):
         if teacher is not None:
             teacher_network = teacher.student if isinstance(teacher, Run) else teacher.network
         key = (method, student, teacher_network, share[0], augmentation)
-        if key not in self._siblings or seed < 0:
+        if key not in self._siblings:
             cls = method_class(method)
             chosen = self.options.get(method, {})
             first = Run(
@@ -233,9 +224,9 @@ class RunFactory(TrainingOptions):
             )
             # Mixed images and images with holes have no place in an atlas.
             if self.teacher_outputs == "atlas" and augmentation == "standard" and reads_plain_logits_only(first):
-                first = first.replace_unchecked(teacher_outputs="atlas")
-            self._siblings[key] = Siblings(first)
-        return self._siblings[key].run(seed, share[1], teacher, head, start)
+                first = first.replace(teacher_outputs="atlas")
+            self._siblings[key] = first
+        return self._siblings[key].replace(seed=seed, fraction_seed=share[1], teacher=teacher, head=head, start=start)
 
 
 def match_compute(runs: Sequence[Run], other: Run) -> tuple[Run, ...]:
@@ -245,10 +236,10 @@ def match_compute(runs: Sequence[Run], other: Run) -> tuple[Run, ...]:
     """
     first, schedule = runs[0], runs[0].protocol.schedule
     own, others = (
-        training_multiply_adds(run.replace_unchecked(teacher_outputs="live"), SIZE_FOR_LENGTH) for run in (first, other)
+        training_multiply_adds(run.replace(teacher_outputs="live"), SIZE_FOR_LENGTH) for run in (first, other)
     )
     protocol = first.protocol.replace(schedule=schedule.scaled(others / own))
-    return tuple(run.replace_unchecked(protocol=protocol) for run in runs)
+    return tuple(run.replace(protocol=protocol) for run in runs)
 
 
 def collect_dependencies(runs: Iterable[Run]) -> list[Run]:
