@@ -25,7 +25,7 @@ from benchmark.io.files import compute_sha256
 from benchmark.io.untrusted import UntrustedInputError
 from benchmark.merge import Merge
 from benchmark.merge import merging as module
-from benchmark.merge.weights import compute_max_bytes
+from benchmark.merge.runs import compute_max_bytes
 from benchmark.results.store import Store
 from tests.merges import (
     counts,

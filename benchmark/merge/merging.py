@@ -8,23 +8,26 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.files import replacing, write_text
-from benchmark.io.json_diff import canonical
+from benchmark.io.json_diff import JsonDiff, canonical, first_difference
 from benchmark.io.untrusted import ForeignFolder, UntrustedInputError, escape_control_chars, sized
-from benchmark.merge.differences import compare_figures, compare_records
 from benchmark.merge.runs import FILE_NAME, Offer, find_link, read_figures, read_offer, read_weights
 from benchmark.results.leases import LeaseManager
 from benchmark.results.owners import LeaseHolder
-from benchmark.results.record import CorruptRun, anonymise_record
+from benchmark.results.record import CorruptRun, Record, anonymise_record, comparable_part
 from benchmark.results.store import Store
 
 Kind = Literal["new", "replaced", "equal", "kept", "busy", "unfinished", "conflicting", "refused"]
 SPARE = 2**26
 """Bytes that a disk must have left after a merge."""
+FIRST = ("status", "reason", "failed_at", "final", "best_on_test", "epochs", "cost", "weights")
+"""The order in which records are compared."""
+EXPLAINING = ("torch", "cuda", "device_name", "threads", "version", "commit")
+"""The fields of provenance that may explain another outcome."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,7 @@ class Merge:
             return "replaced", "a failed run"
         if states == ("finished", "failed"):
             return "kept", f"failed there: {escape_control_chars(offer.record['reason'])}"
-        difference = compare_records(ours, offer.record)
-        return ("conflicting", difference) if difference else ("equal", "")
+        return _compare_records(ours, offer.record)
 
     def _judge_figures(self, place: tuple[str, str, str], figures: dict[str, float]) -> tuple[Kind, str]:
         dataset, _, name = place
@@ -172,8 +174,8 @@ class Merge:
         except UntrustedInputError:
             # There are none here, or they are damaged and as good as none.
             return "new", ""
-        difference = compare_figures(ours, figures)
-        return ("conflicting", difference) if difference else ("equal", "")
+        difference = first_difference(ours, figures)
+        return ("conflicting", _describe(difference)) if difference else ("equal", "")
 
     def _bring(self, top: ForeignFolder, finding: MergeFinding) -> MergeFinding:
         """Write what was judged to be new, unless it has changed since, there or here."""
@@ -231,3 +233,31 @@ def _check_room(root: Path, needed: int) -> None:
             f"no room in {root}: the runs to bring in take {sized(needed)} and {sized(free)} are free; "
             "free some space there or choose another folder with --runs"
         )
+
+
+def _compare_records(ours: Record, theirs: Record) -> tuple[Kind, str]:
+    """Compare the outcomes of two records: their first difference, and what may explain it."""
+    here, there = comparable_part(ours), comparable_part(theirs)
+    names = [*FIRST, *sorted({*here, *there} - {*FIRST})]
+    difference = first_difference(*({name: side.get(name) for name in names} for side in (here, there)))
+    if difference is None:
+        return "equal", ""
+    text = _describe(difference)
+    if difference.place[:1] == ("weights",):
+        text = f"all figures are equal, and the weights differ: {text}"
+    mine, other = ours["provenance"], theirs["provenance"]
+    differing = [name for name in EXPLAINING if mine.get(name) != other.get(name)]
+    reasons = [f"{name} {_brief(mine.get(name))} here, {_brief(other.get(name))} there" for name in differing]
+    return "conflicting", "; ".join([text, *reasons])
+
+
+def _describe(difference: JsonDiff) -> str:
+    """A difference in words: `final.top1 71.2 here, 70.9 there`; items of lists are counted from 1."""
+    place = ".".join(str(step + 1) if isinstance(step, int) else step for step in difference.place)
+    return f"{escape_control_chars(place, 80)} {_brief(difference.left)} here, {_brief(difference.right)} there"
+
+
+def _brief(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return escape_control_chars(value if isinstance(value, str) else canonical(value), 40)

@@ -1,16 +1,23 @@
-"""Runs that somebody else trained: everything in their records that can be checked is checked.
+"""Runs that somebody else trained: everything in their records and weights that can be checked is checked.
 
 This is more than a checksum shows, because reports print numbers and names from records, and name files after them.
+Weights count only if all of them are what their record and their network say.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import safetensors
+import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import Tensor
 
+from benchmark.backbones import is_network
+from benchmark.backbones.shapes import MAX_CLASSES, count_classes, list_tensors
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.json_diff import canonical
@@ -21,7 +28,6 @@ from benchmark.io.untrusted import (
     escape_control_chars,
     parse_json_limited,
 )
-from benchmark.merge.weights import check_weights, compute_max_bytes
 from benchmark.results.record import MAX_RECORD_BYTES, RECORD_FORMAT, Record, compute_checksum, parse_record
 from benchmark.results.store import MAX_METRICS_BYTES
 
@@ -30,6 +36,11 @@ LARGEST_SPECIFICATION = 2**18
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What names of datasets, protocols and scales are made of: reports name files after them."""
 FIGURES_FILE = re.compile(r"([0-9a-f]{64})\.json")
+MAX_HEADER_BYTES = 2**20
+"""The header of the suite's largest network has 90,000."""
+METHOD_FACTOR = 20
+"""A method's modules may take so many times the bytes of a student. The largest are HSSAKD's, a branch for each stage,
+each about the network again with four outputs for a class: 6 times on ResNet18."""
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
@@ -223,6 +234,51 @@ def read_weights(folder: ForeignFolder, offer: Offer, part: str) -> bytes:
     except UntrustedInputError as reason:
         raise UntrustedInputError(f"{name} {reason}") from reason
     return content
+
+
+def compute_max_bytes(run: Run, part: str) -> int:
+    """The most bytes that the weights of a part (`student` or `method`) of a run can have.
+
+    Raises:
+        UntrustedInputError: this version of the suite does not have its network.
+    """
+    if not is_network(run.student):
+        raise UntrustedInputError(f"its network {escape_control_chars(run.student)} is none of this version")
+    total = sum(shape.numel() * dtype.itemsize for dtype, shape in list_tensors(run.student, MAX_CLASSES).values())
+    return total * (1 if part == "student" else METHOD_FACTOR) + MAX_HEADER_BYTES
+
+
+def check_weights(content: bytes, run: Run, part: str, sha256: str) -> None:
+    """Check the weights of a part of a run.
+
+    Raises:
+        UntrustedInputError: they do not have this sha256, are no safetensors file, are not those of the run's network,
+            or hold numbers that are not finite.
+    """
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UntrustedInputError("does not have the checksum that the record names")
+    try:
+        tensors = safetensors.torch.load(content)
+        infinite = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UntrustedInputError("is no safetensors file of the suite") from error
+    if not tensors:
+        raise UntrustedInputError("holds no tensors")
+    if part == "student" and not _fits(run.student, tensors):
+        raise UntrustedInputError(f"does not hold the weights of {run.student}")
+    if infinite:
+        raise UntrustedInputError(f"holds numbers that are not finite, in {escape_control_chars(infinite[0])}")
+
+
+def _fits(network: str, tensors: dict[str, Tensor]) -> bool:
+    """Whether tensors are those of a network, for whatever number of classes."""
+    kinds = {name: kind for name, (kind, _) in list_tensors(network, 2).items()}
+    return count_classes(network, tensors) is not None and kinds == {key: tensors[key].dtype for key in tensors}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # Kinds of one byte cannot be asked.
+    return bool((tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all())
 
 
 def read_figures(folder: ForeignFolder, name: str) -> tuple[str, dict[str, float]]:
