@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,42 +29,16 @@ from benchmark.planning.facts import STUDENT, TEACHER, Facts, probe_method
 from benchmark.plugins.registry import all_methods, method_class
 from benchmark.plugins.source import user_errors
 from benchmark.training.cost import BATCH
+from tables.escaping import Markup, make_environment
 
 FACTS = Path(__file__).parent / "facts.json"
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "methods.md"
 GOLDEN = ROOT / "tests" / "golden"
+TEMPLATES = Path(__file__).parent / "templates"
+"""The page, a method's part of it, and what experiments have shown about a method: not in the method's file, so that
+this stays as it was."""
 DEFAULT_PROTOCOL = "lsskd"
-
-FINDINGS = {
-    "SemCKD": """\
-At its published weight of 400, SemCKD is at the limit of stable learning rates, and so is the public formula. In
-float64 the suite's loss and gradients equal those of a plain copy of the public formula (`tests/plain_semckd.py`), also
-for a MobileNetV2 at 28 and 33 pixels, where the heights of maps do not divide each other
-(`tests/test_losses_semckd.py`). `python -m tests.plain_semckd OPTIONS` trains both in fp32 from one state, with the
-same batches of 64 digits that are enlarged to a size; 22 steps are an epoch. By default ResNet20 teaches MobileNetV2
-for an epoch; in the table, `W` stands for `--teacher ResNet56 --student ResNet20 --size 8`. For seeds 0 and 1 it shows
-the step whose loss is not finite, or else top-1 on the test images, and the test loss if that is large:
-
-| options | suite | public formula |
-|---|---|---|
-| `--size 28 --rate 0.05 --seeds 2` | step 12; step 12 | step 11; 10.0 % (test loss 1e11) |
-| `--size 33 --rate 0.05 --seeds 2` | step 12; step 13 | step 12; step 18 |
-| `--size 28 --rate 0.01 --seeds 1` | 10.0 % (16,500) | 10.0 % (15,400) |
-| `W --rate 0.05 --seeds 2` | step 8; step 9 | step 8; step 9 |
-| `W --rate 0.05 --weight 40 --seeds 1` | 10.6 % | 10.0 % |
-| `W --rate 0.05 --weight 0 --seeds 1 --only suite` | 20.1 % | |
-| `W --rate 0.02 --warmup 11 --steps 33 --seeds 2` | 10.0 %; 14.8 % | 10.0 %; 14.8 % |
-| `W --rate 0.02 --warmup 44 --steps 132 --seeds 2` | 82.5 %; 74.4 % | 83.3 %; 61.8 % |
-| `W --rate 0.02 --warmup 44 --steps 132 --weight 0 --seeds 1 --only suite` | 96.4 % | |
-
-So a training or test loss that is not finite after an epoch comes from the formula at these rates, not from the suite.
-The same holds for a low accuracy after few steps, such as 16.2 % for ResNet56>ResNet20: after an epoch even labels and
-KD alone (weight 0) reach 20.1 %, and with the calibration the student has 10.0 or 14.8 % after one and a half, with
-either formula, and is still behind after six. A lower learning rate (`--set protocol.learning_rate=0.01`, which its
-authors use for MobileNets and ShuffleNets), a smaller `SemCKD.semckd_weight` or more epochs help.""",
-}
-"""What experiments have shown about a method, in Markdown; not in the method's file, so that this stays as it was."""
 
 
 @dataclass(frozen=True)
@@ -175,108 +149,54 @@ def describe_method(name: str) -> RenderableType:
 
     method_class(name)
     entry = next(entry for entry in entries() if entry.method.name == name)
-    return Markdown("\n".join(_section(entry, with_cost=True)))
+    return Markdown(_section(entry, with_cost=True))
 
 
 def to_markdown(known: list[MethodEntry]) -> str:
     """The page docs/methods.md."""
-    return "\n".join([INTRODUCTION, *_overview(known), *(line for entry in known for line in _section(entry))])
-
-
-INTRODUCTION = f"""# Methods
-
-`python -m benchmark.catalogue` writes this page from the methods themselves. `--methods` makes each of them a row of
-any table whose columns have what the method needs.
-
-- **needs**: what one training step of the method asks for, besides plain images, labels and the student's own logits.
-- **extra parameters** are trained beside the student's. Only the plain student remains after training,
-  unless the method's remark says otherwise.
-- **cost**: multiply-adds of the forward and backward passes of a training step, divided by Baseline's, for one image of
-  a batch of {BATCH}. They include the teacher's forward, which the runs of a cohort share.
-- **weights** are those of the loss terms.
-- **golden cases** come from the public implementation. Tests compare losses and gradients with them in float64.
-
-**Missing** are methods that need a strongly augmented second view of each image: MLKD (logits at several levels) and
-CRLD (consistency across views). The suite has no strong augmentation, and MLKD's code also trains twice as long, 480
-epochs. Beside the other rows theirs would compare augmentations and schedules rather than losses.
-
-Needs, parameters, cost and weights are those of {TEACHER}>{STUDENT} with 50,000 images of 32x32 pixels in 100 classes.
-"""
-
-
-def _overview(known: list[MethodEntry]) -> Iterator[str]:
-    yield "| method | needs | extra parameters | cost |"
-    yield "|---|---|--:|--:|"
-    anchors: list[str] = []
+    used: Counter[str] = Counter()
+    overview = []
     for entry in known:
         anchor = _anchor(entry.method.name)
-        again = anchors.count(anchor)
-        anchors.append(anchor)
-        link = f"[{entry.method.name}](#{anchor}{f'-{again}' if again else ''})"
-        yield f"| {_cell(link)} | {entry.needs} | {entry.facts.extra_parameters:,} | {entry.cost} |"
+        overview.append((entry, f"{anchor}-{used[anchor]}" if used[anchor] else anchor))
+        used[anchor] += 1
+    return _render(
+        "methods.md.j2", overview=overview, sections=map(_section, known), batch=BATCH, pair=f"{TEACHER}>{STUDENT}"
+    )
 
 
-def _section(entry: MethodEntry, with_cost: bool = False) -> Iterator[str]:
-    """The lines on a method; with_cost: also what stands in the overview of the page."""
+def _section(entry: MethodEntry, with_cost: bool = False) -> str:
+    """All that is said of a method, in Markdown; with_cost: also what stands in the overview of the page."""
     cls = entry.method
-    yield ""
-    yield f"## {_cell(cls.name)}"
-    yield ""
-    yield f"{_sentence(cls.paper)} {_sentence(cls.equation)}"
-    yield ""
-    if not cls.listed:
-        yield "- other methods need it; it has no row of its own"
-    elif not cls.in_default_grid:
-        yield "- runs only if `--methods` names it"
-    if cls.remark:
-        yield f"- {cls.remark}"
-    yield f"- needs: {entry.needs}"
-    if with_cost:
-        yield f"- {entry.facts.extra_parameters:,} extra parameters; a step costs {entry.cost} times Baseline's"
-    yield f"- weights: {entry.weights}"
-    yield f"- golden cases: {entry.golden}"
-    if cls.name in STAGE_SCHEDULES:
-        schedule = STAGE_SCHEDULES[cls.name]
-        milestones = ", ".join(map(str, schedule.milestones))
-        drops = f", learning rate divided after epochs {milestones}" if milestones else ""
-        yield f"- its own schedule: {schedule.epochs} epochs{drops}"
-    for protocol in PROTOCOLS.values():
-        if own := protocol.method_options.get(cls.name):
-            yield f"- under protocol {protocol.name}: {_assignments(own)}"
-    for network, options in cls.network_options.items():
-        yield f"- for {network}: {_assignments(options)}"
-    if cls.pair_options:
-        yield f"- for pairs: {_pair_settings(cls.pair_options)}"
-    if base := _base_with_same_options(cls):
-        fields = base.Options.model_fields
-        other = {
-            name: field.default
-            for name, field in cls.Options.model_fields.items()
-            if field.default != fields[name].default
-        }
-        defaults = f", but {_assignments(other)} by default" if other else ""
-        yield f"- options: those of [{_cell(base.name)}](#{_anchor(base.name)}){defaults}"
-    elif cls.Options.model_fields:
-        yield ""
-        yield "| option | default | allowed | what it is |"
-        yield "|---|---|---|---|"
-        for name, field in cls.Options.model_fields.items():
-            default = "none" if field.default is None else field.default
-            yield f"| `{name}` | {default} | {_allowed(cls, name)} | {_cell(field.description or '')} |"
-    if finding := FINDINGS.get(cls.name):
-        yield ""
-        yield finding
-    if cls.differences:
-        yield ""
-        yield "| subject | paper | public code | here |"
-        yield "|---|---|---|---|"
-        for subject, sources in cls.differences.items():
-            yield f"| {' | '.join(map(_cell, (subject, *sources)))} |"
+    base = _base_with_same_options(cls)
+    fields = cls.Options.model_fields
+    changed = {
+        name: field.default
+        for name, field in fields.items()
+        if base and field.default != base.Options.model_fields[name].default
+    }
+    return _render(
+        "method.md.j2",
+        entry=entry,
+        method=cls,
+        with_cost=with_cost,
+        schedule=STAGE_SCHEDULES.get(cls.name),
+        protocols=PROTOCOLS.values(),
+        pairs=_pair_settings(cls.pair_options),
+        base=base,
+        changed=changed,
+        options={name: (field, _allowed(cls, name)) for name, field in fields.items()},
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    words = {"anchor": _anchor, "assignments": _assignments, "cell": _cell, "sentence": _sentence}
+    return make_environment(TEMPLATES, Markup).get_template(template).render(**words, **values)
 
 
 def describe_in_full(entry: MethodEntry) -> str:
     """Write all that the page of methods says of one, in Markdown, without its heading and without links."""
-    return re.sub(r"\[([^\]]+)\]\(#[^)]*\)", r"\1", "\n".join([*_section(entry)][3:]))
+    return re.sub(r"\[([^\]]+)\]\(#[^)]*\)", r"\1", _section(entry).split("\n", 3)[3])
 
 
 def _base_with_same_options(cls: type[Method]) -> type[Method] | None:
@@ -341,7 +261,7 @@ def main(
     """Watch a training step of every method and write benchmark/facts.json and docs/methods.md."""
     facts = {name: probe_method(name) for name in all_methods()}
     content = json.dumps({name: asdict(found) for name, found in facts.items()}, indent=1) + "\n"
-    wanted = {FACTS: content, PAGE: to_markdown(entries(facts)) + "\n"}
+    wanted = {FACTS: content, PAGE: to_markdown(entries(facts))}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if check and stale:
         raise UserError(

@@ -28,7 +28,7 @@ def test_what_is_said_of_a_method_is_what_a_step_of_it_shows(name: str) -> None:
 
 
 def test_the_page_of_methods_is_the_one_that_the_catalogue_writes() -> None:
-    assert PAGE.read_text(encoding="utf-8") == to_markdown(entries()) + "\n"
+    assert PAGE.read_text(encoding="utf-8") == to_markdown(entries())
     assert [entry.method.name for entry in entries() if entry.method.listed] == method_names()
 
 
