@@ -18,7 +18,7 @@ from benchmark.backbones import build_network, pretrained
 from benchmark.backbones.pretrained import torchvision_teacher
 from benchmark.backbones.released import apply_to, load_released
 from benchmark.core.errors import UserError
-from tests.torchvision_operators import import_torchvision
+from benchmark.data.torchvision_operators import import_torchvision
 
 NETWORK = "ImageNet-ResNet18"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, EpochPlan, Recipe, TrainingSource, evaluation_batches, rotations
 from benchmark.data.dataset import ImageSet
-from tests.torchvision_operators import import_torchvision
+from benchmark.data.torchvision_operators import import_torchvision
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 GOLDEN = Path(__file__).parent / "golden" / "views.npz"

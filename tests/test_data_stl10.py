@@ -16,13 +16,13 @@ from benchmark.data import Dataset, load_dataset, stl10
 from benchmark.data.augmentation import Recipe
 from benchmark.data.shown_small import ShownSmall
 from benchmark.data.streaming import training_source
+from benchmark.data.torchvision_operators import import_torchvision
 from benchmark.planning.request import RunFactory
 from benchmark.results.store import Store
 from benchmark.training.job import run_until_done
 from benchmark.training.settings import TrainSettings
 from tests.commands import run_here
 from tests.engine import SHORT
-from tests.torchvision_operators import import_torchvision
 
 NAMES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 COUNTS = {"train": 3, "test": 2}

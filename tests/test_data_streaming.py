@@ -21,8 +21,8 @@ from benchmark.data.decoding import RATIO, SCALE, evaluation_crop, random_box, t
 from benchmark.data.mixing import cut_out
 from benchmark.data.streamed import ImageFiles
 from benchmark.data.streaming import StreamedSource
+from benchmark.data.torchvision_operators import import_torchvision
 from tests.photographs import SIZE, dataset, photograph, root, shown, small_crops, source_of
-from tests.torchvision_operators import import_torchvision
 
 __all__ = ["dataset", "root", "small_crops"]
 

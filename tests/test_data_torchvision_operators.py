@@ -34,7 +34,7 @@ def stand_in(folder: Path, code: str) -> Path:
 
 def test_the_installed_torchvision_gives_its_datasets_and_transforms() -> None:
     printed = outcome(
-        "from tests.torchvision_operators import import_torchvision\n"
+        "from benchmark.data.torchvision_operators import import_torchvision\n"
         "datasets = import_torchvision('datasets')\n"
         "functional = import_torchvision('transforms.functional')\n"
         "print(datasets.CIFAR100.__name__, functional.pad.__name__, import_torchvision().__name__)"
@@ -44,7 +44,7 @@ def test_the_installed_torchvision_gives_its_datasets_and_transforms() -> None:
 
 def test_missing_operators_are_declared_and_the_import_tried_again(tmp_path: Path) -> None:
     printed = outcome(
-        "from tests import torchvision_operators as operators\n"
+        "from benchmark.data import torchvision_operators as operators\n"
         "import torch\n"
         "operators.import_torchvision()\n"
         "print(torch.ops.torchvision.nms.default._schema)\n"
@@ -60,7 +60,7 @@ def test_nothing_is_declared_where_torchvision_imports_by_itself_or_fails_otherw
     folder = stand_in(tmp_path, "import os\nif 'BROKEN' in os.environ: raise RuntimeError('built for another Python')")
     printed = outcome(
         "import os, torch\n"
-        "from tests.torchvision_operators import import_torchvision\n"
+        "from benchmark.data.torchvision_operators import import_torchvision\n"
         "os.environ['BROKEN'] = '1'\n"
         "try: import_torchvision()\n"
         "except RuntimeError as error: print(error)\n"

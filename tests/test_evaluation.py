@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.torchvision_operators import import_torchvision
+from benchmark.data.torchvision_operators import import_torchvision
 from benchmark.method.contract import joint_labels
 from benchmark.training.evaluation import Evaluation, calibration_error, evaluate
 from methods.lsskd import LSSKD

@@ -6,11 +6,8 @@ with the same result: the archive as torchvision unpacks it, or class folders.
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,15 +16,11 @@ from benchmark.data.cache import Content, locate_cache, make_dataset, read_or_bu
 from benchmark.data.dataset import Dataset
 from benchmark.data.download import DEFAULT_DATA_ROOT, fetch_folder
 from benchmark.data.folders import canonical, list_class_folders, read_class_folders
+from benchmark.data.torchvision_operators import import_torchvision
 
 NAME = "cifar100"
 ARCHIVE_FOLDER = "cifar-100-python"
-ARCHIVE_FILES = {
-    "train": "16019d7e3df5f24257cddd939b257f8d",
-    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-    "meta": "7973b15100ade9c7d40fb424638fde48",
-}
-"""The md5 of each file, as torchvision checks it."""
+ARCHIVE_FILES = ("train", "test", "meta")
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 HASH = "md5:eb9058c3a382ffc7106e4002c42a8d85"
 """Of the archive, as published beside it and as torchvision checks it."""
@@ -61,8 +54,7 @@ def _source(root: Path, download: bool) -> tuple[str, Callable[[], Content]]:
         _check_classes(root / NAME, folders.classes)
         return folders.state, lambda: read_class_folders(folders, IMAGE_SIZE)
     fetch_folder(root, ARCHIVE_FOLDER, URL, HASH, "meta", lambda why: _not_found(root, why), download)
-    archive = root / ARCHIVE_FOLDER
-    return state_of_files(archive, ARCHIVE_FILES, "CIFAR-100"), lambda: _read_archive(archive)
+    return state_of_files(root / ARCHIVE_FOLDER, ARCHIVE_FILES, "CIFAR-100"), lambda: _read_archive(root)
 
 
 def _not_found(root: Path, why: str) -> str:
@@ -78,25 +70,19 @@ def _check_classes(folder: Path, classes: tuple[str, ...]) -> None:
         raise UserError(f"{folder} has {len(classes)} classes; CIFAR-100 has {NUM_CLASSES}, so complete it")
 
 
-def _read_archive(folder: Path) -> Content:
+def _read_archive(root: Path) -> Content:
     """Read both splits of the unpacked archive; labels are in alphabetical order of the class names."""
-    content = {name: _unpickle(folder, name) for name in ARCHIVE_FILES}
-    names = content["meta"]["fine_label_names"]
-    classes = tuple(sorted(names))
-    _check_classes(folder, classes)
-    alphabetical = np.array([classes.index(name) for name in names], dtype=np.int64)
+    cifar = import_torchvision("datasets").CIFAR100
     splits = []
-    for split in ("train", "test"):
-        channels_first = content[split]["data"].reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
-        splits.append(canonical(channels_first.transpose(0, 2, 3, 1), alphabetical[content[split]["fine_labels"]]))
+    classes: tuple[str, ...] = ()
+    for train in (True, False):
+        try:
+            source = cifar(str(root), train=train, download=False)
+        except RuntimeError as error:
+            folder = root / ARCHIVE_FOLDER
+            raise UserError(f"{folder} fails torchvision's checksums; delete it and get CIFAR-100 again") from error
+        classes = tuple(sorted(source.classes))
+        alphabetical = np.array([classes.index(name) for name in source.classes], dtype=np.int64)
+        splits.append(canonical(source.data, alphabetical[np.asarray(source.targets)]))
+    _check_classes(root / ARCHIVE_FOLDER, classes)
     return Content(classes, *splits)
-
-
-def _unpickle(folder: Path, name: str) -> dict[str, Any]:
-    """Read a file of the archive, which is a pickle, if it is the published one."""
-    data = (folder / name).read_bytes()
-    # A pickle can run any code, so nothing but the published bytes is read as one.
-    if hashlib.md5(data).hexdigest() != ARCHIVE_FILES[name]:
-        raise UserError(f"{folder} fails torchvision's checksums; delete it and get CIFAR-100 again")
-    content: dict[str, Any] = pickle.loads(data, encoding="latin1")
-    return content

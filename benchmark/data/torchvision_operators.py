@@ -2,8 +2,8 @@
 
 PyPI's torchvision is built against the CUDA build of torch. Beside a CPU-only torch its extension cannot be loaded,
 and the import stops with "operator torchvision::nms does not exist": the package registers shape rules for two
-detection operators that only the extension declares. No test uses those operators, so it is enough to declare them.
-Tests import torchvision, which the suite's results are compared with, through `import_torchvision`.
+detection operators that only the extension declares. None of the suite's images pass through those operators, so it
+is enough to declare them. Everything here that needs torchvision imports it through `import_torchvision`.
 """
 
 from __future__ import annotations
