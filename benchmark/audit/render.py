@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 from benchmark.audit.claims import MOST_CLOSENESS
 from benchmark.audit.verdicts import Answer, Audit, Count, Finding, Verdict, count_matters, count_verdicts
 from benchmark.core.statistics import PairedDifference
 from benchmark.core.text import counted
-from tables.escaping import escape_markdown, plain
+from tables.escaping import escape_markdown, make_environment, plain
 from tables.tiers import MEANINGS as TIERS
 from tables.tiers import NAMES, Tier
 
+TEMPLATES = Path(__file__).parent / "templates"
 FEW = 6
 """At most so many numbers are shown in brackets behind their mean."""
 MEANINGS: dict[str, str] = {
@@ -97,30 +99,21 @@ def to_markdown(audit: Audit, stem: str = "audit") -> str:
 
     stem: what its file is called, for links to those of the court.
     """
-    lines = [f"# Audit of {escape_markdown(audit.title)}" if audit.title else "# Audit", ""]
-    for line in summarise_audit(audit):
-        lines += [escape_markdown(line), ""]
-    lines += [f"{escape_markdown(describe_tiers(audit))}.", ""]
-    for other in audit.court:
-        link = f"[Audit of {escape_markdown(other.title)}]({stem}_{other.paper}.md)"
-        lines.append(f"- {link}: {escape_markdown(summarise_audit(other)[0])}")
-    lines += [""] if audit.court else []
-    lines += [describe_measured(audit), "", "| claim | the text says | printed | verdict on the text | measured here |"]
-    lines.append("|---|---|---|---|---|")
-    for finding in audit.findings:
-        claim, measured = finding.claim, finding.measured
-        cells = [
-            f"[{claim.id}](#{claim.id})",
-            escape_markdown(claim.in_words),
-            escape_markdown(shorten_answer(finding.printed)),
-            f"**{finding.paper}**",
-            escape_markdown(f"{measured.verdict}: {shorten_answer(measured)}" if measured.text else measured.verdict),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"- **{verdict}**: {meaning}" for verdict, meaning in MEANINGS.items()), "", P_VALUES]
-    for finding in audit.findings:
-        lines += ["", *_section(finding, audit.caveat)]
-    return "\n".join([*lines, "", f"Rendered by {escape_markdown(audit.generated_from)}.", ""])
+    template = make_environment(TEMPLATES, escape_markdown).get_template("audit.md.j2")
+    return template.render(
+        audit=audit,
+        stem=stem,
+        tiers=describe_tiers(audit),
+        measured=describe_measured(audit),
+        meanings=MEANINGS,
+        names=NAMES,
+        p_values=P_VALUES,
+        otherwise=OTHERWISE,
+        summarise=summarise_audit,
+        shorten=shorten_answer,
+        detail=_detail,
+        p_value=_p_value,
+    )
 
 
 def to_csv(audit: Audit) -> str:
@@ -251,41 +244,8 @@ def describe_measured(audit: Audit) -> str:
     return f"Measured: {settings}." if settings else "Measured: nothing yet."
 
 
-def _section(finding: Finding, caveat: str) -> Iterator[str]:
-    claim = finding.claim
-    yield f"## {claim.id}"
-    yield ""
-    yield f"> {escape_markdown(claim.text)}"
-    yield ""
-    verdicts = f"Verdict on the text: **{finding.paper}**; of our runs: **{finding.runs}**."
-    yield f"{escape_markdown(claim.where)}. It says: {escape_markdown(claim.in_words)}. {verdicts}"
-    yield ""
-    if claim.source:
-        yield f"- source: {escape_markdown(claim.source)}"
-    for tier, answer in finding.answers.items():
-        yield from _answer(NAMES[tier], answer)
-    if caveat and finding.runs == "does not hold":
-        yield f"  - {escape_markdown(caveat)}"
-    for other in finding.others:
-        agrees = " (the number claimed)" if other.agrees else ""
-        yield f"- {OTHERWISE}, {escape_markdown(other.says)}: {escape_markdown(other.text)}{agrees}"
-    if claim.note:
-        yield f"- {escape_markdown(claim.note)}"
-    if claim.formulas:
-        texts = dict.fromkeys(formula.text for formula in claim.formulas.values())
-        yield f"- computed: {'; '.join(f'`{text}`' for text in texts)}"
-
-
-def _answer(name: str, answer: Answer) -> Iterator[str]:
-    result = f"{answer.text}{_p_value(answer.difference)}"
-    details = "; ".join(filter(None, (answer.setting, result, answer.reason)))
-    yield f"- {name}: {answer.verdict}{'; ' if details else ''}{escape_markdown(details)}"
-    for part in answer.parts:
-        label = f"{escape_markdown(part.label)}: " if part.label else ""
-        mark = "" if part.holds is None or part.label else ("yes, " if part.holds else "no, ")
-        yield f"  - {label}{mark}{escape_markdown(part.text)}{_p_value(part.difference)}"
-    for origin in answer.origins:
-        yield f"  - from {escape_markdown(origin)}"
+def _detail(answer: Answer) -> str:
+    return "; ".join(filter(None, (answer.setting, f"{answer.text}{_p_value(answer.difference)}", answer.reason)))
 
 
 def _p_value(difference: PairedDifference | None) -> str:
