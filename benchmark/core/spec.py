@@ -6,7 +6,6 @@ threads and versions of libraries). Its id is a hash of all of it, so that two r
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -67,17 +66,12 @@ class LRSchedule(Frozen):
 
         Equal milestones are moved one epoch apart; those after the last epoch are dropped.
         """
-        return _scaled(self, factor)
-
-
-@functools.lru_cache(maxsize=1024)
-def _scaled(schedule: LRSchedule, factor: float) -> LRSchedule:
-    epochs = scaled_count(schedule.epochs, factor)
-    milestones: list[int] = []
-    for milestone in schedule.milestones:
-        after = milestones[-1] + 1 if milestones else 1
-        milestones.append(max(after, scaled_count(milestone, factor)))
-    return LRSchedule(epochs=epochs, milestones=tuple(milestone for milestone in milestones if milestone < epochs))
+        milestones: list[int] = []
+        for milestone in self.milestones:
+            after = milestones[-1] + 1 if milestones else 1
+            milestones.append(max(after, scaled_count(milestone, factor)))
+        epochs = scaled_count(self.epochs, factor)
+        return LRSchedule(epochs=epochs, milestones=tuple(milestone for milestone in milestones if milestone < epochs))
 
 
 class Protocol(Frozen):
@@ -108,7 +102,8 @@ class Protocol(Frozen):
 
         Schedules and options of other methods are left out, so that adding one changes no run's digest.
         """
-        return _without_tables(self, method)
+        own = {name: schedule for name, schedule in self.method_schedules.items() if name == method}
+        return self.replace(method_schedules=own, method_options={})
 
     @cached_property
     def cohort_digest(self) -> str:
@@ -120,12 +115,6 @@ class Protocol(Frozen):
         # Iterating over the model itself would also yield what is cached on it.
         fields = type(self).model_fields
         return {name: getattr(self, name) for name in fields if getattr(self, name) != getattr(other, name)}
-
-
-@functools.lru_cache(maxsize=1024)
-def _without_tables(protocol: Protocol, method: str | None) -> Protocol:
-    own = {name: schedule for name, schedule in protocol.method_schedules.items() if name == method}
-    return protocol.replace(method_schedules=own, method_options={})
 
 
 class Scale(Frozen):
@@ -147,17 +136,6 @@ class ReleasedTeacher(Frozen):
 
     network: str
     sha256: str
-
-
-@functools.lru_cache(maxsize=4096)
-def _readable(
-    method: str, augmentation: Augmentation, student: str, teacher: str | None, fraction: float, scale: str
-) -> str:
-    """Make the readable part of a run's id, without the seed."""
-    from_teacher = f"_from_{teacher}" if teacher is not None else ""
-    augmented = "" if augmentation == "standard" else f"_{augmentation}"
-    part = "" if fraction == 1 else f"_{fraction:g}"
-    return re.sub(r"[^A-Za-z0-9._-]", "+", f"{method}{augmented}_{student}{from_teacher}{part}_{scale}")
 
 
 class Run(Frozen):
@@ -205,18 +183,20 @@ class Run(Frozen):
     @cached_property
     def id(self) -> str:
         """A readable, unique name, fit for a folder."""
-        names = (self.method, self.augmentation, self.student, self.teacher_network, self.fraction, self.scale.name)
-        return f"{_readable(*names)}_seed{self.seed}-{self.digest[:12]}"
+        augmented = "" if self.augmentation == "standard" else f"_{self.augmentation}"
+        from_teacher = "" if self.teacher_network is None else f"_from_{self.teacher_network}"
+        part = "" if self.fraction == 1 else f"_{self.fraction:g}"
+        readable = f"{self.method}{augmented}_{self.student}{from_teacher}{part}_{self.scale.name}"
+        return f"{re.sub(r'[^A-Za-z0-9._-]', '+', readable)}_seed{self.seed}-{self.digest[:12]}"
 
     @property
     def teacher_network(self) -> str | None:
         """Name of the teacher's network."""
-        # isinstance(None, Run) is slow in pydantic.
         if self.teacher is None:
             return None
         return self.teacher.student if isinstance(self.teacher, Run) else self.teacher.network
 
-    @property
+    @cached_property
     def schedule(self) -> LRSchedule:
         """The epochs and milestones of this run, scaled."""
         return self.protocol.method_schedules.get(self.method, self.protocol.schedule).scaled(self.scale.factor)
@@ -235,10 +215,8 @@ class Run(Frozen):
 
     def dependencies(self) -> tuple[Run, ...]:
         """List the runs whose weights this one needs."""
-        teacher = self.teacher
-        if self.head is None and self.start is None:
-            return (teacher,) if teacher is not None and isinstance(teacher, Run) else ()
-        return tuple(dict.fromkeys(part for part in (teacher, self.head, self.start) if isinstance(part, Run)))
+        parts = (self.teacher, self.head, self.start)
+        return tuple(dict.fromkeys(part for part in parts if isinstance(part, Run)))
 
     def learning_rate(self, epoch: int, step: int, steps: int, mobile_network: bool) -> float:
         """Compute the learning rate of a step (counted from 0) of an epoch of `steps` steps."""
