@@ -70,13 +70,10 @@ def list_class_folders(root: Path) -> ClassFolders:
     for split in SPLITS:
         files[split], labels[split] = [], []
         for label, name in enumerate(classes[split]):
-            found = image_files(root / split / name)
-            if not found:
-                allowed = ", ".join(suffix[1:] for suffix in SUFFIXES)
-                raise UserError(f"class folder {root / split / name} has no images; it needs at least one ({allowed})")
-            files[split] += [path for path, _, _ in found]
+            found = images_of_class(root / split / name)
+            files[split] += [str(root / split / name / file) for file, _, _ in found]
             labels[split] += [label] * len(found)
-            lines.append([split, name, [(os.path.basename(path), size, written) for path, size, written in found]])
+            lines.append([split, name, found])
     state = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
     return ClassFolders(root, tuple(classes["train"]), files, labels, state)
 
@@ -217,8 +214,8 @@ def list_subfolders(folder: Path) -> list[str]:
         raise UserError(f"cannot read folder {folder}: {error.strerror}") from error
 
 
-def image_files(folder: Path) -> list[tuple[str, int, int]]:
-    """List path, size in bytes and time of writing in ns of each image file, in the order of the names.
+def image_files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[tuple[str, int, int]]:
+    """List name, size in bytes and time of writing in ns of each image file, in the order of the names.
 
     Raises:
         UserError: there is no such folder, or it cannot be read.
@@ -227,9 +224,22 @@ def image_files(folder: Path) -> list[tuple[str, int, int]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file():
+                if entry.name.lower().endswith(suffixes) and not entry.name.startswith(".") and entry.is_file():
                     status = entry.stat()
-                    found.append((entry.path, status.st_size, status.st_mtime_ns))
+                    found.append((entry.name, status.st_size, status.st_mtime_ns))
     except OSError as error:
         raise UserError(f"cannot read folder {folder}: {error.strerror}") from error
     return sorted(found)
+
+
+def images_of_class(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[tuple[str, int, int]]:
+    """List the image files of a class's folder, as `image_files` does.
+
+    Raises:
+        UserError: there are none, or the folder cannot be read.
+    """
+    found = image_files(folder, suffixes)
+    if not found:
+        allowed = ", ".join(suffix[1:] for suffix in suffixes)
+        raise UserError(f"class folder {folder} has no images; it needs at least one ({allowed})")
+    return found

@@ -38,7 +38,7 @@ from benchmark.data.cache import locate_cache
 from benchmark.data.dataset import Dataset
 from benchmark.data.decoding import MARGIN, RATIO, SCALE
 from benchmark.data.download import DEFAULT_DATA_ROOT
-from benchmark.data.folders import check_same_classes
+from benchmark.data.folders import check_same_classes, images_of_class
 from benchmark.data.streamed import ImageFiles
 from benchmark.io.files import replacing
 
@@ -47,7 +47,7 @@ IMAGE_SIZE = 224
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 SPLITS = ("train", "val")
-SUFFIXES = (b".jpeg", b".jpg", b".png")
+SUFFIXES = (".jpeg", ".jpg", ".png")
 WHOLE = {"train": 1_281_167, "val": 50_000}
 """Images of each split."""
 NUM_CLASSES = 1000
@@ -199,19 +199,8 @@ def _scan(folder: Path, classes: tuple[str, ...]) -> Listing:
 
 
 def _images(folder: Path) -> list[tuple[bytes, int]]:
-    """List name and size in bytes of each image file, in the order of the names."""
-    found = []
-    try:
-        with os.scandir(os.fsencode(folder)) as entries:
-            for entry in entries:
-                if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(b".") and entry.is_file():
-                    found.append((entry.name, entry.stat().st_size))
-    except OSError as error:
-        raise UserError(f"cannot read folder {folder}: {error.strerror}") from error
-    if not found:
-        allowed = ", ".join(suffix.decode()[1:] for suffix in SUFFIXES)
-        raise UserError(f"class folder {folder} has no images; it needs at least one ({allowed})")
-    return sorted(found)
+    """List name and size in bytes of each image file, in the order of the names' bytes."""
+    return sorted((os.fsencode(name), size) for name, size, _ in images_of_class(folder, SUFFIXES))
 
 
 def _read_listing(path: Path, state: str, classes: tuple[str, ...]) -> Listing | None:
@@ -253,13 +242,10 @@ def _is_sound(listing: Listing) -> bool:
 
 def _keep_listing(paths: Sequence[Path], state: str, listing: Listing) -> None:
     """Write a list to the first folder that can be written, if there is one: it only saves time."""
-    arrays = {"state": np.array(state)}
-    for split in SPLITS:
-        arrays[f"{split}-counts"] = listing.counts[split]
-        arrays[f"{split}-names"] = listing.names[split]
-        arrays[f"{split}-sizes"] = listing.sizes[split]
+    parts = {"counts": listing.counts, "names": listing.names, "sizes": listing.sizes}
+    arrays = {f"{split}-{part}": found[split] for part, found in parts.items() for split in SPLITS}
     for path in paths:
         with contextlib.suppress(UserError):
             with replacing(path) as replacement, replacement.temporary.open("wb") as opened:
-                np.savez(opened, **arrays)  # type: ignore[arg-type]
+                np.savez(opened, state=np.array(state), **arrays)  # type: ignore[arg-type]
             return

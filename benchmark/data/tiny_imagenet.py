@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from benchmark.core.errors import UserError
@@ -108,21 +106,19 @@ def list_images(folder: Path) -> ClassFolders:
         found = image_files(images) if images.is_dir() else []
         if not found:
             raise UserError(f"{images} has no images; each class of {WNIDS} needs at least one there")
-        files["train"] += [path for path, _, _ in found]
+        files["train"] += [str(images / name) for name, _, _ in found]
         labels["train"] += [label] * len(found)
-        listed.append(_without_folder(found))
+        listed.append(found)
     annotated = _annotations(folder / "val" / ANNOTATIONS, classes)
-    found = image_files(folder / "val" / "images")
-    _check_annotations(folder / "val", annotated, [os.path.basename(path) for path, _, _ in found], classes)
-    files["test"] = [path for path, _, _ in found]
-    labels["test"] = [annotated[os.path.basename(path)] for path in files["test"]]
-    listed += [_without_folder(found), sorted(annotated.items())]
+    images = folder / "val" / "images"
+    found = image_files(images)
+    names = [name for name, _, _ in found]
+    _check_annotations(folder / "val", annotated, names, classes)
+    files["test"] = [str(images / name) for name in names]
+    labels["test"] = [annotated[name] for name in names]
+    listed += [found, sorted(annotated.items())]
     state = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
     return ClassFolders(folder, classes, files, labels, state)
-
-
-def _without_folder(found: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    return [(os.path.basename(path), size, written) for path, size, written in found]
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
