@@ -11,17 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmark.backbones.auxiliary import AuxiliaryBranches, repeat_stages
-from benchmark.backbones.family import Architecture
+from benchmark.backbones.family import Architecture, divide_channels
 from benchmark.backbones.network import Network, Outputs
 
-WIDTH = 64
-"""Channels of the stem and the first stage; each further stage has twice as many as the one before."""
-BLOCKS = 2
-
-
-def stage_widths(width: int) -> tuple[int, int, int, int]:
-    """Channels of the four stage maps."""
-    return (width, 2 * width, 4 * width, 8 * width)
+STAGE_WIDTHS = (64, 128, 256, 512)
+"""Channels of the stages; the stem has as many as the first one."""
 
 
 class Block(nn.Module):
@@ -44,9 +38,8 @@ class Block(nn.Module):
 
 
 def stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Build a row of blocks; the first one changes the width and has the stride."""
-    first = Block(in_channels, out_channels, stride)
-    return nn.Sequential(first, *(Block(out_channels, out_channels, 1) for _ in range(BLOCKS - 1)))
+    """Build two blocks; the first one changes the width and has the stride."""
+    return nn.Sequential(Block(in_channels, out_channels, stride), Block(out_channels, out_channels, 1))
 
 
 class PreActResNet(Network):
@@ -59,11 +52,10 @@ class PreActResNet(Network):
 
     def __init__(self, num_classes: int, divisor: int = 1) -> None:
         super().__init__()
-        width = WIDTH // divisor
-        widths = stage_widths(width)
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = stage(width, widths[0], stride=1)
+        widths = divide_channels(STAGE_WIDTHS, divisor)
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = stage(widths[0], widths[0], stride=1)
         self.layer2 = stage(widths[0], widths[1], stride=2)
         self.layer3 = stage(widths[1], widths[2], stride=2)
         self.layer4 = stage(widths[2], widths[3], stride=2)
@@ -84,7 +76,7 @@ def preact_resnet18_branches(num_outputs: int, divisor: int = 1) -> AuxiliaryBra
 
     The public code has none; these follow HSAKD's rule (see `auxiliary`).
     """
-    widths = stage_widths(WIDTH // divisor)
+    widths = divide_channels(STAGE_WIDTHS, divisor)
     extractors = repeat_stages(lambda index, width, stride: stage(width, widths[index], stride), widths)
     return AuxiliaryBranches(extractors, widths[-1], num_outputs)
 
