@@ -41,22 +41,21 @@ from benchmark.data import dataset_names
 from benchmark.decisions.options import MOST_SEEDS, make_sweep, read_claims
 from benchmark.decisions.render import print_decisions, write_decisions
 from benchmark.decisions.rounds import DecisionSweep
-from benchmark.execution.executor import Detached, ExecutionPlan, Executor
+from benchmark.execution.executor import ExecutionPlan, Executor
 from benchmark.execution.progress import announce_if_slow, exit_code
 from benchmark.execution.scheduler import ExecutionSummary
 from benchmark.executors import ExecutorName, make_executor
 from benchmark.io.files import check_writable
 from benchmark.planning.atlas import check_readers
 from benchmark.planning.checks import MANY_RUNS, check_methods, check_records, confirm_size
-from benchmark.planning.datasets import DatasetCache
 from benchmark.planning.overrides import reject_unused_overrides
 from benchmark.planning.request import RunGroup, RunOptions, collect_dependencies
 from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.targets import (
     ALL,
+    DatasetCache,
     FigureTarget,
-    PretrainedTeachers,
     Target,
     count_runs,
     plan_targets,
@@ -204,10 +203,11 @@ def main(
     executor.check_folders(runs, data_root)
     make_deterministic(options.device, threads)
     datasets = DatasetCache(data_root, skip_missing=ALL in (*tables, *figures), dry_run=dry_run)
-    pretrained = PretrainedTeachers(tuple(teacher_checkpoint or ()), released=not train_teachers, measured=not dry_run)
     store = Store(runs)
     with announce_if_slow(f"planning {counted(count, 'run')} ..."):
-        targets, teachers = plan_targets(entries, options, pretrained, datasets, store, console)
+        targets, teachers = plan_targets(
+            entries, options, teacher_checkpoint or (), train_teachers, datasets, store, console
+        )
         groups = [group for target in targets for group in target.groups]
         _check_plan(groups, options, executor, store, dry_run, console)
         sweep = make_sweep(claims, targets, options, retry_failed)
@@ -232,10 +232,7 @@ def main(
         command=format_command(),
         without_host=without_host,
     )
-    try:
-        summary = train_and_render(plan, targets, executor, settings, reports, console, all_cells, sweep)
-    except Detached as leaving:
-        return leaving.code
+    summary = train_and_render(plan, targets, executor, settings, reports, console, all_cells, sweep)
     return exit_code(summary, console) or datasets.report_missing(console)
 
 

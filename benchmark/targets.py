@@ -19,9 +19,9 @@ from benchmark.backbones.pretrained import torchvision_teacher
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.protocols import get_protocol
 from benchmark.core.spec import Run
-from benchmark.data import Dataset, imagenet
+from benchmark.data import Dataset, imagenet, load_dataset
+from benchmark.data.stubs import describe_unread, find_stub
 from benchmark.planning.atlas import check_views
-from benchmark.planning.datasets import DatasetCache
 from benchmark.planning.figures import Points, check_methods_of, plan_panel
 from benchmark.planning.request import PROBE, RunFactory, RunGroup, RunOptions
 from benchmark.planning.tables import Grid, plan_table, select_rows
@@ -41,18 +41,66 @@ LoadDataset = Callable[[str, str], Dataset | None]
 """Loads the dataset of a source, for what the second argument names; None where it is missing and may be left out."""
 
 
+class DatasetCache:
+    """The datasets of a command, each loaded once.
+
+    skip_missing: remember datasets that are not available instead of raising; dry_run: fetch nothing; the known shape
+        of the suite's own datasets is enough to plan with and to estimate the cost.
+    """
+
+    def __init__(self, data_root: Path | None, skip_missing: bool, dry_run: bool) -> None:
+        self.data_root, self.skip_missing, self.dry_run = data_root, skip_missing, dry_run
+        self.missing: dict[str, str] = {}
+        """Tables and panels whose dataset is missing, and why."""
+        self.stubs: dict[str, str] = {}
+        """A line on each dataset that is missing and was planned by its known shape."""
+        self._loaded: dict[str, Dataset | UserError] = {}
+
+    def load(self, source: str, what: str) -> Dataset | None:
+        """Load a dataset by name or TOML file; None if it is missing and that is allowed.
+
+        Raises:
+            UserError: it is missing.
+        """
+        if source not in self._loaded:
+            try:
+                self._loaded[source] = self._load(source)
+            except UserError as error:
+                self._loaded[source] = error
+        loaded = self._loaded[source]
+        if isinstance(loaded, Dataset):
+            return loaded
+        if not self.skip_missing:
+            raise loaded
+        self.missing[what] = str(loaded)
+        return None
+
+    def _load(self, source: str) -> Dataset:
+        if self.dry_run and (stub := find_stub(source, self.data_root)):
+            self.stubs[source] = describe_unread(stub, self.data_root)
+            return stub
+        return load_dataset(source, self.data_root, download=not self.dry_run)
+
+    def report_missing(self, console: Console) -> int:
+        """Print which datasets are missing; returns the exit code."""
+        for how in self.stubs.values():
+            console.print(Text(how, style="yellow"), soft_wrap=True)
+        for what, why in self.missing.items():
+            console.print(Text(f"{what} left out: {why}", style="yellow"), soft_wrap=True)
+        return 1 if self.missing else 0
+
+
 @dataclass(frozen=True)
 class TableTarget:
     """A table as a grid of runs."""
 
     grid: Grid
     factory: RunFactory
-    group: RunGroup
+    groups: Sequence[RunGroup]
+    """Its students, and then what probes them on each other dataset."""
     remarks: Sequence[str] = ()
     accuracy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Of teachers that came from files, on this dataset's test images."""
-    probes: Sequence[RunGroup] = ()
-    """The runs that probe students on other datasets."""
 
     @classmethod
     def plan(
@@ -75,17 +123,11 @@ class TableTarget:
         factory = replace(options.make_factory(protocol, images, teachers.released), probed=known)
         grid = plan_table(table, factory, options.seed_numbers, options.methods, options.pairs)
         students, probes = split_probes(grid.requested_runs())
-        group = RunGroup(f"Table {table.name} on {images.name}", source, images, students)
-        groups = []
+        groups = [RunGroup(f"Table {table.name} on {images.name}", source, images, students)]
         for place, dataset in probed.items():
             own = tuple(run for run in probes if run.dataset == dataset.name)
             groups.append(RunGroup(f"Table {table.name}, probes on {dataset.name}", place, dataset, own))
-        return cls(grid, factory, group, list_notes(factory, protocol), teachers.accuracy, groups)
-
-    @property
-    def groups(self) -> Sequence[RunGroup]:
-        """What is to be trained for the table."""
-        return (self.group, *self.probes)
+        return cls(grid, factory, groups, list_notes(factory, protocol), teachers.accuracy)
 
     def render(
         self, store: Store, failures: Failures, reports: Path, console: Console, all_cells: bool = False
@@ -271,32 +313,24 @@ def count_runs(wanted: Sequence[Table | Figure], options: RunOptions) -> int:
     return count
 
 
-@dataclass(frozen=True)
-class PretrainedTeachers:
-    """Where pretrained teachers come from (user checkpoints, torchvision) and whether to evaluate them first."""
-
-    files: tuple[str, ...]
-    released: bool
-    measured: bool
-
-
 def plan_targets(
     wanted: Sequence[Table | Figure],
     options: RunOptions,
-    pretrained: PretrainedTeachers,
+    teacher_files: Sequence[str],
+    train_teachers: bool,
     datasets: DatasetCache,
     store: Store,
     console: Console,
 ) -> tuple[list[Target], Teachers]:
     """Read the data and plan the runs of all targets; also return the teachers that came from files.
 
+    teacher_files: the user's own, as `NETWORK=FILE`; train_teachers: leave torchvision's alone.
+
     Raises:
         UserError: something in it is refused, or no data is there for any of them.
     """
     tables = [entry for entry in wanted if isinstance(entry, Table)]
-    named = parse_teacher_files(
-        pretrained.files, [select_rows(entry, options.methods, options.pairs) for entry in tables]
-    )
+    named = parse_teacher_files(teacher_files, [select_rows(entry, options.methods, options.pairs) for entry in tables])
     if named and len(wanted) > 1:
         raise UserError("--teacher-checkpoint only applies to a single table; name one, or remove it")
     targets: list[Target] = []
@@ -307,11 +341,11 @@ def plan_targets(
             images = datasets.load(source, f"table {entry.name}")
             if images is None:
                 continue
-            files = find_released_files(entry, images, datasets, console) | named if pretrained.released else named
+            files = named if train_teachers else find_released_files(entry, images, datasets, console) | named
             recipe = options.make_factory(entry.protocol_for(options.scale), images).protocol
             # A cluster's device may be none of this machine's.
             here = options.device if options.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
-            teachers = load_teachers(files, images, recipe, here, console, pretrained.measured)
+            teachers = load_teachers(files, images, recipe, here, console, measured=not datasets.dry_run)
             for name, figures in teachers.accuracy.items():
                 store.save_teacher_metrics(images.name, teachers.released[name].teacher.sha256, figures)
             all_teachers = all_teachers.merge(teachers)

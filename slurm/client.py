@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmark.core.errors import UserError
-from benchmark.results.owners import LeaseHolder, this_user
+from benchmark.results.leases import LeaseHolder, this_user
 from slurm.pace import RETRY_SECONDS
 from slurm.profile import parse_duration
 

@@ -10,7 +10,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.planning.request import describe_run
 from benchmark.results.record import CorruptRun, Record
-from slurm.states import JobState
+from slurm.journal import JobState
 from slurm.sweep import Sweep
 
 TERMINAL_FAILURES: tuple[JobState, ...] = ("failed", "blocked", "cancelled")

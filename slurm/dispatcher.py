@@ -13,14 +13,13 @@ import uuid
 
 from benchmark.io.files import write_text
 from benchmark.io.untrusted import escape_control_chars
-from benchmark.results.leases import Lease, LeaseManager
-from benchmark.results.owners import this_user
+from benchmark.results.leases import Lease, LeaseManager, this_user
 from slurm import client
 from slurm.client import SchedulerError
 from slurm.dependencies import TERMINAL_FAILURES, check_readiness, outcome_from_records
+from slurm.journal import Attempt, ReconcileResult, State
 from slurm.look import Look, Say
-from slurm.rolling import ensure_watchdog, submit_ready
-from slurm.states import Attempt, ReconcileResult, State
+from slurm.submit import ensure_watchdog, submit_ready
 from slurm.sweep import Sweep
 
 PATIENCE_SECONDS = 120.0
@@ -156,7 +155,7 @@ def _read_last_line(sweep: Sweep, task: str) -> str:
 
 def _reopen_needs(look: Look, job: int) -> None:
     """Train again what a job found missing although the job that makes it was done."""
-    for needed in look.needs(job):
+    for needed in look.sweep.plan.needs[job]:
         if look.ended.get(needed) == "done" and outcome_from_records(look.sweep, needed) is None:
             look.say(f"{look.sweep.plan.jobs[needed].name} has lost its record; it is trained again")
             look.sweep.journal.remove_ending(needed)
@@ -166,9 +165,9 @@ def _reopen_needs(look: Look, job: int) -> None:
 def _block_hopeless(look: Look) -> None:
     """Mark jobs that can never run because what they need has failed, and cancel them."""
     tasks: list[str] = []
-    for job in range(len(look.sweep.plan.jobs)):
+    for job, needs in look.sweep.plan.needs.items():
         # Jobs only need jobs of lower numbers, so one pass reaches everything that a failure blocks.
-        if job in look.ended or not any(look.ended.get(needed) in TERMINAL_FAILURES for needed in look.needs(job)):
+        if job in look.ended or not any(look.ended.get(needed) in TERMINAL_FAILURES for needed in needs):
             continue
         status = check_readiness(look.sweep, job, look.ended)
         if status.lost and not (status.ready or status.waiting):

@@ -24,15 +24,14 @@ from benchmark.results.store import Store, load
 from benchmark.training.settings import TrainSettings
 from slurm import client
 from slurm.client import SchedulerError
-from slurm.cost import Rates, SweepPrice, estimate_price, price_jobs
+from slurm.cost import Rates, SweepPrice, estimate_price, price_jobs, print_arrays, print_prices
 from slurm.dependencies import TERMINAL_FAILURES, resume, retry
 from slurm.dispatcher import reconcile
-from slurm.dry_run import print_arrays, print_prices
+from slurm.journal import ReconcileResult
 from slurm.monitor import take_snapshot
 from slurm.plan import SweepRequest, pending_jobs
 from slurm.profile import Profile
 from slurm.screen import SweepDisplay, watch
-from slurm.states import ReconcileResult
 from slurm.sweep import Sweep, create_or_open_sweep
 
 
@@ -138,7 +137,7 @@ class Slurm:
                 f"--sweep {sweep.name} shows it, python -m slurm.cancel with the same options ends it, and this "
                 "command, given again, watches it and renders what it gave."
             )
-            raise Detached(leaving.code if isinstance(leaving, Detached) else INTERRUPTED) from None
+            raise Detached(leaving.exit_code if isinstance(leaving, Detached) else INTERRUPTED) from None
         return _summarize(sweep, plan.jobs)
 
 

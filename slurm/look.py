@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmark.results.owners import this_user
+from benchmark.results.leases import this_user
 from benchmark.training.settings import TrainSettings
 from slurm import client
+from slurm.journal import JobState, ReconcileResult, Submission
 from slurm.profile import Profile
-from slurm.states import JobState, ReconcileResult, Submission
 from slurm.sweep import Sweep
 
 Say = Callable[[str], None]
@@ -86,10 +86,6 @@ class Look:
             self.tasks[job].append(SubmittedTask(submission.when, task, submission.user))
             if job not in self.ended:
                 self.open[job] = task
-
-    def needs(self, job: int) -> set[int]:
-        """The jobs that must have ended before a job starts."""
-        return self.sweep.plan.needs[job]
 
     def end(self, job: int, ending: JobState, reason: str = "") -> None:
         """Note how a job ended, and print it unless it ended well.

@@ -16,8 +16,7 @@ from benchmark.core.text import counted
 from benchmark.io.untrusted import escape_control_chars
 from slurm import client
 from slurm.client import QueuedTask
-from slurm.journal import LONGEST_LINE
-from slurm.states import JobState, ShownProgress, State
+from slurm.journal import LONGEST_LINE, JobState, ShownProgress, State
 from slurm.sweep import Sweep
 
 Condition = Literal["running", "requeued", "pending", "held back", "unknown", "done", "failed", "blocked", "cancelled"]

@@ -23,7 +23,7 @@ from benchmark.io.files import replacing, restore
 from benchmark.io.untrusted import UntrustedInputError, check_strings, escape_control_chars, parse_json_limited, sized
 from benchmark.planning.jobs import Job, critical_path_lengths, find_needed
 from benchmark.planning.request import collect_dependencies
-from benchmark.results.owners import this_user
+from benchmark.results.leases import this_user
 from benchmark.results.record import Amount
 from benchmark.results.store import Store
 

@@ -14,7 +14,7 @@ from benchmark.core.errors import UserError
 from slurm import client
 from slurm.dependencies import retry
 from slurm.executor import reconcile_and_print
-from slurm.states import JobState
+from slurm.journal import JobState
 from slurm.status import SweepName
 from slurm.sweep import find_sweep
 

@@ -1,4 +1,8 @@
-"""Submits one array or one watchdog through submitit, with a note in the journal before and after the call."""
+"""Submits the jobs that are ready as the queue has room, and a watchdog that goes on with it, through submitit.
+
+A watchdog is a job of one core that SLURM starts when all submitted jobs have ended, whatever killed them. It lets a
+sweep survive without any command that watches it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import io
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +23,13 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm import slurm as submitit_slurm
 
 from benchmark.core.errors import UserError
-from benchmark.results.owners import this_user
+from benchmark.results.leases import this_user
 from slurm import client
-from slurm.client import SchedulerError
+from slurm.client import QueuedTask, SchedulerError
+from slurm.journal import Submission
+from slurm.look import Look
+from slurm.pace import WATCHDOG_DELAY_SECONDS
 from slurm.profile import WATCHDOG_MINUTES, Profile
-from slurm.states import Submission
 from slurm.sweep import Sweep
 
 NO_ROOM = (
@@ -39,6 +46,10 @@ NO_ROOM = (
 BUSY = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes", "Communication connection", "Transport")
 ENTRY_POINTS = "slurm.entry"
 """The module that submitted jobs start in. Pickled jobs of sweeps under way name it, so it is never renamed."""
+ELSEWHERE_SECONDS = 300
+"""Delay before the next try if a process outside this cluster trains the same run."""
+MOST_ARRAYS = 100
+"""A watchdog waits for at most this many arrays; another watchdog follows it anyway."""
 
 
 class QueueFull(Exception):
@@ -185,3 +196,110 @@ def _classify_error(error: Exception) -> Exception:
     if not reason or getattr(error.__cause__, "returncode", 0) in (124, 137):
         return SchedulerError(f"sbatch gave no answer in {client.SUBMIT_SECONDS:.0f} s")
     return UserError(f"SLURM refuses the jobs: {reason}; change the profile and give the command again")
+
+
+def submit_ready(look: Look) -> None:
+    """Submit what is ready, the longest chains first; SLURM starts a job when the jobs that it needs have ended.
+
+    Raises:
+        UserError: SLURM refuses the jobs, and would refuse them later too.
+    """
+    journal = look.sweep.journal
+    try:
+        _fill_queue(look)
+        journal.write_refusal("")
+    except QueueFull as error:
+        look.result.trouble = str(error)
+        journal.write_refusal(f"no room for more: {error}; the rest is submitted as jobs end")
+    except SchedulerError as error:
+        # Without an answer the previous refusal still holds.
+        look.result.trouble = str(error)
+    except UserError as error:
+        journal.write_refusal(str(error))
+        raise
+    look.result.waiting = len(_ready_jobs(look))
+
+
+def _fill_queue(look: Look) -> None:
+    """Submit ready jobs until the profile's `max_submitted` is reached.
+
+    Raises:
+        QueueFull: SLURM takes no more jobs for now.
+        SchedulerError: SLURM does not answer.
+        UserError: SLURM refuses the jobs.
+    """
+    limit = client.array_limit()
+    # One place is kept for the watchdog.
+    most = max(1, look.profile.max_submitted - look.profile.submit_from_jobs)
+    while (room := most - len(look.open)) > 0 and (groups := _group(look, _ready_jobs(look)[:room])):
+        for constraints, jobs in groups.items():
+            _submit_group(look, constraints, jobs, limit)
+
+
+def _ready_jobs(look: Look) -> list[int]:
+    """The jobs whose needs have ended or are with SLURM, in the order in which they should start."""
+    known = look.ended.keys() | look.open.keys()
+    plan = look.sweep.plan
+    ready = [job for job in plan.jobs if job.number not in known and plan.needs[job.number] <= known]
+    return [job.number for job in sorted(ready, key=lambda job: -job.priority)]
+
+
+def _group(look: Look, jobs: list[int]) -> Mapping[SubmitConstraints, list[int]]:
+    """Group jobs that may form an array: they wait for the same jobs and avoid the same nodes."""
+    groups: dict[SubmitConstraints, list[int]] = defaultdict(list)
+    for job in jobs:
+        after = {look.open[needed] for needed in look.sweep.plan.needs[job] if needed in look.open}
+        if "" in after:
+            # It is unknown whether SLURM has a job that it needs; the next look may know.
+            continue
+        delay = 0
+        if (other := look.behind.get(job)) is not None:
+            if other and client.state_of(other) not in (None, client.NOT_FOUND):
+                after.add(other)
+            else:
+                delay = ELSEWHERE_SECONDS
+        exclude = sorted(look.sweep.journal.read_state(job).failed_on) if look.tasks[job] else ()
+        groups[SubmitConstraints(tuple(sorted(after)), tuple(exclude), delay)].append(job)
+    return groups
+
+
+def _submit_group(look: Look, constraints: SubmitConstraints, jobs: list[int], limit: int) -> None:
+    """Submit jobs of equal constraints in arrays as large as SLURM takes them."""
+    size = min(limit, len(jobs))
+    while jobs:
+        if look.sweep.is_cancelled:
+            raise SchedulerError("the sweep was cancelled meanwhile")
+        try:
+            submitted = submit_array(look.sweep, look.profile, jobs[:size], constraints)
+        except QueueFull:
+            if size == 1:
+                raise
+            size //= 2
+        except UserError as refusal:
+            if not constraints.exclude:
+                raise
+            look.say(f"{refusal}; keeping away from {', '.join(constraints.exclude)} is given up")
+            constraints = SubmitConstraints(constraints.after, (), constraints.delay_seconds)
+        else:
+            look.result.submitted.append(submitted)
+            look.add(submitted)
+            jobs = jobs[size:]
+
+
+def ensure_watchdog(look: Look, queue: Mapping[str, QueuedTask]) -> None:
+    """Submit a watchdog unless one is pending; a running one may be this process, or may have looked already."""
+    is_pending = any(queue[task].state == "PENDING" for task in look.watchdogs if task in queue)
+    is_needed = look.profile.submit_from_jobs and bool(look.open or look.result.waiting)
+    if is_pending or not is_needed or look.sweep.is_cancelled:
+        return
+    try:
+        delay = 0 if look.arrays else round(WATCHDOG_DELAY_SECONDS)
+        submit_watchdog(look.sweep, look.profile, look.arrays[-MOST_ARRAYS:], delay)
+    except (QueueFull, SchedulerError):
+        look.result.is_followed = False
+    except UserError as refusal:
+        look.result.is_followed = False
+        look.say(
+            f"{refusal}. Nothing looks after the sweep but its jobs and commands that watch it: set "
+            "keeper_partition to one that takes a job of one core"
+        )

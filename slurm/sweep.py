@@ -26,10 +26,9 @@ from benchmark.io.files import write_text
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
 from benchmark.results.store import Store
 from benchmark.training.settings import TrainSettings
-from slurm.journal import LARGEST_NOTE, Journal
+from slurm.journal import LARGEST_NOTE, Journal, Submission
 from slurm.plan import Plan, SweepRequest, write_plan
 from slurm.profile import Profile
-from slurm.states import Submission
 
 FOLDER = "sweeps"
 PLAN = "plan.sqlite"

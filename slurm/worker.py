@@ -16,19 +16,18 @@ from typing import Any
 
 from benchmark.core.errors import UserError
 from benchmark.planning.request import describe_run
-from benchmark.results.leases import LeaseManager
-from benchmark.results.owners import this_owner
+from benchmark.results.leases import LeaseManager, this_owner
 from benchmark.results.record import CorruptRun
-from benchmark.training.callbacks import Progress
 from benchmark.training.failures import RunsFailed
 from benchmark.training.job import run_available
+from benchmark.training.settings import Progress
 from slurm import client
 from slurm.client import SchedulerError
 from slurm.dependencies import check_readiness, quarantine_corrupt, read_record
 from slurm.dispatcher import give_up_reason, reconcile
+from slurm.journal import Attempt, ExitReason, ShownProgress, State
 from slurm.pace import CHECK_SECONDS, FIRST_PROGRESS_SECONDS, HEARTBEAT_SECONDS
 from slurm.profile import WATCHDOG_MINUTES
-from slurm.states import Attempt, ExitReason, ShownProgress, State
 from slurm.sweep import Sweep
 
 MOST_DAMAGED = 6

@@ -34,9 +34,9 @@ from benchmark.training.settings import TrainSettings
 from slurm.client import SchedulerError
 from slurm.dependencies import resume
 from slurm.dispatcher import reconcile
+from slurm.journal import JobState
 from slurm.plan import SweepRequest
 from slurm.profile import Profile
-from slurm.states import JobState
 from slurm.sweep import Sweep, create_or_open_sweep
 from tables.specification import load_table
 from tests.commands import ROOT, small_dataset, small_table
@@ -68,7 +68,7 @@ class Planned:
     @property
     def asked(self) -> SweepRequest:
         """The same as a sweep asks for it."""
-        part = self.target.group
+        part = self.target.groups[0]
         return SweepRequest("small", "a test", "student", {part.title: part.runs}, {self.source: self.jobs})
 
     def sweep(self, profile: Profile = PROFILE) -> Sweep:
@@ -110,7 +110,7 @@ def planned(
     table = load_table(str(small_table(place, list(methods))))
     target = TableTarget.plan(table, wish, str(toml), images, Teachers())
     runs = place / "runs"
-    jobs = missing_jobs(target.group.runs, Store(runs), 2, images.image_size, len(images.train.labels))
+    jobs = missing_jobs(target.groups[0].runs, Store(runs), 2, images.image_size, len(images.train.labels))
     given = TrainSettings(runs=runs, dataset="", command="a test", checkpoint_seconds=1)
     return Planned(place, target, str(toml), jobs, given)
 

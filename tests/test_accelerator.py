@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 import benchmark.training.cohort as cohort_module
 import benchmark.training.evaluation as evaluation_module
 import benchmark.training.learner as learner_module
-import benchmark.training.optimizer as optimizer_module
 import benchmark.training.teacher as teacher_module
 from benchmark.core.devices import autocast
 from benchmark.core.protocols import get_protocol
@@ -33,7 +32,7 @@ from benchmark.method.contract import Method, Step
 from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import all_methods
 from benchmark.training.cohort import Cohort
-from benchmark.training.dummies import dummy_teacher, random_images
+from benchmark.training.cost import dummy_teacher, random_images
 from benchmark.training.evaluation import Evaluation
 from benchmark.training.inputs import TrainingData
 from benchmark.training.settings import TrainSettings
@@ -107,11 +106,11 @@ def meta_as_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def unfused(*args: Any, fused: bool, **options: Any) -> None:
         sgd(*args, **options)
 
-    sgd = optimizer_module.sgd
+    sgd = learner_module.sgd
     monkeypatch.setattr(learner_module, "generator", on_host)
     for module in (learner_module, teacher_module, evaluation_module):
         monkeypatch.setattr(module, "autocast", plain)
-    monkeypatch.setattr(optimizer_module, "sgd", unfused)
+    monkeypatch.setattr(learner_module, "sgd", unfused)
     monkeypatch.setattr(cohort_module, "resolve_device", lambda name: META)
     # A report on the way shows the loss, for which it waits; twice a second.
     monkeypatch.setattr(cohort_module, "REPORT_SECONDS", float("inf"))

@@ -31,10 +31,10 @@ from benchmark.training import atlas_making, inputs
 from benchmark.training.atlas import Atlas
 from benchmark.training.atlas_making import make_atlas
 from benchmark.training.cohort import Cohort
+from benchmark.training.cost import reads_plain_logits_only
 from benchmark.training.inputs import find_atlas, load_teacher, select_training_data
 from benchmark.training.job import run_until_done
 from benchmark.training.learner import fresh_network
-from benchmark.training.needs import reads_plain_logits_only
 from benchmark.training.settings import TrainSettings
 from benchmark.training.teacher import LogitsAlone
 from tables.specification import load_table

@@ -24,9 +24,9 @@ from benchmark.execution.local import format_hours
 from benchmark.execution.progress import announce_if_slow
 from benchmark.planning import checks
 from benchmark.planning.checks import MANY_RUNS, MOST_RUNS, check_methods, confirm_size
-from benchmark.planning.gpu import ASSUMED_GPU, GpuSpeed
 from benchmark.planning.request import RunFactory, RunOptions
 from benchmark.planning.tables import plan_table
+from benchmark.planning.timed import ASSUMED_GPU, GpuSpeed
 from benchmark.plugins.registry import method_class
 from benchmark.targets import count_runs
 from tables.specification import load_table

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.core.spec import Run
-from benchmark.planning.cohorts import CohortKey, dependency_depths, merge_teacher_free
 from benchmark.planning.cost import cohort_seconds, run_seconds
-from benchmark.planning.jobs import Job, balance_jobs
+from benchmark.planning.jobs import CohortKey, Job, balance_jobs, dependency_depths, merge_teacher_free
 from benchmark.plugins.registry import method_class
 from tests import engine
 

@@ -19,7 +19,7 @@ from pandas.testing import assert_frame_equal
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.results import index
-from benchmark.results.frame import to_dataframe
+from benchmark.results.index import to_dataframe
 from benchmark.results.store import Store, load
 from tests import engine
 

@@ -18,9 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmark.core.errors import UserError
-from benchmark.results import leases, owners
-from benchmark.results.leases import Lease, LeaseManager
-from benchmark.results.owners import LeaseHolder, this_owner
+from benchmark.results import leases
+from benchmark.results.leases import Lease, LeaseHolder, LeaseManager, this_owner
 
 FORK = multiprocessing.get_context("fork")
 SILENT = 300.0
@@ -145,7 +144,7 @@ def test_a_job_that_was_started_again_takes_the_place_of_its_earlier_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int, is_valid: bool
 ) -> None:
     leased_by(tmp_path / "run", owner(job="12_3", restarts=restarts))
-    monkeypatch.setattr(owners, "_owner_of", lambda process: owner(token="e" * 32, job="12_3", restarts=1))
+    monkeypatch.setattr(leases, "_owner_of", lambda process: owner(token="e" * 32, job="12_3", restarts=1))
     taken = LeaseManager(tmp_path, lambda asked: True).acquire(tmp_path / "run")
     assert isinstance(taken, LeaseHolder) == is_valid
 
@@ -232,7 +231,7 @@ def test_a_lease_that_is_a_pipe_or_very_large_is_not_waited_for(tmp_path: Path) 
 
 @pytest.mark.parametrize("changes", [{"process": 10**30}, {"process": -1}, {"restarts": 10**30}])
 def test_no_number_in_a_lease_stops_the_reader(tmp_path: Path, changes: dict[str, int]) -> None:
-    leased_by(tmp_path / "run", owner(machine=owners.this_machine(), **changes), seconds_ago=SILENT + 60)
+    leased_by(tmp_path / "run", owner(machine=leases.this_machine(), **changes), seconds_ago=SILENT + 60)
     assert isinstance(LeaseManager(tmp_path).acquire(tmp_path / "run"), Lease)
 
 

@@ -15,7 +15,7 @@ from benchmark.core.errors import UserError
 from benchmark.report.coverage import make_coverage
 from benchmark.report.data import Report, collect_report
 from benchmark.report.metrics import list_differences
-from benchmark.results.frame import to_dataframe
+from benchmark.results.index import to_dataframe
 from benchmark.results.store import Store
 from tables.specification import load_table, table_names
 from tests.report_records import column, failed, fill, record_of, request, write

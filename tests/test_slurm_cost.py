@@ -16,8 +16,8 @@ from benchmark.core.spec import Run
 from benchmark.execution.executor import ExecutionPlan, Executor
 from benchmark.execution.local import Local
 from benchmark.planning.cost import run_seconds, training_multiply_adds
-from benchmark.planning.gpu import GpuSpeed
 from benchmark.planning.jobs import Grouping, Job, all_jobs
+from benchmark.planning.timed import GpuSpeed
 from benchmark.results.store import Store
 from slurm import client
 from slurm.cost import OVERHEAD_SECONDS, Rates, estimate_price, price_jobs

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from benchmark.core.errors import UserError
-from benchmark.results.owners import this_owner
+from benchmark.results.leases import this_owner
 from slurm import client, submit
 from slurm.client import QueuedTask
 from slurm.dispatcher import reconcile
 from slurm.executor import describe
+from slurm.journal import Attempt, ExitReason, State, Submission
 from slurm.look import DOUBT_SECONDS
 from slurm.monitor import take_snapshot
 from slurm.profile import Profile
-from slurm.states import Attempt, ExitReason, State, Submission
 from slurm.submit import QueueFull
 from slurm.sweep import Sweep
 from tests.slurm_sweeps import planned

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.journal import LARGEST_NOTE, Journal
-from slurm.states import State
+from slurm.journal import LARGEST_NOTE, Journal, State
 
 NOTES = ("states/000000.json", "ended/000000.failed", f"submissions/{'a' * 10}.json", "refused")
 

@@ -17,17 +17,17 @@ import pytest
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.untrusted import UntrustedInputError
-from benchmark.results.owners import this_owner
+from benchmark.results.leases import this_owner
 from slurm import client, status
 from slurm.cancel import cancel_jobs
 from slurm.client import QueuedTask
 from slurm.dependencies import retry
 from slurm.dispatcher import MOST_LOG_BYTES, _read_last_line
+from slurm.journal import Attempt, ShownProgress, State, Submission
 from slurm.look import Look
 from slurm.monitor import take_snapshot
 from slurm.plan import LARGEST_RUN, decompress_limited
 from slurm.screen import render_screen
-from slurm.states import Attempt, ShownProgress, State, Submission
 from slurm.sweep import PLAN, SETTINGS, Sweep
 from tests.commands import ROOT
 from tests.slurm_sweeps import commanded, planned

@@ -15,13 +15,12 @@ from benchmark.core.errors import UserError
 from benchmark.export import load_edge
 from benchmark.io.files import compute_sha256, save_tensors
 from benchmark.results import index, leases
-from benchmark.results.frame import to_row
-from benchmark.results.leases import Lease, LeaseManager
-from benchmark.results.owners import LeaseHolder, this_owner
+from benchmark.results.index import to_row
+from benchmark.results.leases import Lease, LeaseHolder, LeaseManager, this_owner
 from benchmark.results.record import MAX_RECORD_BYTES, CorruptRun, compute_checksum
 from benchmark.results.store import Store, load
 from benchmark.training.checkpoint import members, read_checkpoint
-from slurm.states import Submission
+from slurm.journal import Submission
 from tests.damage import RUN
 from tests.merges import rewritten
 from tests.report_records import write

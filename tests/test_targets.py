@@ -31,7 +31,7 @@ def test_a_table_is_printed_also_where_its_files_cannot_be_written(tmp_path: Pat
     )
     request = engine.request()
     (tmp_path / "reports").write_text("a file where the folder should be")
-    target = TableTarget(plan_table(table, request, [0]), request, group=None)  # type: ignore[arg-type]
+    target = TableTarget(plan_table(table, request, [0]), request, groups=[])
     console = Console(file=io.StringIO(), width=80)
     with pytest.raises(UserError, match="choose another folder"):
         target.render(Store(tmp_path / "runs"), {}, tmp_path / "reports", console)

@@ -88,7 +88,7 @@ def list_cells(target: Target) -> list[PlannedCells]:
         # A probe waits for a student on another dataset, which a round does not plan.
         columns = [column for column in grid.table.columns if column.name in chosen and column.probe is None]
         metrics = {column.name: column.metric for column in columns}
-        return [PlannedCells(grid.table.name, tuple(metrics), grid.runs, metrics, target.group)]
+        return [PlannedCells(grid.table.name, tuple(metrics), grid.runs, metrics, target.groups[0])]
     found = []
     # The groups of probes stand behind those of the panels.
     for (title, points), group in zip(target.points.items(), target.groups, strict=False):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import typer
 from rich.console import Console
 
 from benchmark.core.spec import Run
@@ -23,12 +24,8 @@ JobsByDataset = Mapping[str, Sequence[Job]]
 """Jobs by dataset, as `load_dataset` takes it."""
 
 
-class Detached(Exception):
-    """Raised when the command detaches and the sweep continues on the cluster. code: the exit code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+class Detached(typer.Exit):
+    """Ends a command, with an exit code, whose sweep continues on the cluster."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from benchmark.execution.progress import ProgressDisplay
 from benchmark.execution.scheduler import ExecutionSummary
 from benchmark.planning.atlas import price_atlases
 from benchmark.planning.cost import training_multiply_adds
-from benchmark.planning.gpu import GpuSpeed
 from benchmark.planning.jobs import Job, missing_jobs
 from benchmark.planning.request import RunGroup
+from benchmark.planning.timed import GpuSpeed
 from benchmark.results.store import Store
 from benchmark.training.launcher import check_sharing
 from benchmark.training.settings import TrainSettings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import threading
 import traceback
@@ -18,14 +17,10 @@ from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobSche
 from benchmark.planning.jobs import Job
 from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
-from benchmark.training.callbacks import Progress
 from benchmark.training.failures import RunsFailed
 from benchmark.training.job import run_until_done
-from benchmark.training.launcher import check_sharing, ignored
-from benchmark.training.settings import TrainSettings
-
-START_METHOD = "spawn"
-"""How worker processes are started, as `multiprocessing` names it."""
+from benchmark.training.launcher import WorkerProcess
+from benchmark.training.settings import Progress, TrainSettings
 
 
 def run_jobs(jobs: Sequence[Job], settings: TrainSettings, workers: int, callback: JobCallback) -> ExecutionSummary:
@@ -34,12 +29,7 @@ def run_jobs(jobs: Sequence[Job], settings: TrainSettings, workers: int, callbac
     A run whose record or weights turn out to be corrupt is quarantined and trained again, once; its dependents wait.
 
     Ctrl-C (or SIGTERM) lets each job write a checkpoint after the current step and exit; a second one ends at once.
-
-    Raises:
-        UserError: several processes should share each batch of a run but cannot.
     """
-    for job in jobs:
-        check_sharing(job.runs[0], settings.device, workers)
     scheduler = JobScheduler(jobs, Store(settings.runs), callback)
     with _stop_on_signals() as stopping:
         if workers == 1:
@@ -95,10 +85,9 @@ class _Pool:
     def __init__(self, scheduler: JobScheduler, settings: TrainSettings, size: int, stopping: threading.Event) -> None:
         self.scheduler, self.settings, self.stopping = scheduler, settings, stopping
         self.callback = scheduler.callback
-        self.context = multiprocessing.get_context(START_METHOD)
         self.size = size
-        self.idle: list[_Worker] = []
-        self.busy: dict[Connection, tuple[_Worker, Job]] = {}
+        self.idle: list[WorkerProcess] = []
+        self.busy: dict[Connection, tuple[WorkerProcess, Job]] = {}
 
     def run(self) -> None:
         """Train until no job is left that can start."""
@@ -128,12 +117,12 @@ class _Pool:
             for worker in self._workers():
                 worker.close()
 
-    def _workers(self) -> list[_Worker]:
+    def _workers(self) -> list[WorkerProcess]:
         return [*self.idle, *(worker for worker, _ in self.busy.values())]
 
     def _start_ready_jobs(self) -> None:
         while len(self.busy) < self.size and (job := self.scheduler.next_ready()):
-            worker = self.idle.pop() if self.idle else _Worker(self.context, self.settings)
+            worker = self.idle.pop() if self.idle else WorkerProcess(_work, self.settings)
             worker.send(job.runs)
             self.busy[worker.connection] = (worker, job)
             self.callback.on_start(job)
@@ -161,27 +150,6 @@ class _Pool:
             else:
                 self.idle.append(worker)
             self.scheduler.end(job, error)
-
-
-class _Worker:
-    def __init__(self, context: Any, settings: TrainSettings) -> None:
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=_work, args=(other, settings), daemon=True)
-        # A Ctrl-C in a terminal reaches the whole process group; workers are stopped through their pipe instead.
-        with ignored(signal.SIGINT):
-            self.process.start()
-        other.close()
-
-    def send(self, message: object) -> None:
-        # If the worker has died, the next receive notices.
-        with suppress(OSError):
-            self.connection.send(message)
-
-    def close(self) -> None:
-        self.connection.close()
-        self.process.join(timeout=30)
-        if self.process.is_alive():
-            self.process.kill()
 
 
 def _work(connection: Connection, settings: TrainSettings) -> None:

@@ -19,7 +19,7 @@ from benchmark.core.errors import UserError
 from benchmark.core.text import counted, describe_position, duration
 from benchmark.execution.scheduler import ExecutionSummary, JobCallback, JobOutcome
 from benchmark.planning.jobs import Job
-from benchmark.training.callbacks import Progress
+from benchmark.training.settings import Progress
 
 PLAIN_SECONDS = 20.0
 SLOW_SECONDS = 1.0

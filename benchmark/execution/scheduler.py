@@ -14,7 +14,7 @@ from benchmark.planning.jobs import Job, critical_path_lengths
 from benchmark.planning.request import describe_run
 from benchmark.results.record import CorruptRun, Record
 from benchmark.results.store import Store
-from benchmark.training.callbacks import Progress
+from benchmark.training.settings import Progress
 
 MAX_CORRUPTIONS = 2
 """How often a run may be found corrupt in one command before it is given up; whatever corrupts it would do so again."""
@@ -88,31 +88,25 @@ class JobScheduler:
     def next_ready(self) -> Job | None:
         """Take the next job that can start; on the way, fail the runs whose dependencies have failed."""
         while True:
-            ready = self._scan()
-            if not isinstance(ready, bool):
-                return ready
-            if not ready:
-                return None
-
-    def _scan(self) -> Job | bool:
-        """Return the next job that can start; if there is none, whether the queue changed and must be scanned again."""
-        records: dict[Run, Record | None] = {}
-        considered = sorted(self.waiting, key=lambda job: -self._priority[job])
-        for job in considered:
-            needed = dict.fromkeys(needed for run in job.runs for needed in run.dependencies())
-            records |= {run: self._record(run) for run in needed if run not in records}
-            blocked = {run: reason for run in job.runs if (reason := self._blocked(run, records))}
-            if blocked:
-                self._fail_blocked(job, blocked)
-                return True
-            if all(records[run] is not None for run in needed):
-                self.waiting.remove(job)
-                self.running.append(job)
-                return job
-        # Every dependency had a record or a job when planned; one whose record became corrupt needs a job now.
-        failed = len(self._failed)
-        self._add(run for run, record in records.items() if record is None)
-        return len(self.waiting) > len(considered) or len(self._failed) > failed
+            records: dict[Run, Record | None] = {}
+            considered = sorted(self.waiting, key=lambda job: -self._priority[job])
+            for job in considered:
+                needed = dict.fromkeys(needed for run in job.runs for needed in run.dependencies())
+                records |= {run: self._record(run) for run in needed if run not in records}
+                blocked = {run: reason for run in job.runs if (reason := self._blocked(run, records))}
+                if blocked:
+                    self._fail_blocked(job, blocked)
+                    break
+                if all(records[run] is not None for run in needed):
+                    self.waiting.remove(job)
+                    self.running.append(job)
+                    return job
+            else:
+                # Every dependency had a record or a job when planned; one whose record became corrupt needs a job now.
+                failed = len(self._failed)
+                self._add(run for run, record in records.items() if record is None)
+                if len(self.waiting) == len(considered) and len(self._failed) == failed:
+                    return None
 
     def _add(self, runs: Iterable[Run]) -> None:
         """Plan a job for each run that no job trains yet; those on other datasets count as failed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,13 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmark.core.errors import UserError
-from benchmark.core.spec import Run
 from benchmark.io.files import replacing, write_text
 from benchmark.io.json_diff import JsonDiff, canonical, first_difference
 from benchmark.io.untrusted import ForeignFolder, UntrustedInputError, escape_control_chars, sized
 from benchmark.merge.runs import FILE_NAME, Offer, find_link, read_figures, read_offer, read_weights
-from benchmark.results.leases import LeaseManager
-from benchmark.results.owners import LeaseHolder
+from benchmark.results.leases import LeaseHolder, LeaseManager
 from benchmark.results.record import CorruptRun, Record, anonymise_record, comparable_part
 from benchmark.results.store import Store
 
@@ -195,9 +192,10 @@ class Merge:
         run, record = offer.run, offer.record
         if self.without_host:
             record = anonymise_record(record)
-        with _leased(self.store, run) as holder:
-            if holder is not None:
-                return MergeFinding("busy", finding.place, f"by {holder.label}")
+        lease = LeaseManager(self.store.root).acquire(self.store.folder(run))
+        if isinstance(lease, LeaseHolder):
+            return MergeFinding("busy", finding.place, f"by {lease.label}")
+        try:
             kind, why = self._judge(offer)
             if kind not in ("new", "replaced"):
                 return MergeFinding(kind, finding.place, why)
@@ -209,20 +207,9 @@ class Merge:
                 with replacing(self.store.folder(run) / f"{part}.safetensors") as file:
                     file.temporary.write_bytes(content)
             write_text(self.store.folder(run) / "record.json", json.dumps(record, indent=1) + "\n")
+        finally:
+            lease.release(forget=self.store.has_record(run))
         return MergeFinding(kind, finding.place, why, finding.size)
-
-
-@contextlib.contextmanager
-def _leased(store: Store, run: Run) -> Iterator[LeaseHolder | None]:
-    """Hold the lease on a run, so that nobody else trains or merges it; yields the holder if somebody else has it."""
-    lease = LeaseManager(store.root).acquire(store.folder(run))
-    if isinstance(lease, LeaseHolder):
-        yield lease
-        return
-    try:
-        yield None
-    finally:
-        lease.release(forget=store.has_record(run))
 
 
 def _check_room(root: Path, needed: int) -> None:

@@ -230,7 +230,7 @@ def read_weights(folder: ForeignFolder, offer: Offer, part: str) -> bytes:
     except OSError as error:
         raise UntrustedInputError(f"{name} cannot be read: {error.strerror}") from error
     try:
-        check_weights(content, offer.run, part, offer.record["weights"][part])
+        _check_weights(content, offer.run, part, offer.record["weights"][part])
     except UntrustedInputError as reason:
         raise UntrustedInputError(f"{name} {reason}") from reason
     return content
@@ -248,7 +248,7 @@ def compute_max_bytes(run: Run, part: str) -> int:
     return total * (1 if part == "student" else METHOD_FACTOR) + MAX_HEADER_BYTES
 
 
-def check_weights(content: bytes, run: Run, part: str, sha256: str) -> None:
+def _check_weights(content: bytes, run: Run, part: str, sha256: str) -> None:
     """Check the weights of a part of a run.
 
     Raises:

@@ -12,7 +12,7 @@ from benchmark.core.text import counted
 from benchmark.data import imagenet, stl10, tiny_imagenet
 from benchmark.data.dataset import Dataset
 from benchmark.data.views import count_views
-from benchmark.planning import cost, gpu
+from benchmark.planning import cost, timed
 from benchmark.plugins.registry import method_class
 from benchmark.results.store import Store
 from benchmark.training.atlas import Atlas
@@ -125,7 +125,9 @@ def price_atlases(jobs: Iterable[Sequence[Run]], images: Dataset, store: Store) 
         price.images += passes * own
         price.multiply_adds += multiply_adds
         price.seconds += multiply_adds / cost.MULTIPLY_ADDS_PER_SECOND + convolutions * cost.SECONDS_PER_CONVOLUTION
-        price.gpu_seconds += multiply_adds / gpu.MULTIPLY_ADDS_PER_SECOND + convolutions * gpu.SECONDS_PER_CONVOLUTION
+        price.gpu_seconds += (
+            multiply_adds / timed.MULTIPLY_ADDS_PER_SECOND + convolutions * timed.SECONDS_PER_CONVOLUTION
+        )
     return price if readers else None
 
 

@@ -88,13 +88,9 @@ def check_methods(runs: Iterable[Run], dataset: Dataset) -> None:
         UserError: a method refuses its options, the networks or the dataset, or what it is made of cannot be made.
     """
     kinds: dict[tuple[str | None, ...], Run] = {}
-    texts: dict[int, str] = {}
     # Students that are probed learnt on another dataset, with which they are checked.
     for run in (run for run in collect_dependencies(runs) if run.dataset == dataset.name):
-        # Runs that differ in their seed share their options.
-        text = texts.get(id(run.options)) or json.dumps(run.options, sort_keys=True)
-        texts[id(run.options)] = text
-        kinds[run.method, run.student, run.teacher_network, text] = run
+        kinds[run.method, run.student, run.teacher_network, json.dumps(run.options, sort_keys=True)] = run
     for run in kinds.values():
         with user_errors(method_class(run.method), "be built"):
             _check_method(run, dataset)

@@ -6,24 +6,20 @@ The page of methods says only what was seen to be read.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmark.core.protocols import PROTOCOLS, get_protocol
 from benchmark.core.spec import Protocol, Run, Scale
-from benchmark.method.contract import Method, Network, Outputs, PastNetwork, PredictionHistory, Step, View
+from benchmark.method.contract import Method, Network, PastNetwork, PredictionHistory, View
 from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import all_methods, method_class
-from benchmark.training.cost import StepProbe
-from benchmark.training.dummies import CLASSES
+from benchmark.training.cost import CLASSES, StepProbe
 from benchmark.training.learner import build_method
-from benchmark.training.needs import WatchedOutputs
 
 DEFAULT = "lsskd"
 TEACHER, STUDENT = "ResNet56", "ResNet20"
@@ -65,7 +61,12 @@ def probe_method(name: str) -> Facts:
         UserError: there is no such method.
     """
     cls = method_class(name)
-    needs, multiply_adds = _watch(cls)
+    probe = StepProbe(make_reference_run(cls, get_protocol(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
+    reads, multiply_adds = probe.watch("student", "teacher")
+    read: dict[str, set[str]] = {"student": set(), "teacher": set()}
+    for (network, _), names in reads.items():
+        read[network] |= names
+    needs = _needs(probe.learner.method, read, probe.batch.views)
     # A method is built once for all protocols in which its options are equal, because some methods are large.
     built: dict[str, Method] = {}
     kinds = {}
@@ -96,32 +97,7 @@ def _labels() -> Tensor:
     return torch.arange(IMAGES) % CLASSES
 
 
-def _watch(cls: type[Method]) -> tuple[tuple[str, ...], int]:
-    """Find what a training step of a method needs, and its multiply-adds for an image."""
-    probe = StepProbe(make_reference_run(cls, get_protocol(DEFAULT)), CLASSES, IMAGE_SIZE, _labels())
-    method, batch = probe.learner.method, probe.batch
-    read: dict[str, set[str]] = {"student": set(), "teacher": set()}
-    views: set[str] = set()
-
-    def watched(kind: str, run: Callable[..., Outputs]) -> Callable[..., Any]:
-        return lambda shown, **how: WatchedOutputs(run(shown, **how), read[kind])
-
-    def images_of(view: View) -> Tensor:
-        views.add(view)
-        return batch.view(view)
-
-    loss = method.loss
-
-    def watched_loss(step: Step) -> Any:
-        student, teacher = watched("student", step.student), watched("teacher", step.teacher)
-        return loss(dataclasses.replace(step, images=images_of, student=student, teacher=teacher))
-
-    method.loss = watched_loss  # type: ignore[method-assign]
-    multiply_adds = probe.multiply_adds()
-    return _needs(method, read, views | batch.views), multiply_adds
-
-
-def _needs(method: Method, read: Mapping[str, set[str]], views: set[str]) -> tuple[str, ...]:
+def _needs(method: Method, read: Mapping[str, set[str]], views: set[View]) -> tuple[str, ...]:
     def parts(kind: str, leave_out: str = "") -> str:
         own = "logits" if kind == "student" else ""
         return ", ".join(

@@ -19,7 +19,7 @@ from benchmark.planning.atlas import check_views
 from benchmark.planning.cost import training_multiply_adds
 from benchmark.planning.overrides import parse_settings
 from benchmark.plugins.registry import method_class, resolve_options
-from benchmark.training.needs import reads_plain_logits_only
+from benchmark.training.cost import reads_plain_logits_only
 
 TEACHER_SEED = 0
 SELF_TEACHER_SEED = 1000

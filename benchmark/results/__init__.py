@@ -1,6 +1,6 @@
 """Records of runs: what one holds, where it is stored, who may write it."""
 
-from benchmark.results.frame import to_dataframe
+from benchmark.results.index import to_dataframe
 from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store, load
 

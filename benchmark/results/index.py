@@ -1,4 +1,6 @@
-"""A cache of a store's records: `<root>/index.json` holds, for each record, its row of a DataFrame and how it ended.
+"""Records as rows of a DataFrame, and a cache of them: `<root>/index.json`.
+
+The cache holds, for each record of a store, its row and how the run ended.
 
 Reading a record of 240 epochs takes some milliseconds; without the cache, every command would pay them for each of
 thousands of records. An entry counts only while the record's file is the one that was read. A cache that is damaged,
@@ -13,9 +15,9 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -24,13 +26,13 @@ from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
 from benchmark.io.files import write_text
 from benchmark.io.untrusted import UntrustedInputError, read_text_limited
-from benchmark.results import frame
-from benchmark.results.frame import Row, to_row
 from benchmark.results.record import Record, RecordStatus, Status, get_status
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Row = dict[str, Any]
+"""A record's columns: texts, numbers, booleans and None."""
 NAME = "index.json"
 MIN_LOOKUPS = 100
 """For the status of fewer runs, reading their records is faster than the cache."""
@@ -38,12 +40,8 @@ MAX_BYTES = 2**30
 """A thousand times the cache of the paper's runs."""
 
 
-class FileStat(NamedTuple):
-    """Identifies a file's content; records are replaced by renaming, so another record is another inode."""
-
-    size: int
-    modified: int
-    inode: int
+FileStat = tuple[int, int, int]
+"""Size, time of the last change and inode: records are replaced by renaming, so another record is another inode."""
 
 
 class CachedRow(NamedTuple):
@@ -77,7 +75,9 @@ def load(root: Path, read: Callable[[Path], Record]) -> pd.DataFrame:
             return read(root / path / "record.json")
         return None
 
-    stats = {path: stat for path in _list_folders(root) if (stat := _stat(root / path / "record.json"))}
+    # In the order of paths.
+    folders = (f"{dataset}/{name}" for dataset in _list_names(root) for name in _list_names(root / dataset))
+    stats = {path: stat for path in folders if (stat := _stat(root / path / "record.json"))}
     return pd.DataFrame([entry.row for entry in _load_entries(root, stats, read_or_skip).values()])
 
 
@@ -126,12 +126,6 @@ def _load_entries(
     return {path: entries[path] for path in stats if path in entries}
 
 
-def _list_folders(root: Path) -> Iterator[str]:
-    """Every folder that may hold a record, from the root, in the order of paths."""
-    for dataset in _list_names(root):
-        yield from (f"{dataset}/{name}" for name in _list_names(root / dataset))
-
-
 def _list_names(folder: Path) -> list[str]:
     """The sorted names in a folder; none if there is no such folder or it cannot be read."""
     try:
@@ -145,13 +139,13 @@ def _stat(path: Path) -> FileStat | None:
         status = os.stat(path)
     except OSError:
         return None
-    return FileStat(status.st_size, status.st_mtime_ns, status.st_ino)
+    return (status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @functools.cache
 def _schema_version() -> str:
     """Identifies the code that makes rows: a cache that other code wrote is not used."""
-    paths = [*(str(module.__file__) for module in (frame, spec)), __file__]
+    paths = (str(spec.__file__), __file__)
     return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()
 
 
@@ -173,3 +167,50 @@ def _write(root: Path, entries: dict[str, CachedRow]) -> None:
 
 def _compute_checksum(text: str) -> str:
     return hashlib.sha256(f"{_schema_version()}\n{text}".encode()).hexdigest()
+
+
+def to_dataframe(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row a record: the spec's main fields, final figures, best-on-test figures, cost and provenance.
+
+    Lists and values with fields of their own (`stages`, `terms`, `cohort`, ...) are JSON texts.
+    """
+    import pandas as pd  # Late: it is slow to import, and training does not need it.
+
+    return pd.DataFrame([to_row(record) for record in records])
+
+
+def to_row(record: Mapping[str, Any]) -> Row:
+    """The row of one record, see `to_dataframe`."""
+    run = Run.model_validate(record["run"])
+    own = {
+        "id": run.id,
+        "status": record["status"],
+        "dataset": run.dataset,
+        "fraction": run.fraction,
+        "validation": run.validation,
+        "method": run.method,
+        "augmentation": run.augmentation,
+        "student": run.student,
+        "teacher": run.teacher_network,
+        "teacher_outputs": run.teacher_outputs,
+        "protocol": run.protocol.name,
+        "scale": run.scale.name,
+        "epochs": run.schedule.epochs,
+        "precision": run.precision,
+        "seed": run.seed,
+        "options": run.options,
+        "reason": record.get("reason"),
+    }
+    row = {
+        **own,
+        **record.get("final", {}),
+        **{f"best_{key}": value for key, value in record.get("best_on_test", {}).items()},
+        **{f"cost_{key}": value for key, value in record.get("cost", {}).items()},
+        **{f"provenance_{key}": value for key, value in record["provenance"].items()},
+        # Last, so that no figure takes the place of what the run is.
+        **own,
+    }
+    return {
+        key: json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+        for key, value in row.items()
+    }

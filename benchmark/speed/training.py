@@ -26,10 +26,9 @@ from benchmark.data.dataset import Dataset
 from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import method_class
 from benchmark.training.cohort import Cohort
-from benchmark.training.dummies import CLASSES, dummy_teacher, random_images
+from benchmark.training.cost import CLASSES, dummy_teacher, random_images, reads_plain_logits_only
 from benchmark.training.inputs import TrainingData
 from benchmark.training.learner import fresh_network
-from benchmark.training.needs import reads_plain_logits_only
 from benchmark.training.settings import TrainSettings
 
 IMAGES = 50_000

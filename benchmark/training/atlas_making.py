@@ -19,7 +19,6 @@ from benchmark.io.files import remove_leftovers, write_text
 from benchmark.results.leases import Lease, LeaseManager
 from benchmark.results.provenance import anonymise, provenance
 from benchmark.training.atlas import Atlas
-from benchmark.training.callbacks import LogFn, Progress, ProgressCallback, StopFn
 from benchmark.training.evaluation import BATCH_SIZE
 from benchmark.training.inputs import (
     TrainingData,
@@ -29,7 +28,7 @@ from benchmark.training.inputs import (
     select_training_data,
     teacher_network,
 )
-from benchmark.training.settings import TrainSettings
+from benchmark.training.settings import LogFn, Progress, ProgressCallback, StopFn, TrainSettings
 
 WAIT_SECONDS = 1.0
 REPORT_SECONDS = 0.5

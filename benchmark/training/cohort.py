@@ -26,21 +26,19 @@ from benchmark.method.collectives import SINGLE_PROCESS, ProcessGroup
 from benchmark.results.provenance import Segment, anonymise, changed_settings, provenance, start_segment
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
-from benchmark.training.callbacks import LogFn, Progress, ProgressCallback, StopFn
 from benchmark.training.checkpoint import cohort_folder, resume_folders
 from benchmark.training.cost import run_cost
 from benchmark.training.evaluation import BATCH_SIZE, Evaluation
 from benchmark.training.failures import RunsFailed, log_failure
 from benchmark.training.inputs import (
     TrainingData,
-    first_weights,
     load_run_dataset,
     load_teacher,
     recipe_for,
     select_training_data,
 )
-from benchmark.training.learner import Learner, NonFiniteLoss
-from benchmark.training.settings import TrainSettings
+from benchmark.training.learner import Learner
+from benchmark.training.settings import LogFn, Progress, ProgressCallback, StopFn, TrainSettings
 from benchmark.training.teacher import Teacher
 
 REPORT_SECONDS = 0.5
@@ -93,7 +91,7 @@ class Cohort:
                 data.train.labels,
                 self.source.batches,
                 self.device,
-                first_weights(run, settings),
+                self.store.weights(run.start) if run.start else None,
                 group,
             )
             for run in runs
@@ -228,10 +226,8 @@ class Cohort:
             self._report()
 
     def _drop_if_not_finite(self, learner: Learner, steps_done: int) -> None:
-        try:
-            learner.check_finite(self.epoch, steps_done)
-        except NonFiniteLoss as failure:
-            self._fail(learner, str(failure), failure.step + 1)
+        if (step := learner.find_bad_step(steps_done)) is not None:
+            self._fail(learner, f"loss not finite at epoch {self.epoch + 1}, step {step}", step)
 
     def _fail(self, learner: Learner, reason: str, step: int) -> None:
         """Drop a learner and write its record of failure; step: of this epoch, counted from 1."""

@@ -1,8 +1,10 @@
-"""Counts what training a run costs, in one training step on noise."""
+"""Counts what training a run costs, and finds what its method reads of a teacher, in a training step on noise."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,15 +12,27 @@ import torch
 from torch import Tensor
 
 from benchmark.backbones.cost import OperationCounter, multiply_adds, parameters
-from benchmark.core.spec import Run
+from benchmark.backbones.network import Network, Outputs
+from benchmark.core.rng import generator
+from benchmark.core.spec import ReleasedTeacher, Run
+from benchmark.data.dataset import Dataset, ImageSet
 from benchmark.data.streaming import training_source
-from benchmark.training.dummies import dummy_teacher, random_images
-from benchmark.training.inputs import recipe_for
-from benchmark.training.learner import Learner
+from benchmark.data.views import count_views
+from benchmark.method.contract import Method, Step
+from benchmark.plugins.registry import method_class
+from benchmark.plugins.source import user_errors
+from benchmark.training.atlas import AtlasReader
+from benchmark.training.inputs import build_head, recipe_for, share_teacher
+from benchmark.training.learner import Learner, fresh_network
+from benchmark.training.teacher import Teacher
 
 BATCH = 8
 """Images of the counted step; terms that grow faster than the batch are too small to matter."""
 CPU = torch.device("cpu")
+CLASSES = 100
+WATCHED_NETWORK = "ResNet8"
+"""Student and teacher of a watched step: what a method reads does not depend on how large they are."""
+WATCHED_IMAGES, WATCHED_SIZE = 5000, 32
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,60 @@ class StepCost:
     parameters_in_training: int
     multiply_adds: int
     training_multiply_adds: int
+
+
+def random_images(count: int, size: int, classes: int = CLASSES) -> Dataset:
+    """Make images of noise in CIFAR-100's form; what a step costs does not depend on what they show."""
+    stream = generator("untrained", "images")
+    train = ImageSet(
+        torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=stream),
+        torch.arange(count) % classes,
+    )
+    test = ImageSet(train.images[:classes], train.labels[:classes])
+    return Dataset(
+        name="random",
+        classes=tuple(f"{number:03}" for number in range(classes)),
+        train=train,
+        test=test,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        padding=4,
+        flip=True,
+        fingerprint="random",
+    )
+
+
+def dummy_teacher(
+    runs: Sequence[Run], num_classes: int, image_size: int, device: torch.device, images: Dataset | None = None
+) -> Teacher | None:
+    """Build the untrained teacher that runs share, with its heads; None if no run has a teacher.
+
+    images: what is trained on, for runs that read an atlas; all its views then have the same logits of noise.
+    """
+
+    def network(run: Run) -> Network:
+        assert run.teacher_network
+        return fresh_network(run.teacher_network, num_classes, 0)
+
+    def atlas(run: Run) -> AtlasReader:
+        assert images is not None
+        logits = torch.randn(len(images.train), num_classes, generator=generator("untrained", "atlas")).half().numpy()
+        views = count_views(images.padding, images.flip)
+        return AtlasReader([logits] * views, recipe_for(run.protocol, images), device)
+
+    return share_teacher(runs, network, lambda run: build_head(run, num_classes, image_size), atlas, device)
+
+
+class _WatchedOutputs:
+    """Outputs of a network that remember which of them were read."""
+
+    def __init__(self, outputs: Outputs, read: set[str]) -> None:
+        self._outputs = outputs
+        self._read = read
+
+    def __getattr__(self, name: str) -> Any:
+        self._read.add(name)
+        return getattr(self._outputs, name)
 
 
 class StepProbe:
@@ -71,6 +139,29 @@ class StepProbe:
             self.learner.step(self.batch, teacher, 1, 0)
         return counter.multiply_adds // self.batch_size
 
+    def watch(self, *networks: str) -> tuple[dict[tuple[str, str], set[str]], int]:
+        """Take a step and find what it reads of some networks (`student`, `teacher`); returns its multiply-adds too.
+
+        What it reads: the names of outputs by network and view; the view is empty for images that are none.
+        """
+        read: dict[tuple[str, str], set[str]] = {}
+        loss = self.learner.method.loss
+
+        def watched(network: str, run: Callable[..., Outputs]) -> Callable[..., Any]:
+            def outputs(shown: Any, **how: Any) -> Any:
+                view = shown if isinstance(shown, str) else ""
+                return _WatchedOutputs(run(shown, **how), read.setdefault((network, view), set()))
+
+            return outputs
+
+        def watched_loss(step: Step) -> Any:
+            changes: dict[str, Any] = {name: watched(name, getattr(step, name)) for name in networks}
+            return loss(dataclasses.replace(step, **changes))
+
+        self.learner.method.loss = watched_loss  # type: ignore[method-assign]
+        multiply_adds = self.multiply_adds()
+        return read, multiply_adds
+
 
 _known: dict[tuple[Any, ...], StepCost] = {}
 
@@ -99,3 +190,28 @@ def run_cost(run: Run, num_classes: int, image_size: int, labels: Tensor) -> dic
     cost = asdict(step_cost(run, num_classes, image_size, labels))
     cost["training_multiply_adds"] *= len(labels) * run.schedule.epochs
     return {"images": len(labels), "image_size": image_size, **cost}
+
+
+_plain_logits_only: dict[tuple[str, str], bool] = {}
+
+
+def reads_plain_logits_only(run: Run) -> bool:
+    """Tell whether the run's method needs nothing of its teacher but the logits of the plain view.
+
+    Raises:
+        UserError: the method cannot take a step.
+    """
+    cls = method_class(run.method)
+    needs_more = cls.teacher_head or cls.needs_preactivations or cls.receive_teacher is not Method.receive_teacher
+    if run.teacher is None or not cls.trains_student or needs_more:
+        return False
+    key = (run.method, json.dumps(run.options, sort_keys=True))
+    if key not in _plain_logits_only:
+        with user_errors(cls, "take a training step"):
+            teacher = ReleasedTeacher(network=WATCHED_NETWORK, sha256="0" * 64)
+            small = run.replace(student=WATCHED_NETWORK, teacher=teacher.model_dump(), teacher_outputs="live")
+            probe = StepProbe(small, CLASSES, WATCHED_SIZE, torch.arange(WATCHED_IMAGES) % CLASSES)
+            read, _ = probe.watch("teacher")
+            # A view whose outputs are not read still needs the teacher.
+            _plain_logits_only[key] = read == {("teacher", "plain"): {"logits"}}
+    return _plain_logits_only[key]

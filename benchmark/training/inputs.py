@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from benchmark.backbones import AuxiliaryBranches, build_network
 from benchmark.backbones.network import Network
@@ -78,11 +77,6 @@ def recipe_for(protocol: Protocol, dataset: Dataset, augmentation: Augmentation 
     )
 
 
-def first_weights(run: Run, settings: TrainSettings) -> dict[str, Tensor] | None:
-    """Load the weights that the student of a run starts from; None if it starts from random ones."""
-    return None if run.start is None else Store(settings.runs).weights(run.start)
-
-
 def load_teacher(
     runs: Iterable[Run], data: TrainingData, settings: TrainSettings, device: torch.device
 ) -> Teacher | None:
@@ -91,17 +85,13 @@ def load_teacher(
     Where all of them read the atlas, the teacher's network is not loaded.
     """
     dataset = data.dataset
-
-    def network(run: Run) -> Network:
-        return teacher_network(run, dataset.num_classes, settings)
-
-    def head(run: Run) -> Method:
-        return _load_head(run, dataset, settings)
-
-    def atlas(run: Run) -> AtlasReader:
-        return find_atlas(run, data, settings).open(recipe_for(run.protocol, dataset), device)
-
-    return share_teacher(runs, network, head, atlas, device)
+    return share_teacher(
+        runs,
+        network=lambda run: teacher_network(run, dataset.num_classes, settings),
+        head=lambda run: _load_head(run, dataset, settings),
+        atlas=lambda run: find_atlas(run, data, settings).open(recipe_for(run.protocol, dataset), device),
+        device=device,
+    )
 
 
 def share_teacher(

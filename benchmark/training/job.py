@@ -10,18 +10,16 @@ from dataclasses import dataclass, field
 
 from benchmark.core.errors import UserError
 from benchmark.core.spec import Run
-from benchmark.results.leases import BEAT_SECONDS, Lease, LeaseManager
-from benchmark.results.owners import LeaseHolder
+from benchmark.results.leases import BEAT_SECONDS, Lease, LeaseHolder, LeaseManager
 from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training.atlas_making import make_atlas
-from benchmark.training.callbacks import LogFn, ProgressCallback, StopFn
 from benchmark.training.checkpoint import cohort_folder
 from benchmark.training.cohort import train
 from benchmark.training.failures import RunsFailed, log_failure, save_traceback
 from benchmark.training.launcher import WorkerProcessDied, train_distributed
 from benchmark.training.probing import fit, is_fitted
-from benchmark.training.settings import TrainSettings
+from benchmark.training.settings import LogFn, ProgressCallback, StopFn, TrainSettings
 
 WAIT_SECONDS = 1.0
 
@@ -80,15 +78,15 @@ def run_available(
     leases = leases or LeaseManager(settings.runs, timeout=settings.silent_seconds)
     while True:
         pending = [run for run in runs if store.record(run) is None]
-        held, held_by_others = _acquire(store, leases, pending)
-        try:
-            mine = [run for run in pending if run.id in held and store.record(run) is None]
+        with contextlib.ExitStack() as held:
+            free, held_by_others = _acquire(store, leases, pending, held)
+            mine = [run for run in pending if run in free and store.record(run) is None]
             if not mine:
                 # Another process may have ended a run since it was looked at.
                 return AttemptResult(
                     held_by_others={run: owner for run, owner in held_by_others.items() if store.record(run) is None}
                 )
-            guard = _LeaseGuard(list(held.values()), stop)
+            guard = _LeaseGuard(list(free.values()), stop)
             if not _train(mine, settings, leases, guard, on_progress, log) and not guard.lease_lost:
                 return AttemptResult(stopped=True)
             if guard.lease_lost:
@@ -97,10 +95,6 @@ def run_available(
                 if settings.keep:
                     checkpoints.keep_checkpoints(cohort_folder(store, mine))
                 remove_finished_checkpoints(store, mine[0].dataset)
-        finally:
-            for run in pending:
-                if run.id in held:
-                    held[run.id].release(forget=store.has_record(run))
 
 
 def _train(
@@ -161,24 +155,24 @@ def remove_finished_checkpoints(store: Store, dataset: str) -> None:
 
 
 def _acquire(
-    store: Store, leases: LeaseManager, runs: Sequence[Run]
-) -> tuple[dict[str, Lease], dict[Run, LeaseHolder]]:
-    """Acquire the free leases of some runs, by run id, and find who holds the others.
+    store: Store, leases: LeaseManager, runs: Sequence[Run], held: contextlib.ExitStack
+) -> tuple[dict[Run, Lease], dict[Run, LeaseHolder]]:
+    """Acquire the free leases of some runs, which are released with `held`, and find who holds the others.
 
     Raises:
         UserError: a lease cannot be written.
     """
-    held: dict[str, Lease] = {}
+    free: dict[Run, Lease] = {}
     held_by_others: dict[Run, LeaseHolder] = {}
-    try:
-        for run in sorted(runs, key=lambda run: run.id):
-            lease = leases.acquire(store.folder(run))
-            if isinstance(lease, Lease):
-                held[run.id] = lease
-            else:
-                held_by_others[run] = lease
-    except BaseException:
-        for lease in held.values():
-            lease.release()
-        raise
-    return held, held_by_others
+    for run in sorted(runs, key=lambda run: run.id):
+        lease = leases.acquire(store.folder(run))
+        if isinstance(lease, Lease):
+            free[run] = lease
+            held.callback(_release, lease, store, run)
+        else:
+            held_by_others[run] = lease
+    return free, held_by_others
+
+
+def _release(lease: Lease, store: Store, run: Run) -> None:
+    lease.release(forget=store.has_record(run))

@@ -21,12 +21,11 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,21 +35,19 @@ from benchmark.core.spec import Run
 from benchmark.data.decoding import WORKERS, decode_workers
 from benchmark.method.collectives import FEWEST_ROWS
 from benchmark.results.record import CorruptRun
-from benchmark.training.callbacks import LogFn, ProgressCallback, StopFn
 from benchmark.training.cohort import train
 from benchmark.training.ddp import init_process_group
 from benchmark.training.failures import RunsFailed
-from benchmark.training.settings import TrainSettings
+from benchmark.training.settings import LogFn, ProgressCallback, StopFn, TrainSettings
 
 LOOK_SECONDS = 0.2
 """How soon a request to stop or a dead worker is noticed."""
 BLAME_SECONDS = 1.0
 """How long, after a worker has failed, to look for another one whose death was the cause."""
 PATIENCE_SECONDS = 30.0
-"""How long a worker that has done its work may take to exit."""
+"""How long a worker may take to exit when it has done its work or its pipe is closed."""
 RENDEZVOUS_FILE = "meeting"
 """Name of the file by which the workers find each other."""
-LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 class WorkerProcessDied(RunsFailed):
@@ -118,45 +115,56 @@ def train_distributed(
         return _Supervisor(workers, stop, on_progress, log).wait()
 
 
-@dataclass(frozen=True)
-class _WorkerHandle:
-    """A worker process and the pipe to it."""
+class WorkerProcess:
+    """A new process and the pipe to it. target: takes the other end of the pipe and the arguments."""
 
-    process: Any
-    connection: Connection
+    def __init__(self, target: Callable[..., None], *arguments: object, daemon: bool = True) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=target, args=(other, *arguments), daemon=daemon)
+        # Ctrl-C in a terminal reaches all processes of it; workers are stopped through their pipe instead.
+        with ignored(signal.SIGINT):
+            self.process.start()
+        other.close()
+
+    def send(self, message: object) -> None:
+        """Send a message; that a worker has died is noticed when it is waited for."""
+        with contextlib.suppress(OSError):
+            self.connection.send(message)
+
+    def close(self) -> None:
+        """Close the pipe, and kill the process unless it ends soon."""
+        self.connection.close()
+        self.process.join(timeout=PATIENCE_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
 
 
 @contextlib.contextmanager
-def _spawn_workers(runs: Sequence[Run], settings: TrainSettings) -> Iterator[list[_WorkerHandle]]:
+def _spawn_workers(runs: Sequence[Run], settings: TrainSettings) -> Iterator[list[WorkerProcess]]:
     """Start the workers; kill those that are left afterwards."""
-    context = multiprocessing.get_context("spawn")
     folder = tempfile.mkdtemp(prefix="benchmark-")
-    workers: list[_WorkerHandle] = []
+    workers: list[WorkerProcess] = []
+    # Torch's C++ code would warn in each worker whose method uses all of its parameters in every step.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         for rank in range(runs[0].processes):
-            own_end, worker_end = context.Pipe()
             # A daemon could not start processes that decode images.
-            process = context.Process(target=_work, args=(worker_end, rank, tuple(runs), settings, folder))
-            # Ctrl-C in a terminal reaches all processes of it; workers are stopped by the first one's pipe instead.
-            with ignored(signal.SIGINT), _quiet_torch():
-                process.start()
-            worker_end.close()
-            workers.append(_WorkerHandle(process, own_end))
+            workers.append(WorkerProcess(_work, rank, tuple(runs), settings, folder, daemon=False))
         yield workers
     finally:
         for worker in workers:
             if worker.process.is_alive():
                 worker.process.kill()
         for worker in workers:
-            worker.process.join()
-            worker.connection.close()
+            worker.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Supervisor:
     """Receives messages of the workers until all have done their work or one has failed."""
 
-    def __init__(self, workers: list[_WorkerHandle], stop: StopFn, on_progress: ProgressCallback, log: LogFn) -> None:
+    def __init__(self, workers: list[WorkerProcess], stop: StopFn, on_progress: ProgressCallback, log: LogFn) -> None:
         self.workers, self.stop, self.on_progress, self.log = workers, stop, on_progress, log
         self.stop_sent = False
         self.results: dict[int, bool] = {}
@@ -188,8 +196,7 @@ class _Supervisor:
     def _forward_stop(self) -> None:
         if not self.stop_sent and self.stop():
             self.stop_sent = True
-            with contextlib.suppress(OSError):
-                self.workers[0].connection.send("stop")
+            self.workers[0].send("stop")
 
     def _receive(self, rank: int) -> None:
         try:
@@ -287,22 +294,6 @@ def _parent_watch(connection: Connection, stop_requested: threading.Event, folde
     except (EOFError, OSError):
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
-
-
-@contextlib.contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Let started processes print no warnings of torch's C++ code, unless the user has asked for them.
-
-    One of the warnings complains in each worker whose method uses all of its parameters in every step.
-    """
-    if LOG_LEVEL in os.environ:
-        yield
-        return
-    os.environ[LOG_LEVEL] = "ERROR"
-    try:
-        yield
-    finally:
-        del os.environ[LOG_LEVEL]
 
 
 @contextlib.contextmanager

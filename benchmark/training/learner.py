@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from benchmark.backbones import AuxiliaryBranches, build_branches, build_network, is_mobile_network
 from benchmark.backbones.initialisation import fill_parameters
@@ -16,7 +18,7 @@ from benchmark.backbones.shapes import network_shape
 from benchmark.core.devices import autocast, placed
 from benchmark.core.errors import UserError
 from benchmark.core.rng import generator
-from benchmark.core.spec import Run
+from benchmark.core.spec import Protocol, Run
 from benchmark.data.augmentation import Batch
 from benchmark.method.collectives import (
     SINGLE_PROCESS,
@@ -30,16 +32,7 @@ from benchmark.method.contract import Context, ContractError, Method, Step, View
 from benchmark.plugins.registry import method_class, resolve_options
 from benchmark.plugins.source import fingerprint_code
 from benchmark.training import ddp
-from benchmark.training.optimizer import MomentumSGD
 from benchmark.training.teacher import ATLAS, OUTPUTS, WITHOUT_ATLAS, LogitsAlone, TeacherOnBatch, TeacherPart
-
-
-class NonFiniteLoss(Exception):
-    """The loss of a run is infinite or nan."""
-
-    def __init__(self, epoch: int, step: int) -> None:
-        super().__init__(f"loss not finite at epoch {epoch + 1}, step {step + 1}")
-        self.epoch, self.step = epoch, step
 
 
 def fresh_network(name: str, num_classes: int, seed: int) -> Network:
@@ -70,20 +63,21 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fi
         fill_parameters(module, lambda parameter: generator(*own, name, parameter, run.seed))
         return module
 
+    def draw(module: AuxiliaryBranches | Network, owner: Shape, stream: str, *part: str) -> None:
+        names = (*own, stream) if stream else ("weights", owner.name)
+        if fill:
+            module.initialise(lambda parameter: generator(*names, *part, parameter, run.seed))
+
     def branches(owner: Shape, outputs: int, stream: str = "", /) -> AuxiliaryBranches:
         with device:
             module = build_branches(owner.name, outputs)
-        names = (*own, stream) if stream else ("weights", owner.name)
-        if fill:
-            module.initialise(lambda parameter: generator(*names, "branches", parameter, run.seed))
+        draw(module, owner, stream, "branches")
         return module
 
     def network(owner: Shape, stream: str = "", /) -> Network:
         with device:
             module = build_network(owner.name, num_classes)
-        names = (*own, stream) if stream else ("weights", owner.name)
-        if fill:
-            module.initialise(lambda parameter: generator(*names, parameter, run.seed))
+        draw(module, owner, stream)
         return module
 
     context = Context(
@@ -98,6 +92,47 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fi
         batch_size=fewest_rows(run.processes, min(run.batch_size, len(labels))),
     )
     return cls(context, resolve_options(cls, run.protocol, run.student, run.options, teacher=run.teacher_network))
+
+
+class MomentumSGD:
+    """Take the steps of `torch.optim.SGD(..., fused=True)`, by the function that it calls itself.
+
+    The class imports torch's compiler, which nothing here uses and which costs about two seconds in every process
+    that trains.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], protocol: Protocol) -> None:
+        self.parameters = parameters
+        self.protocol = protocol
+        # All exist from the start, because some parameters get their first gradient in a later step.
+        self.momenta = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Move each parameter that has a gradient, at a learning rate."""
+        moved = [
+            (parameter, parameter.grad, momentum)
+            for parameter, momentum in zip(self.parameters, self.momenta, strict=True)
+            if parameter.grad is not None
+        ]
+        parameters: list[Tensor] = [parameter for parameter, _, _ in moved]
+        sgd(
+            parameters,
+            [gradient for _, gradient, _ in moved],
+            [momentum for _, _, momentum in moved],
+            fused=True,
+            weight_decay=self.protocol.weight_decay,
+            momentum=self.protocol.momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=self.protocol.nesterov,
+            maximize=False,
+        )
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 class Learner:
@@ -132,7 +167,8 @@ class Learner:
             self.student = placed(network, device)
             for part in self._frozen_modules():
                 part.requires_grad_(False).eval()
-        self.parameters = [parameter for _, parameter in self._named_parameters() if parameter.requires_grad]
+        modules: list[nn.Module] = [self.method] if self.student is None else [self.student, self.method]
+        self.parameters = [each for module in modules for each in module.parameters() if each.requires_grad]
         self.optimizer = MomentumSGD(self.parameters, run.protocol)
         self.losses = torch.zeros(steps, device=device)
         self.terms = torch.zeros(len(self.method.weights), dtype=torch.float64, device=device)
@@ -143,10 +179,6 @@ class Learner:
         """Host time of the teacher's forwards that it used, even if other runs used them too."""
         self._draws = False
         self._loss_of = ddp.make_loss(group, self.method, self.student)
-
-    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        student = [] if self.student is None else list(self.student.named_parameters("student"))
-        return student + list(self.method.named_parameters("method"))
 
     def step(self, batch: Batch, teacher: TeacherOnBatch | None, epoch: int, step: int) -> None:
         """Take one step of the optimiser on one batch."""
@@ -246,15 +278,13 @@ class Learner:
             mixture=batch.mixture,
         )
 
-    def check_finite(self, epoch: int, steps_done: int) -> None:
-        """Check the losses of this epoch's steps so far; nothing else in training waits for the device.
+    def find_bad_step(self, steps_done: int) -> int | None:
+        """Find the first of this epoch's steps so far, counted from 1, whose loss is infinite or nan.
 
-        Raises:
-            NonFiniteLoss: a loss is infinite or nan; the error names the first.
+        Nothing else in training waits for the device.
         """
-        finite = torch.isfinite(self.losses[:steps_done])
-        if not bool(finite.all()):
-            raise NonFiniteLoss(epoch, int((~finite).nonzero()[0]))
+        bad = torch.isfinite(self.losses[:steps_done]).logical_not().nonzero()
+        return int(bad[0]) + 1 if len(bad) else None
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Call the method's `end_epoch`, return the epoch's training figures, and reset the sums.

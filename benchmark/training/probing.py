@@ -15,12 +15,11 @@ from benchmark.core.spec import Run
 from benchmark.data.augmentation import evaluation_batches
 from benchmark.data.dataset import Images
 from benchmark.plugins.registry import method_class
-from benchmark.training.callbacks import LogFn, ProgressCallback, StopFn
 from benchmark.training.cohort import Cohort
 from benchmark.training.evaluation import BATCH_SIZE
 from benchmark.training.failures import RunsFailed, log_failure
 from benchmark.training.learner import Learner
-from benchmark.training.settings import TrainSettings
+from benchmark.training.settings import LogFn, ProgressCallback, StopFn, TrainSettings
 
 MOST_ITERATIONS = 1000
 """Of L-BFGS; the loss is convex, and it is near its minimum long before."""
