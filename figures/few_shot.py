@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -25,6 +26,8 @@ from figures.style import (
 )
 from tables.specification import get_number
 
+Point = tuple[float, float, float | None]
+"""Place, mean and standard deviation; None for a single seed."""
 HEIGHT, UNDER = 2.45, 0.44
 """Inches of the axes, and of what is written under them."""
 LEAST_SPAN = 10.0
@@ -83,8 +86,6 @@ def _draw_panel(
     ax.set_ylim(*limits)
     ax.set_xticks(shares, labels)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    ax.yaxis.grid(True, linewidth=0.5, color="0.9", zorder=0)
-    ax.set_axisbelow(True)
     for place, method in enumerate(drawn):
         offset = (place - (slots - 1) / 2) * step
         _draw_method(ax, result, panel, method, [share + offset for share in shares], styles[method])
@@ -98,24 +99,16 @@ def _draw_panel(
 def _draw_method(
     ax: Axes, result: FigureResult, panel: PanelResult, method: str, places: Sequence[float], style: Style
 ) -> None:
-    points = []
+    points: list[Point] = []
     bottom, top = ax.get_ylim()
     for x, fraction in zip(places, result.figure.fractions, strict=True):
         cell = panel.cell(method, fraction)
         values = select_by_seed(cell).values()
-        summary = summarise(values) if values else None
         # A missing point leaves a gap in the line.
-        points.append((x, summary.mean if summary else math.nan, summary.std if summary else None))
+        points.append((x, summarise(values).mean, summarise(values).std) if values else (x, math.nan, None))
         if cell.status == "failed":
             ax.plot([x], [bottom + 0.03 * (top - bottom)], linestyle="none", **make_failure_marker(style))
-    ax.plot(
-        [x for x, _, _ in points],
-        [mean for _, mean, _ in points],
-        zorder=style.level,
-        **style.line_properties,
-    )
-    spread = [(x, mean, std) for x, mean, std in points if std is not None]
-    _draw_errors(ax, spread, style, style.level - 0.5)
+    _draw_points(ax, points, style, style.level, style.line_properties)
 
 
 def _draw_published(ax: Axes, marks: PublishedMarks, places: Sequence[float], style: Style) -> None:
@@ -124,21 +117,15 @@ def _draw_published(ax: Axes, marks: PublishedMarks, places: Sequence[float], st
         for place, x in enumerate(places)
         if (mean := get_number(marks.mean, place)) is not None
     ]
-    _draw_errors(ax, [(x, mean, std) for x, mean, std in points if std is not None], style, 2.0)
-    ax.plot(
-        [x for x, _, _ in points],
-        [mean for _, mean, _ in points],
-        zorder=2.5,
-        **style.open_marker_properties,
-    )
+    _draw_points(ax, points, style, 2.5, style.open_marker_properties)
 
 
-def _draw_errors(ax: Axes, points: Sequence[tuple[float, float, float]], style: Style, level: float) -> None:
-    if points:
-        x, mean, std = zip(*points, strict=True)
-        ax.errorbar(
-            x, mean, std, fmt="none", ecolor=style.colour, elinewidth=1.0, capsize=2.0, capthick=1.0, zorder=level
-        )
+def _draw_points(ax: Axes, points: Sequence[Point], style: Style, level: float, properties: dict[str, Any]) -> None:
+    """Draw points, and behind them the error bars of those that have a standard deviation."""
+    ax.plot([x for x, _, _ in points], [mean for _, mean, _ in points], zorder=level, **properties)
+    if spread := [point for point in points if point[2] is not None]:
+        bars = {"ecolor": style.colour, "elinewidth": 1.0, "capsize": 2.0, "capthick": 1.0}
+        ax.errorbar(*zip(*spread, strict=True), fmt="none", zorder=level - 0.5, **bars)
 
 
 def _measured(result: FigureResult) -> list[str]:

@@ -64,8 +64,6 @@ def _draw_panel(
 ) -> None:
     ax.set_ylim(0, top * ROOM)
     ax.set_yticks([tick for tick in range(0, 101, 20) if tick <= top * ROOM])
-    ax.yaxis.grid(True, linewidth=0.5, color="0.9", zorder=0)
-    ax.set_axisbelow(True)
     count = panel.stage_count(result.methods)
     stages = [*range(1, count + 1), *([count + 1] if metric == "stages" and count else [])]
     places = {stage: stage + (APART if stage > count else 0.0) for stage in stages}

@@ -73,11 +73,6 @@ class Style:
         return 2.2 if self.highlighted else 1.2
 
     @property
-    def size(self) -> float:
-        """The size of its marker, in points."""
-        return 6.0 if self.highlighted else 4.8
-
-    @property
     def level(self) -> int:
         """Its place in the drawing order."""
         return 5 if self.highlighted else 3
@@ -90,7 +85,7 @@ class Style:
             "linestyle": self.line,
             "linewidth": self.width,
             "marker": self.marker,
-            "markersize": self.size,
+            "markersize": 6.0 if self.highlighted else 4.8,
             "markeredgecolor": "white",
             "markeredgewidth": 0.5,
         }
@@ -270,6 +265,8 @@ def make_page(
             top = whole - (number // columns) * band - above
             ax = drawing.add_axes((x / width, (top - height) / whole, breadth / width, height / whole))
             seaborn.despine(ax=ax)
+            ax.yaxis.grid(True, linewidth=0.5, color="0.9", zorder=0)
+            ax.set_axisbelow(True)
             if not panel.reproduces:
                 scale = result.scale if result.scale != "paper" else "no reproduction"
                 watermark(ax, scale, f"watermark-{row + 1}-{number + 1}")
