@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from benchmark.core.errors import UserError, unknown_name
 from benchmark.core.protocols import PROTOCOLS, SCALES
@@ -103,18 +103,6 @@ def choose_for_scale(entry: str | Mapping[str, str], scale: str) -> str | None:
     return entry if isinstance(entry, str) else entry.get(scale)
 
 
-def find_parts(model: type[BaseModel]) -> dict[int | str, type[BaseModel]]:
-    """Find the models of a file's parts, at any depth, by the name of the field that holds them."""
-    found: dict[int | str, type[BaseModel]] = {}
-    for name, field in model.model_fields.items():
-        annotations: list[Any] = [field.annotation]
-        for annotation in annotations:
-            annotations += get_args(annotation)
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                found |= {name: annotation, **find_parts(annotation)}
-    return found
-
-
 def list_names(folder: Path, kind: str) -> list[str]:
     """List the names of the files `<kind>_<name>.toml` in a folder."""
     return sorted(path.stem.removeprefix(f"{kind}_") for path in folder.glob(f"{kind}_*.toml"))
@@ -140,7 +128,7 @@ def load_by_name(
         path = folder / f"{kind}_{name}.toml"
     elif path.suffix != ".toml" and not path.is_file():
         raise unknown_name(kind, str(name_or_path), [*known, "the path of a TOML file"])
-    loaded = load_toml(path, f"{kind} file", model, example, find_parts(model), {"folder": path.parent})
+    loaded = load_toml(path, f"{kind} file", model, example, {"folder": path.parent})
     taken = getattr(loaded, "name", "")
     if taken in known and path.resolve().parent != folder.resolve():
         # Its reports would overwrite those of the suite's own.

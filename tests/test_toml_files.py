@@ -42,7 +42,7 @@ class Whole(BaseModel):
 def loaded(folder: Path, text: str) -> Whole:
     path = folder / "mine.toml"
     path.write_text(text, encoding="utf-8")
-    return load_toml(path, "file", Whole, "docs/x.md", {"parts": Part})
+    return load_toml(path, "file", Whole, "docs/x.md")
 
 
 @pytest.mark.parametrize(

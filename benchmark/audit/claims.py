@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from benchmark.audit.expressions import Expression, Reference, parse
 from benchmark.core.errors import UserError, closest, unknown_name
@@ -280,7 +280,7 @@ def load_claims(path: Path = FOLDER / f"{PAPER}.toml") -> ClaimSet:
     Raises:
         UserError: the file cannot be read, or something in it is missing, unknown or refused.
     """
-    claims = load_toml(path, "claims file", ClaimSet, "docs/audit.md", _OWNERS, named=_id_at)
+    claims = load_toml(path, "claims file", ClaimSet, "docs/audit.md", named=_id_at)
     try:
         tables = [load_table(path.parent / name if name.endswith(".toml") else name) for name in claims.tables]
         literature = {table.name: load_literature(Path(table.literature)) for table in tables if table.literature}
@@ -336,16 +336,6 @@ def _check_numbers(claims: ClaimSet) -> None:
                 f"numbers of {numbers.row} in table {numbers.table}: {len(numbers.values)} given; allowed: {wanted}, "
                 "one for each column, nan where there is none"
             )
-
-
-_OWNERS: dict[int | str, type[BaseModel]] = {
-    "claims": Claim,
-    "numbers": CellNumbers,
-    "facts": Fact,
-    "statements": Statement,
-    "best": Best,
-    "readings": Reading,
-}
 
 
 def _id_at(content: dict[str, Any], place: TomlPath) -> str:

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -35,8 +35,6 @@ _STRING_OR_COMMENT = re.compile(
 _DOTTED_NAME = re.compile(rf"(?:\.[ \t]*+[\w\"-]*+[ \t]*+){{{MOST_DOTS + 1}}}")
 _LONG_NUMBER = re.compile(rf"\b\d\w{{{MOST_DIGITS}}}")
 
-Owners = Mapping[int | str, type[BaseModel]]
-"""The models of a file's parts, by the name of the field that holds them."""
 TomlPath = tuple[int | str, ...]
 """Where something stands in a file, from the outermost name to the innermost."""
 
@@ -46,7 +44,6 @@ def load_toml(
     what: str,
     model: type[Model],
     example: str,
-    owners: Owners | None = None,
     context: Mapping[str, Any] | None = None,
     named: Callable[[dict[str, Any], TomlPath], str] | None = None,
 ) -> Model:
@@ -66,7 +63,7 @@ def load_toml(
         first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
         place = _known_place(first, content)
         name = named(content, place) if named else ""
-        raise UserError(f"{what} {path}: {name}{_complaint(first, place, model, owners or {}, example)}") from None
+        raise UserError(f"{what} {path}: {name}{_complaint(first, place, model, example)}") from None
     except UserError as error:
         raise UserError(f"{what} {path}: {error}") from None
 
@@ -113,8 +110,9 @@ def _known_place(complaint: ErrorDetails, content: Any) -> TomlPath:
     return (*place, complaint["loc"][-1]) if complaint["type"] == "missing" else tuple(place)
 
 
-def _complaint(first: ErrorDetails, place: TomlPath, whole: type[BaseModel], owners: Owners, example: str) -> str:
+def _complaint(first: ErrorDetails, place: TomlPath, whole: type[BaseModel], example: str) -> str:
     """What is wrong: the field, what was given, and what is allowed."""
+    owners = _find_parts(whole)
     name = re.sub(r"\.(\d+)", lambda index: f"[{int(index[1]) + 1}]", ".".join(str(part) for part in place))
     if first["type"] == "extra_forbidden":
         owner = next((owners[part] for part in reversed(place[:-1]) if part in owners), whole)
@@ -128,3 +126,15 @@ def _complaint(first: ErrorDetails, place: TomlPath, whole: type[BaseModel], own
         # Of a part as a whole, the reason says which of its fields do not go together.
         return f"{name}: {reason_of(first)}" if place else reason_of(first)
     return f"field {name!r} = {refused_value(first)}"
+
+
+def _find_parts(model: type[BaseModel]) -> dict[int | str, type[BaseModel]]:
+    """Find the models of a file's parts, at any depth, by the name of the field that holds them."""
+    found: dict[int | str, type[BaseModel]] = {}
+    for name, field in model.model_fields.items():
+        annotations: list[Any] = [field.annotation]
+        for annotation in annotations:
+            annotations += get_args(annotation)
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                found |= {name: annotation, **_find_parts(annotation)}
+    return found
