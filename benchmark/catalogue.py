@@ -93,12 +93,13 @@ def golden_cases(name: str | None) -> tuple[str, ...]:
 
 
 @functools.cache
-def _stored() -> dict[str, dict[str, Any]]:
+def load_facts() -> dict[str, dict[str, Any]]:
+    """Load what `python -m benchmark.catalogue` counted of each method."""
     return dict(json.loads(FACTS.read_text(encoding="utf-8"))) if FACTS.exists() else {}
 
 
 def _facts(name: str) -> Facts:
-    stored = _stored().get(name)
+    stored = load_facts().get(name)
     if stored is None or stored["version"] != method_class(name).version:
         with user_errors(method_class(name), "be described"):
             return probe_method(name)

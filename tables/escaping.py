@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import io
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +144,16 @@ def format_pipe_table(lines: Sequence[Sequence[str]], numeric: Collection[int] =
         for line in (lines[0], rule, *lines[1:])
     )
     return Markup("\n".join(f"| {line} |" for line in padded))
+
+
+def format_csv(lines: Sequence[Mapping[str, object]]) -> str:
+    """Write lines of the same named values as CSV; texts are made plain."""
+    written = io.StringIO()
+    writer = csv.DictWriter(written, lines[0], lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({name: plain(value) if isinstance(value, str) else value for name, value in line.items()})
+    return written.getvalue()
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmark.audit.claims import Claim, ClaimSet
+from benchmark.audit.claims import Claim, ClaimSet, naming
 from benchmark.audit.expressions import Reference, format_title
 from benchmark.audit.measured import describe_precision, group_by_setting, judge_on_runs
 from benchmark.audit.render import to_csv, to_json, to_markdown
@@ -76,15 +76,16 @@ def write_audit(audit: Audit, folder: Path, stem: str = "audit") -> list[Path]:
 
 
 def _finding(claim: Claim, paper: Paper, results: list[TableResult]) -> Finding:
-    printed = judge_on_paper(claim, paper, "printed")
-    published = judge_on_paper(claim, paper, "published")
-    reproduced = judge_on_paper(claim, paper, "reproduced")
-    return Finding(
-        claim=claim,
-        printed=printed,
-        published=published,
-        reproduced=reproduced,
-        measured=judge_on_runs(claim, paper, results),
-        paper=combine_verdicts(printed.verdict, published.verdict, reproduced.verdict),
-        others=judge_other_readings(claim, paper),
-    )
+    with naming(claim):
+        printed = judge_on_paper(claim, paper, "printed")
+        published = judge_on_paper(claim, paper, "published")
+        reproduced = judge_on_paper(claim, paper, "reproduced")
+        return Finding(
+            claim=claim,
+            printed=printed,
+            published=published,
+            reproduced=reproduced,
+            measured=judge_on_runs(claim, paper, results),
+            paper=combine_verdicts(printed.verdict, published.verdict, reproduced.verdict),
+            others=judge_other_readings(claim, paper),
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -287,7 +288,8 @@ def load_claims(path: Path = FOLDER / f"{PAPER}.toml") -> ClaimSet:
         claims = claims.model_copy(update={"loaded": {table.name: table for table in tables}, "literature": literature})
         _check_numbers(claims)
         for claim in claims.claims:
-            _check_names(claim, claims)
+            with naming(claim):
+                _check_names(claim, claims)
     except UserError as error:
         raise UserError(f"claims file {path}: {error}") from None
     return claims
@@ -303,27 +305,34 @@ def _check_names(claim: Claim, claims: ClaimSet) -> None:
     for reference in references:
         if reference.table in claims.figures:
             continue
-        _check_table(claim, reference.table, claims)
+        _check_table(reference.table, claims)
         known_rows = claims.rows(reference.table)
         if reference.row not in known_rows:
-            unknown = unknown_name(f"row of table {reference.table}", reference.row, known_rows)
-            raise UserError(f"claim {claim.id}: {unknown}")
+            raise unknown_name(f"row of table {reference.table}", reference.row, known_rows)
         known_columns = [column.name for column in claims.loaded[reference.table].columns]
         if reference.column is not None and reference.column not in known_columns:
-            unknown = unknown_name(f"column of table {reference.table}", reference.column, known_columns)
-            raise UserError(f"claim {claim.id}: {unknown}")
+            raise unknown_name(f"column of table {reference.table}", reference.column, known_columns)
     facts = [fact.name for fact in claims.facts]
     for formula in formulas:
         for table in formula.table_arguments:
-            _check_table(claim, table, claims)
+            _check_table(table, claims)
         for name in formula.facts:
             if name not in facts:
-                raise UserError(f"claim {claim.id}: {unknown_name('fact', name, facts)}")
+                raise unknown_name("fact", name, facts)
 
 
-def _check_table(claim: Claim, table: str, claims: ClaimSet) -> None:
+def _check_table(table: str, claims: ClaimSet) -> None:
     if table not in claims.loaded:
-        raise UserError(f"claim {claim.id}: {unknown_name('table', table, [*claims.loaded, *claims.figures])}")
+        raise unknown_name("table", table, [*claims.loaded, *claims.figures])
+
+
+@contextlib.contextmanager
+def naming(claim: Claim) -> Iterator[None]:
+    """Put the id of a claim before the message of what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"claim {claim.id}: {error}") from None
 
 
 def _check_numbers(claims: ClaimSet) -> None:

@@ -21,7 +21,6 @@ from benchmark.audit.verdicts import (
     format_claimed_number,
     is_right,
 )
-from benchmark.core.errors import UserError
 from benchmark.core.protocols import SCALES, base_scale
 from benchmark.core.statistics import (
     LEVEL,
@@ -33,7 +32,7 @@ from benchmark.core.statistics import (
     paired_statistics,
     pooled_difference,
 )
-from benchmark.core.text import format_signed
+from benchmark.core.text import format_range, format_signed
 from tables.result import NEVER, TableResult
 
 Cells = dict[str, dict[int, float]]
@@ -65,8 +64,6 @@ def judge_on_runs(claim: Claim, paper: Paper, results: Sequence[TableResult]) ->
                 attempts.append(_computed(claim, formula, paper, setting))
         except NoNumber:
             continue
-        except UserError as error:
-            raise UserError(f"claim {claim.id}: {error}") from None
     # The first of the highest rank: settings come in order of preference.
     return max(attempts, key=lambda attempt: attempt[0], default=(0, Answer("not run yet")))[1]
 
@@ -326,8 +323,7 @@ def _best_answer(single: dict[tuple[str, str], PairedDifference], columns: Seque
             text = f"{format_difference(found, None)} against {strongest}"
             parts.append(Part(column, text, found.mean, found, found.mean > 0))
     first = sum(bool(part.holds) for part in parts)
-    seeds = sorted({found.n for found in single.values()})
-    n = f"n={seeds[0]}" if len(seeds) == 1 else f"n={seeds[0]} to {seeds[-1]}"
+    n = f"n={format_range([found.n for found in single.values()])}"
     few = next((found.remark for found in single.values() if found.remark), "")
     reasons = {
         "holds": "every interval is above zero",

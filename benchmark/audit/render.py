@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +12,7 @@ from benchmark.audit.claims import MOST_CLOSENESS
 from benchmark.audit.verdicts import Answer, Audit, Count, Finding, Verdict, count_matters, count_verdicts
 from benchmark.core.statistics import PairedDifference
 from benchmark.core.text import counted
-from tables.escaping import escape_markdown, make_environment, plain
+from tables.escaping import escape_markdown, format_csv, make_environment, plain
 from tables.tiers import MEANINGS as TIERS
 from tables.tiers import NAMES, Tier
 
@@ -118,13 +116,7 @@ def to_markdown(audit: Audit, stem: str = "audit") -> str:
 
 def to_csv(audit: Audit) -> str:
     """Render the audit as CSV: a line for each claim, with full precision."""
-    rows = [_describe_in_numbers(finding, audit.caveat) for finding in audit.findings]
-    written = io.StringIO()
-    writer = csv.DictWriter(written, rows[0], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: plain(value) if isinstance(value, str) else value for name, value in row.items()})
-    return written.getvalue()
+    return format_csv([_describe_in_numbers(finding, audit.caveat) for finding in audit.findings])
 
 
 def _describe_in_numbers(finding: Finding, caveat: str) -> dict[str, Any]:

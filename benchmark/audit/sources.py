@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from benchmark.audit.claims import ClaimSet, name_row
 from benchmark.audit.expressions import Reference, format_title
+from benchmark.catalogue import load_facts
 from tables.result import Cell, TableResult
 from tables.specification import BASELINE, TEACHER, Table, get_number
 from tables.tiers import Epoch, Tier, describe_origin
 
 Results = Mapping[str, TableResult]
 """The results of one setting (dataset, scale, protocol), by the name of the table or of a figure's panel."""
-FACTS = Path(__file__).parents[1] / "facts.json"
 CLOSE = 1e-9
 """Numbers that differ by less are equal but for rounding in floating point."""
 Row = dict[str, float]
@@ -243,18 +240,9 @@ class Paper:
     def of_method(self, name: str, method: str) -> float:
         """`cost`: multiply-adds of a training step, its teacher's forward included, as a multiple of Baseline's;
         `extra_parameters`: the parameters that learn beside the student's."""
-        known = _known_methods()
-        if method not in known:
+        facts = load_facts()
+        if method not in facts:
             raise NoNumber(f"what {method} costs was not counted")
-        return known[method][name]
-
-
-@functools.cache
-def _known_methods() -> dict[str, dict[str, float]]:
-    """The costs that `python -m benchmark.catalogue` counted."""
-    facts = json.loads(FACTS.read_text(encoding="utf-8"))
-    baseline = facts["Baseline"]["multiply_adds"]
-    return {
-        name: {"cost": found["multiply_adds"] / baseline, "extra_parameters": float(found["extra_parameters"])}
-        for name, found in facts.items()
-    }
+        if name == "cost":
+            return float(facts[method]["multiply_adds"] / facts["Baseline"]["multiply_adds"])
+        return float(facts[method]["extra_parameters"])

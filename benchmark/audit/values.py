@@ -105,10 +105,9 @@ class _Evaluator:
     def _call(self, name: str, args: list[ast.expr]) -> Value:
         if name in SOURCES:
             return dataclasses.replace(self, numbers=self.paper.sources[name]).value(args[0])
-        if name in OF_TABLES:
-            assert isinstance(args[0], ast.Name)
-            return self._asked_of_table(name, args[0].id, [self.value(argument) for argument in args[1:]])
-        values = [self.value(argument) for argument in args]
+        # A table is named, and has no value.
+        table = args[0].id if name in OF_TABLES and isinstance(args[0], ast.Name) else ""
+        values = [self.value(argument) for argument in (args[1:] if table else args)]
         match name, values:
             case ("mean", [dict() as row]):
                 return statistics.fmean(self._numbers([row]))
@@ -128,19 +127,15 @@ class _Evaluator:
                 return self._nearest_subset_mean(number, self._numbers([row]))
             case ("cost" | "extra_parameters", [str() as method]):
                 return self.paper.of_method(name, method)
-        raise self._mismatch(f"{name} of {', '.join(map(_kind, values))}")
-
-    def _asked_of_table(self, name: str, table: str, rest: list[Value]) -> Value:
-        match name, rest:
-            case "copied", []:
+            case ("copied", []):
                 return self._copied(table)
-            case "best_rival", []:
+            case ("best_rival", []):
                 return self._best_rival(table)
-            case "rank_of_gain", [str() as row]:
+            case ("rank_of_gain", [str() as row]):
                 return self._rank_of_gain(table, row)
-            case "has_network", [str() as prefix]:
+            case ("has_network", [str() as prefix]):
                 return self._has_network(table, prefix)
-        raise self._mismatch(f"{name} of {', '.join(map(_kind, rest)) or 'a table alone'}")
+        raise self._mismatch(f"{name} of {', '.join(map(_kind, values)) or 'a table alone'}")
 
     def _copied(self, table: str) -> float:
         equal, cells = self.paper.copied(table)

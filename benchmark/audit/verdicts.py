@@ -184,8 +184,6 @@ def judge_on_paper(claim: Claim, paper: Paper, source: PaperTier) -> Answer:
         return replace(answer, origins=tuple(_find_origins(formula, source, paper)))
     except NoNumber as reason:
         return Answer("cannot be checked", reason=str(reason))
-    except UserError as error:
-        raise UserError(f"claim {claim.id}: {error}") from None
 
 
 def _find_origins(formula: Expression, source: PaperTier, paper: Paper) -> list[str]:
@@ -230,14 +228,9 @@ def judge_other_readings(claim: Claim, paper: Paper) -> tuple[Other, ...]:
         except NoNumber as reason:
             others.append(Other(reading.says, str(reason), False))
             continue
-        except UserError as error:
-            raise UserError(f"claim {claim.id}: {error}") from None
         if isinstance(value, float):
-            others.append(
-                Other(
-                    reading.says, format_claimed_number(value, claim), claim.value is not None and agrees(value, claim)
-                )
-            )
+            right = claim.value is not None and agrees(value, claim)
+            others.append(Other(reading.says, format_claimed_number(value, claim), right))
         else:
             others.append(Other(reading.says, _steps_text(steps), value is True))
     return tuple(others)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +10,12 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
-from benchmark.core.text import format_signed
+from benchmark.core.text import format_range, format_signed
 from benchmark.faithfulness.collecting import FaithfulnessReport, Setting, Summary, summarise_by_setting
-from benchmark.faithfulness.comparing import SHOWN_CLASSES, ClassChange, Faithfulness
+from benchmark.faithfulness.comparing import SHOWN_CLASSES, ClassChange
 from benchmark.io.files import write_text
 from figures.render import import_matplotlib, make_metadata, save_drawing
-from tables.escaping import plain
+from tables.escaping import format_csv
 from tables.specification import OWN_METHOD
 
 if TYPE_CHECKING:
@@ -77,14 +75,8 @@ def write_faithfulness(report: FaithfulnessReport, folder: Path) -> list[Path]:
 
 def to_csv(report: FaithfulnessReport) -> str:
     """A line for each student and teacher."""
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
     names = ("run", "pair", "method", "taught", "dataset", "scale", "epochs", "fraction", "seed", "images")
-    writer.writerow([*names, *Faithfulness.model_fields])
-    for each in report.compared:
-        texts = [plain(str(getattr(each, name))) for name in names]
-        writer.writerow([*texts, *each.found.model_dump().values()])
-    return written.getvalue()
+    return format_csv([{name: getattr(each, name) for name in names} | dict(each.found) for each in report.compared])
 
 
 def print_faithfulness(report: FaithfulnessReport, console: Console) -> None:
@@ -164,7 +156,7 @@ def _draw_panel(ax: Axes, setting: Setting, lines: Sequence[Summary], styles: Ma
             [line.found.agreement],
             linestyle="none",
             marker=style.marker,
-            markersize=style.size + 1.5,
+            markersize=style.line_properties["markersize"] + 1.5,
             color=style.colour,
             markerfacecolor=style.colour if line.first.taught else "white",
             label=shorten(line.first.method, 24),
@@ -172,8 +164,7 @@ def _draw_panel(ax: Axes, setting: Setting, lines: Sequence[Summary], styles: Ma
         )
     pair, dataset, scale, _, fraction, epochs = setting
     part = "" if fraction == 1 else f"{fraction:.0%} of the images, "
-    counts = sorted({line.seeds for line in lines})
-    n = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]} to {counts[-1]}"
+    n = f"n={format_range([line.seeds for line in lines])}"
     ax.set_title(shorten(pair, 44), fontsize=NORMAL, fontweight="bold", loc="left")
     ax.set_xlabel(f"top-1, % ({dataset}, {part}{epochs} epochs, {n})", fontsize=SMALL)
     ax.set_ylabel("agreement with the teacher, %", fontsize=SMALL)

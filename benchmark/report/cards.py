@@ -76,10 +76,9 @@ def make_network_cards(tables: Sequence[TableReport], weights: dict[str, str]) -
         lines = []
         for table, column, pair in pairs:
             teacher, _, student = pair.rpartition(">")
-            if name == student:
-                lines += [line for line in _list_row(table, BASELINE) if line.words == column.name]
-            if name == teacher:
-                lines += [line for line in _list_row(table, TEACHER) if line.words == column.name]
+            for row, network in ((BASELINE, student), (TEACHER, teacher)):
+                if network == name:
+                    lines += [line for line in _list_row(table, row) if line.words == column.name]
         facts, what = _describe_network(name)
         facts += _describe_cost(lines)
         body = Markup("<p>{}</p>").format(what)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from benchmark.core.text import format_range
 from benchmark.io.files import write_text
 from benchmark.results.record import Record
 from figures.render import import_matplotlib, make_metadata, save_drawing
-from tables.escaping import plain
+from tables.escaping import format_csv
 from tables.result import Cell, TableResult
 from tables.specification import OWN_METHOD, TEACHER
 
@@ -124,14 +122,12 @@ def write_curves(curves: PairCurves, folder: Path, stem: str) -> list[Path]:
 
 def to_csv(curves: PairCurves) -> str:
     """Write a line for each row and epoch."""
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(["column", "row", "epoch", "n", "mean", "lowest", "highest"])
+    lines = []
     for curve in (*filter(None, [curves.teacher]), *curves.curves):
         for (epoch, values), mean in zip(curve.values.items(), curve.means, strict=True):
-            place = [plain(curves.column), plain(curve.name), epoch]
-            writer.writerow([*place, len(values), mean, min(values), max(values)])
-    return written.getvalue()
+            numbers = {"n": len(values), "mean": mean, "lowest": min(values), "highest": max(values)}
+            lines.append({"column": curves.column, "row": curve.name, "epoch": epoch, **numbers})
+    return format_csv(lines)
 
 
 def draw(curves: PairCurves) -> Figure:

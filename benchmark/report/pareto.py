@@ -111,14 +111,9 @@ def draw_costs(table: TableReport) -> CostPicture | None:
 
 
 def _measure_all(cells: Iterable[Cell]) -> dict[str, tuple[float, float]]:
-    """Measure the cells of a row, by column."""
-    return {cell.column: found for cell in cells if (found := _measure(cell))}
-
-
-def _measure(cell: Cell) -> tuple[float, float] | None:
-    """Compute the cost of a cell with its teacher, and its accuracy; None where either is unknown."""
-    cost = average_price(cell).total_multiply_adds
-    return (cost, summarise(cell.values).mean) if cost and cell.values else None
+    """Compute the cost with its teacher and the accuracy of those cells of a row that have both, by column."""
+    costs = [(cell, average_price(cell).total_multiply_adds) for cell in cells if cell.values]
+    return {cell.column: (cost, summarise(cell.values).mean) for cell, cost in costs if cost}
 
 
 def _average(found: dict[str, tuple[float, float]], columns: Sequence[str]) -> tuple[float, float]:
