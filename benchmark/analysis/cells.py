@@ -32,7 +32,7 @@ def make_cell(
     notes = tuple(
         f"{row}, {column.name}, seed {run.seed}: {reason}"
         for run, record in records.items()
-        if (reason := _failure(run, record, lost))
+        if (reason := lost.get(run.id) if record is None else record.get("reason"))
     )
     status: Status
     if finished and len(finished) == len(records):
@@ -69,9 +69,10 @@ def make_price(run: Run, record: Record, find: FindRecord) -> Price:
         isinstance(part, ReleasedTeacher) for other in (*needed, run) for part in (other.teacher, other.head)
     )
     own = record.get("cost", {})
+    costs = [other and other.get("cost", {}).get("training_multiply_adds") for other in records]
     return Price(
         multiply_adds=own.get("training_multiply_adds"),
-        teacher_multiply_adds=_total([_cost(other) for other in records], 0) if known else None,
+        teacher_multiply_adds=_total(costs, 0) if known else None,
         seconds=_device_seconds(record),
         teacher_seconds=_total([_device_seconds(other) for other in records], 0.0) if known else None,
         epochs=run.schedule.epochs,
@@ -80,10 +81,6 @@ def make_price(run: Run, record: Record, find: FindRecord) -> Price:
         inference_multiply_adds=own.get("multiply_adds"),
         peak_memory_bytes=record["provenance"].get("peak_memory_bytes"),
     )
-
-
-def _cost(record: Record | None) -> int | None:
-    return None if record is None else record.get("cost", {}).get("training_multiply_adds")
 
 
 def _device_seconds(record: Record | None) -> float | None:
@@ -103,9 +100,3 @@ def _total(values: Sequence[Number | None], nothing: Number) -> Number | None:
     """Add up values; None where one of them is not known."""
     known = [value for value in values if value is not None]
     return sum(known, start=nothing) if len(known) == len(values) else None
-
-
-def _failure(run: Run, record: Record | None, lost: Mapping[str, str]) -> str | None:
-    if record is not None:
-        return str(record["reason"]) if record["status"] == "failed" else None
-    return lost.get(run.id)

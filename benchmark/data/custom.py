@@ -18,9 +18,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from benchmark.core.errors import UserError
+from benchmark.core.models import FrozenModel
 from benchmark.data.cache import locate_cache, make_dataset, read_or_build
 from benchmark.data.dataset import Dataset
 from benchmark.data.folders import list_class_folders, read_class_folders
@@ -30,10 +31,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
-class DatasetDescription(BaseModel):
+class DatasetDescription(FrozenModel):
     """The fields of a dataset's TOML file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     folder: Path

@@ -152,15 +152,14 @@ class _StreamedBatch(Batch):
 def _read_ahead(source: StreamedSource, plan: EpochPlan, first: int) -> Iterator[Decoded]:
     """Decode the crops of each batch of an epoch from the step `first` on, on the source's device."""
     asked: deque[tuple[dict[View, slice], bool]] = deque()
+    """The places of the crops of each task, and whether it is the last one of its batch."""
 
     def tasks() -> Iterator[DecodeTask]:
         for step in range(first, source.batches):
-            *others, last = source.tasks(plan, step)
-            for task, places in others:
-                asked.append((places, False))
+            found = source.tasks(plan, step)
+            for number, (task, places) in enumerate(found, 1):
+                asked.append((places, number == len(found)))
                 yield task
-            asked.append((last[1], True))
-            yield last[0]
 
     pieces: dict[View, list[Tensor]] = {}
     ahead = AHEAD * -(-source.batch_size // CHUNK)
