@@ -92,7 +92,7 @@ def _record_departure(look: Look, job: int, task: str) -> None:
         del look.open[job]
     elif (outcome := outcome_from_records(look.sweep, job)) is not None:
         look.end(job, *outcome)
-    elif look.tasks[job][-1].when <= state.forgiven:
+    elif look.submissions[job][-1].when <= state.forgiven:
         # What happened before a user had the job tried again does not count.
         del look.open[job]
     elif attempt and reason == "failed":
@@ -106,13 +106,13 @@ def _record_departure(look: Look, job: int, task: str) -> None:
 
 def _ask_how_it_ended(look: Look, job: int, attempt: Attempt | None) -> str | None:
     """SLURM's state of a job that said nothing when it left the queue; None if it may still run."""
-    task = look.tasks[job][-1]
-    state = client.state_of(task.name)
+    submission = look.submissions[job][-1]
+    state = client.state_of(submission.tasks[job])
     if state is None or state in client.WAITING or state in client.RUNNING:
         # It has not left the queue, whatever squeue printed.
         return None
     is_silent = attempt is not None and time.time() - attempt.beat > look.settings.silent_seconds
-    if state == client.NOT_FOUND and task.user != this_user() and not is_silent:
+    if state == client.NOT_FOUND and submission.user != this_user() and not is_silent:
         # SLURM may hide the jobs of other users; then only the job's own file tells about it.
         return None
     return state
@@ -121,8 +121,9 @@ def _ask_how_it_ended(look: Look, job: int, attempt: Attempt | None) -> str | No
 def _record_loss(look: Look, job: int, state: State) -> None:
     """Have a job submitted again that was killed, or never began; give it up if that happens too often."""
     began = {attempt.owner.job for attempt in state.attempts}
-    never_began = sum(task.when > state.forgiven and task.name not in began for task in look.tasks[job])
-    latest = look.tasks[job][-1].name
+    submitted = look.submissions[job]
+    never_began = sum(each.when > state.forgiven and each.tasks[job] not in began for each in submitted)
+    latest = submitted[-1].tasks[job]
     if state.no_progress_attempts + never_began <= look.profile.resubmissions:
         where = f" on {attempt.node}" if (attempt := state.find_attempt(latest)) else ""
         look.say(f"job {latest}{where} was lost ({look.sweep.plan.jobs[job].name}); it is submitted again")

@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from benchmark.results.leases import this_user
 from benchmark.training.settings import TrainSettings
@@ -22,14 +21,6 @@ DOUBT_OF_OTHERS_SECONDS = 3600.0
 """The same for another user's call, whose jobs may be invisible to this user."""
 
 
-class SubmittedTask(NamedTuple):
-    """A task that a job was submitted as: when, and by whom."""
-
-    when: float
-    name: str
-    user: str
-
-
 @dataclass
 class Look:
     """A sweep as one reconciliation sees it; the steps of the reconciliation keep it up to date."""
@@ -41,8 +32,8 @@ class Look:
     ended: dict[int, JobState]
     open: dict[int, str] = field(default_factory=dict)
     """The latest task of each job that SLURM has; empty if SLURM's answer is unknown."""
-    tasks: dict[int, list[SubmittedTask]] = field(default_factory=lambda: defaultdict(list))
-    """All tasks that each job was submitted as, the oldest first."""
+    submissions: dict[int, list[Submission]] = field(default_factory=lambda: defaultdict(list))
+    """All submissions of each job, the oldest first."""
     behind: dict[int, str] = field(default_factory=dict)
     """The job of another sweep that a job must wait for; empty: a process outside of SLURM."""
     watchdogs: list[str] = field(default_factory=list)
@@ -83,7 +74,7 @@ class Look:
         if submission.keeper:
             self.watchdogs.append(submission.array)
         for job, task in submission.tasks.items():
-            self.tasks[job].append(SubmittedTask(submission.when, task, submission.user))
+            self.submissions[job].append(submission)
             if job not in self.ended:
                 self.open[job] = task
 

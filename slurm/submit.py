@@ -258,7 +258,7 @@ def _group(look: Look, jobs: list[int]) -> Mapping[SubmitConstraints, list[int]]
                 after.add(other)
             else:
                 delay = ELSEWHERE_SECONDS
-        exclude = sorted(look.sweep.journal.read_state(job).failed_on) if look.tasks[job] else ()
+        exclude = sorted(look.sweep.journal.read_state(job).failed_on) if look.submissions[job] else ()
         groups[SubmitConstraints(tuple(sorted(after)), tuple(exclude), delay)].append(job)
     return groups
 

@@ -53,7 +53,7 @@ def target_of(rows: Sequence[str] = ("Baseline", "KD"), table: Table = TABLE) ->
     factory = engine.request()
     grid = plan_table(table, factory, range(MOST), rows)
     group = RunGroup("Table t on digits", "digits", engine.digits(), tuple(grid.requested_runs()))
-    return TableTarget(grid, factory, group)
+    return TableTarget(grid, factory, [group])
 
 
 def cells_of(rows: Sequence[str] = ("Baseline", "KD")) -> PlannedCells:

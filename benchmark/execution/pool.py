@@ -6,8 +6,9 @@ import signal
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -20,7 +21,7 @@ from benchmark.results.store import Store
 from benchmark.training.failures import RunsFailed
 from benchmark.training.job import run_until_done
 from benchmark.training.launcher import WorkerProcess
-from benchmark.training.settings import Progress, TrainSettings
+from benchmark.training.settings import LogFn, ProgressCallback, StopFn, TrainSettings
 
 
 def run_jobs(jobs: Sequence[Job], settings: TrainSettings, workers: int, callback: JobCallback) -> ExecutionSummary:
@@ -44,22 +45,13 @@ def _run_here(scheduler: JobScheduler, settings: TrainSettings, stopping: thread
     callback = scheduler.callback
     while not stopping.is_set() and (job := scheduler.next_ready()):
         callback.on_start(job)
-        error = _attempt(
-            job.runs,
-            settings,
-            stopping.is_set,
-            lambda progress, job=job: callback.on_progress(job, progress),  # type: ignore[misc]
-            lambda line, job=job: callback.on_message(job, line),  # type: ignore[misc]
-        )
+        on_progress, log = partial(callback.on_progress, job), partial(callback.on_message, job)
+        error = _attempt(job.runs, settings, stopping.is_set, on_progress, log)
         scheduler.end(job, error)
 
 
 def _attempt(
-    runs: Sequence[Run],
-    settings: TrainSettings,
-    stop: Callable[[], bool],
-    on_progress: Callable[[Progress], None],
-    log: Callable[[str], None],
+    runs: Sequence[Run], settings: TrainSettings, stop: StopFn, on_progress: ProgressCallback, log: LogFn
 ) -> Exception | None:
     """Train runs; returns the error that ended it, as one that another process can be sent."""
     with warnings.catch_warnings():
@@ -177,9 +169,7 @@ def _work(connection: Connection, settings: TrainSettings) -> None:
             return
         if runs == "stop":
             return
-        error = _attempt(
-            runs, settings, stop, lambda progress: send("progress", progress), lambda line: send("said", line)
-        )
+        error = _attempt(runs, settings, stop, partial(send, "progress"), partial(send, "said"))
         leaving = stop_requested.is_set()
         send("ended", (error, leaving))
         if leaving:

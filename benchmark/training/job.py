@@ -18,7 +18,7 @@ from benchmark.training.checkpoint import cohort_folder
 from benchmark.training.cohort import train
 from benchmark.training.failures import RunsFailed, log_failure, save_traceback
 from benchmark.training.launcher import WorkerProcessDied, train_distributed
-from benchmark.training.probing import fit, is_fitted
+from benchmark.training.probing import FittedCohort, is_fitted
 from benchmark.training.settings import LogFn, ProgressCallback, StopFn, TrainSettings
 
 WAIT_SECONDS = 1.0
@@ -115,10 +115,14 @@ def _train(
     for run in runs:
         with contextlib.suppress(OSError):
             store.traceback(run).unlink(missing_ok=True)
-    train_cohort = train_distributed if runs[0].processes > 1 else fit if is_fitted(runs[0]) else train
     try:
-        made = make_atlas(runs, settings, leases, stop, on_progress, log)
-        return made and train_cohort(runs, settings, stop, on_progress, log)
+        if not make_atlas(runs, settings, leases, stop, on_progress, log):
+            return False
+        if runs[0].processes > 1:
+            return train_distributed(runs, settings, stop, on_progress, log)
+        if is_fitted(runs[0]):
+            return FittedCohort.from_store(runs, settings, on_progress).train(stop)
+        return train(runs, settings, stop, on_progress, log)
     except WorkerProcessDied as error:
         if error.__cause__ is not None:
             save_traceback(store, runs[0], error)

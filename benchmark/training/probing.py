@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from benchmark.training.cohort import Cohort
 from benchmark.training.evaluation import BATCH_SIZE
 from benchmark.training.failures import RunsFailed, log_failure
 from benchmark.training.learner import Learner
-from benchmark.training.settings import LogFn, ProgressCallback, StopFn, TrainSettings
+from benchmark.training.settings import StopFn
 
 MOST_ITERATIONS = 1000
 """Of L-BFGS; the loss is convex, and it is near its minimum long before."""
@@ -106,18 +105,3 @@ def fit_classifier(learner: Learner, features: np.ndarray, labels: np.ndarray) -
         own_weight.copy_(torch.from_numpy(weight).view(own_weight.shape))
         own_bias.copy_(torch.from_numpy(bias))
     return float(log_loss(labels, model.predict_proba(standardised)))
-
-
-def fit(
-    runs: Sequence[Run],
-    settings: TrainSettings,
-    stop: StopFn = lambda: False,
-    on_progress: ProgressCallback = lambda progress: None,
-    log: LogFn = lambda line: None,
-) -> bool:
-    """Fit the classifiers of some runs; False if `stop` asked to leave before.
-
-    Raises:
-        UserError, RunsFailed: see `FittedCohort.train`.
-    """
-    return FittedCohort.from_store(runs, settings, on_progress).train(stop)
