@@ -17,7 +17,6 @@ from benchmark.core.spec import LRSchedule, Run
 from benchmark.method.contract import Outputs, Shape
 from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
-from benchmark.training.inputs import first_weights
 from benchmark.training.job import run_until_done
 from benchmark.training.learner import Learner, fresh_network
 from methods.ab import AB, ABInit, boundary_loss, connector
@@ -186,9 +185,9 @@ def test_the_student_starts_from_the_weights_that_the_first_stage_left(trained: 
     assert run.start is not None
     assert (run.start.method, run.start.teacher) == ("AB-init", run.teacher)
     place = engine.settings(folder)
-    learner = Learner(run, 10, 8, torch.arange(64) % 10, 1, torch.device("cpu"), first_weights(run, place))
-    assert learner.student is not None
     left = Store(folder).weights(run.start)
+    learner = Learner(run, 10, 8, torch.arange(64) % 10, 1, torch.device("cpu"), left)
+    assert learner.student is not None
     for name, tensor in learner.student.state_dict().items():
         assert torch.equal(tensor, left[name]), name
     assert run_until_done([run], place)
