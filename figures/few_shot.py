@@ -124,8 +124,10 @@ def _draw_points(ax: Axes, points: Sequence[Point], style: Style, level: float, 
     """Draw points, and behind them the error bars of those that have a standard deviation."""
     ax.plot([x for x, _, _ in points], [mean for _, mean, _ in points], zorder=level, **properties)
     if spread := [point for point in points if point[2] is not None]:
-        bars = {"ecolor": style.colour, "elinewidth": 1.0, "capsize": 2.0, "capthick": 1.0}
-        ax.errorbar(*zip(*spread, strict=True), fmt="none", zorder=level - 0.5, **bars)
+        x, mean, std = zip(*spread, strict=True)
+        ax.errorbar(
+            x, mean, std, fmt="none", ecolor=style.colour, elinewidth=1.0, capsize=2.0, capthick=1.0, zorder=level - 0.5
+        )
 
 
 def _measured(result: FigureResult) -> list[str]:

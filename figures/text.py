@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from urllib.parse import quote
 
 from figures.result import KINDS, STAGE_METRICS, FigureResult, Number, PanelResult
 from figures.specification import PublishedMarks
-from tables.escaping import escape_markdown, format_pipe_table, plain
+from tables.escaping import escape_markdown, format_csv, format_pipe_table
 from tables.specification import get_number
 
 DASH = "\N{EN DASH}"
@@ -26,23 +24,19 @@ def to_csv(result: FigureResult) -> str:
         panel = number.panel
         place = {
             "figure": result.figure.name,
-            "panel": plain(panel.heading),
-            "method": plain(result.figure.title(number.method)),
+            "panel": panel.heading,
+            "method": result.figure.title(number.method),
             "metric": number.metric,
             "place": number.place,
             "scale": result.scale,
-            "dataset": plain(panel.dataset),
-            "teacher": plain(panel.panel.teacher or ""),
-            "student": plain(panel.panel.student),
+            "dataset": panel.dataset,
+            "teacher": panel.panel.teacher or "",
+            "student": panel.panel.student,
         }
         measured, published = _measured(number), [_published(*one) for one in number.published] or [_published()]
         lines.append(place | measured | published[0])
         lines += [place | dict.fromkeys(measured) | more for more in published[1:]]
-    written = io.StringIO()
-    writer = csv.DictWriter(written, lines[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return written.getvalue()
+    return format_csv(lines)
 
 
 def to_markdown(result: FigureResult) -> str:
@@ -122,7 +116,7 @@ def _measured(number: Number) -> dict[str, object]:
         "seeds": " ".join(map(str, number.values)),
         "values": " ".join(map(str, number.values.values())),
         "status": number.cell.status,
-        "notes": "; ".join(plain(note) for note in number.cell.notes),
+        "notes": "; ".join(number.cell.notes),
     }
 
 
@@ -132,6 +126,6 @@ def _published(
     return {
         "published": mean,
         "published_std": std,
-        "published_as": plain(marks.name) if marks else None,
-        "published_source": plain(marks.source) if marks else None,
+        "published_as": marks.name if marks else None,
+        "published_source": marks.source if marks else None,
     }

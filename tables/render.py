@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmark.core.statistics import summarise
 from benchmark.io.files import write_text
-from tables.escaping import Markup, escape_latex, escape_markdown, format_pipe_table, make_environment, plain
+from tables.escaping import Markup, escape_latex, escape_markdown, format_csv, format_pipe_table, make_environment
 from tables.gains import compute_measured_gain, compute_printed_gain, compute_published_gain
 from tables.result import ABSENT, Cell, TableResult
 from tables.specification import Column, Published, Row, get_number
@@ -98,25 +96,21 @@ def to_latex(result: TableResult) -> str:
 def to_csv(result: TableResult) -> str:
     """Write a line for each cell, with full precision; `difference` only where the numbers may be compared."""
     table = result.table
-    written = io.StringIO()
-    writer = csv.DictWriter(written, CSV_FIELDS, lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for row in result.rows:
         for position, column in enumerate(table.columns):
-            measured = _csv_fields(result.cell(row.name, column.name), row, position, result)
             place = {
                 "table": table.name,
-                "row": plain(row.name),
+                "row": row.name,
+                "column": column.name,
+                "teacher": column.teacher or "",
+                "student": column.student,
                 "scale": result.scale,
-                "dataset": plain(column.tested_on(result.scale) or result.dataset),
+                "dataset": column.tested_on(result.scale) or result.dataset,
             }
-            pair = {
-                "column": plain(column.name),
-                "teacher": plain(column.teacher or ""),
-                "student": plain(column.student),
-            }
-            writer.writerow({**place, **pair, **measured})
-    return written.getvalue()
+            measured = _csv_fields(result.cell(row.name, column.name), row, position, result)
+            lines.append(dict.fromkeys(CSV_FIELDS) | place | measured)
+    return format_csv(lines)
 
 
 def write_reports(result: TableResult, folder: Path, stem: str = "") -> list[Path]:
@@ -147,7 +141,7 @@ def _csv_fields(cell: Cell, row: Row, position: int, result: TableResult) -> dic
         "printed": printed,
         "difference": summary.mean - printed if result.reproduces and summary and printed is not None else None,
         "status": cell.status,
-        "notes": "; ".join(plain(note) for note in cell.notes),
+        "notes": "; ".join(cell.notes),
         "published_std": get_number(row.published.std, position) if row.published else None,
         "epoch": "last" if summary else None,
         "gain": compute_measured_gain(result, cell) if gains else None,
@@ -166,10 +160,10 @@ def _csv_published(tier: str, found: Published | None, position: int, gains: boo
         return {}
     return {
         tier: number,
-        f"{tier}_source": plain(found.source),
+        f"{tier}_source": found.source,
         f"{tier}_n": found.runs,
         f"{tier}_epoch": found.epoch,
-        f"{tier}_lineage": plain(found.lineage),
+        f"{tier}_lineage": found.lineage,
         f"{tier}_gain": compute_published_gain(found, position) if gains else None,
     }
 
