@@ -92,20 +92,10 @@ def join(passed: Tensor, transformed: Tensor) -> Tensor:
     return shuffle_channels(torch.cat([passed, F.relu(transformed)], dim=1), 2)
 
 
-class Stage(nn.Sequential):
-    """A down unit and basic units in a row."""
-
-    def last_halves(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the two halves that the stage's last unit joins, the second before its ReLU."""
-        *earlier, last = self
-        for unit in earlier:
-            maps = unit(maps)
-        return cast(Unit, last).halves(maps)
-
-
-def stage(in_channels: int, out_channels: int, units: int, stride: int) -> Stage:
+def stage(in_channels: int, out_channels: int, units: int, stride: int) -> nn.Sequential:
     """Build a down unit with the stride, and basic units, `units` in all."""
-    return Stage(DownUnit(in_channels, out_channels, stride), *(BasicUnit(out_channels) for _ in range(units - 1)))
+    first = DownUnit(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(BasicUnit(out_channels) for _ in range(units - 1)))
 
 
 class ShuffleNetV2(Network):
@@ -134,7 +124,10 @@ class ShuffleNetV2(Network):
         stem = F.relu(self.bn1(self.conv1(images)), inplace=True)
         maps, stages, before = stem, [], []
         for part in (self.layer1, self.layer2, self.layer3):
-            passed, transformed = part.last_halves(maps)
+            *earlier, last = part
+            for unit in earlier:
+                maps = unit(maps)
+            passed, transformed = cast(Unit, last).halves(maps)
             maps = join(passed, transformed)
             stages.append(maps)
             if preactivations:
