@@ -60,9 +60,9 @@ def test_the_list_has_a_line_a_method_and_fits_into_a_narrow_terminal() -> None:
         (line,) = (line for line in lines if line.split()[:1] == [name])
         assert line.split()[-1] == next(entry.cost for entry in entries() if entry.method.name == name)
     assert len(lines) < len(method_names()) + 20
-    console = Console(width=80, file=io.StringIO())
-    console.print(list_methods())
-    assert len(console.file.getvalue().splitlines()) < len(method_names()) + 5
+    screen = io.StringIO()
+    Console(width=80, file=screen).print(list_methods())
+    assert len(screen.getvalue().splitlines()) < len(method_names()) + 5
 
 
 def test_one_method_is_described_with_all_of_its_options() -> None:
