@@ -152,13 +152,8 @@ class TableResult:
 
     def cell(self, row: str, column: str) -> Cell:
         """Get the cell of a row, or of the teachers, in a column."""
-        if row == TEACHER:
-            return self.teacher(column)
-        return self.cells.get((row, column)) or Cell(row, column, (), "not run yet")
-
-    def teacher(self, column: str) -> Cell:
-        """Get the cell of a column's teacher."""
-        return self.teachers.get(column) or Cell(TEACHER, column, (), "not run yet")
+        found = self.teachers.get(column) if row == TEACHER else self.cells.get((row, column))
+        return found or Cell(row, column, (), "not run yet")
 
     @property
     def stem(self) -> str:

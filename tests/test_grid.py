@@ -202,7 +202,7 @@ def test_two_columns_of_one_pair_share_their_runs_and_show_different_figures() -
     record = made_up_record(top1=60.0, top5=90.0)
     result = make_table_result(grid, engine.request(), lambda runs: dict.fromkeys(runs, record), lambda run: record)
     assert [result.cell("KD", name).values for name in ("top-1", "top-5")] == [(60.0, 60.0), (90.0, 90.0)]
-    assert [result.teacher(name).values for name in ("top-1", "top-5")] == [(60.0,), (90.0,)]
+    assert [result.cell("Teacher", name).values for name in ("top-1", "top-5")] == [(60.0,), (90.0,)]
     assert result.cell("KD", "top-5").by_seed() == {0: 90.0, 1: 90.0}
 
 

@@ -192,7 +192,7 @@ def test_columns_that_probe_on_no_dataset_at_a_scale_stay_empty() -> None:
     grid = plan_table(load_table("transfer").at("demo"), made, [0])
     result = make_table_result(grid, made, look_up_exactly(lambda run: None), lambda run: None)
     for column, status in (("STL-10", "not run yet"), ("Tiny-ImageNet", "no dataset")):
-        assert {result.cell("KD", column).status, result.teacher(column).status} == {status}
+        assert {result.cell("KD", column).status, result.cell("Teacher", column).status} == {status}
     page = to_markdown(result)
     rows = list(csv.DictReader(io.StringIO(to_csv(result))))
     tested = {row["column"]: row["dataset"] for row in rows if row["row"] == "KD"}

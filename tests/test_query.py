@@ -77,7 +77,7 @@ def test_a_run_that_is_another_fills_no_cell(other: Run) -> None:
 
 def test_a_teacher_is_found_by_the_column_it_teaches_in() -> None:
     result = table_of([request().run("Baseline", "WRN-16-2", None, 0)])
-    assert result.teacher(COLUMN.name).values == (50.0,)
+    assert result.cell("Teacher", COLUMN.name).values == (50.0,)
     assert result.cell("Baseline", COLUMN.name).values == ()
 
 
@@ -96,7 +96,7 @@ def test_students_of_a_teacher_from_a_file_stand_in_a_table_of_their_own() -> No
     assert own.stem != of_file.stem
     assert of_file.cell("KD", COLUMN.name).by_seed() == {0: 50.0, 1: 51.0}
     assert [result.cell("Baseline", COLUMN.name).values for result in (own, of_file)] == [(50.0,)] * 2
-    assert of_file.teacher(COLUMN.name).values == (76.4,)
+    assert of_file.cell("Teacher", COLUMN.name).values == (76.4,)
     (price,) = {seed.price for seed in of_file.cell("KD", COLUMN.name).finished if seed.seed == 0}
     assert price.teacher_seconds is None
     assert own.cell("Baseline", COLUMN.name).finished[0].price.teacher_seconds == 0.0

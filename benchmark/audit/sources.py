@@ -148,7 +148,7 @@ class Measured:
 def select_cells(result: TableResult, row: str) -> dict[str, Cell]:
     """The cells of a row by column; those of the teachers for the row of that name."""
     names = [column.name for column in result.table.columns]
-    return {name: result.teacher(name) if row == TEACHER else result.cell(row, name) for name in names}
+    return {name: result.cell(row, name) for name in names}
 
 
 def select_by_seed(cell: Cell, quantity: str | None = None) -> dict[int, float]:

@@ -87,7 +87,7 @@ def draw_costs(table: TableReport) -> CostPicture | None:
     result = table.result
     names = [column.name for column in result.table.columns]
     known = {row.name: _measure_all(result.cell(row.name, name) for name in names) for row in result.table.rows}
-    trained = _measure_all(map(result.teacher, names))
+    trained = _measure_all(result.cell(TEACHER, name) for name in names)
     most = max((len(found) for found in known.values()), default=0)
     wide = [found for found in known.values() if len(found) == most]
     if not most or len(wide) < 2:
