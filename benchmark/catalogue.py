@@ -24,7 +24,7 @@ from benchmark.cli.app import run_app
 from benchmark.core.errors import UserError
 from benchmark.core.protocols import PROTOCOLS, STAGE_SCHEDULES
 from benchmark.io.files import write_text
-from benchmark.method.contract import Method
+from benchmark.method.contract import Method, MethodOptions
 from benchmark.planning.facts import STUDENT, TEACHER, Facts, probe_method
 from benchmark.plugins.registry import all_methods, method_class
 from benchmark.plugins.source import user_errors
@@ -209,8 +209,15 @@ def _base_with_same_options(cls: type[Method]) -> type[Method] | None:
     return None
 
 
+@functools.cache
+def _schemas_of(options: type[MethodOptions]) -> Mapping[str, Any]:
+    """JSON schemas of a method's options, by name; pydantic takes milliseconds for them, and a page asks often."""
+    properties: dict[str, Any] = options.model_json_schema()["properties"]
+    return properties
+
+
 def _allowed(cls: type[Method], name: str) -> str:
-    schema = cls.Options.model_json_schema()["properties"][name]
+    schema = _schemas_of(cls.Options)[name]
     return _cell(" or ".join(_range(kind) for kind in schema.get("anyOf", [schema])))
 
 
