@@ -25,13 +25,12 @@ from benchmark.core.errors import UserError
 from benchmark.core.protocols import PROTOCOLS, STAGE_SCHEDULES
 from benchmark.io.files import write_text
 from benchmark.method.contract import Method, MethodOptions
-from benchmark.planning.facts import STUDENT, TEACHER, Facts, probe_method
+from benchmark.planning.facts import FACTS, STUDENT, TEACHER, Facts, load_facts, probe_method
 from benchmark.plugins.registry import all_methods, method_class
 from benchmark.plugins.source import user_errors
 from benchmark.training.cost import BATCH
 from tables.escaping import Markup, make_environment
 
-FACTS = Path(__file__).parent / "facts.json"
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "methods.md"
 GOLDEN = ROOT / "tests" / "golden"
@@ -90,12 +89,6 @@ def golden_cases(name: str | None) -> tuple[str, ...]:
         return ()
     with np.load(path) as stored:
         return tuple(dict.fromkeys(key.partition(".")[0] for key in stored.files))
-
-
-@functools.cache
-def load_facts() -> dict[str, dict[str, Any]]:
-    """Load what `python -m benchmark.catalogue` counted of each method."""
-    return dict(json.loads(FACTS.read_text(encoding="utf-8"))) if FACTS.exists() else {}
 
 
 def _facts(name: str) -> Facts:

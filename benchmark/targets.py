@@ -1,4 +1,4 @@
-"""What a command regenerates: tables and figures, each with its images, its runs, and how it is rendered."""
+"""What a command regenerates: tables and figures, each with its runs and how it is rendered; loads their images too."""
 
 from __future__ import annotations
 

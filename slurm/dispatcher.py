@@ -17,8 +17,8 @@ from benchmark.results.leases import Lease, LeaseManager, this_user
 from slurm import client
 from slurm.client import SchedulerError
 from slurm.dependencies import TERMINAL_FAILURES, check_readiness, outcome_from_records
-from slurm.journal import Attempt, ReconcileResult, State
-from slurm.look import Look, Say
+from slurm.journal import Attempt, State
+from slurm.look import Look, ReconcileResult, Say
 from slurm.submit import ensure_watchdog, submit_ready
 from slurm.sweep import Sweep
 

@@ -27,7 +27,7 @@ from slurm.client import SchedulerError
 from slurm.cost import Rates, SweepPrice, estimate_price, price_jobs, print_arrays, print_prices
 from slurm.dependencies import TERMINAL_FAILURES, resume, retry
 from slurm.dispatcher import reconcile
-from slurm.journal import ReconcileResult
+from slurm.look import ReconcileResult
 from slurm.monitor import take_snapshot
 from slurm.plan import SweepRequest, pending_jobs
 from slurm.profile import Profile

@@ -1,4 +1,6 @@
-"""The journal of a sweep: a file for each note, so that jobs on different nodes never write the same one.
+"""The journal of a sweep: what is noted of its jobs and submissions, and the files that hold the notes.
+
+Each note has a file, so that jobs on different nodes never write the same one:
 
 states/*.json         what a job says of itself: its attempts and its progress; only the job writes it
 ended/*               how jobs ended, by name: `000012.done`; `000013.failed` holds the reason
@@ -12,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
@@ -160,21 +161,6 @@ class Submission(Frozen):
         if len(self.jobs) == 1:
             return {self.jobs[0]: self.array}
         return {job: f"{self.array}_{index}" for index, job in enumerate(self.jobs)}
-
-
-@dataclass
-class ReconcileResult:
-    """What one reconciliation of a sweep found and did."""
-
-    answers: bool = True
-    """Whether SLURM told its queue."""
-    submitted: list[Submission] = field(default_factory=list)
-    waiting: int = 0
-    """Jobs that could start and for which the queue has no room."""
-    trouble: str = ""
-    """Why not all of them were submitted."""
-    is_followed: bool = True
-    """Whether a watchdog waits, or nothing is left to reconcile."""
 
 
 def _read_line(path: Path) -> str:

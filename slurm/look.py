@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from benchmark.results.leases import this_user
 from benchmark.training.settings import TrainSettings
 from slurm import client
-from slurm.journal import JobState, ReconcileResult, Submission
+from slurm.journal import JobState, Submission
 from slurm.profile import Profile
 from slurm.sweep import Sweep
 
@@ -19,6 +19,21 @@ DOUBT_SECONDS = client.SUBMIT_SECONDS + 30
 """How long a call of sbatch whose caller died may still be under way."""
 DOUBT_OF_OTHERS_SECONDS = 3600.0
 """The same for another user's call, whose jobs may be invisible to this user."""
+
+
+@dataclass
+class ReconcileResult:
+    """What one reconciliation of a sweep found and did."""
+
+    answers: bool = True
+    """Whether SLURM told its queue."""
+    submitted: list[Submission] = field(default_factory=list)
+    waiting: int = 0
+    """Jobs that could start and for which the queue has no room."""
+    trouble: str = ""
+    """Why not all of them were submitted."""
+    is_followed: bool = True
+    """Whether a watchdog waits, or nothing is left to reconcile."""
 
 
 @dataclass

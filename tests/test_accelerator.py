@@ -32,7 +32,7 @@ from benchmark.method.contract import Method, Step
 from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import all_methods
 from benchmark.training.cohort import Cohort
-from benchmark.training.cost import dummy_teacher, random_images
+from benchmark.training.dummies import dummy_teacher, random_images
 from benchmark.training.evaluation import Evaluation
 from benchmark.training.inputs import TrainingData
 from benchmark.training.settings import TrainSettings

@@ -15,7 +15,7 @@ from benchmark.core.spec import LRSchedule, Protocol, Scale
 from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import method_class
 from benchmark.training.cohort import Cohort
-from benchmark.training.cost import dummy_teacher, random_images
+from benchmark.training.dummies import dummy_teacher, random_images
 from benchmark.training.inputs import TrainingData
 from benchmark.training.settings import TrainSettings
 from tests.test_backbones_contract import LIGHT, SMALLEST

@@ -10,11 +10,11 @@ import json
 import pytest
 from rich.console import Console
 
-from benchmark.catalogue import FACTS, PAGE, entries, golden_cases, list_methods, to_markdown
+from benchmark.catalogue import PAGE, entries, golden_cases, list_methods, to_markdown
 from benchmark.core.protocols import PROTOCOLS
 from benchmark.planning import facts
 from benchmark.planning.cost import training_multiply_adds
-from benchmark.planning.facts import IMAGE_SIZE, make_reference_run
+from benchmark.planning.facts import FACTS, IMAGE_SIZE, make_reference_run
 from benchmark.plugins.registry import all_methods, method_class, method_names
 from tests.commands import run_here
 

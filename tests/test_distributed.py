@@ -37,7 +37,7 @@ from benchmark.results.store import Store
 from benchmark.training import checkpoint as checkpoints
 from benchmark.training.checkpoint import cohort_folder
 from benchmark.training.cohort import train
-from benchmark.training.cost import random_images
+from benchmark.training.dummies import random_images
 from benchmark.training.job import run_until_done
 from benchmark.training.launcher import WorkerProcessDied, check_sharing
 from benchmark.training.learner import Learner

@@ -21,7 +21,7 @@ from benchmark.data.mixing import Mixture
 from benchmark.method.contract import Step, UserError
 from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
-from benchmark.training.cost import random_images
+from benchmark.training.dummies import random_images
 from benchmark.training.inputs import recipe_for
 from benchmark.training.job import run_until_done
 from benchmark.training.learner import Learner

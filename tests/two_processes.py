@@ -28,8 +28,8 @@ from benchmark.method.collectives import SINGLE_PROCESS, ProcessGroup
 from benchmark.plugins.registry import all_methods
 from benchmark.training import cohort as cohort_module
 from benchmark.training.cohort import train
-from benchmark.training.cost import dummy_teacher, random_images
 from benchmark.training.ddp import init_process_group
+from benchmark.training.dummies import dummy_teacher, random_images
 from benchmark.training.inputs import recipe_for
 from benchmark.training.learner import Learner
 from benchmark.training.settings import TrainSettings

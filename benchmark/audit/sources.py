@@ -9,7 +9,7 @@ from typing import Protocol
 
 from benchmark.audit.claims import ClaimSet, name_row
 from benchmark.audit.expressions import Reference, format_title
-from benchmark.catalogue import load_facts
+from benchmark.planning.facts import load_facts
 from tables.result import Cell, TableResult
 from tables.specification import BASELINE, TEACHER, Table, get_number
 from tables.tiers import Epoch, Tier, describe_origin

@@ -20,7 +20,7 @@ from benchmark.results.record import CorruptRun
 from benchmark.results.store import Store
 from benchmark.training.failures import RunsFailed
 from benchmark.training.job import run_until_done
-from benchmark.training.launcher import WorkerProcess
+from benchmark.training.launcher import WorkerProcess, check_sharing
 from benchmark.training.settings import LogFn, ProgressCallback, StopFn, TrainSettings
 
 
@@ -30,7 +30,12 @@ def run_jobs(jobs: Sequence[Job], settings: TrainSettings, workers: int, callbac
     A run whose record or weights turn out to be corrupt is quarantined and trained again, once; its dependents wait.
 
     Ctrl-C (or SIGTERM) lets each job write a checkpoint after the current step and exit; a second one ends at once.
+
+    Raises:
+        UserError: several processes should share each batch of a run but cannot.
     """
+    for job in jobs:
+        check_sharing(job.runs[0], settings.device, workers)
     scheduler = JobScheduler(jobs, Store(settings.runs), callback)
     with _stop_on_signals() as stopping:
         if workers == 1:

@@ -6,9 +6,12 @@ The page of methods says only what was seen to be read.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +21,13 @@ from benchmark.core.spec import Protocol, Run, Scale
 from benchmark.method.contract import Method, Network, PastNetwork, PredictionHistory, View
 from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import all_methods, method_class
-from benchmark.training.cost import CLASSES, StepProbe
+from benchmark.training.cost import StepProbe
+from benchmark.training.dummies import CLASSES
 from benchmark.training.learner import build_method
 
 DEFAULT = "lsskd"
 TEACHER, STUDENT = "ResNet56", "ResNet20"
+FACTS = Path(__file__).parent.parent / "facts.json"
 IMAGE_SIZE, IMAGES = 32, 50_000
 
 _READ = {
@@ -52,6 +57,12 @@ class Facts:
     extra_parameters: int
     multiply_adds: int
     weights: Mapping[str, Mapping[str, float]]
+
+
+@functools.cache
+def load_facts() -> dict[str, dict[str, Any]]:
+    """Load what `python -m benchmark.catalogue` found of each method."""
+    return dict(json.loads(FACTS.read_text(encoding="utf-8"))) if FACTS.exists() else {}
 
 
 def probe_method(name: str) -> Facts:

@@ -61,12 +61,13 @@ def make_block(curves: PairCurves | None) -> str:
         minus = "" if name in (TEACHER, BASELINE) else format_paired_difference(cell, baseline)
         lines.append([escape_markdown(name), spread, str(len(cell.values)), minus])
     table = format_pipe_table(lines, (1, 2, 3))
-    if len({curve.seeds for curve in curves.curves}) > 1:
-        table += "\n\nA difference is the mean over the seeds that both have."
     picture = f"![Test accuracy over epochs of {column}, one line a method]({PICTURE})"
     if any(curve.seeds > 1 for curve in curves.curves):
         picture += "\n\nA line is the mean over seeds, a band the range from the lowest to the highest."
-    parts = [f"Table {result.table.name}, {escape_markdown(column)}:", table, picture, *write_limits([result])]
+    parts = [f"Table {result.table.name}, {escape_markdown(column)}:", table]
+    if len({curve.seeds for curve in curves.curves}) > 1:
+        parts.append("A difference is the mean over the seeds that both have.")
+    parts += [picture, *write_limits([result])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -26,7 +26,8 @@ from benchmark.data.dataset import Dataset
 from benchmark.planning.request import RunFactory
 from benchmark.plugins.registry import method_class
 from benchmark.training.cohort import Cohort
-from benchmark.training.cost import CLASSES, dummy_teacher, random_images, reads_plain_logits_only
+from benchmark.training.cost import reads_plain_logits_only
+from benchmark.training.dummies import CLASSES, dummy_teacher, random_images
 from benchmark.training.inputs import TrainingData
 from benchmark.training.learner import fresh_network
 from benchmark.training.settings import TrainSettings

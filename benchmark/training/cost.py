@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,24 +12,19 @@ import torch
 from torch import Tensor
 
 from benchmark.backbones.cost import OperationCounter, multiply_adds, parameters
-from benchmark.backbones.network import Network, Outputs
-from benchmark.core.rng import generator
+from benchmark.backbones.network import Outputs
 from benchmark.core.spec import ReleasedTeacher, Run
-from benchmark.data.dataset import Dataset, ImageSet
 from benchmark.data.streaming import training_source
-from benchmark.data.views import count_views
 from benchmark.method.contract import Method, Step
 from benchmark.plugins.registry import method_class
 from benchmark.plugins.source import user_errors
-from benchmark.training.atlas import AtlasReader
-from benchmark.training.inputs import build_head, recipe_for, share_teacher
-from benchmark.training.learner import Learner, fresh_network
-from benchmark.training.teacher import Teacher
+from benchmark.training.dummies import CLASSES, dummy_teacher, random_images
+from benchmark.training.inputs import recipe_for
+from benchmark.training.learner import Learner
 
 BATCH = 8
 """Images of the counted step; terms that grow faster than the batch are too small to matter."""
 CPU = torch.device("cpu")
-CLASSES = 100
 WATCHED_NETWORK = "ResNet8"
 """Student and teacher of a watched step: what a method reads does not depend on how large they are."""
 WATCHED_IMAGES, WATCHED_SIZE = 5000, 32
@@ -49,48 +44,6 @@ class StepCost:
     parameters_in_training: int
     multiply_adds: int
     training_multiply_adds: int
-
-
-def random_images(count: int, size: int, classes: int = CLASSES) -> Dataset:
-    """Make images of noise in CIFAR-100's form; what a step costs does not depend on what they show."""
-    stream = generator("untrained", "images")
-    train = ImageSet(
-        torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=stream),
-        torch.arange(count) % classes,
-    )
-    test = ImageSet(train.images[:classes], train.labels[:classes])
-    return Dataset(
-        name="random",
-        classes=tuple(f"{number:03}" for number in range(classes)),
-        train=train,
-        test=test,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        padding=4,
-        flip=True,
-        fingerprint="random",
-    )
-
-
-def dummy_teacher(
-    runs: Sequence[Run], num_classes: int, image_size: int, device: torch.device, images: Dataset | None = None
-) -> Teacher | None:
-    """Build the untrained teacher that runs share, with its heads; None if no run has a teacher.
-
-    images: what is trained on, for runs that read an atlas; all its views then have the same logits of noise.
-    """
-
-    def network(run: Run) -> Network:
-        assert run.teacher_network
-        return fresh_network(run.teacher_network, num_classes, 0)
-
-    def atlas(run: Run) -> AtlasReader:
-        assert images is not None
-        logits = torch.randn(len(images.train), num_classes, generator=generator("untrained", "atlas")).half().numpy()
-        views = count_views(images.padding, images.flip)
-        return AtlasReader([logits] * views, recipe_for(run.protocol, images), device)
-
-    return share_teacher(runs, network, lambda run: build_head(run, num_classes, image_size), atlas, device)
 
 
 class _WatchedOutputs:

@@ -6,7 +6,7 @@ this process dies, the workers end themselves.
 
 `torch.multiprocessing.start_processes` would be shorter, but it reports the worker whose exit it sees first, which is
 often one that only lost its connection to the worker that failed. It also passes on neither progress, nor a request to
-stop, nor which run is corrupt.
+stop, nor which run is corrupt. The pool of `benchmark.execution` starts its workers by `WorkerProcess` too.
 """
 
 from __future__ import annotations
@@ -141,22 +141,40 @@ class WorkerProcess:
 
 
 @contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Let the processes that start meanwhile hear errors only from torch's C++ code, unless the user says otherwise.
+
+    It would warn in each worker whose method uses all of its parameters in every step.
+    """
+    name = "TORCH_CPP_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "ERROR"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+@contextlib.contextmanager
 def _spawn_workers(runs: Sequence[Run], settings: TrainSettings) -> Iterator[list[WorkerProcess]]:
     """Start the workers; kill those that are left afterwards."""
     folder = tempfile.mkdtemp(prefix="benchmark-")
     workers: list[WorkerProcess] = []
-    # Torch's C++ code would warn in each worker whose method uses all of its parameters in every step.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        for rank in range(runs[0].processes):
-            # A daemon could not start processes that decode images.
-            workers.append(WorkerProcess(_work, rank, tuple(runs), settings, folder, daemon=False))
+        with _quiet_torch():
+            for rank in range(runs[0].processes):
+                # A daemon could not start processes that decode images.
+                workers.append(WorkerProcess(_work, rank, tuple(runs), settings, folder, daemon=False))
         yield workers
     finally:
         for worker in workers:
             if worker.process.is_alive():
                 worker.process.kill()
         for worker in workers:
+            # Until it is gone, it may write: the leases of its runs are released after this.
+            worker.process.join()
             worker.close()
         shutil.rmtree(folder, ignore_errors=True)
 
