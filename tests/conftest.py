@@ -69,6 +69,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_steps_neither_wait_for_the_device_nor_mix_it_with_the_host",
         "test_mixed_images_and_crops_of_each_rotation_are_made_on_the_device",
     ),
+    "test_backbones_64.py": ("test_a_method_takes_a_step_on_the_few_shot_pair",),
     "test_catalogue.py": (
         "test_what_is_said_of_a_method_is_what_a_step_of_it_shows",
         "test_the_cost_that_plans_reckon_with_is_the_one_counted_in_a_step",
@@ -79,6 +80,7 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_what_is_not_broken_is_not_found_out",
     ),
     "test_contract_bits.py": ("test_a_run_gives_the_same_bits_alone_and_beside_others",),
+    "test_decisions_command.py": ("test_a_cluster_trains_a_sweep_for_each_round",),
     "test_demo_learns.py": (
         "test_every_method_learns_the_digits_at_demo_scale",
         "test_a_deep_teacher_learns_the_digits_at_demo_scale",
@@ -89,7 +91,15 @@ SLOW: dict[str, tuple[str, ...]] = {
         "test_two_processes_without_batch_norm_leave_what_one_leaves",
         "test_every_process_keeps_the_tables_that_one_would_have",
     ),
-    "test_edge.py": ("test_every_network_is_exported_with_the_same_logits_and_counts",),
+    "test_docs_quickstart.py": (
+        "test_every_command_of_a_walk_runs",
+        "test_every_command_of_the_walk_to_a_cluster_runs_on_slurm",
+    ),
+    "test_edge.py": (
+        "test_every_network_is_exported_with_the_same_logits_and_counts",
+        "test_int8_stays_near_float32_and_has_a_scale_for_each_channel",
+    ),
+    "test_every_command.py": ("test_a_terminal_without_utf_8_loses_characters_and_no_files",),
     "test_executors.py": ("test_what_a_failed_teacher_was_to_teach_fails_with_its_reason",),
     "test_figures_environment.py": ("test_no_setting_of_the_environment_changes_a_byte",),
     "test_fuzz.py": (),
@@ -99,7 +109,11 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "test_losses_hssakd_online.py": ("test_a_resumed_run_beside_a_taught_one_gives_the_same_bits_as_one_alone",),
     "test_losses_mokd.py": ("test_a_resumed_run_gives_the_same_bits_as_one_that_was_not",),
+    "test_mixed_images.py": ("test_mixed_runs_train_resume_and_share_a_cohort",),
+    "test_predictors.py": ("test_the_export_holds_all_that_predicts",),
     "test_protocol_imagenet.py": ("test_a_run_gives_the_same_bits_alone_and_in_a_cohort",),
+    "test_released_checkpoints.py": ("test_every_layout_round_trips",),
+    "test_report_browser.py": ("test_text_and_ground_differ_enough_in_light_and_in_dark",),
     "test_reproducibility.py": (
         "test_bf16_gives_the_same_bits_in_another_cohort_and_order_and_after_a_stop",
         "test_a_cohort_killed_at_ten_random_moments_gives_the_same_bits",
