@@ -57,7 +57,7 @@ BROKEN: dict[str, tuple[Any, str, Any, dict[str, int], int]] = {
         {"record": 1},
         8,
     ),
-    "checkpoints are not verified": (checkpoint, "compute_sha256", unverified, {"checkpoint": 1}, 4),
+    "checkpoints are not verified": (checkpoint, "compute_sha256", unverified, {"checkpoint": 1}, 3),
     "claims are not respected": (LeaseManager, "current_holder", lambda *_: None, {"run.json": 1}, 6),
     "a run is forgotten": (fixture, "missing_jobs", without_kd, {"run.json": 1}, 3),
 }

@@ -28,6 +28,8 @@ PATIENCE_SECONDS = 3.0
 """How long it waits for steps that do not come."""
 LEAVING_SECONDS = 300.0
 """How long a worker may take to leave when it was asked to, or to finish the sweep when nobody disturbs it."""
+IDLE_ROUNDS = 25
+"""After how many rounds in a row without a step or a counted fault nothing is left to disturb."""
 STOPPED_SECONDS = 0.1
 """How long a stopped worker stays so before it is killed."""
 GIVEN_UP = "times while this command ran"
@@ -95,11 +97,15 @@ class Harness:
         """
         disturbance = _Disturbance(self, folder)
         began = time.monotonic()
+        idle, before = 0, (0, 0)
         for intent in rounds(seed, workers, len(self.sweep.runs), damages):
             disturbance.round(intent)
             counted = disturbance.counted()
             enough = counted.total() >= faults and counted.keys() >= set(kinds)
-            if enough or time.monotonic() - began > seconds:
+            # A broken suite may finish, or give up, before so many faults have counted.
+            now = (counted.total(), disturbance.seen.steps)
+            idle, before = (idle + 1 if now == before else 0), now
+            if enough or idle == IDLE_ROUNDS or time.monotonic() - began > seconds:
                 break
         return disturbance.end(time.monotonic() - began)
 
