@@ -132,3 +132,21 @@ def test_pyproject_names_every_package_that_is_installed() -> None:
     }
     named = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     assert named == sorted(there)
+
+
+def test_pyproject_names_every_other_file_that_is_installed() -> None:
+    """A template or a table that a wheel lacks is missed only by those who install it."""
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packed = {
+        path
+        for package, patterns in setup["package-data"].items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    there = {
+        path
+        for name in PACKAGES
+        for path in (ROOT / name).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and "." not in path.relative_to(ROOT).parts[-1][:1]
+    }
+    assert there - packed == set()
