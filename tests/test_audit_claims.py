@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmark.audit.claims import load_claims
@@ -202,6 +202,8 @@ def test_nothing_else_is_in_the_language(text: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(string.printable, max_size=40) | st.text(max_size=20))
+@example("1if 2 else 3")
+@pytest.mark.filterwarnings("error")
 def test_no_text_does_worse_than_be_refused(text: str) -> None:
     try:
         expression = parse(text)

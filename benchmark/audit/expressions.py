@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -124,7 +125,10 @@ def parse(text: str) -> Expression:
     if len(text) > LONGEST:
         raise UserError(f"expression of {len(text)} characters; allowed: {LONGEST}")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            # Python warns of numbers that run into words, such as "1if"; what it makes of them is checked below.
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else "too deeply nested"
         raise UserError(f"expression {text!r} cannot be read: {reason}; docs/audit.md shows the language") from None
