@@ -32,7 +32,7 @@ from benchmark.data.augmentation import evaluation_batches
 from benchmark.data.dataset import Images
 from benchmark.export import Edge, exporting, load_edge
 from benchmark.export.__main__ import format_milliseconds, main
-from benchmark.export.edge import compute_logits, open_session, quantise, to_onnx
+from benchmark.export.edge import ROUNDINGS, TOLERANCE, compute_logits, open_session, quantise, to_onnx
 from benchmark.export.exporting import ExportSubject, select_images
 from benchmark.results.record import Record
 from benchmark.results.store import Store
@@ -138,13 +138,14 @@ def test_the_file_gives_the_training_networks_logits_for_any_batch(exported: Exp
     with torch.no_grad():
         expected = exported.network()(images).logits
     session = open_session((exported.folder / "student.onnx").read_bytes())
+    logits = exported.edge["logits"]
     for batch in (1, 3, 64, len(images)):
         given = torch.from_numpy(compute_logits(session, images[:batch].numpy()))
-        torch.testing.assert_close(given, expected[:batch], rtol=0, atol=1e-5)
-    logits = exported.edge["logits"]
+        torch.testing.assert_close(given, expected[:batch], rtol=0, atol=logits["allowed"])
     assert logits["images"] == len(images)
     assert logits["largest"] == pytest.approx(expected.abs().max().item())
-    assert logits["difference"] <= logits["allowed"] == 1e-5
+    # Float32 itself may be coarser than the limit, which depends on the processor that trained the student.
+    assert logits["difference"] <= logits["allowed"] == max(TOLERANCE, ROUNDINGS * logits["rounding"]) < 1e-4
     assert f"logits: at most {logits['difference']:.1e} from the training network's" in exported.ended.out
 
 

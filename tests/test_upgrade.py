@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from benchmark.core.spec import Run
 from benchmark.results import Store, load
@@ -128,9 +129,10 @@ def test_a_checkpoint_goes_on_to_the_bits_of_an_undisturbed_run(store: Path, tmp
         replaced=lambda word: "whole" if word == "runs" else word,
     )
     resumed = read_trained(store, "runs", expected["id"])
-    assert resumed == read_trained(store, "whole", expected["id"])
+    # The checkpoint holds 204 steps of a processor with AVX-512; others give other bits, also in a run without a stop.
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert resumed == read_trained(store, "whole", expected["id"])
     assert resumed[0]["digest"] == expected["digest"]
-    # Bits differ between kinds of processors: only what the fixture's own machine gave can be asked for everywhere.
     assert abs(resumed[0]["final"]["top1"] - expected["outcome"]["final"]["top1"]) < 2
 
 
