@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 import benchmark.training.cohort as cohort_module
 import benchmark.training.evaluation as evaluation_module
 import benchmark.training.learner as learner_module
+import benchmark.training.optimizer as optimizer_module
 import benchmark.training.teacher as teacher_module
 from benchmark.core.devices import autocast
 from benchmark.core.protocols import get_protocol
@@ -106,11 +107,11 @@ def meta_as_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def unfused(*args: Any, fused: bool, **options: Any) -> None:
         sgd(*args, **options)
 
-    sgd = learner_module.sgd
+    sgd = optimizer_module.sgd
     monkeypatch.setattr(learner_module, "generator", on_host)
     for module in (learner_module, teacher_module, evaluation_module):
         monkeypatch.setattr(module, "autocast", plain)
-    monkeypatch.setattr(learner_module, "sgd", unfused)
+    monkeypatch.setattr(optimizer_module, "sgd", unfused)
     monkeypatch.setattr(cohort_module, "resolve_device", lambda name: META)
     # A report on the way shows the loss, for which it waits; twice a second.
     monkeypatch.setattr(cohort_module, "REPORT_SECONDS", float("inf"))

@@ -29,8 +29,11 @@ from benchmark.core.spec import LRSchedule, Run
 from benchmark.data import load_dataset
 from benchmark.data.augmentation import Batch, Recipe, Source
 from benchmark.data.streaming import training_source
+from benchmark.execution.pool import run_jobs
+from benchmark.execution.scheduler import JobCallback
 from benchmark.method import all_gather_rows, all_reduce_mean
 from benchmark.method.collectives import FEWEST_ROWS, ProcessGroup, fewest_rows, rows_of
+from benchmark.planning.jobs import Job
 from benchmark.plugins.registry import method_class
 from benchmark.results.record import comparable_part
 from benchmark.results.store import Store
@@ -344,14 +347,14 @@ def test_the_failure_of_one_process_ends_all_with_one_reason(
     assert all(not member.is_alive() for member in multiprocessing.active_children())
 
 
-def test_what_cannot_be_shared_is_refused(monkeypatch) -> None:
+def test_what_cannot_be_shared_is_refused(tmp_path: Path, monkeypatch) -> None:
     run = shared_runs()[0]
     with pytest.raises(UserError, match=r"batch of 16 images .* for 3 processes; .* from 1, 2, 4, 8$"):
         check_sharing(run.replace(processes=3), "cpu")
     with pytest.raises(UserError, match=r"equal parts of 2 or more for 16 processes"):
         check_sharing(run.replace(processes=16), "cpu")
     with pytest.raises(UserError, match=r"one after another; use --workers 1$"):
-        check_sharing(run, "cpu", workers=2)
+        run_jobs([Job((run,), 1.0)], settings(tmp_path), 2, JobCallback())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"2 processes need as many CUDA devices, and there is 1; .*--device cpu$"):

@@ -37,14 +37,13 @@ class Unit(ActivatedBlock):
     With stride 2 the result is joined to the average-pooled input instead, so it has only the channels still missing.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, first_groups: int = GROUPS) -> None:
         super().__init__()
         self.stride = stride
-        # The stem's map is too narrow to be worth dividing: the paper's first 1x1 convolution is not grouped either.
-        self.first_groups = 1 if in_channels == STEM_WIDTH else GROUPS
+        self.first_groups = first_groups
         branch = out_channels - in_channels if stride == 2 else out_channels
         middle = branch // 4
-        self.conv1 = nn.Conv2d(in_channels, middle, 1, groups=self.first_groups, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, middle, 1, groups=first_groups, bias=False)
         self.bn1 = nn.BatchNorm2d(middle)
         self.conv2 = nn.Conv2d(middle, middle, 3, stride, padding=1, groups=middle, bias=False)
         self.bn2 = nn.BatchNorm2d(middle)
@@ -62,9 +61,9 @@ class Unit(ActivatedBlock):
         return inner + maps
 
 
-def stage(in_channels: int, out_channels: int, units: int, stride: int) -> Stage:
-    """Build a row of units; the first one changes the width and has the stride."""
-    first = Unit(in_channels, out_channels, stride)
+def stage(in_channels: int, out_channels: int, units: int, stride: int, first_groups: int = GROUPS) -> Stage:
+    """Build a row of units; the first one has the stride, and `first_groups` in its first convolution."""
+    first = Unit(in_channels, out_channels, stride, first_groups)
     return Stage(first, *(Unit(out_channels, out_channels, 1) for _ in range(units - 1)))
 
 
@@ -82,7 +81,8 @@ class ShuffleNetV1(Network):
         first_units, second_units, third_units = 3 * (units,) if units else STAGE_UNITS
         self.conv1 = nn.Conv2d(3, STEM_WIDTH, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
-        self.layer1 = stage(STEM_WIDTH, first, first_units, stride=2)
+        # The stem is too narrow to be worth dividing: the paper's first 1x1 convolution is not grouped either.
+        self.layer1 = stage(STEM_WIDTH, first, first_units, stride=2, first_groups=1)
         self.layer2 = stage(first, second, second_units, stride=2)
         self.layer3 = stage(second, third, third_units, stride=2)
         self.linear = nn.Linear(third, num_classes)

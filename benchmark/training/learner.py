@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
 from benchmark.backbones import AuxiliaryBranches, build_branches, build_network, is_mobile_network
 from benchmark.backbones.initialisation import fill_parameters
@@ -18,7 +16,7 @@ from benchmark.backbones.shapes import network_shape
 from benchmark.core.devices import autocast, placed
 from benchmark.core.errors import UserError
 from benchmark.core.rng import generator
-from benchmark.core.spec import Protocol, Run
+from benchmark.core.spec import Run
 from benchmark.data.augmentation import Batch
 from benchmark.method.collectives import (
     SINGLE_PROCESS,
@@ -32,6 +30,7 @@ from benchmark.method.contract import Context, ContractError, Method, Step, View
 from benchmark.plugins.registry import method_class, resolve_options
 from benchmark.plugins.source import fingerprint_code
 from benchmark.training import ddp
+from benchmark.training.optimizer import MomentumSGD
 from benchmark.training.teacher import ATLAS, OUTPUTS, WITHOUT_ATLAS, LogitsAlone, TeacherOnBatch, TeacherPart
 
 
@@ -92,47 +91,6 @@ def build_method(run: Run, num_classes: int, image_size: int, labels: Tensor, fi
         batch_size=fewest_rows(run.processes, min(run.batch_size, len(labels))),
     )
     return cls(context, resolve_options(cls, run.protocol, run.student, run.options, teacher=run.teacher_network))
-
-
-class MomentumSGD:
-    """Take the steps of `torch.optim.SGD(..., fused=True)`, by the function that it calls itself.
-
-    The class imports torch's compiler, which nothing here uses and which costs about two seconds in every process
-    that trains.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], protocol: Protocol) -> None:
-        self.parameters = parameters
-        self.protocol = protocol
-        # All exist from the start, because some parameters get their first gradient in a later step.
-        self.momenta = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Move each parameter that has a gradient, at a learning rate."""
-        moved = [
-            (parameter, parameter.grad, momentum)
-            for parameter, momentum in zip(self.parameters, self.momenta, strict=True)
-            if parameter.grad is not None
-        ]
-        parameters: list[Tensor] = [parameter for parameter, _, _ in moved]
-        sgd(
-            parameters,
-            [gradient for _, gradient, _ in moved],
-            [momentum for _, _, momentum in moved],
-            fused=True,
-            weight_decay=self.protocol.weight_decay,
-            momentum=self.protocol.momentum,
-            lr=rate,
-            dampening=0.0,
-            nesterov=self.protocol.nesterov,
-            maximize=False,
-        )
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        for parameter in self.parameters:
-            parameter.grad = None
 
 
 class Learner:
